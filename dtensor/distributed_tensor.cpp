@@ -1,0 +1,94 @@
+#include "dtensor/distributed_tensor.h"
+
+#include <ostream>
+
+#include "dtensor/redistribute.h"
+
+namespace dtensor {
+
+DistributedTensor DistributedTensor::empty(const DeviceMesh& mesh, const LocalSpec* spec, Tensor local) {
+  DistributedTensor x;
+  x.value_ = std::make_shared<Value>(Value{mesh, spec, std::move(local), mesh.rank_state().next_id()});
+  return x;
+}
+
+DistributedTensor DistributedTensor::empty(const DeviceMesh& mesh, const TensorSpec& spec) {
+  const LocalSpec* s = mesh.intern(spec);
+  Rank& rank = mesh.rank_state();
+  return empty(mesh, s, Tensor(rank.allocator(), s->dtype, s->local_shape, rank.device()));
+}
+
+DistributedTensor DistributedTensor::from_local(const Tensor& local, const DeviceMesh& mesh, const Layout& layout, const Shape& shape) {
+  const LocalSpec* s = mesh.intern({local.dtype(), shape, layout});
+  check(local.shape() == s->local_shape, "[from_local] the part of {} on rank {} has shape {}, not {}",
+        to_string(TensorSpec(*s), mesh.shape()), mesh.rank(), to_string(s->local_shape), to_string(local.shape()));
+  return empty(mesh, s, local);
+}
+
+DistributedTensor DistributedTensor::distribute(const Tensor& whole, const DeviceMesh& mesh, const Layout& layout) {
+  Rank& rank = mesh.rank_state();
+  Tensor here = whole.device() == rank.device() ? whole : Tensor(rank.allocator(), whole.dtype(), whole.shape(), rank.device());
+  DistributedTensor x = empty(mesh, mesh.intern({whole.dtype(), whole.shape(), Layout()}), here);
+  NoGrad scope(rank);
+  return x.redistribute(layout);  // from Replicate every step is local
+}
+
+DistributedTensor DistributedTensor::distribute(const Tensor& whole, const DeviceMesh& mesh, std::initializer_list<Placement> placements) {
+  return distribute(whole, mesh, normalize("distribute", mesh.shape(), whole.dims(), std::span(placements.begin(), placements.size())));
+}
+
+DistributedTensor DistributedTensor::redistribute(const Layout& layout, const RedistributeOptions& options) const {
+  return dtensor::redistribute(std::span(this, 1), std::span(&layout, 1), options)[0];
+}
+
+DistributedTensor DistributedTensor::redistribute(const Layout& layout) const { return redistribute(layout, RedistributeOptions{}); }
+
+DistributedTensor DistributedTensor::redistribute(std::initializer_list<Placement> placements) const {
+  return redistribute(normalize("redistribute", mesh().shape(), dims(), std::span(placements.begin(), placements.size())));
+}
+
+Tensor DistributedTensor::full() const {
+  NoGrad scope(mesh().rank_state());
+  return redistribute(Layout()).local().contiguous();
+}
+
+double DistributedTensor::item() const {
+  check(numel(shape()) == 1, "[item] {} has {} elements", to_string(*this), numel(shape()));
+  check(layout().is_replicated(), "[item] {} is not Replicate: redistribute it first, or use full()", to_string(*this));
+  check(!is_meta(), "[item] a meta tensor has no value: {}", to_string(*this));
+  return element(local().contiguous(), 0);
+}
+
+Tensor& DistributedTensor::local_for_writing() {
+  ++value_->version;
+  if (!value_->local.unique() || !value_->local.is_contiguous()) value_->local = value_->local.clone();
+  return value_->local;
+}
+
+void DistributedTensor::copy_(const DistributedTensor& from) {
+  check(&spec() == &from.spec(), "[copy_] {} is not {}: redistribute or cast it first", to_string(from), to_string(*this));
+  copy(from.local(), local_for_writing());
+}
+
+void DistributedTensor::materialize() {
+  if (!is_meta()) return;
+  ++value_->version;
+  value_->local = Tensor(mesh().rank_state().allocator(), dtype(), spec().local_shape, mesh().rank_state().device());
+}
+
+std::string to_string(const DistributedTensor& x) {
+  return x.defined() ? to_string(TensorSpec(x.spec()), x.mesh().shape()) : "an undefined tensor";
+}
+
+std::ostream& operator<<(std::ostream& out, const DistributedTensor& x) {
+  out << to_string(x);
+  if (!x.defined()) return out;
+  out << "\nrank " << x.mesh().rank() << ", " << to_string(x.spec().local_shape) << " at " << to_string(x.spec().box.offset()) << ": ";
+  if (x.is_meta()) return out << "meta";
+  Tensor local = x.local().contiguous();
+  constexpr int64_t shown = 64;
+  for (int64_t i = 0; i < std::min(local.numel(), shown); ++i) out << (i ? " " : "") << element(local, i);
+  return local.numel() > shown ? out << " ..." : out;
+}
+
+}  // namespace dtensor

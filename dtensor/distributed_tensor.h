@@ -1,0 +1,81 @@
+// DistributedTensor: one logical tensor, of which each rank of a mesh holds a part.
+#pragma once
+
+#include <iosfwd>
+#include <memory>
+
+#include "dtensor/device_mesh.h"
+#include "dtensor/local/tensor.h"
+
+namespace dtensor {
+
+struct RedistributeOptions;
+
+// A handle to an immutable value with an id that is never used again. Copies share it. Only optimizers and gradient
+// accumulation write in place, by copy_ or local_for_writing, which bump the version that tapes check.
+class DistributedTensor {
+ public:
+  DistributedTensor() = default;  // undefined; as an operand: absent
+
+  // The logical tensor of `shape` whose part on this rank is `local`. Nothing is communicated, nothing is checked on
+  // other ranks. Errors: a local shape that is not this rank's part.
+  static DistributedTensor from_local(const Tensor& local, const DeviceMesh& mesh, const Layout& layout, const Shape& shape);
+  // This rank's part of `whole`, which every rank has. Nothing is communicated. On Partial axes coordinate 0 keeps the
+  // value and the others hold the identity of the reduction.
+  static DistributedTensor distribute(const Tensor& whole, const DeviceMesh& mesh, const Layout& layout);
+  static DistributedTensor distribute(const Tensor& whole, const DeviceMesh& mesh, std::initializer_list<Placement> placements);
+  // Contents undefined, on the rank's device.
+  static DistributedTensor empty(const DeviceMesh& mesh, const TensorSpec& spec);
+  static DistributedTensor empty(const DeviceMesh& mesh, const LocalSpec* spec, Tensor local);
+
+  bool defined() const { return value_ != nullptr; }
+  const DeviceMesh& mesh() const { return value_->mesh; }
+  const LocalSpec& spec() const { return *value_->spec; }
+  const Shape& shape() const { return spec().shape; }
+  int dims() const { return shape().dims(); }
+  int64_t size(int64_t dim) const { return shape()[normalize_dim("size", dim, dims())]; }
+  DType dtype() const { return spec().dtype; }
+  const Layout& layout() const { return spec().layout; }
+  bool is_meta() const { return local().device() == Device::meta; }
+
+  // This rank's part; read-only.
+  const Tensor& local() const { return value_->local; }
+  // The whole value on every rank: redistributes to Replicate.
+  Tensor full() const;
+  // The value of a tensor with one element, which must be the same on all ranks (Replicate) to be read without
+  // communication. Errors: more elements, another layout, meta.
+  double item() const;
+
+  // The same logical value in another layout (law 1). A handle to the same value where the layout is the same.
+  DistributedTensor redistribute(const Layout& layout) const;
+  DistributedTensor redistribute(const Layout& layout, const RedistributeOptions& options) const;
+  DistributedTensor redistribute(std::initializer_list<Placement> placements) const;
+
+  // In place: this value becomes `from`'s, of the same specification. The storage is replaced where others share it.
+  void copy_(const DistributedTensor& from);
+  // This rank's part for writing in place; bumps the version. Replaces the storage, contents copied, where others
+  // share it: a collective may still read it, or a view shows it.
+  Tensor& local_for_writing();
+  // A meta tensor gets bytes, contents undefined.
+  void materialize();
+
+  uint64_t id() const { return value_->id; }
+  uint32_t version() const { return value_->version; }
+
+ private:
+  struct Value {
+    DeviceMesh mesh;
+    const LocalSpec* spec;
+    Tensor local;
+    uint64_t id;
+    uint32_t version = 0;
+  };
+  std::shared_ptr<Value> value_;
+};
+
+// "f32[8,16] dp=Shard(0) tp=Replicate"
+std::string to_string(const DistributedTensor& x);
+// The same, this rank, and its part. Never communicates; full() gives the value.
+std::ostream& operator<<(std::ostream& out, const DistributedTensor& x);
+
+}  // namespace dtensor

@@ -1,0 +1,35 @@
+#include "dtensor/launch.h"
+
+#include <mutex>
+#include <thread>
+
+namespace dtensor {
+
+void launch(int world, const std::function<void(Rank&)>& f, const LaunchOptions& options) {
+  check(world >= 1, "[launch] {} ranks; at least one is needed", world);
+  int cores = std::max(1, int(std::thread::hardware_concurrency()));
+  int threads = options.threads > 0 ? options.threads : std::max(1, cores / world);
+  auto communicators = make_thread_communicators(world, options.deadline);
+  std::mutex mutex;
+  int first = -1;
+  std::string message;
+  auto run = [&](int r) {
+    try {
+      auto rank = std::make_shared<Rank>(communicators[size_t(r)], Device::cpu, threads);
+      f(*rank);
+    } catch (const std::exception& e) {
+      {
+        std::lock_guard lock(mutex);
+        if (first < 0) first = r, message = e.what();
+      }
+      communicators[size_t(r)]->abort(fmt::format("rank {} failed: {}", r, e.what()));
+    }
+  };
+  std::vector<std::thread> others;
+  for (int r = 1; r < world; ++r) others.emplace_back(run, r);
+  run(0);
+  for (std::thread& t : others) t.join();
+  if (first >= 0) throw Error(world == 1 ? message : fmt::format("{} (rank {} of {})", message, first, world));
+}
+
+}  // namespace dtensor

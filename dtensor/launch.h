@@ -1,0 +1,20 @@
+// Running one function on many ranks.
+#pragma once
+
+#include <chrono>
+#include <functional>
+
+#include "dtensor/rank.h"
+
+namespace dtensor {
+
+struct LaunchOptions {
+  std::chrono::milliseconds deadline = std::chrono::minutes(10);  // of one wait in a collective
+  int threads = 0;  // of each rank's kernels; 0: the cores divided by the ranks, at least one
+};
+
+// Calls f(rank) on `world` threads, one per rank, and returns when all have ended. When a rank throws, the others are
+// freed from their collectives; the first error is thrown again, as an Error that names its rank.
+void launch(int world, const std::function<void(Rank&)>& f, const LaunchOptions& options = {});
+
+}  // namespace dtensor

@@ -1,0 +1,72 @@
+// Memory of tensors, counted, with large blocks kept for reuse.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <unordered_map>
+#include <vector>
+
+#include "dtensor/local/device.h"
+
+namespace dtensor {
+
+// One per rank, shared by its tensors; safe to free from another rank's thread, where a collective may drop the last
+// reference. Blocks are 64-byte aligned. Large ones return to a free list by size: the next step of a training loop
+// asks for the same sizes, and fresh pages from the system cost more than most kernels.
+class Allocator {
+ public:
+  Allocator() = default;
+  Allocator(const Allocator&) = delete;
+  Allocator& operator=(const Allocator&) = delete;
+  ~Allocator();
+
+  void* allocate(int64_t bytes);
+  void free(void* block, int64_t bytes);
+
+  // Bytes in use by tensors now, and the most since the last reset_peak().
+  int64_t bytes_in_use() const { return in_use_; }
+  int64_t peak_bytes() const { return peak_; }
+  void reset_peak() { peak_ = in_use_.load(); }
+
+ private:
+  std::atomic<int64_t> in_use_{0}, peak_{0};
+  std::mutex mutex_;
+  std::unordered_map<size_t, std::vector<void*>> free_;
+};
+
+// Bytes that tensors share: a block, counted by reference. The count is its own, not a shared_ptr's, because in-place
+// writes ask for it with acquire order: when unique() is true, every other holder's reads have ended.
+class Storage {
+ public:
+  Storage() = default;
+  Storage(std::shared_ptr<Allocator> allocator, int64_t bytes);
+  Storage(const Storage& other) : block_(other.block_) {
+    if (block_) block_->references.fetch_add(1, std::memory_order_relaxed);
+  }
+  Storage(Storage&& other) noexcept : block_(other.block_) { other.block_ = nullptr; }
+  Storage& operator=(Storage other) noexcept {
+    std::swap(block_, other.block_);
+    return *this;
+  }
+  ~Storage() { release(); }
+
+  std::byte* data() const { return block_ ? static_cast<std::byte*>(block_->data) : nullptr; }
+  bool unique() const { return block_ && block_->references.load(std::memory_order_acquire) == 1; }
+  friend bool operator==(const Storage&, const Storage&) = default;
+
+ private:
+  struct Block {
+    std::shared_ptr<Allocator> allocator;
+    void* data;
+    int64_t bytes;
+    std::atomic<int> references{1};
+  };
+  void release();
+
+  Block* block_ = nullptr;
+};
+
+}  // namespace dtensor

@@ -1,0 +1,166 @@
+#include "dtensor/local/tensor.h"
+
+#include <cstring>
+
+namespace dtensor {
+
+Tensor::Tensor(const std::shared_ptr<Allocator>& allocator, DType dtype, const Shape& shape, Device device)
+    : allocator_(allocator), shape_(shape), strides_(contiguous_strides(shape)), dtype_(dtype), device_(device), defined_(true) {
+  if (device == Device::meta) return;
+  storage_ = Storage(allocator, dtensor::numel(shape) * itemsize(dtype));
+  data_ = storage_.data();
+}
+
+Tensor Tensor::zeros(const std::shared_ptr<Allocator>& allocator, DType dtype, const Shape& shape, Device device) {
+  Tensor t(allocator, dtype, shape, device);
+  if (t.data_) std::memset(t.data_, 0, size_t(t.bytes()));
+  return t;
+}
+
+void Tensor::check_data(DType wanted) const {
+  check(defined_, "[Tensor::data] the tensor is not defined");
+  check(dtype_ == wanted, "[Tensor::data] asked for {}, but the tensor is {}{}", name(wanted), name(dtype_), to_string(shape_));
+  check(device_ != Device::meta, "[Tensor::data] a meta tensor has no value: {}{}", name(dtype_), to_string(shape_));
+}
+
+bool Tensor::is_contiguous() const {
+  int64_t n = 1;
+  for (int d = dims() - 1; d >= 0; --d) {
+    if (shape_[d] != 1 && strides_[d] != n) return dtensor::numel(shape_) == 0;
+    n *= shape_[d];
+  }
+  return true;
+}
+
+Tensor Tensor::as_strided(const Shape& shape, const Shape& strides) const {
+  Tensor t = *this;
+  t.shape_ = shape, t.strides_ = strides;
+  return t;
+}
+
+Tensor Tensor::permute(std::span<const int> order) const {
+  Tensor t = *this;
+  for (size_t d = 0; d < order.size(); ++d) {
+    t.shape_[int(d)] = shape_[order[d]];
+    t.strides_[int(d)] = strides_[order[d]];
+  }
+  return t;
+}
+
+Tensor Tensor::narrow(int dim, int64_t begin, int64_t size) const {
+  Tensor t = *this;
+  t.shape_[dim] = size;
+  if (data_) t.data_ += begin * strides_[dim] * itemsize(dtype_);
+  return t;
+}
+
+Tensor Tensor::part(const Box& box) const {
+  Tensor t = *this;
+  for (int d = 0; d < box.dims; ++d) t = t.narrow(d, box[d].begin, box[d].size());
+  return t;
+}
+
+// As in NumPy: runs of dimensions that are contiguous among themselves may be regrouped.
+Tensor Tensor::view(const Shape& shape) const {
+  if (is_contiguous()) return as_strided(shape, contiguous_strides(shape));
+  Shape strides = Shape::filled(shape.dims(), 0);
+  int to = shape.dims() - 1, d = dims() - 1;
+  while (d >= 0) {
+    int64_t size = shape_[d], inner = strides_[d];
+    while (d > 0 && (shape_[d - 1] == 1 || size == 1 || strides_[d - 1] == inner * size)) {
+      if (size == 1) inner = strides_[d - 1];
+      size *= shape_[--d];
+    }
+    int64_t left = size, stride = inner;
+    while (to >= 0 && left % std::max<int64_t>(shape[to], 1) == 0 && (left > 1 || shape[to] == 1)) {
+      strides[to] = stride;
+      stride *= shape[to], left /= shape[to], --to;
+    }
+    if (left != 1) return {};
+    --d;
+  }
+  return to < 0 ? as_strided(shape, strides) : Tensor();
+}
+
+Tensor Tensor::contiguous() const { return is_contiguous() ? *this : clone(); }
+
+Tensor Tensor::clone() const {
+  Tensor t(allocator_, dtype_, shape_, device_);
+  copy(*this, t);
+  return t;
+}
+
+namespace {
+
+// Copies dimension d and those inside it.
+template <class T>
+void copy_from(const T* from, T* to, const Shape& shape, const Shape& fs, const Shape& ts, int d) {
+  if (d == shape.dims()) {
+    *to = *from;
+    return;
+  }
+  int64_t n = shape[d], f = fs[d], t = ts[d];
+  if (d == shape.dims() - 1) {
+    if (f == 1 && t == 1) std::memcpy(to, from, size_t(n) * sizeof(T));
+    else
+      for (int64_t i = 0; i < n; ++i) to[i * t] = from[i * f];
+    return;
+  }
+  for (int64_t i = 0; i < n; ++i) copy_from(from + i * f, to + i * t, shape, fs, ts, d + 1);
+}
+
+template <class T>
+void copy_as(const Tensor& from, const Tensor& to, const Shape& shape, const Shape& fs, const Shape& ts) {
+  copy_from(reinterpret_cast<const T*>(from.bytes_data()), reinterpret_cast<T*>(to.bytes_data()), shape, fs, ts, 0);
+}
+
+}  // namespace
+
+void copy(const Tensor& from, const Tensor& to) {
+  check(from.shape() == to.shape() && from.dtype() == to.dtype(), "[copy] {}{} to {}{}", name(from.dtype()),
+        to_string(from.shape()), name(to.dtype()), to_string(to.shape()));
+  if (from.device() == Device::meta || to.device() == Device::meta || from.numel() == 0) return;
+  // Neighbouring dimensions that are one run in both tensors are copied as one.
+  Shape shape, fs, ts;
+  for (int d = 0; d < from.dims(); ++d) {
+    if (from.size(d) == 1) continue;
+    if (!shape.empty() && fs.back() == from.strides()[d] * from.size(d) && ts.back() == to.strides()[d] * from.size(d)) {
+      shape.back() *= from.size(d), fs.back() = from.strides()[d], ts.back() = to.strides()[d];
+    } else {
+      shape.push_back(from.size(d)), fs.push_back(from.strides()[d]), ts.push_back(to.strides()[d]);
+    }
+  }
+  switch (itemsize(from.dtype())) {
+    case 8: return copy_as<uint64_t>(from, to, shape, fs, ts);
+    case 4: return copy_as<uint32_t>(from, to, shape, fs, ts);
+    case 2: return copy_as<uint16_t>(from, to, shape, fs, ts);
+    default: return copy_as<uint8_t>(from, to, shape, fs, ts);
+  }
+}
+
+void fill(const Tensor& t, double value) {
+  if (t.device() == Device::meta) return;
+  check(t.is_contiguous(), "[fill] the tensor is not contiguous");
+  int64_t n = t.numel();
+  switch (t.dtype()) {
+    case DType::f32: std::fill_n(t.data<float>(), n, float(value)); return;
+    case DType::f64: std::fill_n(t.data<double>(), n, value); return;
+    case DType::i64: std::fill_n(t.data<int64_t>(), n, int64_t(value)); return;
+    case DType::boolean: std::fill_n(t.data<bool>(), n, value != 0); return;
+    case DType::bf16: break;
+  }
+  fail("[fill] {} is not supported on the CPU", name(t.dtype()));
+}
+
+double element(const Tensor& t, int64_t i) {
+  switch (t.dtype()) {
+    case DType::f32: return double(t.data<float>()[i]);
+    case DType::f64: return t.data<double>()[i];
+    case DType::i64: return double(t.data<int64_t>()[i]);
+    case DType::boolean: return t.data<bool>()[i];
+    case DType::bf16: break;
+  }
+  fail("[element] {} is not supported on the CPU", name(t.dtype()));
+}
+
+}  // namespace dtensor

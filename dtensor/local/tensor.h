@@ -1,0 +1,93 @@
+// Tensor: one device's memory seen as an array with strides. No mesh, no gradient.
+#pragma once
+
+#include <memory>
+#include <span>
+
+#include "dtensor/local/allocator.h"
+#include "placement/dtype.h"
+#include "placement/layout.h"
+#include "placement/shape.h"
+
+namespace dtensor {
+
+// A handle: copies share their elements. Views (permute, narrow, ...) share storage too and are read-only by convention;
+// whoever writes in place asks for unique() first.
+class Tensor {
+ public:
+  Tensor() = default;  // undefined
+  // Contiguous, contents undefined. On `meta` nothing is allocated.
+  Tensor(const std::shared_ptr<Allocator>& allocator, DType dtype, const Shape& shape, Device device = Device::cpu);
+  // On the heap of no rank: for tests and for values that outlive a mesh.
+  template <class T>
+  static Tensor of(const Shape& shape, std::span<const T> values);
+  template <class T>
+  static Tensor of(const Shape& shape, std::initializer_list<T> values) {
+    return of<T>(shape, std::span<const T>(values.begin(), values.size()));
+  }
+  static Tensor zeros(const std::shared_ptr<Allocator>& allocator, DType dtype, const Shape& shape, Device device = Device::cpu);
+
+  bool defined() const { return defined_; }
+  DType dtype() const { return dtype_; }
+  Device device() const { return device_; }
+  const Shape& shape() const { return shape_; }
+  const Shape& strides() const { return strides_; }  // in elements
+  int dims() const { return shape_.dims(); }
+  int64_t size(int d) const { return shape_[d]; }
+  int64_t numel() const { return dtensor::numel(shape_); }
+  int64_t bytes() const { return numel() * itemsize(dtype_); }
+  bool is_contiguous() const;
+  bool unique() const { return storage_.unique(); }
+  bool shares_storage(const Tensor& other) const { return storage_ == other.storage_; }
+
+  // The first element. Errors: another element type; a meta tensor, which has no value.
+  template <class T>
+  T* data() const {
+    check_data(dtype_of<T>::value);
+    return reinterpret_cast<T*>(data_);
+  }
+  std::byte* bytes_data() const { return data_; }  // null on meta
+
+  // Views. Preconditions are the caller's: shapes and ranges must fit.
+  Tensor permute(std::span<const int> order) const;
+  Tensor narrow(int dim, int64_t begin, int64_t size) const;
+  Tensor part(const Box& box) const;                // the box's ranges of all dimensions
+  Tensor as_strided(const Shape& shape, const Shape& strides) const;
+  // The same elements in another shape, without moving them; undefined where strides do not allow it.
+  Tensor view(const Shape& shape) const;
+  // This tensor where it is contiguous, else a copy.
+  Tensor contiguous() const;
+  // A contiguous copy with storage of its own.
+  Tensor clone() const;
+
+  // The allocator that `clone` and kernels' results use.
+  const std::shared_ptr<Allocator>& allocator() const { return allocator_; }
+
+ private:
+  void check_data(DType wanted) const;
+
+  std::shared_ptr<Allocator> allocator_;
+  Storage storage_;
+  std::byte* data_ = nullptr;
+  Shape shape_, strides_;
+  DType dtype_ = DType::f32;
+  Device device_ = Device::cpu;
+  bool defined_ = false;
+};
+
+// Copies elements of one shape and type, whatever the strides. Nothing happens on meta.
+void copy(const Tensor& from, const Tensor& to);
+// Every element becomes `value`, converted to the tensor's type.
+void fill(const Tensor& t, double value);
+// Element i of a contiguous tensor as a double: for printing and tests.
+double element(const Tensor& t, int64_t i);
+
+template <class T>
+Tensor Tensor::of(const Shape& shape, std::span<const T> values) {
+  check(dtensor::numel(shape) == int64_t(values.size()), "[Tensor::of] {} values for shape {}", values.size(), to_string(shape));
+  Tensor t(std::make_shared<Allocator>(), dtype_of<T>::value, shape);
+  std::copy(values.begin(), values.end(), t.data<T>());
+  return t;
+}
+
+}  // namespace dtensor

@@ -1,0 +1,56 @@
+// Observers: who sees what a rank does. The tape, the communication log and profilers are observers.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "placement/notation.h"
+#include "placement/step.h"
+
+namespace dtensor {
+
+class DistributedTensor;
+class DeviceMesh;
+struct CallEvent;  // ops/call.h
+
+// Where the program is: labels stack up from the outermost module in.
+struct Label {
+  enum class Kind : uint8_t { module, plan_line, op, reason };
+  Kind kind;
+  std::string text;
+};
+
+enum class Phase : uint8_t { none, forward, backward, optimizer };
+constexpr std::string_view name(Phase p) {
+  constexpr std::string_view names[] = {"", "forward", "backward", "optimizer"};
+  return names[int(p)];
+}
+
+// One collective of one tensor, at its start. Tensors of one launch share `group`.
+struct CollectiveEvent {
+  const DeviceMesh& mesh;
+  const Step& step;
+  const TensorSpec& tensor;  // shape and type; its layout is what the redistribution started from
+  uint64_t group;
+  bool asked_for;            // law 7: by an explicit redistribute, a plan line, a gradient, a loss or norm reduction
+};
+
+// A redistribution as a whole: `to` has the same logical value as `from`.
+struct RedistributeEvent {
+  const DistributedTensor& from;
+  const DistributedTensor& to;
+  bool remake;  // the result need not be kept for the gradient: it can be remade from `from`
+};
+
+class Observer {
+ public:
+  virtual ~Observer() = default;
+  virtual void on_call(const CallEvent&) {}
+  virtual void on_collective(const CollectiveEvent&) {}
+  virtual void on_redistribute(const RedistributeEvent&) {}
+};
+
+}  // namespace dtensor

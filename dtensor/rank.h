@@ -1,0 +1,118 @@
+// Rank: all mutable state of one rank, in one object. Nothing in the library is global or thread_local, because ranks
+// may be threads of one process.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "dtensor/comm/communicator.h"
+#include "dtensor/local/allocator.h"
+#include "dtensor/local/thread_pool.h"
+#include "dtensor/observer.h"
+
+namespace dtensor {
+
+// Made by launch() or single(); a DeviceMesh holds it, and every tensor reaches it through its mesh. Used by one thread.
+class Rank : public std::enable_shared_from_this<Rank> {
+ public:
+  Rank(std::shared_ptr<Communicator> world, Device device, int threads)
+      : world_(std::move(world)), device_(device), pool_(threads) {}
+  Rank(const Rank&) = delete;
+  Rank& operator=(const Rank&) = delete;
+
+  // A world of one rank, without launch().
+  static std::shared_ptr<Rank> single(Device device = Device::cpu, int threads = 1) {
+    return std::make_shared<Rank>(make_recorded_communicator(1), device, threads);
+  }
+  // Rank 0 of a world of any size in which nothing moves: for dry runs.
+  static std::shared_ptr<Rank> recorded(int world) {
+    return std::make_shared<Rank>(make_recorded_communicator(world), Device::meta, 1);
+  }
+
+  int rank() const { return world_->rank(); }
+  int world() const { return world_->size(); }
+  Device device() const { return device_; }  // of new tensors
+  ThreadPool& pool() { return pool_; }
+  const std::shared_ptr<Allocator>& allocator() const { return allocator_; }
+  // The communicator of these ranks of the world; made once, by all of them in the same order.
+  Communicator& communicator(const std::vector<int>& ranks) {
+    auto& c = communicators_[ranks];
+    if (!c) c = int(ranks.size()) == world() ? world_ : world_->split(ranks);
+    return *c;
+  }
+
+  // Ids are never used twice: of tensor values, of interned layouts, of collective launches.
+  uint64_t next_id() { return ++last_id_; }
+
+  void add(Observer& o) { observers_.push_back(&o); }
+  void remove(Observer& o) { std::erase(observers_, &o); }
+  const std::vector<Observer*>& observers() const { return observers_; }
+  template <class F>
+  void notify(F f) {
+    for (size_t i = 0; i < observers_.size(); ++i) f(*observers_[i]);
+  }
+
+  const std::vector<Label>& labels() const { return labels_; }
+  // The innermost label of that kind, or "".
+  std::string_view label(Label::Kind kind) const {
+    for (size_t i = labels_.size(); i-- > 0;)
+      if (labels_[i].kind == kind) return labels_[i].text;
+    return "";
+  }
+
+  Phase phase = Phase::none;
+  bool strict = false;  // law 7: implicit communication is an error
+  int no_grad = 0;      // open NoGrad scopes: ops and redistributions are not recorded by tapes
+  // What the ops layer keeps per rank: the dispatcher's cache and the kernels' scratch memory.
+  std::shared_ptr<void> ops_state;
+
+ private:
+  friend class LabelScope;
+  std::shared_ptr<Communicator> world_;
+  Device device_;
+  std::shared_ptr<Allocator> allocator_ = std::make_shared<Allocator>();
+  ThreadPool pool_;
+  std::map<std::vector<int>, std::shared_ptr<Communicator>> communicators_;
+  uint64_t last_id_ = 0;
+  std::vector<Observer*> observers_;
+  std::vector<Label> labels_;
+};
+
+// A label while the scope is open.
+class LabelScope {
+ public:
+  LabelScope(Rank& rank, Label::Kind kind, std::string text) : rank_(rank) { rank.labels_.push_back({kind, std::move(text)}); }
+  ~LabelScope() { rank_.labels_.pop_back(); }
+  LabelScope(const LabelScope&) = delete;
+
+ private:
+  Rank& rank_;
+};
+
+// The phase while the scope is open.
+class PhaseScope {
+ public:
+  PhaseScope(Rank& rank, Phase phase) : rank_(rank), before_(rank.phase) { rank.phase = phase; }
+  ~PhaseScope() { rank_.phase = before_; }
+  PhaseScope(const PhaseScope&) = delete;
+
+ private:
+  Rank& rank_;
+  Phase before_;
+};
+
+// Ops are not recorded by tapes while the scope is open.
+class NoGrad {
+ public:
+  explicit NoGrad(Rank& rank) : rank_(rank) { ++rank.no_grad; }
+  ~NoGrad() { --rank_.no_grad; }
+  NoGrad(const NoGrad&) = delete;
+
+ private:
+  Rank& rank_;
+};
+
+}  // namespace dtensor

@@ -1,0 +1,283 @@
+#include "dtensor/redistribute.h"
+
+#include <limits>
+
+#include "placement/redistribution.h"
+
+namespace dtensor {
+namespace {
+
+// A tensor on its way: its local part and the boxes of all ranks of a step's group are found from the layouts.
+struct Travel {
+  DistributedTensor source;
+  Plan plan;
+  size_t next = 0;
+  Tensor local;
+
+  const Step& step() const { return plan.steps[next]; }
+  bool arrived() const { return next == plan.steps.size(); }
+  const DeviceMesh& mesh() const { return source.mesh(); }
+  Box box(const Layout& l, int rank) const { return local_box(mesh().shape(), source.shape(), l, rank); }
+  Box box(const Layout& l) const { return box(l, mesh().rank()); }
+  Tensor make(const Shape& shape) const { return Tensor(mesh().rank_state().allocator(), source.dtype(), shape, local.device()); }
+};
+
+// `inner` in coordinates of a tensor that holds `outer`.
+Box relative(const Box& inner, const Box& outer) {
+  Box b = inner;
+  for (int d = 0; d < b.dims; ++d) b[d] = {inner[d].begin - outer[d].begin, inner[d].end - outer[d].begin};
+  return b;
+}
+
+double identity_of(Reduce r, DType t) {
+  double most = t == DType::i64 ? double(std::numeric_limits<int64_t>::max() / 2) : std::numeric_limits<double>::infinity();
+  if (t == DType::boolean) most = 1;
+  switch (r) {
+    case Reduce::product: return 1;
+    case Reduce::min: return most;
+    case Reduce::max: return t == DType::boolean ? 0 : -most;
+    default: return 0;
+  }
+}
+
+void slice(Travel& t) {
+  Box now = t.box(t.step().to), before = t.box(t.step().from);
+  t.local = t.local.part(relative(now, before)).contiguous();
+}
+
+// Law 1: of a replicated group one rank keeps the value; min, max and avg let all keep it. A shard is padded.
+void embed(Travel& t) {
+  const Step& s = t.step();
+  const MeshShape& mesh = t.mesh().shape();
+  Reduce r = s.to.reduce;
+  AxisSet was_shard = s.axes & s.from.sharded(), was_whole = s.axes & ~was_shard;
+  bool keep = mesh.index_in(t.mesh().rank(), was_whole) == 0 || r == Reduce::min || r == Reduce::max || r == Reduce::avg;
+  Box now = t.box(s.to), before = t.box(s.from);
+  if (keep && now == before && !(r == Reduce::avg && was_shard)) return;
+  Tensor out = t.make(now.shape());
+  fill(out, identity_of(r, out.dtype()));
+  if (keep) copy(t.local, out.part(relative(before, now)));
+  if (keep && r == Reduce::avg && out.device() != Device::meta) {  // n contributions of which n - 1 are zero
+    double n = mesh.product(was_shard);
+    if (out.dtype() == DType::f32) for (int64_t i = 0; i < out.numel(); ++i) out.data<float>()[i] *= float(n);
+    else if (out.dtype() == DType::f64) for (int64_t i = 0; i < out.numel(); ++i) out.data<double>()[i] *= n;
+    else fail("[redistribute] Partial(avg) of {} is not supported", name(out.dtype()));
+  }
+  t.local = out;
+}
+
+// Whether pieces, one after the other, are the whole in row-major order: they divide its first dimension that is not 1.
+bool in_order(const std::vector<Box>& pieces, const Box& whole) {
+  int d = 0;
+  while (d < whole.dims && whole[d].size() == 1) ++d;
+  int64_t at = d < whole.dims ? whole[d].begin : 0;
+  for (const Box& p : pieces) {
+    if (p.numel() == 0) continue;
+    for (int e = 0; e < whole.dims; ++e)
+      if (e == d ? p[e].begin != at : p[e] != whole[e]) return false;
+    if (d < whole.dims) at = p[d].end;
+  }
+  return true;
+}
+
+// Pieces of `from` (which holds `outer`), one after the other.
+Tensor pack(Travel& t, const Tensor& from, const std::vector<Box>& pieces, const Box& outer) {
+  int64_t n = 0;
+  for (const Box& p : pieces) n += p.numel();
+  Tensor flat = t.make({n});
+  int64_t at = 0;
+  for (const Box& p : pieces) {
+    copy(from.part(relative(p, outer)), flat.narrow(0, at, p.numel()).view(p.shape()));
+    at += p.numel();
+  }
+  return flat;
+}
+
+void unpack(const Tensor& flat, const std::vector<Box>& pieces, const Tensor& to, const Box& outer) {
+  int64_t at = 0;
+  for (const Box& p : pieces) {
+    copy(flat.narrow(0, at, p.numel()).view(p.shape()), to.part(relative(p, outer)));
+    at += p.numel();
+  }
+}
+
+std::vector<int64_t> sizes_of(const std::vector<Box>& pieces) {
+  std::vector<int64_t> n;
+  for (const Box& p : pieces) n.push_back(p.numel());
+  return n;
+}
+
+// What a collective of one tensor takes, and what is left to do when it is over.
+struct Prepared {
+  Buffers buffers;
+  std::function<void(Travel&)> finish;
+};
+
+Prepared prepare_all_gather(Travel& t) {
+  std::vector<Box> pieces;
+  for (int r : t.mesh().shape().group(t.mesh().rank(), t.step().axes)) pieces.push_back(t.box(t.step().from, r));
+  Box now = t.box(t.step().to);
+  Tensor flat = t.make({now.numel()});
+  return {{t.local.contiguous(), flat, sizes_of(pieces)}, [=](Travel& travel) {
+            if (in_order(pieces, now)) {
+              travel.local = flat.view(now.shape());
+            } else {
+              travel.local = travel.make(now.shape());
+              unpack(flat, pieces, travel.local, now);
+            }
+          }};
+}
+
+// Every rank reads the part of its new box that it lacks from one holder of each piece: the one that has sent least so
+// far, counted alike by all ranks.
+Prepared prepare_all_to_all(Travel& t) {
+  const Step& s = t.step();
+  std::vector<int> group = t.mesh().shape().group(t.mesh().rank(), s.axes);
+  size_t n = group.size(), me = size_t(t.mesh().shape().index_in(t.mesh().rank(), s.axes));
+  std::vector<Box> before, now;
+  for (int r : group) before.push_back(t.box(s.from, r)), now.push_back(t.box(s.to, r));
+  std::vector<int64_t> load(n);
+  Box nothing;
+  nothing.dims = before[0].dims;
+  std::vector<Box> send(n, nothing), receive(n, nothing);  // nothing has no elements, unless it has no dimensions
+  for (size_t to = 0; to < n; ++to) {
+    std::vector<char> served(n);
+    auto serve = [&](size_t holder) {
+      Box part = intersection(now[to], before[holder]);
+      for (size_t q = 0; q < n; ++q)
+        if (before[q] == before[holder]) served[q] = 1;
+      if (holder != to) load[holder] += part.numel();
+      if (holder == me) send[to] = part;
+      if (to == me) receive[holder] = part;
+    };
+    serve(to);
+    for (size_t from = 0; from < n; ++from) {
+      if (served[from] || intersection(now[to], before[from]).numel() == 0) continue;
+      size_t holder = from;
+      for (size_t q = from; q < n; ++q)
+        if (before[q] == before[from] && load[q] < load[holder]) holder = q;
+      serve(holder);
+    }
+  }
+  Tensor in = pack(t, t.local, send, before[me]), flat = t.make({now[me].numel()});
+  return {{in, flat, sizes_of(send), sizes_of(receive)}, [=, target = now[me]](Travel& travel) {
+            travel.local = travel.make(target.shape());
+            unpack(flat, receive, travel.local, target);
+          }};
+}
+
+Prepared prepare_all_reduce(Travel& t) {
+  Tensor out = t.make(t.local.shape());
+  return {{t.local.contiguous(), out}, [out](Travel& travel) { travel.local = out; }};
+}
+
+Prepared prepare_reduce_scatter(Travel& t) {
+  std::vector<Box> pieces;
+  for (int r : t.mesh().shape().group(t.mesh().rank(), t.step().axes)) pieces.push_back(t.box(t.step().to, r));
+  Box before = t.box(t.step().from), now = t.box(t.step().to);
+  // The new pieces of the group are what is reduced; axes that are sliced along may make them less than the whole.
+  bool whole = false;
+  int64_t n = 0;
+  for (const Box& p : pieces) n += p.numel();
+  whole = n == before.numel() && in_order(pieces, before);
+  Tensor in = whole ? t.local.contiguous() : pack(t, t.local, pieces, before), out = t.make(now.shape());
+  return {{in, out, sizes_of(pieces)}, [out](Travel& travel) { travel.local = out; }};
+}
+
+Prepared prepare(Travel& t) {
+  switch (t.step().kind) {
+    case StepKind::all_gather: return prepare_all_gather(t);
+    case StepKind::permute: case StepKind::all_to_all: return prepare_all_to_all(t);
+    case StepKind::reduce_scatter: return prepare_reduce_scatter(t);
+    default: return prepare_all_reduce(t);
+  }
+}
+
+Work start(Communicator& c, const Step& s, std::vector<Buffers> list) {
+  switch (s.kind) {
+    case StepKind::all_gather: return c.all_gather(std::move(list));
+    case StepKind::permute: case StepKind::all_to_all: return c.all_to_all(std::move(list));
+    case StepKind::reduce_scatter: return c.reduce_scatter(std::move(list), s.from.reduce);
+    default: return c.all_reduce(std::move(list), s.from.reduce);
+  }
+}
+
+bool same_launch(const Step& a, const Step& b) {
+  return a.kind == b.kind && a.axes == b.axes && a.from.reduce == b.from.reduce;
+}
+
+void run_collective(std::vector<Travel*> list, const RedistributeOptions& options) {
+  const DeviceMesh& mesh = list[0]->mesh();
+  Rank& rank = mesh.rank_state();
+  const Step first = list[0]->step();
+  uint64_t group = rank.next_id();
+  std::vector<Prepared> prepared;
+  std::vector<Buffers> buffers;
+  for (Travel* t : list) {
+    if (rank.strict && !options.asked_for)
+      fail("[{}] strict mode: {} of {} ({} bytes), which nobody asked for; bring the operand to {} with redistribute() or a plan line",
+           rank.label(Label::Kind::op), collective_name(t->step().kind), to_string(t->source), t->step().bytes,
+           to_string(t->plan.steps.back().to, mesh.shape()));
+    rank.notify([&](Observer& o) { o.on_collective({mesh, t->step(), t->source.spec(), group, options.asked_for}); });
+    prepared.push_back(prepare(*t));
+    buffers.push_back(prepared.back().buffers);
+  }
+  start(mesh.communicator(first.axes), first, std::move(buffers)).wait();
+  for (size_t i = 0; i < list.size(); ++i) {
+    prepared[i].finish(*list[i]);
+    ++list[i]->next;
+  }
+}
+
+void run(std::vector<Travel>& all, const RedistributeOptions& options) {
+  for (;;) {
+    Travel* first = nullptr;
+    for (Travel& t : all) {
+      for (; !t.arrived() && is_local(t.step().kind); ++t.next) t.step().kind == StepKind::slice ? slice(t) : embed(t);
+      if (!first && !t.arrived()) first = &t;
+    }
+    if (!first) return;
+    std::vector<Travel*> list;
+    for (Travel& t : all)
+      if (!t.arrived() && same_launch(t.step(), first->step())) list.push_back(&t);
+    run_collective(std::move(list), options);
+  }
+}
+
+}  // namespace
+
+Plan plan_of(const DistributedTensor& x, const Layout& to) {
+  return plan_redistribution(x.mesh().shape(), x.shape(), itemsize(x.dtype()), x.layout(), to);
+}
+
+std::vector<DistributedTensor> redistribute(std::span<const DistributedTensor> list, std::span<const Layout> layouts,
+                                            const RedistributeOptions& options) {
+  check(list.size() == layouts.size(), "[redistribute] {} tensors and {} layouts", list.size(), layouts.size());
+  std::vector<Travel> travels;
+  std::vector<size_t> index;
+  std::vector<DistributedTensor> result(list.begin(), list.end());
+  for (size_t i = 0; i < list.size(); ++i) {
+    const DistributedTensor& x = list[i];
+    check(x.defined(), "[redistribute] tensor {} is undefined", i);
+    check(x.mesh() == list[0].mesh(), "[redistribute] tensors on two meshes: {} and {}", to_string(list[0].mesh().shape()),
+          to_string(x.mesh().shape()));
+    for (int d = x.dims(); d < max_dims; ++d)
+      check(!layouts[i].split[size_t(d)].count, "[redistribute] {} has no dimension {} to shard", to_string(x), d);
+    Layout to = strip_narrow_axes(x.mesh().shape(), layouts[i]);
+    if (x.layout() == to) continue;
+    travels.push_back({x, plan_of(x, to), 0, x.local()});
+    index.push_back(i);
+  }
+  run(travels, options);
+  for (size_t k = 0; k < travels.size(); ++k) {
+    const DistributedTensor& x = list[index[k]];
+    const LocalSpec* spec = x.mesh().intern({x.dtype(), x.shape(), layouts[index[k]]});
+    Tensor local = travels[k].local;
+    if (local.shape() != spec->local_shape) local = travels[k].make(spec->local_shape);  // empty tensors need no steps
+    result[index[k]] = DistributedTensor::empty(x.mesh(), spec, local);
+    x.mesh().rank_state().notify([&](Observer& o) { o.on_redistribute({x, result[index[k]], options.remake}); });
+  }
+  return result;
+}
+
+}  // namespace dtensor

@@ -1,0 +1,173 @@
+#include "placement/layout.h"
+
+namespace dtensor {
+
+void AxisList::insert(int position, int a) {
+  push_back(a);
+  std::rotate(axis.begin() + position, axis.begin() + count - 1, axis.begin() + count);
+}
+
+Layout::Layout(std::span<const Placement> placements) {
+  check(placements.size() <= size_t(max_axes), "[Layout] {} placements; a mesh has at most {} axes", placements.size(),
+        max_axes);
+  for (int a = 0; a < int(placements.size()); ++a) {
+    Placement p = placements[size_t(a)];
+    if (p.is_shard()) {
+      check(p.dim >= 0 && p.dim < max_dims, "[Layout] Shard({}) needs a tensor's dimensions: use normalize()", p.dim);
+      split[size_t(p.dim)].push_back(a);
+    } else if (p.is_partial()) {
+      check(!partial || reduce == p.reduce,
+            "[Layout] Partial({}) and Partial({}) do not mix: reduce one of them first", name(reduce), name(p.reduce));
+      partial |= axis_bit(a);
+      reduce = p.reduce;
+    }
+  }
+}
+
+Placement Layout::operator[](int axis) const {
+  if (has(partial, axis)) return Partial(reduce);
+  for (int d = 0; d < max_dims; ++d)
+    if (has(split[size_t(d)].set(), axis)) return Shard(d);
+  return Replicate();
+}
+
+namespace {
+Layout without(const Layout& layout, int axis) {
+  Layout l = layout;
+  l.partial &= ~axis_bit(axis);
+  if (!l.partial) l.reduce = Reduce::sum;
+  for (size_t d = 0; d < max_dims; ++d) {
+    l.split[d] = {};
+    for (int a : layout.split[d])
+      if (a != axis) l.split[d].push_back(a);
+  }
+  return l;
+}
+}  // namespace
+
+Layout Layout::with(int axis, Placement p) const {
+  if ((*this)[axis] == p) return *this;
+  Layout l = without(*this, axis);
+  if (p.is_partial()) {
+    check(!l.partial || l.reduce == p.reduce, "[Layout] Partial({}) and Partial({}) do not mix: reduce one of them first",
+          name(l.reduce), name(p.reduce));
+    l.partial |= axis_bit(axis);
+    l.reduce = p.reduce;
+  } else if (p.is_shard()) {
+    AxisList& list = l.split[size_t(p.dim)];
+    int at = 0;
+    while (at < list.count && list.axis[size_t(at)] < axis) ++at;
+    list.insert(at, axis);
+  }
+  return l;
+}
+
+Layout Layout::with_innermost(int axis, int dim) const {
+  Layout l = without(*this, axis);
+  l.split[size_t(dim)].push_back(axis);
+  return l;
+}
+
+AxisSet Layout::sharded() const {
+  AxisSet s = 0;
+  for (const AxisList& list : split) s |= list.set();
+  return s;
+}
+
+bool Layout::in_mesh_order() const {
+  for (const AxisList& list : split)
+    if (!std::is_sorted(list.begin(), list.end())) return false;
+  return true;
+}
+
+uint64_t Layout::code() const {
+  uint64_t c = partial ? uint64_t(reduce) + 1 : 0;
+  for (int a = 0; a < max_axes; ++a)
+    if (has(partial, a)) c |= uint64_t(0xf0) << 8 * (a + 1);
+  for (int d = 0; d < max_dims; ++d)
+    for (int i = 0; i < split[size_t(d)].count; ++i)
+      c |= uint64_t(16 * (d + 1) + i) << 8 * (split[size_t(d)].axis[size_t(i)] + 1);
+  return c;
+}
+
+Range local_range(const MeshShape& mesh, int64_t n, const AxisList& list, int rank) {
+  Range r{0, n};
+  for (int a : list) r = chunk(r, mesh.size(a), mesh.coordinate(rank, a));
+  return r;
+}
+
+Shape Box::shape() const {
+  Shape s;
+  for (int d = 0; d < dims; ++d) s.push_back((*this)[d].size());
+  return s;
+}
+
+Shape Box::offset() const {
+  Shape s;
+  for (int d = 0; d < dims; ++d) s.push_back((*this)[d].begin);
+  return s;
+}
+
+int64_t Box::numel() const {
+  int64_t n = 1;
+  for (int d = 0; d < dims; ++d) n *= (*this)[d].size();
+  return n;
+}
+
+Box whole_box(const Shape& shape) {
+  Box box;
+  box.dims = shape.dims();
+  for (int d = 0; d < box.dims; ++d) box[d] = {0, shape[d]};
+  return box;
+}
+
+Box intersection(const Box& a, const Box& b) {
+  Box c;
+  c.dims = a.dims;
+  for (int d = 0; d < a.dims; ++d) {
+    c[d] = {std::max(a[d].begin, b[d].begin), std::min(a[d].end, b[d].end)};
+    c[d].end = std::max(c[d].begin, c[d].end);
+  }
+  return c;
+}
+
+Box local_box(const MeshShape& mesh, const Shape& shape, const Layout& layout, int rank) {
+  Box box;
+  box.dims = shape.dims();
+  for (int d = 0; d < box.dims; ++d) box[d] = local_range(mesh, shape[d], layout.split[size_t(d)], rank);
+  return box;
+}
+
+int64_t largest_part(const MeshShape& mesh, const Shape& shape, const Layout& layout) {
+  int64_t n = 1;
+  for (int d = 0; d < shape.dims(); ++d) {
+    int64_t extent = shape[d];
+    for (int a : layout.split[size_t(d)]) extent = largest_piece(extent, mesh.size(a));
+    n *= extent;
+  }
+  return n;
+}
+
+Layout normalize(const char* who, const MeshShape& mesh, int dims, std::span<const Placement> placements) {
+  check(int(placements.size()) <= mesh.axes(), "[{}] {} placements on a mesh of {} axes ({})", who, placements.size(),
+        mesh.axes(), to_string(mesh));
+  std::array<Placement, max_axes> p;
+  for (size_t a = 0; a < placements.size(); ++a) {
+    p[a] = placements[a];
+    if (p[a].is_shard()) p[a].dim = int8_t(normalize_dim(who, p[a].dim, dims));
+  }
+  return Layout(std::span<const Placement>(p.data(), placements.size()));
+}
+
+Layout strip_narrow_axes(const MeshShape& mesh, const Layout& layout) {
+  Layout out;
+  AxisSet wide = mesh.wide();
+  for (size_t d = 0; d < max_dims; ++d)
+    for (int a : layout.split[d])
+      if (has(wide, a)) out.split[d].push_back(a);
+  out.partial = layout.partial & wide;
+  if (out.partial) out.reduce = layout.reduce;
+  return out;
+}
+
+}  // namespace dtensor

@@ -1,0 +1,102 @@
+// Layout: which part of a tensor each rank of a mesh holds. The one source of sizes (law 3).
+#pragma once
+
+#include <array>
+#include <initializer_list>
+#include <span>
+#include <vector>
+
+#include "placement/mesh_shape.h"
+#include "placement/placement.h"
+#include "placement/shape.h"
+
+namespace dtensor {
+
+// The mesh axes that split one tensor dimension, outermost first.
+struct AxisList {
+  uint8_t count = 0;
+  std::array<uint8_t, max_axes> axis{};
+
+  void push_back(int a) { axis[count++] = uint8_t(a); }
+  void insert(int position, int a);
+  const uint8_t* begin() const { return axis.data(); }
+  const uint8_t* end() const { return axis.data() + count; }
+  // The axes from position `from` on.
+  AxisSet set(int from = 0) const {
+    AxisSet s = 0;
+    for (int i = from; i < count; ++i) s |= axis_bit(axis[size_t(i)]);
+    return s;
+  }
+  friend bool operator==(const AxisList&, const AxisList&) = default;
+};
+
+// Every mesh axis is in exactly one place: in one `split` list (Shard), in `partial`, or nowhere (Replicate).
+// Law 4: a dimension is split by an ordered list of axes, outermost first; placements given by mesh axis mean mesh
+// order. All partial axes share one reduction: a max of sums and a sum of maxes differ, so reductions never mix.
+struct Layout {
+  std::array<AxisList, max_dims> split{};
+  AxisSet partial = 0;
+  Reduce reduce = Reduce::sum;
+
+  Layout() = default;  // Replicate on every axis
+  // One placement per mesh axis, in mesh order. Negative dimensions need normalize() before use.
+  Layout(std::initializer_list<Placement> placements) : Layout(std::span(placements.begin(), placements.size())) {}
+  explicit Layout(std::span<const Placement> placements);
+
+  Placement operator[](int axis) const;
+  // The placement of `axis` becomes `p`. A new Shard stands where mesh order puts it among the axes of its dimension.
+  Layout with(int axis, Placement p) const;
+  // The placement of `axis` becomes Shard(dim), innermost of that dimension: fully sharded after tensor parallel.
+  Layout with_innermost(int axis, int dim) const;
+
+  AxisSet sharded() const;
+  bool is_replicated() const { return !partial && !sharded(); }
+  // Whether every list is in mesh order.
+  bool in_mesh_order() const;
+
+  // The whole layout in one word, a byte per axis and one for the reduction: a name for caches.
+  uint64_t code() const;
+  friend bool operator==(const Layout&, const Layout&) = default;
+};
+
+// A half-open range of global indices.
+struct Range {
+  int64_t begin = 0, end = 0;
+  int64_t size() const { return end - begin; }
+  friend bool operator==(const Range&, const Range&) = default;
+};
+
+// Law 3, the torch.chunk rule: k pieces of ceil(n / k); trailing ones are smaller or empty.
+inline int64_t largest_piece(int64_t n, int64_t k) { return (n + k - 1) / k; }
+inline Range chunk(Range r, int k, int i) {
+  int64_t size = largest_piece(r.size(), k), begin = std::min(r.begin + i * size, r.end);
+  return {begin, std::min(begin + size, r.end)};
+}
+// The part of [0, n) that falls to `rank` when the axes of `list` split it, outermost first.
+Range local_range(const MeshShape& mesh, int64_t n, const AxisList& list, int rank);
+
+// What a rank holds: one range per dimension. Whatever the order of the axes: chunks of a range are ranges.
+struct Box {
+  std::array<Range, max_dims> range{};
+  int dims = 0;
+
+  Range& operator[](int d) { return range[size_t(d)]; }
+  const Range& operator[](int d) const { return range[size_t(d)]; }
+  Shape shape() const;
+  Shape offset() const;
+  int64_t numel() const;
+  friend bool operator==(const Box&, const Box&) = default;
+};
+Box whole_box(const Shape& shape);
+Box intersection(const Box& a, const Box& b);
+
+Box local_box(const MeshShape& mesh, const Shape& shape, const Layout& layout, int rank);
+// Elements of the largest part. Rank 0 always holds it.
+int64_t largest_part(const MeshShape& mesh, const Shape& shape, const Layout& layout);
+
+// The layout with negative dimensions counted from the back of a tensor of `dims` dimensions, and with axes of one
+// rank replicated where `strip` is set. Errors: a dimension that does not exist, axes that the mesh has not.
+Layout normalize(const char* who, const MeshShape& mesh, int dims, std::span<const Placement> placements);
+Layout strip_narrow_axes(const MeshShape& mesh, const Layout& layout);
+
+}  // namespace dtensor

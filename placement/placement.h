@@ -1,0 +1,44 @@
+// How a tensor lies along one mesh axis.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "placement/error.h"
+
+namespace dtensor {
+
+// How the parts of a Partial value combine.
+enum class Reduce : uint8_t { sum, avg, product, min, max };
+
+constexpr std::string_view name(Reduce r) {
+  constexpr std::string_view names[] = {"sum", "avg", "product", "min", "max"};
+  return names[int(r)];
+}
+
+// Along one mesh axis every rank holds the whole value (Replicate), one piece of dimension `dim` (Shard), or one
+// contribution to it (Partial): the contributions combine by `reduce`.
+struct Placement {
+  enum class Kind : uint8_t { replicate, shard, partial };
+  Kind kind = Kind::replicate;
+  int8_t dim = -1;  // of a Shard; negative ones count from the back until a tensor's dimensions are known
+  Reduce reduce = Reduce::sum;
+
+  bool is_replicate() const { return kind == Kind::replicate; }
+  bool is_shard() const { return kind == Kind::shard; }
+  bool is_partial() const { return kind == Kind::partial; }
+  friend bool operator==(const Placement&, const Placement&) = default;
+};
+
+constexpr Placement Replicate() { return {}; }
+constexpr Placement Shard(int dim) { return {Placement::Kind::shard, int8_t(dim), Reduce::sum}; }
+constexpr Placement Partial(Reduce reduce = Reduce::sum) { return {Placement::Kind::partial, -1, reduce}; }
+
+// "Replicate", "Shard(0)", "Partial(sum)".
+std::string to_string(Placement p);
+
+// The inverse; "Partial" alone is Partial(sum). `who` is the public function for the error.
+Placement parse_placement(std::string_view text, const char* who = "parse_placement");
+
+}  // namespace dtensor

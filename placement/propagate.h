@@ -1,0 +1,37 @@
+// Propagation: from an op's rule and the layouts of its inputs, how to run it on every axis of a mesh.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "placement/notation.h"
+#include "placement/redistribution.h"
+#include "placement/rule.h"
+
+namespace dtensor {
+
+// One way to run an op on a mesh: a strategy per axis, and a sharding order per factor that all operands share (law 4).
+struct Choice {
+  std::vector<Layout> inputs, outputs;  // absent inputs: Replicate
+  std::vector<AxisList> factors;        // of each factor of the rule, the axes that split it
+  int64_t bytes = 0;                    // received by one rank to bring the inputs there
+  int moves = 0;                        // inputs that need a redistribution, local ones included
+  int64_t output_bytes = 0;             // from the outputs to the wanted layouts
+};
+
+struct Propagation {
+  const BoundRule& rule;
+  const MeshShape& mesh;
+  std::span<const TensorSpec* const> inputs;  // a null pointer is an absent operand
+  std::span<const Layout* const> wanted = {}; // per output the layout it will be brought to; null where unknown
+  const CostModel& cost;
+};
+
+// The choice with the fewest bytes; then the fewest moves; then the outputs nearest to the wanted layouts; then the
+// first in the order of strategies. Divided compute is not credited: it slices inputs for free and pays later.
+Choice choose(const Propagation& p);
+
+// Every choice, the best first: what the alternatives would have cost.
+std::vector<Choice> all_choices(const Propagation& p);
+
+}  // namespace dtensor

@@ -1,0 +1,343 @@
+#include "placement/redistribution.h"
+
+#include <bit>
+#include <numeric>
+#include <optional>
+
+namespace dtensor {
+namespace {
+
+struct Problem {
+  const MeshShape& mesh;
+  const Shape& shape;
+  int64_t itemsize;
+  const CostModel& cost;
+
+  int64_t bytes_of(const Layout& l) const { return largest_part(mesh, shape, l) * itemsize; }
+};
+
+struct Node {
+  Layout layout;
+  int64_t bytes;  // of the largest part
+};
+
+// What the two orders of all dimensions have in common, and what leaves and joins beyond that.
+struct Change {
+  AxisSet left = 0, joined = 0, group = 0;
+  std::array<int64_t, max_axes> part{}, whole{};  // of a new piece, what a rank surely has on its side of an axis
+  int64_t sources = 1;                            // ranks whose old pieces make up one new piece
+
+  Change(const Problem& p, const Layout& x, const Layout& y) {
+    for (int d = 0; d < p.shape.dims(); ++d) {
+      const AxisList &u = x.split[size_t(d)], &v = y.split[size_t(d)];
+      int64_t extent = p.shape[d];
+      int i = 0;
+      for (; i < u.count && i < v.count && u.axis[size_t(i)] == v.axis[size_t(i)]; ++i)
+        extent = largest_piece(extent, p.mesh.size(u.axis[size_t(i)]));
+      if (i == u.count && i == v.count) continue;
+      AxisSet out = u.set(i), in = v.set(i);
+      left |= out, joined |= in, group |= out ? out | in : 0;
+      int n = p.mesh.product(out), m = p.mesh.product(in);
+      if (out) sources *= in ? (n + 2 * m - std::gcd(n, m) - 1) / m : n;  // cells of an n-grid that an m-grid's cell can touch
+      for (; i < u.count; ++i) {
+        size_t a = u.axis[size_t(i)];
+        int k = p.mesh.size(int(a));
+        int64_t next = largest_piece(extent, k);
+        part[a] = in ? 0 : std::max<int64_t>(0, extent - (k - 1) * next), whole[a] = extent, extent = next;
+      }
+    }
+  }
+};
+
+Link slowest(const Problem& p, AxisSet axes) {
+  Link link{0, 0, INT64_MAX};
+  for (int a = 0; a < p.mesh.axes(); ++a) {
+    if (!has(axes, a)) continue;
+    Link l = p.cost.link(a);
+    link = {std::max(link.launch_ns, l.launch_ns), std::max(link.hop_ns, l.hop_ns),
+            std::min(link.mb_per_second, l.mb_per_second)};
+  }
+  return link;
+}
+
+// Point to point: what crosses the slowest axis is charged first, then what crosses the next. Returns the bytes kept.
+int64_t charge_exchange(const Problem& p, const Change& c, int64_t bytes, Step& step) {
+  int64_t rest = bytes;
+  for (AxisSet todo = c.group; todo;) {
+    int slow = std::countr_zero(todo);
+    for (int a = slow + 1; a < p.mesh.axes(); ++a)
+      if (has(todo, a) && p.cost.link(a).mb_per_second < p.cost.link(slow).mb_per_second) slow = a;
+    int64_t part = c.part[size_t(slow)], whole = c.whole[size_t(slow)];
+    int64_t here = whole ? int64_t(double(rest) * double(part) / double(whole)) : 0;  // rest * part may overflow
+    step.time += p.cost.link(slow).transfer(rest - here);
+    rest = here;
+    todo &= ~axis_bit(slow);
+  }
+  return rest;
+}
+
+struct Move {
+  Step step;
+  int64_t messages = 0;  // received by the busiest rank
+};
+
+// The one step that turns `from` into `to`, if there is one.
+std::optional<Move> move_between(const Problem& p, const Node& from, const Node& to) {
+  const Layout &x = from.layout, &y = to.layout;
+  AxisSet reduced = x.partial & ~y.partial, made = y.partial & ~x.partial;
+  if ((reduced && made) || (x.partial && y.partial && x.reduce != y.reduce)) return {};
+  Change c(p, x, y);
+  Move move;
+  Step& step = move.step;
+  step = {StepKind::slice, c.joined, x, y, 0, 1000};
+  if (made) {
+    if (c.joined || c.left & ~made) return {};
+    step.kind = StepKind::embed, step.axes = made;
+    step.time = p.cost.local.launch_ns * 1000 + p.cost.local.transfer(to.bytes);
+    return move;
+  }
+  if (!reduced && !c.left) return move;
+
+  step.axes = reduced ? reduced : c.group;
+  Link link = slowest(p, step.axes);
+  int64_t n = p.mesh.product(step.axes);
+  if (reduced) {  // a ring over the flattened group
+    if (c.left || (c.joined && reduced & ~c.joined)) return {};
+    step.kind = c.joined ? StepKind::reduce_scatter : StepKind::all_reduce;
+    move.messages = c.joined ? n - 1 : 2 * (n - 1);
+    step.bytes = c.joined ? (n - 1) * to.bytes : 2 * (n - 1) * largest_piece(to.bytes / p.itemsize, n) * p.itemsize;
+    step.time = link.transfer(step.bytes);
+  } else {
+    step.time = 0;
+    int64_t kept = charge_exchange(p, c, to.bytes, step);
+    step.kind = !(c.joined & c.left) && c.group == c.left ? StepKind::all_gather
+                : c.sources == 1                          ? StepKind::permute
+                                                          : StepKind::all_to_all;
+    move.messages = std::min<int64_t>(c.sources - (kept > 0), p.mesh.product(c.left) - 1);
+    step.bytes = to.bytes - kept;
+  }
+  step.time += (link.launch_ns + link.hop_ns * move.messages) * 1000;
+  return move;
+}
+
+// Two ends of a plan, and what each mesh axis does between them. Fixed are the axes that stay Partial, and shards
+// whose place in their dimension's order, counted from the outermost, stays the same. The others move.
+struct Ends {
+  Layout source, target, base;  // base: the fixed axes only
+  AxisSet moving = 0, shard_s = 0, shard_t = 0, reduced = 0, made = 0;
+
+  Ends(const MeshShape& mesh, const Layout& s, const Layout& t) : source(s), target(t) {
+    base.partial = s.partial & t.partial;
+    base.reduce = s.partial ? s.reduce : t.reduce;
+    AxisSet fixed = base.partial;
+    for (size_t d = 0; d < max_dims; ++d) {
+      const AxisList &u = s.split[d], &v = t.split[d];
+      for (size_t i = 0; i < u.count && i < v.count && u.axis[i] == v.axis[i]; ++i) base.split[d].push_back(u.axis[i]);
+      fixed |= base.split[d].set();
+    }
+    moving = mesh.wide() & ~fixed;
+    shard_s = s.sharded() & moving, shard_t = t.sharded() & moving;
+    reduced = s.partial & moving, made = t.partial & moving;
+  }
+
+  // In every dimension: the fixed axes, those still at their source in source order, those already at their target in
+  // target order, and in dimension `dim` the temporary ones.
+  Layout layout(AxisSet at_source, AxisSet at_target, AxisSet partial, AxisSet temporary = 0, int dim = 0) const {
+    Layout l = base;
+    for (size_t d = 0; d < max_dims; ++d) {
+      for (int a : source.split[d])
+        if (has(shard_s & at_source, a)) l.split[d].push_back(a);
+      for (int a : target.split[d])
+        if (has(shard_t & at_target, a)) l.split[d].push_back(a);
+    }
+    for (int a = 0; a < max_axes; ++a)
+      if (has(temporary, a)) l.split[size_t(dim)].push_back(a);
+    l.partial |= partial;
+    if (!l.partial) l.reduce = Reduce::sum;
+    return l;
+  }
+};
+
+template <class F>
+void subsets(AxisSet set, F f) {
+  for (AxisSet q = set;; q = (q - 1) & set) {
+    f(q);
+    if (!q) return;
+  }
+}
+
+class Planner {
+ public:
+  explicit Planner(const Problem& p) : p_(p), fastest_(p.cost.link(0)) {
+    for (int a = 1; a < p.mesh.axes(); ++a) {
+      Link l = p.cost.link(a);
+      uneven_ |= l.mb_per_second != fastest_.mb_per_second;
+      fastest_ = {std::min(fastest_.launch_ns, l.launch_ns), std::min(fastest_.hop_ns, l.hop_ns),
+                  std::max(fastest_.mb_per_second, l.mb_per_second)};
+    }
+  }
+
+  std::vector<Step> plan(const Layout& source, const Layout& target) {
+    if (source == target || numel(p_.shape) == 0) return {};
+    if (source.partial && target.partial && source.reduce != target.reduce) {  // one reduction per layout
+      Layout between = target;
+      between.partial = 0, between.reduce = Reduce::sum;
+      std::vector<Step> steps = plan(source, between), rest = plan(between, target);
+      steps.insert(steps.end(), rest.begin(), rest.end());
+      return steps;
+    }
+    best_.clear(), best_time_ = INT64_MAX;
+    Ends ends(p_.mesh, source, target);
+    one_collective(ends);
+    if (best_time_ > two_collectives(ends)) more_collectives(ends);
+    return best_;
+  }
+
+ private:
+  void one_collective(const Ends& e) {
+    const Layout &s = e.source, &t = e.target;
+    AxisSet slices = e.shard_t & ~e.shard_s & ~e.reduced;
+    attempt({s, t});
+    if (slices) attempt({s, e.layout(~0u, slices, e.reduced), t});
+    if (e.made) {
+      attempt({s, e.layout(~e.made, 0, e.reduced | e.made), t});
+      for (int d = 0; d < p_.shape.dims(); ++d) attempt({s, e.layout(0, ~0u, 0, e.made, d), t});
+    }
+    if (!e.reduced) return;
+    attempt({s, e.layout(~0u, 0, 0), t});
+    attempt({s, e.layout(~0u, slices, e.reduced), e.layout(~0u, slices, 0), t});
+    Layout all_partial = e.layout(0, 0, e.reduced | e.made | e.shard_s);
+    attempt({s, all_partial, t});
+    attempt({s, all_partial, e.layout(0, 0, e.made), t});
+    if (slices) attempt({s, all_partial, e.layout(0, slices, all_partial.partial & e.moving), e.layout(0, slices, e.made), t});
+  }
+
+  // The least that two collectives can take: two launches, and where n contributions are reduced, a whole new piece
+  // and a share of the other n - 2 contributions received.
+  Picoseconds two_collectives(const Ends& e) const {
+    int64_t n = p_.mesh.product(e.reduced), share = p_.bytes_of(e.base) / p_.mesh.product(e.moving);
+    int64_t bytes = n > 1 && !e.made ? p_.bytes_of(e.target) + (n - 2) * share : 0;
+    return 2000 * (fastest_.launch_ns + fastest_.hop_ns) + fastest_.transfer(bytes);
+  }
+
+  // Dimensions for temporary shards: those in use, and of the others the one that splits most evenly.
+  std::vector<int> dimensions(const Ends& e) const {
+    std::vector<int> dims;
+    int other = -1;
+    int64_t n = p_.mesh.product(e.moving), least = INT64_MAX;
+    for (int d = 0; d < p_.shape.dims(); ++d) {
+      int64_t padded = largest_piece(p_.shape[d], n) * n * 1024 / std::max<int64_t>(1, p_.shape[d]);
+      if (e.source.split[size_t(d)].count || e.target.split[size_t(d)].count) dims.push_back(d);
+      else if (padded < least) other = d, least = padded;
+    }
+    if (other >= 0) dims.push_back(other);
+    return dims;
+  }
+
+  void more_collectives(const Ends& e) {
+    const Layout &s = e.source, &t = e.target;
+    attempt({s, e.layout(0, ~e.reduced, e.reduced), t});
+    if (!e.reduced && !uneven_) return;
+    AxisSet free = e.moving & ~e.shard_s;
+    const std::vector<int> dims = dimensions(e);
+    subsets(free & e.shard_t, [&](AxisSet arrived) {
+      subsets(free & ~arrived, [&](AxisSet temporary) {
+        for (int d : dims) {
+          if (!temporary && d != dims[0]) break;
+          AxisSet partial = e.reduced & ~arrived & ~temporary;
+          Layout scattered = e.layout(~0u, arrived, partial, temporary, d), reduced = e.layout(~0u, arrived, 0, temporary, d);
+          attempt({s, scattered, reduced, t});
+          attempt({s, e.layout(~0u, 0, e.reduced & ~partial), reduced, t});
+          if (e.made) attempt({s, scattered, reduced, e.layout(0, ~0u, 0, e.made, d), t});
+        }
+      });
+    });
+  }
+
+  Node node(const Layout& l) const { return {l, p_.bytes_of(l)}; }
+
+  // Keeps the plan along `path` if every step exists and it is the cheapest so far.
+  void attempt(std::initializer_list<Layout> path) {
+    plan_.clear(), time_ = 0, outermost_reduced_ = max_axes;
+    Node from = node(*path.begin());
+    for (const Layout& l : path) {
+      if (l == from.layout) continue;
+      Node to = node(l);
+      if (!append(from, to) || time_ >= best_time_) return;
+      from = to;
+    }
+    best_ = plan_, best_time_ = time_;
+  }
+
+  bool append(const Node& from, const Node& to) {
+    auto move = move_between(p_, from, to);
+    if (!move) return false;
+    if (auto middle = split(*move, from, to)) return append(from, *middle) && append(*middle, to);
+    if (AxisSet reduced = from.layout.partial & ~to.layout.partial) {  // innermost first
+      if (int(std::bit_width(reduced)) > outermost_reduced_) return false;
+      outermost_reduced_ = std::countr_zero(reduced);
+    }
+    plan_.push_back(move->step);
+    time_ += move->step.time;
+    return true;
+  }
+
+  // Where two steps, each over a part of the axes, are cheaper than one: the layout between them.
+  std::optional<Node> split(const Move& whole, const Node& from, const Node& to) const {
+    AxisSet axes = whole.step.axes;
+    bool several = axes & (axes - 1), many = whole.messages * fastest_.hop_ns > fastest_.launch_ns;
+    if (!several || !(many || uneven_)) return {};
+    Ends e(p_.mesh, from.layout, to.layout);
+    std::optional<Node> found;
+    Picoseconds best = whole.step.time;
+    auto consider = [&](const Layout& l) {
+      if (l == from.layout || l == to.layout) return;
+      AxisSet now = from.layout.partial & ~l.partial, later = l.partial & ~to.layout.partial;
+      if (now && later && std::countr_zero(now) < int(std::bit_width(later))) return;  // innermost first
+      Node middle = node(l);
+      auto a = move_between(p_, from, middle);
+      if (!a || a->step.time >= best) return;
+      auto b = move_between(p_, middle, to);
+      if (b && a->step.time + b->step.time < best) best = a->step.time + b->step.time, found = middle;
+    };
+    subsets(e.moving, [&](AxisSet first) {
+      AxisSet partial = (e.reduced & ~first) | (e.made & first);
+      consider(e.layout(~first, first, partial));
+      consider(e.layout(~first, 0, partial));
+    });
+    if (uneven_)  // cross the slow axis in small pieces, gather last
+      for (int d = 0; d < p_.shape.dims(); ++d)
+        subsets(e.shard_s & ~e.shard_t, [&](AxisSet later) { consider(e.layout(0, ~0u, 0, later, d)); });
+    return found;
+  }
+
+  const Problem& p_;
+  Link fastest_;
+  bool uneven_ = false;
+  std::vector<Step> plan_, best_;
+  Picoseconds time_ = 0, best_time_ = 0;
+  int outermost_reduced_ = max_axes;
+};
+
+// What the busiest rank of an exchange receives, exactly: its new box less what it holds of it.
+int64_t exchange_bytes(const Problem& p, const Step& step) {
+  int64_t most = 0;
+  for (int r = 0; r < p.mesh.world(); ++r) {
+    Box now = local_box(p.mesh, p.shape, step.to, r), before = local_box(p.mesh, p.shape, step.from, r);
+    most = std::max(most, now.numel() - intersection(now, before).numel());
+  }
+  return most * p.itemsize;
+}
+
+}  // namespace
+
+Plan plan_redistribution(const MeshShape& mesh, const Shape& shape, int64_t itemsize, const Layout& from,
+                         const Layout& to, const CostModel& cost) {
+  Problem problem{mesh, shape, itemsize, cost};
+  Plan plan{Planner(problem).plan(strip_narrow_axes(mesh, from), strip_narrow_axes(mesh, to))};
+  for (Step& step : plan.steps)
+    if (is_exchange(step.kind)) step.bytes = exchange_bytes(problem, step);
+  return plan;
+}
+
+}  // namespace dtensor

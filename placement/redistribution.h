@@ -1,0 +1,20 @@
+// Planning: the cheapest sequence of collectives between two layouts of one tensor on one mesh.
+//
+// all_gather, permute and all_to_all are one operation, an exchange: each rank reads the part of its new box that it
+// lacks from the group over the axes that moved. Together the group holds the same box before and after, so an
+// exchange between any two layouts without Partial is legal, however uneven the pieces, and receives the least
+// possible. Where something is reduced, plans have one form,
+//     slice or embed -> reduce_scatter, all_reduce -> one exchange -> slice or embed,
+// and the planner tries what each moving axis can do meanwhile: stay, go to its target, or become a temporary shard.
+#pragma once
+
+#include "placement/step.h"
+
+namespace dtensor {
+
+// Law 1: whatever the plan, the logical value stays the same. Empty where nothing has to be done.
+// Several axes are always reduced innermost first, so that the sum's tree over ranks does not depend on the plan.
+Plan plan_redistribution(const MeshShape& mesh, const Shape& shape, int64_t itemsize, const Layout& from,
+                         const Layout& to, const CostModel& cost = {});
+
+}  // namespace dtensor
