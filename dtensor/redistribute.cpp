@@ -113,12 +113,13 @@ struct Prepared {
   std::function<void(Travel&)> finish;
 };
 
+// Axes that are sliced along make the new box, the same for all of the group, narrower than the old pieces.
 Prepared prepare_all_gather(Travel& t) {
   std::vector<Box> pieces;
-  for (int r : t.mesh().shape().group(t.mesh().rank(), t.step().axes)) pieces.push_back(t.box(t.step().from, r));
-  Box now = t.box(t.step().to);
-  Tensor flat = t.make({now.numel()});
-  return {{t.local.contiguous(), flat, sizes_of(pieces)}, [=](Travel& travel) {
+  Box now = t.box(t.step().to), before = t.box(t.step().from);
+  for (int r : t.mesh().shape().group(t.mesh().rank(), t.step().axes)) pieces.push_back(intersection(t.box(t.step().from, r), now));
+  Tensor in = t.local.part(relative(intersection(before, now), before)).contiguous(), flat = t.make({now.numel()});
+  return {{in, flat, sizes_of(pieces)}, [=](Travel& travel) {
             if (in_order(pieces, now)) {
               travel.local = flat.view(now.shape());
             } else {

@@ -7,13 +7,19 @@ void AxisList::insert(int position, int a) {
   std::rotate(axis.begin() + position, axis.begin() + count - 1, axis.begin() + count);
 }
 
+namespace {
+void check_dim(int dim) {
+  check(dim >= 0 && dim < max_dims, "[Layout] Shard({}) needs a tensor's dimensions: use normalize()", dim);
+}
+}  // namespace
+
 Layout::Layout(std::span<const Placement> placements) {
   check(placements.size() <= size_t(max_axes), "[Layout] {} placements; a mesh has at most {} axes", placements.size(),
         max_axes);
   for (int a = 0; a < int(placements.size()); ++a) {
     Placement p = placements[size_t(a)];
     if (p.is_shard()) {
-      check(p.dim >= 0 && p.dim < max_dims, "[Layout] Shard({}) needs a tensor's dimensions: use normalize()", p.dim);
+      check_dim(p.dim);
       split[size_t(p.dim)].push_back(a);
     } else if (p.is_partial()) {
       check(!partial || reduce == p.reduce,
@@ -54,6 +60,7 @@ Layout Layout::with(int axis, Placement p) const {
     l.partial |= axis_bit(axis);
     l.reduce = p.reduce;
   } else if (p.is_shard()) {
+    check_dim(p.dim);
     AxisList& list = l.split[size_t(p.dim)];
     int at = 0;
     while (at < list.count && list.axis[size_t(at)] < axis) ++at;
@@ -63,6 +70,7 @@ Layout Layout::with(int axis, Placement p) const {
 }
 
 Layout Layout::with_innermost(int axis, int dim) const {
+  check_dim(dim);
   Layout l = without(*this, axis);
   l.split[size_t(dim)].push_back(axis);
   return l;

@@ -6,7 +6,7 @@
 namespace dtensor {
 namespace {
 
-auto rank_of(const Choice& c) { return std::tuple(c.bytes, c.moves, c.output_bytes); }
+auto rank_of(const Choice& c) { return std::tuple(c.bytes, c.moves, c.output_bytes, c.output_moves); }
 
 // Enumerates strategies jointly over the axes, and the sharding orders of factors that several axes split.
 class Enumeration {
@@ -103,9 +103,12 @@ class Enumeration {
       c.bytes += price(i, c.inputs[i]);
       c.moves += c.inputs[i] != p_.inputs[i]->layout;
     }
-    for (size_t o = 0; o < std::min(c.outputs.size(), p_.wanted.size()); ++o)
-      if (p_.wanted[o])
-        c.output_bytes += plan_redistribution(p_.mesh, p_.rule.outputs()[o].shape, 4, c.outputs[o], *p_.wanted[o], p_.cost).bytes();
+    for (size_t o = 0; o < std::min(c.outputs.size(), p_.wanted.size()); ++o) {
+      if (!p_.wanted[o]) continue;
+      Layout wanted = strip_narrow_axes(p_.mesh, *p_.wanted[o]);
+      c.output_bytes += plan_redistribution(p_.mesh, p_.rule.outputs()[o].shape, 4, c.outputs[o], wanted, p_.cost).bytes();
+      c.output_moves += c.outputs[o] != wanted;
+    }
     return true;
   }
 

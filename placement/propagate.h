@@ -17,6 +17,7 @@ struct Choice {
   int64_t bytes = 0;                    // received by one rank to bring the inputs there
   int moves = 0;                        // inputs that need a redistribution, local ones included
   int64_t output_bytes = 0;             // from the outputs to the wanted layouts
+  int output_moves = 0;                 // outputs that are not in the wanted layout
 };
 
 struct Propagation {

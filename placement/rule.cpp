@@ -69,6 +69,7 @@ int BoundRule::find(char name) const {
 BoundRule::BoundRule(std::string_view who, Rule rule, std::span<const Shape* const> shapes) : rule_(std::move(rule)) {
   if (const char* error = rule_error(rule_.text)) fail("[{}] the rule \"{}\" is malformed: {}", who, rule_.text, error);
   Parsed parsed = parse(rule_.text);
+  if (parsed.inputs.empty() && shapes.size() == 1) parsed.inputs.emplace_back();  // "->v" of one without dimensions
   check(parsed.inputs.size() == shapes.size(), "[{}] takes {} operands, not {}", who, parsed.inputs.size(), shapes.size());
 
   // How many dimensions "..." stands for in each operand.

@@ -29,7 +29,7 @@ class RuleText {
   consteval RuleText(const char* text) : text_(text) {
     if (const char* error = rule_error(text_)) throw error;
   }
-  std::string_view text() const { return text_; }
+  constexpr std::string_view text() const { return text_; }
 
  private:
   std::string_view text_;

@@ -12,7 +12,7 @@ namespace dtensor {
 
 // slice           replicated axes become shards, innermost                                local
 // embed           replicated axes or innermost shards become Partial, padded with zeros   local
-// all_gather      innermost shards become replicated
+// all_gather      innermost shards become replicated; replicated axes may be sliced along
 // permute         shards change place; every new piece comes whole from one rank
 // all_to_all      shards change place, or some of them leave; a new piece comes from several ranks
 // reduce_scatter  Partial axes become shards, innermost; replicated axes may be sliced along

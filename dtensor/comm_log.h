@@ -1,0 +1,47 @@
+// CommLog: every collective with its reason, in order of start.
+#pragma once
+
+#include <map>
+
+#include "dtensor/device_mesh.h"
+
+namespace dtensor {
+
+// Records while it exists. The lists of a dry run and of the run itself are equal (law 8).
+class CommLog : public Observer {
+ public:
+  struct Entry {
+    std::string collective;    // all_gather, ...
+    std::string axes;          // "tp" or "dp,tp"
+    std::string tensor;        // "f32[8,16]"
+    std::string from, to;      // layouts of the step
+    int64_t bytes = 0;         // received by the busiest rank
+    int group = 0;             // entries of one launch have one number, from 0
+    Phase phase = Phase::none;
+    std::string module, op, reason, plan_line;
+    bool asked_for = true;
+    friend bool operator==(const Entry&, const Entry&) = default;
+  };
+
+  explicit CommLog(Rank& rank) : rank_(rank) { rank_.add(*this); }
+  ~CommLog() override { rank_.remove(*this); }
+  CommLog(const CommLog&) = delete;
+
+  const std::vector<Entry>& entries() const { return entries_; }
+  void clear() { entries_.clear(), groups_.clear(); }
+
+  void on_collective(const CollectiveEvent& e) override;
+
+ private:
+  Rank& rank_;
+  std::vector<Entry> entries_;
+  std::map<uint64_t, int> groups_;
+};
+
+// "backward all_reduce tp 65536 B f32[4,128,128] tp=Partial(sum) -> tp=Replicate  model.layers.0.mlp: gradient of rms_norm"
+std::string to_string(const CommLog::Entry& e);
+
+// How often each collective ran: {"all_reduce", 4}.
+std::map<std::string, int> count_by_kind(const std::vector<CommLog::Entry>& entries);
+
+}  // namespace dtensor

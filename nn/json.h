@@ -1,0 +1,12 @@
+// Reading JSON files with errors that name the file and the place.
+#pragma once
+
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+
+namespace dtensor::nn {
+
+// `who` is the public function for the error. Errors: a file that cannot be read; text that is not JSON, with its place.
+nlohmann::ordered_json load_json(const std::string& file, const char* who);
+
+}  // namespace dtensor::nn

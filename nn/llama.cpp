@@ -1,0 +1,132 @@
+#include "nn/llama.h"
+
+#include <nlohmann/json.hpp>
+
+#include "nn/json.h"
+
+namespace dtensor::nn {
+
+LlamaConfig LlamaConfig::load(const std::string& file) {
+  try {
+    return from_json(load_json(file, "llama config"));
+  } catch (const Error& e) {
+    fail("{} (in {})", e.what(), file);
+  }
+}
+
+LlamaConfig LlamaConfig::from_json(const nlohmann::ordered_json& json) {
+  LlamaConfig c;
+  check(json.is_object(), "[llama config] the file is not a JSON object");
+  auto integer = [&](const char* key, int64_t& value) {
+    if (!json.contains(key) || json[key].is_null()) return false;
+    check(json[key].is_number_integer() && json[key].get<int64_t>() > 0, "[llama config] {} is {}; it needs a positive integer", key, json[key].dump());
+    value = json[key].get<int64_t>();
+    return true;
+  };
+  auto number = [&](const char* key, double& value) {
+    if (!json.contains(key) || json[key].is_null()) return;
+    check(json[key].is_number(), "[llama config] {} is {}; it needs a number", key, json[key].dump());
+    value = json[key].get<double>();
+  };
+  // Fields that change the result: only these values are supported.
+  const std::pair<const char*, nlohmann::ordered_json> fixed[] = {
+      {"model_type", "llama"}, {"hidden_act", "silu"}, {"attention_bias", false}, {"mlp_bias", false},
+      {"attention_dropout", 0}, {"tie_word_embeddings", false}, {"rope_scaling", nullptr}, {"pretraining_tp", 1}};
+  for (const auto& [key, value] : fixed)
+    if (json.contains(key)) check(json[key] == value, "[llama config] {} is {}; only {} is supported", key, json[key].dump(), value.dump());
+
+  integer("vocab_size", c.vocab_size);
+  integer("hidden_size", c.hidden_size);
+  integer("intermediate_size", c.intermediate_size);
+  integer("num_hidden_layers", c.num_hidden_layers);
+  integer("num_attention_heads", c.num_attention_heads);
+  if (!integer("num_key_value_heads", c.num_key_value_heads)) c.num_key_value_heads = c.num_attention_heads;
+  if (!integer("head_dim", c.head_dim)) {
+    check(c.hidden_size % c.num_attention_heads == 0, "[llama config] hidden_size {} does not divide into {} heads", c.hidden_size, c.num_attention_heads);
+    c.head_dim = c.hidden_size / c.num_attention_heads;
+  }
+  integer("max_position_embeddings", c.max_position_embeddings);
+  number("rms_norm_eps", c.rms_norm_eps);
+  number("rope_theta", c.rope_theta);
+  number("initializer_range", c.initializer_range);
+  if (json.contains("rope_parameters") && json["rope_parameters"].is_object()) {  // where newer files have it
+    const auto& rope = json["rope_parameters"];
+    check(rope.value("rope_type", "default") == "default", "[llama config] rope_type is {}; only \"default\" is supported", rope["rope_type"].dump());
+    c.rope_theta = rope.value("rope_theta", c.rope_theta);
+  }
+  check(c.num_attention_heads % c.num_key_value_heads == 0, "[llama config] {} attention heads are no multiple of {} key/value heads",
+        c.num_attention_heads, c.num_key_value_heads);
+  check(c.head_dim % 2 == 0, "[llama config] head_dim {} is odd; rotary embeddings turn pairs", c.head_dim);
+  return c;
+}
+
+LlamaAttention::LlamaAttention(Module& parent, std::string name, const LlamaConfig& c)
+    : Callable(parent, std::move(name)),
+      q_proj(*this, "q_proj", c.hidden_size, c.num_attention_heads * c.head_dim, false, c.initializer_range),
+      k_proj(*this, "k_proj", c.hidden_size, c.num_key_value_heads * c.head_dim, false, c.initializer_range),
+      v_proj(*this, "v_proj", c.hidden_size, c.num_key_value_heads * c.head_dim, false, c.initializer_range),
+      o_proj(*this, "o_proj", c.num_attention_heads * c.head_dim, c.hidden_size, false, c.initializer_range),
+      config_(c) {
+  input_names = {"hidden_states"};
+}
+
+// [batch, sequence, heads * head_dim] -> [batch, sequence, heads, head_dim], sharded by heads where the ranks divide them
+DistributedTensor LlamaAttention::split_heads(const DistributedTensor& x, int64_t heads) const {
+  const MeshShape& mesh = x.mesh().shape();
+  int ranks = mesh.product(x.layout().split[2].set());
+  check(heads % ranks == 0, "[{}] {} heads do not divide over {} ranks ({}): use fewer ranks on that axis, or let the projection's plan line have "
+        "\"output_layouts\": \"Replicate\"", path(), heads, ranks, mesh.names(x.layout().split[2].set()));
+  return ops::view(x, {x.size(0), x.size(1), heads, config_.head_dim});
+}
+
+DistributedTensor LlamaAttention::forward(const DistributedTensor& x) {
+  DistributedTensor q = ops::rotary(split_heads(q_proj(x), config_.num_attention_heads), config_.rope_theta);
+  DistributedTensor k = ops::rotary(split_heads(k_proj(x), config_.num_key_value_heads), config_.rope_theta);
+  DistributedTensor v = split_heads(v_proj(x), config_.num_key_value_heads);
+  auto heads_first = [](const DistributedTensor& t) { return ops::transpose(t, 1, 2); };
+  DistributedTensor out = ops::scaled_dot_product_attention(heads_first(q), heads_first(k), heads_first(v), {.causal = true});
+  return o_proj(ops::view(ops::transpose(out, 1, 2), {x.size(0), x.size(1), config_.num_attention_heads * config_.head_dim}));
+}
+
+LlamaMLP::LlamaMLP(Module& parent, std::string name, const LlamaConfig& c)
+    : Callable(parent, std::move(name)),
+      gate_proj(*this, "gate_proj", c.hidden_size, c.intermediate_size, false, c.initializer_range),
+      up_proj(*this, "up_proj", c.hidden_size, c.intermediate_size, false, c.initializer_range),
+      down_proj(*this, "down_proj", c.intermediate_size, c.hidden_size, false, c.initializer_range) {
+  input_names = {"x"};
+}
+
+LlamaDecoderLayer::LlamaDecoderLayer(Module& parent, std::string name, const LlamaConfig& c)
+    : Callable(parent, std::move(name)),
+      input_layernorm(*this, "input_layernorm", c.hidden_size, c.rms_norm_eps),
+      self_attn(*this, "self_attn", c),
+      post_attention_layernorm(*this, "post_attention_layernorm", c.hidden_size, c.rms_norm_eps),
+      mlp(*this, "mlp", c) {
+  input_names = {"hidden_states"};
+}
+
+DistributedTensor LlamaDecoderLayer::forward(const DistributedTensor& x) {
+  DistributedTensor h = x + self_attn(input_layernorm(x));
+  return h + mlp(post_attention_layernorm(h));
+}
+
+LlamaModel::LlamaModel(Module& parent, std::string name, const LlamaConfig& c)
+    : Callable(parent, std::move(name)),
+      embed_tokens(*this, "embed_tokens", c.vocab_size, c.hidden_size, c.initializer_range),
+      norm(*this, "norm", c.hidden_size, c.rms_norm_eps) {
+  input_names = {"input_ids"};
+  for (int64_t i = 0; i < c.num_hidden_layers; ++i) layers.emplace_back(c);
+}
+
+DistributedTensor LlamaModel::forward(const DistributedTensor& input_ids) {
+  DistributedTensor h = embed_tokens(input_ids);
+  for (auto& layer : layers) h = (*layer)(h);
+  return norm(h);
+}
+
+LlamaForCausalLM::LlamaForCausalLM(const DeviceMesh& mesh, const LlamaConfig& c)
+    : Callable(mesh), config_(c), model(*this, "model", c), lm_head(*this, "lm_head", c.hidden_size, c.vocab_size, false, c.initializer_range) {
+  input_names = {"input_ids"};
+}
+
+}  // namespace dtensor::nn

@@ -1,0 +1,66 @@
+#include "nn/module.h"
+
+#include "dtensor/random.h"
+#include "dtensor/redistribute.h"
+
+namespace dtensor::nn {
+
+namespace {
+std::string join(const std::string& path, const std::string& name) { return path.empty() ? name : path + "." + name; }
+}  // namespace
+
+Parameter::Parameter(Module& owner, std::string name, const Shape& shape, Init init) : path_(join(owner.path(), name)), init_(init) {
+  const DeviceMesh& mesh = owner.mesh();
+  stored_ = DistributedTensor::empty(mesh, mesh.intern({DType::f32, shape, {}}), Tensor(mesh.rank_state().allocator(), DType::f32, shape, Device::meta));
+  owner.parameters_.push_back(this);
+}
+
+DistributedTensor Parameter::operator()() const {
+  if (stored_.layout() == used_) return stored_;
+  return stored_.redistribute(used_, {.remake = true});
+}
+
+void Parameter::place(int axis, Placement p) {
+  check(stored_.is_meta(), "[Parameter::place] {} has values already: apply plans before materialize()", path_);
+  if (p.is_shard()) p = Shard(normalize_dim("Parameter::place", p.dim, stored_.dims()));
+  const DeviceMesh& mesh = stored_.mesh();
+  const LocalSpec* spec = mesh.intern({stored_.dtype(), shape(), stored_.layout().with(axis, p)});
+  stored_ = DistributedTensor::empty(mesh, spec, Tensor(mesh.rank_state().allocator(), spec->dtype, spec->local_shape, Device::meta));
+  used_ = spec->layout;
+}
+
+void Parameter::materialize(uint64_t seed) {
+  stored_.materialize();
+  if (stored_.is_meta()) return;  // a dry run
+  if (init_.kind == Init::Kind::normal) fill_normal(stored_, {.seed = seed, .purpose = "init", .path = path_}, 0, init_.std);
+  else fill(stored_.local_for_writing(), init_.kind == Init::Kind::ones ? 1 : 0);
+}
+
+Module::Module(Module& parent, std::string name) : mesh_(parent.mesh_), path_(join(parent.path_, name)) { parent.children_.push_back(this); }
+
+std::vector<Module*> Module::modules() {
+  std::vector<Module*> all{this};
+  for (Module* child : children_) {
+    auto below = child->modules();
+    all.insert(all.end(), below.begin(), below.end());
+  }
+  return all;
+}
+
+std::vector<Parameter*> Module::parameters() {
+  std::vector<Parameter*> all;
+  for (Module* m : modules()) all.insert(all.end(), m->parameters_.begin(), m->parameters_.end());
+  return all;
+}
+
+Parameter* Module::find_parameter(std::string_view name) {
+  for (Parameter* p : parameters_)
+    if (std::string_view(p->path()).substr(path_.empty() ? 0 : path_.size() + 1) == name) return p;
+  return nullptr;
+}
+
+void materialize(Module& model, uint64_t seed) {
+  for (Parameter* p : model.parameters()) p->materialize(seed);
+}
+
+}  // namespace dtensor::nn

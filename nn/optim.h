@@ -1,0 +1,43 @@
+// AdamW, learning-rate schedule, gradient norm. Optimizers see stored local parts only and communicate nothing.
+#pragma once
+
+#include "nn/module.h"
+#include "nn/tape.h"
+
+namespace dtensor::nn {
+
+// The gradients of parameters, brought to their stored layouts, all in as few launches as possible. Zeros where the
+// loss does not depend on a parameter.
+std::vector<DistributedTensor> reduce_gradients(const Tape& tape, const std::vector<Parameter*>& parameters);
+
+// The Euclidean norm of all gradients, each parameter once: f64, Replicate. Parts of one layout are added first, so that
+// there is one reduction per layout, all in one launch.
+DistributedTensor global_norm(const std::vector<DistributedTensor>& gradients);
+
+struct AdamWOptions {
+  double beta1 = 0.9, beta2 = 0.99, eps = 1e-8;
+  double weight_decay = 0.1;
+};
+
+// Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019); the same as torch.optim.AdamW.
+class AdamW {
+ public:
+  AdamW(std::vector<Parameter*> parameters, const AdamWOptions& options);
+
+  // One step in place. `gradients` are those of the parameters, in their order and stored layouts; they are multiplied by
+  // `scale` (clipping). On meta nothing happens.
+  void step(const std::vector<DistributedTensor>& gradients, double lr, double scale = 1);
+  int64_t steps() const { return steps_; }
+
+ private:
+  std::vector<Parameter*> parameters_;
+  AdamWOptions options_;
+  std::vector<Tensor> exp_avg_, exp_avg_sq_;  // local parts, allocated at the first step
+  int64_t steps_ = 0;
+};
+
+// Linear warm-up from a tenth, then a cosine to zero at `total` (torch: LinearLR(0.1), then CosineAnnealingLR).
+// step counts from 0.
+double warmup_cosine(int64_t step, double peak, int64_t warmup, int64_t total);
+
+}  // namespace dtensor::nn

@@ -1,0 +1,234 @@
+#include "nn/parallel/plan.h"
+
+#include <map>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "nn/json.h"
+#include "placement/nearest.h"
+
+namespace dtensor::nn {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+// A value in the file and where it stands: tensor_parallel.plan."lm_head".style
+struct Place {
+  const Json& value;
+  std::string path;
+
+  Place at(const std::string& key) const {
+    bool plain = key.find_first_of(".*\" ") == std::string::npos && !key.empty();
+    return {value.at(key), fmt::format("{}{}{}", path, path.empty() ? "" : ".", plain ? key : fmt::format("\"{}\"", key))};
+  }
+  [[noreturn]] void error(const std::string& what) const { fail("[plan] {}: {}", path.empty() ? "the file" : path, what); }
+  std::string text() const {
+    if (!value.is_string()) error(fmt::format("{} is no string", value.dump()));
+    return value.get<std::string>();
+  }
+  void fields(const std::vector<std::string>& known) const {
+    if (!value.is_object()) error(fmt::format("{} is no object", value.dump()));
+    for (const auto& [key, v] : value.items())
+      if (std::find(known.begin(), known.end(), key) == known.end())
+        error(fmt::format("there is no field \"{}\"; the nearest is \"{}\" (fields: {})", key, nearest(key, known), fmt::join(known, ", ")));
+  }
+};
+
+std::optional<Placement> parse_optional_layout(const Place& p) {
+  if (p.value.is_null()) return std::nullopt;
+  try {
+    return parse_placement(p.text(), "plan");
+  } catch (const Error& e) {
+    throw Error(fmt::format("[plan] {}: {}", p.path, std::string_view(e.what()).substr(7)));
+  }
+}
+
+// One layout, or a list of them.
+std::vector<std::optional<Placement>> parse_layouts(const Place& p) {
+  if (!p.value.is_array()) return {parse_optional_layout(p)};
+  std::vector<std::optional<Placement>> list;
+  for (size_t i = 0; i < p.value.size(); ++i) list.push_back(parse_optional_layout({p.value[i], fmt::format("{}[{}]", p.path, i)}));
+  return list;
+}
+
+struct StyleName {
+  const char* name;
+  Style::Kind kind;
+  std::vector<std::string> fields;
+};
+const std::vector<StyleName>& style_names() {
+  static const std::vector<StyleName> list = {
+      {"ColwiseParallel", Style::Kind::colwise, {"style", "input_layouts", "output_layouts", "use_local_output"}},
+      {"RowwiseParallel", Style::Kind::rowwise, {"style", "input_layouts", "output_layouts", "use_local_output"}},
+      {"SequenceParallel", Style::Kind::sequence, {"style", "sequence_dim", "use_local_output"}},
+      {"PrepareModuleInput", Style::Kind::prepare_input, {"style", "input_layouts", "desired_input_layouts", "use_local_output"}},
+      {"PrepareModuleOutput", Style::Kind::prepare_output, {"style", "output_layouts", "desired_output_layouts", "use_local_output"}},
+  };
+  return list;
+}
+
+// Hugging Face's base_model_tp_plan strings.
+std::optional<Style> hugging_face_style(const std::string& name) {
+  Style s;
+  if (name == "colwise") return s;
+  if (name == "colwise_rep" || name == "colwise_gather_output") return s.output_layouts = {Replicate()}, s;
+  s.kind = Style::Kind::rowwise;
+  if (name == "rowwise") return s;
+  if (name == "rowwise_rep" || name == "rowwise_split_input") return s.input_layouts = {Replicate()}, s;
+  s.kind = Style::Kind::sequence;
+  if (name == "sequence_parallel") return s;
+  return std::nullopt;
+}
+
+Style parse_style(const Place& p) {
+  bool object = p.value.is_object();
+  if (object && !p.value.contains("style")) p.error("a style object needs \"style\"");
+  std::string name = object ? p.at("style").text() : p.text();
+  std::optional<Style> style = hugging_face_style(name);
+  std::vector<std::string> names, fields = {"style"};
+  for (const StyleName& s : style_names()) {
+    names.emplace_back(s.name);
+    if (name != s.name) continue;
+    style = Style{.kind = s.kind};
+    fields = s.fields;
+  }
+  if (!style) p.error(fmt::format("there is no style \"{}\"; the nearest is \"{}\"", name, nearest(name, names)));
+  if (object) {
+    p.fields(fields);
+    auto layouts = [&](const char* key, auto& list) {
+      if (p.value.contains(key)) list = parse_layouts(p.at(key));
+    };
+    layouts("input_layouts", style->input_layouts);
+    layouts("desired_input_layouts", style->desired_input_layouts);
+    layouts("output_layouts", style->output_layouts);
+    layouts("desired_output_layouts", style->desired_output_layouts);
+    if (p.value.contains("sequence_dim")) {
+      if (!p.value["sequence_dim"].is_number_integer()) p.at("sequence_dim").error("a dimension is an integer");
+      style->sequence_dim = p.value["sequence_dim"].get<int>();
+    }
+  }
+  if (style->kind == Style::Kind::prepare_input && style->input_layouts.size() != style->desired_input_layouts.size())
+    p.error("PrepareModuleInput needs as many input_layouts as desired_input_layouts");
+  if (style->kind == Style::Kind::prepare_output && style->output_layouts.size() != style->desired_output_layouts.size())
+    p.error("PrepareModuleOutput needs as many output_layouts as desired_output_layouts");
+  style->line = fmt::format("{}: {}", p.path.substr(p.path.find("plan.") + 5), nn::name(style->kind));
+  return *style;
+}
+
+TensorParallelPlan parse_tensor_parallel(const Place& p) {
+  p.fields({"axis", "plan"});
+  for (const char* key : {"axis", "plan"})
+    if (!p.value.contains(key)) p.error(fmt::format("\"{}\" is missing", key));
+  TensorParallelPlan t{p.at("axis").text(), {}};
+  Place plan = p.at("plan");
+  if (!plan.value.is_object()) plan.error("a plan is an object of module paths and styles");
+  for (const auto& [key, value] : plan.value.items()) t.lines.emplace_back(key, parse_style(plan.at(key)));
+  return t;
+}
+
+// "model.layers.*.mlp" matches "model.layers.0.mlp": * is any one segment.
+bool matches(std::string_view pattern, std::string_view path) {
+  while (true) {
+    size_t a = std::min(pattern.find('.'), pattern.size()), b = std::min(path.find('.'), path.size());
+    if (pattern.substr(0, a) != "*" && pattern.substr(0, a) != path.substr(0, b)) return false;
+    if (a == pattern.size() || b == path.size()) return a == pattern.size() && b == path.size();
+    pattern.remove_prefix(a + 1), path.remove_prefix(b + 1);
+  }
+}
+
+void apply_tensor_parallel(Module& model, const TensorParallelPlan& plan) {
+  int axis = model.mesh().shape().axis(plan.axis, "plan");
+  std::vector<Module*> modules = model.modules();
+  std::map<Module*, std::string> matched;
+  for (const auto& [pattern, style] : plan.lines) {
+    bool any = false;
+    for (Module* m : modules) {
+      if (!matches(pattern, m->path())) continue;
+      any = true;
+      auto [it, fresh] = matched.emplace(m, pattern);
+      check(fresh, "[plan] tensor_parallel.plan: module {} is matched by \"{}\" and \"{}\"; keep one of them", m->path(), it->second, pattern);
+      apply(*m, axis, style);
+    }
+    if (any) continue;
+    std::vector<std::string> names;
+    for (Module* m : modules)
+      if (!m->path().empty()) names.push_back(m->path());
+    std::string near = nearest(pattern, names);
+    // Name it as a pattern where the mistyped one is.
+    if (pattern.find('*') != std::string::npos)
+      for (size_t i = 0, end; i < near.size(); i = end + 1) {
+        end = std::min(near.find('.', i), near.size());
+        if (near.find_first_not_of("0123456789", i) >= end) near.replace(i, end - i, "*"), end = i + 1;
+      }
+    fail("[plan] tensor_parallel.plan: \"{}\" matches no module; the nearest is \"{}\"", pattern, near);
+  }
+}
+
+}  // namespace
+
+ParallelPlan ParallelPlan::load(const std::string& file) {
+  Json parsed = load_json(file, "plan");
+  try {
+    return from_json(parsed);
+  } catch (const Error& e) {
+    fail("{} (in {})", e.what(), file);
+  }
+}
+
+ParallelPlan ParallelPlan::from_json(const Json& object) {
+  Place root{object, ""};
+  root.fields({"tensor_parallel", "loss_parallel", "data_parallel", "fully_shard", "activation_checkpoint", "context_parallel"});
+  ParallelPlan plan;
+  for (const char* later : {"fully_shard", "activation_checkpoint", "context_parallel"})
+    if (object.contains(later)) root.at(later).error("not supported yet; remove it");
+  if (object.contains("tensor_parallel")) {
+    Place tp = root.at("tensor_parallel");
+    if (!tp.value.is_array()) plan.tensor_parallel.push_back(parse_tensor_parallel(tp));
+    else
+      for (size_t i = 0; i < tp.value.size(); ++i) plan.tensor_parallel.push_back(parse_tensor_parallel({tp.value[i], fmt::format("tensor_parallel[{}]", i)}));
+  }
+  if (object.contains("loss_parallel")) {
+    if (!object["loss_parallel"].is_boolean()) root.at("loss_parallel").error("true or false");
+    plan.loss_parallel = object["loss_parallel"].get<bool>();
+    if (plan.tensor_parallel.empty()) root.at("loss_parallel").error("needs tensor_parallel");
+  }
+  if (object.contains("data_parallel")) {
+    Place dp = root.at("data_parallel");
+    dp.fields({"axis"});
+    if (!dp.value.contains("axis")) dp.error("\"axis\" is missing");
+    plan.data_parallel = dp.at("axis").text();
+  }
+  return plan;
+}
+
+std::vector<std::string> ParallelPlan::axes() const {
+  std::vector<std::string> list;
+  for (const auto& t : tensor_parallel) list.push_back(t.axis);
+  if (data_parallel) list.push_back(*data_parallel);
+  return list;
+}
+
+void ParallelPlan::apply(Module& model) const {
+  const MeshShape& mesh = model.mesh().shape();
+  for (const std::string& axis : axes())
+    check(mesh.find(axis) >= 0, "[plan] the plan uses axis \"{}\", which mesh {} lacks: add it, as in --mesh {},{}=2", axis, to_string(mesh), to_string(mesh), axis);
+  for (const auto& t : tensor_parallel) apply_tensor_parallel(model, t);
+  if (!loss_parallel) return;
+  for (const auto& t : tensor_parallel) {
+    int axis = mesh.axis(t.axis, "plan");
+    bool keep = *loss_parallel;
+    model.add_after_hook([axis, keep](Module& m, std::vector<DistributedTensor*>& outputs) {
+      if (m.mesh().shape().size(axis) == 1) return;
+      DistributedTensor& logits = *outputs.at(0);
+      Placement p = logits.layout()[axis];
+      if (keep)
+        check(p == Shard(logits.dims() - 1), "[plan] loss_parallel: logits arrive as {}, not sharded over their classes on {}: give lm_head "
+              "\"output_layouts\": \"Shard(-1)\", or set loss_parallel to false", to_string(logits), m.mesh().shape().name(axis));
+      if (keep || p.is_replicate()) return;
+      LabelScope label(m.mesh().rank_state(), Label::Kind::plan_line, "loss_parallel: false");
+      logits = logits.redistribute(logits.layout().with(axis, Replicate()));
+    });
+  }
+}
+
+}  // namespace dtensor::nn

@@ -1,0 +1,33 @@
+// Plans: JSON that says how a model is parallelized. docs/parallel-plans.md has the format.
+#pragma once
+
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+
+#include "nn/parallel/styles.h"
+
+namespace dtensor::nn {
+
+// One "tensor_parallel" object: module paths, with * per segment, and their styles, in the plan's order.
+struct TensorParallelPlan {
+  std::string axis;
+  std::vector<std::pair<std::string, Style>> lines;
+};
+
+struct ParallelPlan {
+  std::vector<TensorParallelPlan> tensor_parallel;
+  std::optional<bool> loss_parallel;        // true: logits must arrive sharded over classes; false: they are gathered
+  std::optional<std::string> data_parallel; // axis
+
+  // Errors name the JSON path: an unknown field or style, a layout that is none.
+  static ParallelPlan load(const std::string& file);
+  static ParallelPlan from_json(const nlohmann::ordered_json& json);
+
+  // Mesh axes that the plan uses.
+  std::vector<std::string> axes() const;
+  // Places the parameters and adds the hooks; before materialize(). Errors: an axis that the mesh lacks, a key that
+  // matches no module (with the nearest name), a module matched twice on one axis, a style that does not fit a module.
+  void apply(Module& model) const;
+};
+
+}  // namespace dtensor::nn

@@ -1,0 +1,165 @@
+#include "nn/tape.h"
+
+#include "dtensor/redistribute.h"
+#include "ops/pointwise.h"
+
+namespace dtensor::nn {
+
+Tape::Tape(Rank& rank) : rank_(rank) { rank_.add(*this); }
+Tape::~Tape() { rank_.remove(*this); }
+
+void Tape::watch(const DistributedTensor& leaf) {
+  leaves_.insert(leaf.id());
+  roots_.emplace(leaf.id(), leaf.id());
+}
+
+uint64_t Tape::root_of(const DistributedTensor* x) const {
+  if (!x) return 0;
+  auto it = roots_.find(x->id());
+  return it == roots_.end() ? 0 : it->second;
+}
+
+DistributedTensor Tape::gradient(const DistributedTensor& leaf) const {
+  auto it = gradients_.find(leaf.id());
+  return it == gradients_.end() ? DistributedTensor() : it->second;
+}
+
+void Tape::on_redistribute(const RedistributeEvent& e) {
+  if (rank_.no_grad) return;
+  if (e.remake) {
+    auto it = recipes_.find(e.from.id());
+    recipes_[e.to.id()] = {it == recipes_.end() ? e.from : it->second.source, e.to.layout()};
+  }
+  if (uint64_t root = root_of(&e.from)) roots_[e.to.id()] = root;
+}
+
+Tape::Kept Tape::keep(const DistributedTensor& x) const {
+  auto it = recipes_.find(x.id());
+  if (it == recipes_.end()) return {x, x.version(), false, {}};
+  return {it->second.source, it->second.source.version(), true, it->second.layout};
+}
+
+DistributedTensor Tape::Kept::get(std::string_view op) const {
+  check(value.version() == version, "[backward] {}, which the gradient of {} needs, was written in place after it was used", to_string(value), op);
+  if (!remake) return value;
+  LabelScope reason(value.mesh().rank_state(), Label::Kind::reason, "remade for the gradient");
+  return value.redistribute(layout);
+}
+
+void Tape::on_call(const CallEvent& e) {
+  if (rank_.no_grad || !is_floating(e.outputs[0].dtype())) return;
+  bool tracked = false;
+  for (const DistributedTensor* in : e.inputs) tracked |= root_of(in) != 0;
+  if (!tracked) return;
+  Node node{&e.op, e.attributes, {}, {}, {}, {}, std::string(rank_.label(Label::Kind::module)), std::string(rank_.label(Label::Kind::plan_line))};
+  for (const DistributedTensor* in : e.inputs) node.inputs.push_back({root_of(in), in ? &in->spec() : nullptr});
+  for (const DistributedTensor& out : e.outputs) {
+    roots_[out.id()] = out.id();
+    node.outputs.push_back({out.id(), &out.spec()});
+  }
+  if (e.op.gradient) {  // without one, backward() says so if it gets here
+    for (int i : e.op.keeps.inputs) node.kept_inputs.push_back(e.used[size_t(i)] ? keep(*e.used[size_t(i)]) : Kept{});
+    for (int o : e.op.keeps.outputs) node.kept_outputs.push_back(keep(e.outputs[size_t(o)]));
+  }
+  nodes_.push_back(std::move(node));
+}
+
+// What a card's gradient function sees of a node.
+class Tape::NodeGradient : public Gradient {
+ public:
+  NodeGradient(const Node& node, std::vector<DistributedTensor> of_outputs) : node_(node), of_outputs_(std::move(of_outputs)), results(node.inputs.size()) {
+    // Remade values are made once per node.
+    for (const Kept& k : node.kept_inputs) inputs_.push_back(k.value.defined() ? k.get(node.op->name) : DistributedTensor());
+    for (const Kept& k : node.kept_outputs) outputs_.push_back(k.get(node.op->name));
+    for (const Value& v : node.inputs) wanted_.push_back(v.spec ? target_of(*v.spec) : Layout());
+  }
+
+  const Attributes& attributes() const override { return node_.attributes; }
+  const DistributedTensor& input(int i) const override { return find(node_.op->keeps.inputs, inputs_, i, "input"); }
+  const DistributedTensor& output(int i) const override { return find(node_.op->keeps.outputs, outputs_, i, "output"); }
+  const TensorSpec& input_spec(int i) const override { return *node_.inputs[size_t(i)].spec; }
+  const DistributedTensor& of_output(int i) const override { return of_outputs_[size_t(i)]; }
+  bool needs(int i) const override { return node_.inputs[size_t(i)].root != 0; }
+  const Layout* wanted(int i) const override { return &wanted_[size_t(i)]; }
+  void set(int i, DistributedTensor g) override {
+    if (needs(i)) results[size_t(i)] = std::move(g);
+  }
+
+  // Where the sum of a value's gradients goes: its own placement, Replicate where it is Partial.
+  static Layout target_of(const TensorSpec& spec) {
+    Layout l = spec.layout;
+    l.partial = 0, l.reduce = Reduce::sum;
+    return l;
+  }
+
+ private:
+  const DistributedTensor& find(const std::vector<int>& names, const std::vector<DistributedTensor>& values, int i, const char* what) const {
+    for (size_t k = 0; k < names.size(); ++k)
+      if (names[k] == i) return values[k];
+    fail("[{}] the gradient asks for {} {}, which the card does not keep", node_.op->name, what, i);
+  }
+
+  const Node& node_;
+  std::vector<DistributedTensor> of_outputs_, inputs_, outputs_;
+  std::vector<Layout> wanted_;
+
+ public:
+  std::vector<DistributedTensor> results;
+};
+
+void Tape::contribute(uint64_t root, DistributedTensor gradient) {
+  auto& into = leaves_.contains(root) ? gradients_ : pending_;
+  DistributedTensor& sum = into[root];
+  sum = sum.defined() ? ops::add(sum, gradient) : std::move(gradient);
+}
+
+void Tape::run(Node& node) {
+  LabelScope module(rank_, Label::Kind::module, node.module), plan(rank_, Label::Kind::plan_line, node.plan_line);
+  std::vector<DistributedTensor> of_outputs;
+  bool any = false;
+  for (const Value& out : node.outputs) {
+    auto it = pending_.find(out.root);
+    of_outputs.push_back(it == pending_.end() ? DistributedTensor() : std::move(it->second));
+    if (it == pending_.end()) continue;
+    pending_.erase(it);
+    any = true;
+    LabelScope reason(rank_, Label::Kind::reason, fmt::format("gradient of {}", node.op->name));
+    of_outputs.back() = of_outputs.back().redistribute(NodeGradient::target_of(*out.spec));
+  }
+  if (!any) return;
+  check(node.op->gradient, "[backward] {} has no gradient", node.op->name);
+  NodeGradient gradient(node, std::move(of_outputs));
+  {
+    LabelScope op(rank_, Label::Kind::op, fmt::format("gradient of {}", node.op->name));
+    node.op->gradient(gradient);
+  }
+  for (size_t i = 0; i < node.inputs.size(); ++i) {
+    DistributedTensor& g = gradient.results[i];
+    if (!g.defined()) continue;
+    check(g.shape() == node.inputs[i].spec->shape, "[backward] the gradient of {} gives {} for an input of shape {}", node.op->name, to_string(g),
+          to_string(node.inputs[i].spec->shape));
+    contribute(node.inputs[i].root, std::move(g));
+  }
+}
+
+void Tape::backward(const DistributedTensor& loss) {
+  check(numel(loss.shape()) == 1, "[backward] the loss {} has {} elements; it needs one", to_string(loss), numel(loss.shape()));
+  uint64_t root = root_of(&loss);
+  check(root, "[backward] no watched value leads to the loss");
+  NoGrad scope(rank_);
+  PhaseScope phase(rank_, Phase::backward);
+  DistributedTensor one = DistributedTensor::empty(loss.mesh(), loss.mesh().intern({loss.dtype(), loss.shape(), {}}),
+                                                   Tensor(rank_.allocator(), loss.dtype(), loss.shape(), loss.local().device()));
+  fill(one.local_for_writing(), 1);
+  contribute(root, one);
+  while (!nodes_.empty()) {
+    run(nodes_.back());
+    nodes_.pop_back();  // frees what it kept
+  }
+  pending_.clear();
+  recipes_.clear();
+  roots_.clear();
+  for (uint64_t leaf : leaves_) roots_.emplace(leaf, leaf);
+}
+
+}  // namespace dtensor::nn

@@ -1,0 +1,49 @@
+// One training step of a language model, the same code for runs and dry runs (law 8).
+#pragma once
+
+#include "nn/data.h"
+#include "nn/llama.h"
+#include "nn/optim.h"
+#include "nn/parallel/plan.h"
+
+namespace dtensor::nn {
+
+struct TrainerOptions {
+  uint64_t seed = 42;
+  int64_t steps = 1;  // of the whole schedule
+  double lr = 1e-3;
+  int64_t warmup_steps = 0;
+  double clip = 1.0;  // of the global gradient norm; 0: none
+  AdamWOptions adamw;
+};
+
+// The layout of a batch [batch, sequence]: axes dp, dp_replicate and dp_shard shard the rows.
+Layout batch_layout(const MeshShape& mesh);
+
+// A model built on meta, its plan applied, its parts filled, with optimizer and schedule. Every rank makes one.
+class Trainer {
+ public:
+  // Errors: a plan that does not fit; a mesh axis that nothing uses.
+  Trainer(const DeviceMesh& mesh, const LlamaConfig& config, const ParallelPlan& plan, const TrainerOptions& options);
+
+  struct Step {
+    int64_t step;       // from 1
+    double loss;        // the mean over every counted token of the global batch
+    double grad_norm;   // before clipping, each parameter once
+    double lr;
+  };
+  // Forward, backward, clip, update. Numbers are NaN on meta. Errors: a loss or gradient norm that is not finite.
+  Step step(const PackedText::Batch& batch);
+
+  LlamaForCausalLM& model() { return model_; }
+  int64_t parameter_count();
+
+ private:
+  TrainerOptions options_;
+  LlamaForCausalLM model_;
+  Tape tape_;
+  std::vector<Parameter*> parameters_;
+  AdamW optimizer_;
+};
+
+}  // namespace dtensor::nn

@@ -1,0 +1,26 @@
+// Attention and the rotary position embedding.
+#pragma once
+
+#include "ops/call.h"
+
+namespace dtensor::ops {
+
+extern const Op rotary_op, attention_op, attention_backward_op;
+
+// x [batch, sequence, heads, d]: rotates the pairs (i, i + d/2) by position * theta^(-2i/d), Hugging Face's rotate_half
+// order. The position is the global index, so the sequence may be sharded.
+DistributedTensor rotary(const DistributedTensor& x, double theta);
+
+struct AttentionOptions {
+  bool causal = false;
+  double scale = 0;  // of the scores; 0: 1 / sqrt(head_dim)
+};
+
+// Exact softmax attention without the matrix of scores. q [batch, heads, s, d], k [batch, kv_heads, t, d],
+// v [batch, kv_heads, t, e] -> [batch, heads, s, e], as torch's scaled_dot_product_attention with enable_gqa. heads is a
+// multiple of kv_heads. Heads shard where the ranks divide kv_heads; queries shard too.
+// Source: Dao et al., "FlashAttention" (2022).
+DistributedTensor scaled_dot_product_attention(const DistributedTensor& q, const DistributedTensor& k, const DistributedTensor& v,
+                                               const AttentionOptions& options = {});
+
+}  // namespace dtensor::ops

@@ -1,0 +1,50 @@
+// The dispatcher: choose a strategy, redistribute the inputs, allocate the outputs, run the kernel, tell the observers.
+#pragma once
+
+#include <initializer_list>
+
+#include "ops/op.h"
+#include "placement/propagate.h"
+
+namespace dtensor {
+
+struct CallOptions {
+  const Layout* wanted = nullptr;  // the layout that the first output will be brought to; decides among equals
+};
+
+// Runs a card. A null pointer or an undefined tensor is an absent operand; at least one is present.
+// Errors: two meshes, shapes or types that the rule refuses, no kernel, a view that would have to communicate.
+std::vector<DistributedTensor> call_all(const Op& op, std::span<const DistributedTensor* const> inputs,
+                                        const Attributes& attributes = {}, const CallOptions& options = {});
+// The first output.
+DistributedTensor call(const Op& op, std::initializer_list<const DistributedTensor*> inputs, const Attributes& attributes = {},
+                       const CallOptions& options = {});
+inline std::vector<DistributedTensor> call_all(const Op& op, std::initializer_list<const DistributedTensor*> inputs,
+                                               const Attributes& attributes = {}, const CallOptions& options = {}) {
+  return call_all(op, std::span(inputs.begin(), inputs.size()), attributes, options);
+}
+
+// A call that ran, as observers see it.
+struct CallEvent {
+  const Op& op;
+  const Attributes& attributes;
+  std::span<const DistributedTensor* const> inputs;  // as the caller gave them; null where absent
+  std::span<const DistributedTensor* const> used;    // as the kernel saw them
+  std::span<const DistributedTensor> outputs;
+};
+
+// What the dispatcher would do, without data: for tools and documents.
+struct Explanation {
+  struct Way {
+    Choice choice;
+    std::vector<Plan> plans;  // per input
+  };
+  std::vector<TensorSpec> outputs;  // of the best way
+  std::vector<Way> ways;            // the best first
+};
+Explanation explain(const Op& op, const MeshShape& mesh, std::span<const TensorSpec* const> inputs, const Attributes& attributes);
+
+// What the ops layer keeps per rank. Distinct calls seen so far: flat once a loop repeats itself.
+size_t cached_calls(Rank& rank);
+
+}  // namespace dtensor

@@ -1,0 +1,47 @@
+// Softmax attention without the matrix of scores, for one batch entry and one query head: out = softmax(scale q k^T) v.
+//
+// Bits: a query row's out, lse and dq depend on that row, its global position, and the keys and values; not on the
+// other rows of the call (queries may be split anywhere), not on the instruction set. Keys are taken in blocks that
+// begin at multiples of key_block of the GLOBAL key index, in order; blocks that a row sees nothing of do not matter.
+// dk and dv are sums over the queries, taken in blocks of query_block global positions, in order: calls that split the
+// queries elsewhere add to other bits.
+//
+// As in every such kernel, hidden keys have weight 0, so an infinity or NaN in v still spreads within its block.
+//
+// Source: Dao et al., "FlashAttention" (2022), the running maximum and sum of Milakov and Gimelshein, "Online
+// normalizer calculation for softmax" (2018), and the backward pass with delta = sum(dout * out) of FlashAttention-2
+// (2023).
+#pragma once
+#include <cstdint>
+#include "ops/cpu/scratch.h"
+
+namespace dtensor::cpu {
+
+constexpr int64_t key_block = 64;
+constexpr int64_t query_block = 256;
+
+/// q, out, dout, dq: [queries, head_dim]; k, v, dk, dv: [keys, head_dim]; lse: [queries]. Query row i is at global
+/// position query_begin + i, key row j at key_begin + j (both >= 0); with `causal` the row sees the keys at its
+/// position and before. scale > 0. Sizes may be 0.
+struct Attention {
+  int64_t queries, keys, head_dim;
+  int64_t query_begin = 0, key_begin = 0;
+  bool causal = true;
+  double scale = 1;
+};
+
+/// Writes out and lse = log(sum(exp(scale * q k^T))) by row. A row that sees no key gets out = 0 and lse = -inf.
+/// Strides are elements from row to row; a row is contiguous. out overlaps no input. T: float or double.
+template <class T>
+void attention(const Attention& a, const T* q, int64_t q_stride, const T* k, int64_t k_stride, const T* v,
+               int64_t v_stride, T* out, int64_t out_stride, T* lse, Scratch& scratch);
+
+/// From the results of the forward pass and dout: writes dq, ADDS to dk and dv (so that the query heads that share a
+/// key head are calls in a row, in a fixed order).
+template <class T>
+void attention_backward(const Attention& a, const T* q, int64_t q_stride, const T* k, int64_t k_stride, const T* v,
+                        int64_t v_stride, const T* out, int64_t out_stride, const T* dout, int64_t dout_stride,
+                        const T* lse, T* dq, int64_t dq_stride, T* dk, int64_t dk_stride, T* dv, int64_t dv_stride,
+                        Scratch& scratch);
+
+}  // namespace dtensor::cpu

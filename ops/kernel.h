@@ -1,0 +1,50 @@
+// What CPU kernels share: dispatch over element types, broadcasting, splitting over threads.
+#pragma once
+
+#include "ops/op.h"
+
+namespace dtensor {
+
+constexpr int64_t pointwise_grain = 16384;  // elements that are worth a thread
+
+// Calls f.operator()<T>() with the C++ type of a floating element type.
+template <class F>
+void for_floating(const Context& c, DType t, F f) {
+  if (t == DType::f32) f.template operator()<float>();
+  else if (t == DType::f64) f.template operator()<double>();
+  else fail("[{}] has no CPU kernel for {}", c.op, name(t));
+}
+
+// Strides with which `t` reads as a tensor of `shape`, aligned from the right: 0 where it is broadcast.
+inline Shape broadcast_strides(const Tensor& t, const Shape& shape) {
+  Shape s = Shape::filled(shape.dims(), 0);
+  int ahead = shape.dims() - t.dims();
+  for (int d = 0; d < t.dims(); ++d)
+    if (t.size(d) != 1 || shape[ahead + d] == 1) s[ahead + d] = t.strides()[d];
+  return s;
+}
+
+// Calls f(row, offset of the row in each operand) for every row of `shape`: all dimensions but the last.
+template <size_t N, class F>
+void for_rows(const Shape& shape, const std::array<Shape, N>& strides, int64_t begin, int64_t end, F f) {
+  int dims = shape.dims() - 1;
+  for (int64_t row = begin; row < end; ++row) {
+    std::array<int64_t, N> offset{};
+    int64_t rest = row;
+    for (int d = dims - 1; d >= 0; --d) {
+      int64_t i = rest % shape[d];
+      rest /= shape[d];
+      for (size_t k = 0; k < N; ++k) offset[k] += i * strides[k][d];
+    }
+    f(row, offset);
+  }
+}
+
+// All dimensions but the last `kept`: how many rows.
+inline int64_t rows_of(const Tensor& t, int kept = 1) {
+  int64_t n = 1;
+  for (int d = 0; d + kept < t.dims(); ++d) n *= t.size(d);
+  return n;
+}
+
+}  // namespace dtensor

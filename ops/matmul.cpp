@@ -1,0 +1,156 @@
+#include "ops/matmul.h"
+
+#include <numeric>
+
+#include "ops/cpu/gemm.h"
+#include "ops/kernel.h"
+#include "ops/reduce.h"
+#include "ops/view.h"
+
+namespace dtensor::ops {
+namespace {
+
+// The last two dimensions of an operand as gemm takes them: by rows, or transposed.
+struct Matrix {
+  Tensor t;
+  bool transposed;
+  int64_t ld;
+};
+
+Matrix matrix(const Tensor& t) {
+  int64_t rows = t.size(t.dims() - 2), columns = t.shape().back();
+  int64_t sr = t.strides()[t.dims() - 2], sc = t.strides().back();
+  if ((sc == 1 || columns == 1) && (sr >= columns || rows == 1)) return {t, false, std::max(sr, columns)};
+  if ((sr == 1 || rows == 1) && (sc >= rows || columns == 1)) return {t, true, std::max(sc, rows)};
+  Tensor copy = t.clone();
+  return {copy, false, columns};
+}
+
+// C [M, N] = A B, one product, its rows or columns split over the threads.
+template <class T>
+void product(const Context& c, cpu::Form form, int64_t M, int64_t N, int64_t K, const T* A, int64_t lda, const T* B, int64_t ldb,
+             T* C, int64_t ldc, int64_t l) {
+  constexpr int64_t rows = 48, columns = 64;  // multiples of the kernel's tile
+  if (M >= N || N < 2 * columns) {
+    c.pool.parallel_for(M, rows, [&](int64_t b, int64_t e, int worker) {
+      const T* a = A + (form == cpu::Form::TN ? b : b * lda);
+      cpu::gemm(form, e - b, N, K, a, lda, B, ldb, C + b * ldc, ldc, false, l, c.scratch(worker));
+    });
+  } else {
+    c.pool.parallel_for(N, columns, [&](int64_t b, int64_t e, int worker) {
+      const T* p = B + (form == cpu::Form::NT ? b * ldb : b);
+      cpu::gemm(form, M, e - b, K, A, lda, p, ldb, C + b, ldc, false, l, c.scratch(worker));
+    });
+  }
+}
+
+cpu::Form form_of(bool a_transposed, bool b_transposed) {
+  return a_transposed ? cpu::Form::TN : b_transposed ? cpu::Form::NT : cpu::Form::NN;
+}
+
+void matmul_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+  Tensor &y = out[0], x = in[0];
+  // Without leading dimensions in b, those of a are more rows.
+  if (in[1].dims() == 2 && x.dims() > 2) {
+    Shape flat{rows_of(x), x.shape().back()};
+    Tensor v = x.view(flat);
+    x = v.defined() ? v : x.contiguous().view(flat);
+    y = y.view({rows_of(y), y.shape().back()});
+  }
+  Matrix a = matrix(x), b = matrix(in[1]);
+  if (a.transposed && b.transposed) a = {a.t.clone(), false, a.t.shape().back()};
+  int64_t M = y.size(y.dims() - 2), N = y.shape().back(), K = a.t.shape().back(), l = c.leaves("k");
+  cpu::Form form = form_of(a.transposed, b.transposed);
+  int64_t batch = rows_of(y, 2);
+  std::array<Shape, 2> strides{broadcast_strides(a.t, y.shape()), broadcast_strides(b.t, y.shape())};
+  for (Shape& s : strides) s.erase(s.dims() - 1);  // for_rows leaves out the last dimension; the row is the batch entry
+  Shape batches = y.shape();
+  batches.erase(batches.dims() - 1);
+  for_floating(c, y.dtype(), [&]<class T>() {
+    const T *pa = a.t.data<T>(), *pb = b.t.data<T>();
+    T* py = y.data<T>();
+    if (batch == 1) return product(c, form, M, N, K, pa, a.ld, pb, b.ld, py, N, l);
+    c.pool.parallel_for(batch, 1, [&](int64_t begin, int64_t end, int worker) {
+      for_rows<2>(batches, strides, begin, end, [&](int64_t i, const auto& at) {
+        cpu::gemm(form, M, N, K, pa + at[0], a.ld, pb + at[1], b.ld, py + i * M * N, N, false, l, c.scratch(worker));
+      });
+    });
+  });
+}
+
+void linear_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+  const Tensor &x = in[0], &w = in[1], &bias = in[2];
+  int64_t M = rows_of(x), N = w.size(0), K = w.size(1);
+  for_floating(c, x.dtype(), [&]<class T>() {
+    T* y = out[0].data<T>();
+    product(c, cpu::Form::NT, M, N, K, x.data<T>(), K, w.data<T>(), K, y, N, c.leaves("k"));
+    if (!bias.defined()) return;
+    const T* b = bias.data<T>();
+    c.pool.parallel_for(M, std::max<int64_t>(1, pointwise_grain / std::max<int64_t>(N, 1)), [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i)
+        for (int64_t j = 0; j < N; ++j) y[i * N + j] += b[j];
+    });
+  });
+}
+
+void linear_weight_gradient_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+  const Tensor &dy = in[0], &x = in[1];
+  int64_t N = dy.shape().back(), K = x.shape().back();
+  for_floating(c, x.dtype(), [&]<class T>() {
+    product(c, cpu::Form::TN, N, K, rows_of(x), dy.data<T>(), N, x.data<T>(), K, out[0].data<T>(), K, c.leaves_of_dots());
+  });
+}
+
+void matmul_gradient(Gradient& g) {
+  const DistributedTensor &a = g.input(0), &b = g.input(1), &dy = g.of_output();
+  if (g.needs(0)) {
+    DistributedTensor bt = transpose(b, -2, -1);
+    g.set(0, sum_to(call(matmul_op, {&dy, &bt}, {}, {g.wanted(0)}), a.shape()));
+  }
+  if (!g.needs(1)) return;
+  if (b.dims() == 2) {
+    g.set(1, call(linear_weight_gradient_op, {&a, &dy}, {}, {g.wanted(1)}));
+  } else {
+    DistributedTensor at = transpose(a, -2, -1);
+    g.set(1, sum_to(call(matmul_op, {&at, &dy}, {}, {g.wanted(1)}), b.shape()));
+  }
+}
+
+void linear_gradient(Gradient& g) {
+  const DistributedTensor &x = g.input(0), &w = g.input(1), &dy = g.of_output();
+  if (g.needs(0)) g.set(0, call(matmul_op, {&dy, &w}, {}, {g.wanted(0)}));
+  if (g.needs(1)) g.set(1, call(linear_weight_gradient_op, {&dy, &x}, {}, {g.wanted(1)}));
+  if (g.needs(2)) {
+    std::vector<int64_t> leading(size_t(dy.dims() - 1));
+    std::iota(leading.begin(), leading.end(), 0);
+    g.set(2, leading.empty() ? dy : sum(dy, leading));
+  }
+}
+
+void linear_weight_gradient_gradient(Gradient& g) {
+  const DistributedTensor &dy = g.input(0), &x = g.input(1), &dw = g.of_output();
+  if (g.needs(0)) g.set(0, linear(x, dw));
+  if (g.needs(1)) g.set(1, matmul(dy, dw));
+}
+
+const SampleInput absent(SampleInput::Kind::absent, {});
+
+}  // namespace
+
+const Op matmul_op = {.name = "matmul", .rule = "...mk,...kn->...mn", .linear = {{0}, {1}}, .strided = true, .cpu = matmul_kernel,
+                      .gradient = matmul_gradient, .keeps = {.inputs = {0, 1}},
+                      .sample = {{{{5, 7}, {7, 3}}}, {{{2, 5, 7}, {2, 7, 3}}}, {{{2, 5, 7}, {7, 3}}}, {{{5, 7}, {2, 7, 3}}}, {{{1, 1}, {1, 1}}}, {{{4, 0}, {0, 3}}}}};
+const Op linear_op = {.name = "linear", .rule = "...k,nk,n->...n", .linear = {{0, 2}, {1, 2}}, .added = {2}, .cpu = linear_kernel,
+                      .gradient = linear_gradient, .keeps = {.inputs = {0, 1}},
+                      .sample = {{{{5, 7}, {3, 7}, {3}}}, {{{2, 5, 7}, {3, 7}, absent}}, {{{7}, {3, 7}, {3}}}, {{{0, 4}, {6, 4}, {6}}}}};
+const Op linear_weight_gradient_op = {.name = "linear_weight_gradient", .rule = "...n,...k->nk", .linear = {{0}, {1}},
+                                      .cpu = linear_weight_gradient_kernel, .gradient = linear_weight_gradient_gradient,
+                                      .keeps = {.inputs = {0, 1}}, .sample = {{{{5, 3}, {5, 7}}}, {{{2, 5, 3}, {2, 5, 4}}}, {{{0, 3}, {0, 4}}}}};
+
+DistributedTensor matmul(const DistributedTensor& a, const DistributedTensor& b) { return call(matmul_op, {&a, &b}); }
+DistributedTensor linear(const DistributedTensor& x, const DistributedTensor& weight, const DistributedTensor& bias) {
+  return call(linear_op, {&x, &weight, &bias});
+}
+DistributedTensor linear_weight_gradient(const DistributedTensor& dy, const DistributedTensor& x) { return call(linear_weight_gradient_op, {&dy, &x}); }
+
+}  // namespace dtensor::ops

@@ -1,0 +1,14 @@
+// Normalization over the last dimension.
+#pragma once
+
+#include "ops/call.h"
+
+namespace dtensor::ops {
+
+extern const Op rms_norm_op, rms_norm_backward_op;
+
+// x / sqrt(mean(x^2) + eps) * weight; x [..., d], weight [d]. The last dimension must be whole on every rank.
+// Source: Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019).
+DistributedTensor rms_norm(const DistributedTensor& x, const DistributedTensor& weight, double eps);
+
+}  // namespace dtensor::ops

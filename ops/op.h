@@ -1,0 +1,133 @@
+// Op: the card that says everything about one op. docs/adding-an-op.md walks through one.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "dtensor/distributed_tensor.h"
+#include "ops/attributes.h"
+#include "ops/cpu/scratch.h"
+#include "placement/rule.h"
+
+namespace dtensor {
+
+// What a kernel knows besides its tensors: this rank's range of every factor of the rule, and where to work.
+class Context {
+ public:
+  struct FactorRange {
+    char name;
+    Range range;   // of this rank
+    int64_t size;  // global
+  };
+
+  Context(std::string_view op, const Attributes& attributes, std::span<const FactorRange> factors, ThreadPool& pool,
+          std::vector<cpu::Scratch>& scratch, const std::shared_ptr<Allocator>& allocator)
+      : op(op), attributes(attributes), pool(pool), allocator(allocator), factors_(factors), scratch_(scratch) {}
+
+  std::string_view op;
+  const Attributes& attributes;
+  ThreadPool& pool;
+  const std::shared_ptr<Allocator>& allocator;
+
+  Range range(char factor) const { return find(factor).range; }
+  int64_t size(char factor) const { return find(factor).size; }
+  cpu::Scratch& scratch(int worker) const { return scratch_[size_t(worker)]; }
+  // The number of leaves of a sum over the product of `factors` (those absent count 1), so that the ranks' parts are
+  // subtrees of one canonical tree: docs/architecture.md, the same bits. Never 0.
+  int64_t leaves(std::string_view factors) const;
+  // The same over all dimensions of "...".
+  int64_t leaves_of_dots() const { return leaves("ABCDEFGH"); }
+
+ private:
+  const FactorRange& find(char factor) const;
+  std::span<const FactorRange> factors_;
+  std::vector<cpu::Scratch>& scratch_;
+};
+
+// Reads inputs, writes every element of outputs (allocated, contiguous). Absent inputs are undefined tensors. Inputs are
+// contiguous unless the card is `strided`. A `view` card's kernel is given outputs of the right shapes without bytes, and
+// puts its own in their place.
+using Kernel = void (*)(const Context&, std::span<const Tensor> inputs, std::span<Tensor> outputs);
+
+// What a card's gradient function sees: what was kept, the outputs' gradients, and where the inputs' gradients go.
+// It is written with ops, so a gradient needs no rule of its own.
+class Gradient {
+ public:
+  virtual ~Gradient() = default;
+  virtual const Attributes& attributes() const = 0;
+  virtual const DistributedTensor& input(int i) const = 0;   // as the kernel saw it; must be among .keeps
+  virtual const DistributedTensor& output(int i) const = 0;
+  virtual const TensorSpec& input_spec(int i) const = 0;     // known for all inputs
+  virtual const DistributedTensor& of_output(int i = 0) const = 0;  // undefined where nothing depends on output i
+  virtual bool needs(int i) const = 0;                       // whether anybody wants the gradient of input i
+  virtual const Layout* wanted(int i) const = 0;             // the layout that the gradient of input i will be brought to
+  virtual void set(int i, DistributedTensor gradient) = 0;
+};
+using GradientFunction = void (*)(Gradient&);
+
+using RuleFunction = Rule (*)(std::span<const Shape* const> inputs, const Attributes&);
+// A literal, checked when it is compiled, or a function of shapes and attributes.
+class RuleSource {
+ public:
+  consteval RuleSource(const char* text) : literal_(RuleText(text).text()) {}
+  constexpr RuleSource(RuleFunction function) : function_(function) {}
+  std::string_view literal() const { return literal_; }
+  RuleFunction function() const { return function_; }
+
+ private:
+  std::string_view literal_ = {};
+  RuleFunction function_ = nullptr;
+};
+
+// The element types of the outputs, from those of the inputs that are present. Errors: types that do not fit.
+using TypeFunction = DType (*)(std::string_view op, std::span<const TensorSpec* const> inputs, const Attributes&, int output);
+DType same_types(std::string_view op, std::span<const TensorSpec* const> inputs, const Attributes&, int output);
+
+// A composite is a function of ops and redistributions that the tape records as one node, with the card's gradient.
+using Composite = std::vector<DistributedTensor> (*)(std::span<const DistributedTensor* const> inputs, const Attributes&);
+
+// An input of a sample call for the conformance test.
+struct SampleInput {
+  enum class Kind : uint8_t { normal, positive, index, absent };
+  Shape shape = {};
+  Kind kind = Kind::normal;
+  int64_t bound = 0;  // indices are below it
+
+  SampleInput(std::initializer_list<int64_t> s) : shape(s) {}
+  SampleInput(Kind k, Shape s, int64_t bound = 0) : shape(s), kind(k), bound(bound) {}
+};
+struct Sample {
+  std::vector<SampleInput> inputs;
+  Attributes attributes = {};
+};
+
+// The inputs and outputs that the tape holds on to for the gradient.
+struct Keeps {
+  std::vector<int> inputs = {}, outputs = {};
+};
+
+struct Op {
+  std::string_view name;
+  RuleSource rule = RuleFunction(nullptr);
+  std::vector<std::vector<int>> linear = {};    // see Rule
+  std::vector<int> added = {};
+  std::vector<std::vector<int>> monotone = {};
+  std::vector<Reduce> reduce = {};
+  TypeFunction types = same_types;
+  bool strided = false;  // the kernel takes any strides
+  bool view = false;     // the output may show the input's storage, so the kernel makes it
+  bool stays = false;    // a call that would have to communicate is an error
+  Kernel cpu = nullptr;
+  Composite composite = nullptr;
+  GradientFunction gradient = nullptr;
+  Keeps keeps = {};
+  std::vector<Sample> sample = {};
+};
+
+// The rule of one call.
+BoundRule bind_rule(const Op& op, std::span<const Shape* const> inputs, const Attributes& attributes);
+
+}  // namespace dtensor

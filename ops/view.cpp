@@ -1,0 +1,220 @@
+#include "ops/view.h"
+
+#include <numeric>
+
+#include "ops/kernel.h"
+#include "ops/reduce.h"
+
+namespace dtensor::ops {
+namespace {
+
+Shape shape_of(const Attributes& a) {
+  const auto& s = a.get<std::vector<int64_t>>("shape");
+  return Shape(s.begin(), s.end());
+}
+std::vector<int64_t> list_of(const Shape& s) { return {s.begin(), s.end()}; }
+
+// Names for the dimensions of both shapes. Where the strides of both, sorted, divide each other in turn, the shapes have
+// common factors: every dimension is the product of those between its stride and its size times its stride.
+class ViewRule {
+ public:
+  ViewRule(const Shape& from, const Shape& to) : from_(from), to_(to) {
+    if (from == to) {
+      for (int d = 0; d < from.dims(); ++d) text_[0] += next(), text_[1] += text_[0].back();
+    } else if (common_factors()) {
+      text_[0] = name(from, 0), text_[1] = name(to, 1);
+    } else {  // nothing in common: whole on every rank
+      for (int d = 0; d < from.dims(); ++d) text_[0] += fmt::format("[{}]", next());
+      for (int d = 0; d < to.dims(); ++d) text_[1] += output_only(to[d]);
+    }
+  }
+
+  Rule rule() const {
+    Rule r{text_[0] + "->" + text_[1]};
+    r.sizes = sizes_;
+    return r;
+  }
+
+ private:
+  char next() { return char('a' + count_++); }
+  std::string output_only(int64_t size) {
+    sizes_.emplace_back(next(), size);
+    return fmt::format("[{}]", sizes_.back().first);
+  }
+
+  bool common_factors() {
+    int64_t total = numel(from_);
+    if (total == 0) return false;
+    cuts_ = {1, total};
+    for (const Shape* s : {&from_, &to_})
+      for (int64_t n : contiguous_strides(*s)) cuts_.push_back(n);
+    std::sort(cuts_.begin(), cuts_.end());
+    cuts_.erase(std::unique(cuts_.begin(), cuts_.end()), cuts_.end());
+    for (size_t i = 1; i < cuts_.size(); ++i)
+      if (cuts_[i] % cuts_[i - 1]) return false;
+    for (size_t i = 1; i < cuts_.size(); ++i) {
+      letter_.push_back(next());
+      sizes_.emplace_back(letter_.back(), cuts_[i] / cuts_[i - 1]);
+    }
+    return true;
+  }
+
+  // Dimensions of size 1 have no factor in common, unless both shapes have one in the same place: the same cut.
+  std::string name(const Shape& s, int side) {
+    std::string text;
+    Shape strides = contiguous_strides(s);
+    std::vector<std::pair<int64_t, int>> seen;  // per cut, the ones met
+    for (int d = 0; d < s.dims(); ++d) {
+      if (s[d] == 1) {
+        int nth = 0;
+        for (auto& [cut, n] : seen)
+          if (cut == strides[d]) nth = ++n;
+        if (nth == 0) seen.emplace_back(strides[d], 0);
+        text += one(strides[d], nth, side);
+        continue;
+      }
+      std::string factors;
+      for (size_t i = cuts_.size() - 1; i > 0; --i)
+        if (cuts_[i - 1] >= strides[d] && cuts_[i] <= strides[d] * s[d]) factors += letter_[i - 1];
+      text += factors.size() == 1 ? factors : "(" + factors + ")";
+    }
+    return text;
+  }
+
+  std::string one(int64_t cut, int nth, int side) {
+    if (side == 0) {
+      ones_.push_back({cut, nth, next()});
+      sizes_.emplace_back(ones_.back().letter, 1);
+      return std::string(1, ones_.back().letter);
+    }
+    for (const One& o : ones_)
+      if (o.cut == cut && o.nth == nth) return std::string(1, o.letter);
+    return output_only(1);
+  }
+
+  struct One { int64_t cut; int nth; char letter; };
+  const Shape &from_, &to_;
+  std::string text_[2];
+  int count_ = 0;
+  std::vector<int64_t> cuts_;
+  std::vector<char> letter_;  // of the factor between cut i and cut i + 1
+  std::vector<One> ones_;
+  std::vector<std::pair<char, int64_t>> sizes_;
+};
+
+Rule view_rule(std::span<const Shape* const> in, const Attributes& a) {
+  Shape to = shape_of(a);
+  check(numel(to) == numel(*in[0]), "[view] {} elements of {} do not fit {}", numel(*in[0]), to_string(*in[0]), to_string(to));
+  return ViewRule(*in[0], to).rule();
+}
+
+void view_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+  Tensor y = in[0].view(out[0].shape());
+  check(y.defined(), "[{}] the local part {} with strides {} has no view of shape {}: use reshape()", c.op, to_string(in[0].shape()),
+        to_string(in[0].strides()), to_string(out[0].shape()));
+  out[0] = y;
+}
+void reshape_kernel(const Context&, std::span<const Tensor> in, std::span<Tensor> out) {
+  Tensor y = in[0].view(out[0].shape());
+  out[0] = y.defined() ? y : in[0].contiguous().view(out[0].shape());
+}
+void view_gradient(Gradient& g) { g.set(0, reshape(g.of_output(), g.input_spec(0).shape)); }
+
+std::vector<int> order_of(const Attributes& a) {
+  const auto& dims = a.get<std::vector<int64_t>>("dims");
+  return {dims.begin(), dims.end()};
+}
+Rule permute_rule(std::span<const Shape* const> in, const Attributes& a) {
+  std::string from, to;
+  for (int d = 0; d < in[0]->dims(); ++d) from += char('a' + d);
+  for (int d : order_of(a)) to += char('a' + normalize_dim("permute", d, in[0]->dims()));
+  check(std::is_permutation(from.begin(), from.end(), to.begin(), to.end()), "[permute] {} is no order of {} dimensions",
+        fmt::join(order_of(a), ","), in[0]->dims());
+  return {from + "->" + to};
+}
+void permute_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+  std::vector<int> order = order_of(c.attributes);
+  for (int& d : order) d = normalize_dim("permute", d, in[0].dims());
+  out[0] = in[0].permute(order);
+}
+void permute_gradient(Gradient& g) {
+  std::vector<int> order = order_of(g.attributes());
+  std::vector<int64_t> back(order.size());
+  for (size_t d = 0; d < order.size(); ++d) back[size_t(normalize_dim("permute", order[d], int(order.size())))] = int64_t(d);
+  g.set(0, permute(g.of_output(), back));
+}
+
+Rule expand_rule(std::span<const Shape* const> in, const Attributes& a) {
+  Shape to = shape_of(a);
+  int ahead = to.dims() - in[0]->dims();
+  check(ahead >= 0, "[expand] {} has more dimensions than {}", to_string(*in[0]), to_string(to));
+  Rule r;
+  std::string from, out;
+  char next = 'a';
+  for (int d = 0; d < to.dims(); ++d) {
+    int64_t size = d < ahead ? 1 : (*in[0])[d - ahead];
+    char c = next++;
+    if (d >= ahead && size == to[d]) {
+      from += c;
+    } else {  // a new factor, on the output only
+      check(size == 1, "[expand] dimension {} of {} is not 1 and differs from {}", d - ahead, to_string(*in[0]), to_string(to));
+      if (d >= ahead) from += fmt::format("[{}]", next++);
+      r.sizes.emplace_back(c, to[d]);
+    }
+    out += c;
+  }
+  r.text = from + "->" + out;
+  return r;
+}
+void expand_kernel(const Context&, std::span<const Tensor> in, std::span<Tensor> out) {
+  out[0] = in[0].as_strided(out[0].shape(), broadcast_strides(in[0], out[0].shape()));
+}
+void expand_gradient(Gradient& g) { g.set(0, sum_to(g.of_output(), g.input_spec(0).shape)); }
+
+Shape complete(const char* who, const DistributedTensor& x, Shape shape) {
+  int64_t known = 1;
+  int open = -1;
+  for (int d = 0; d < shape.dims(); ++d) {
+    if (shape[d] == -1 && open < 0) open = d;
+    else check(shape[d] >= 0, "[{}] {} is no shape", who, to_string(shape)), known *= shape[d];
+  }
+  if (open >= 0) {
+    check(known && numel(x.shape()) % known == 0, "[{}] {} does not divide into {}", who, to_string(x), to_string(shape));
+    shape[open] = numel(x.shape()) / known;
+  }
+  return shape;
+}
+
+using Dims = std::vector<int64_t>;
+const std::vector<Sample> views = {{{{4, 12}}, {{"shape", Dims{4, 4, 3}}}}, {{{4, 4, 3}}, {{"shape", Dims{4, 12}}}}, {{{2, 3, 4}}, {{"shape", Dims{6, 4}}}},
+                                   {{{4, 6}}, {{"shape", Dims{6, 4}}}}, {{{1, 8}}, {{"shape", Dims{1, 2, 4}}}}, {{{5, 1, 3}}, {{"shape", Dims{5, 3}}}},
+                                   {{{0, 3}}, {{"shape", Dims{3, 0}}}}};
+
+}  // namespace
+
+const Op view_op = {.name = "view", .rule = view_rule, .linear = {{0}}, .monotone = {{0}}, .strided = true, .view = true, .stays = true, .cpu = view_kernel,
+                    .gradient = view_gradient, .sample = views};
+const Op reshape_op = {.name = "reshape", .rule = view_rule, .linear = {{0}}, .monotone = {{0}}, .strided = true, .view = true, .cpu = reshape_kernel,
+                       .gradient = view_gradient, .sample = views};
+const Op permute_op = {.name = "permute", .rule = permute_rule, .linear = {{0}}, .monotone = {{0}}, .strided = true, .view = true,
+                       .cpu = permute_kernel, .gradient = permute_gradient, .sample = {{{{4, 5, 3}}, {{"dims", Dims{2, 0, 1}}}}, {{{0, 5}}, {{"dims", Dims{1, 0}}}}}};
+const Op expand_op = {.name = "expand", .rule = expand_rule, .linear = {{0}}, .monotone = {{0}}, .strided = true, .view = true, .cpu = expand_kernel,
+                      .gradient = expand_gradient, .sample = {{{{5, 1}}, {{"shape", Dims{5, 3}}}}, {{{3}}, {{"shape", Dims{5, 3}}}}}};
+
+DistributedTensor view(const DistributedTensor& x, const Shape& shape) { return call(view_op, {&x}, {{"shape", list_of(complete("view", x, shape))}}); }
+DistributedTensor reshape(const DistributedTensor& x, const Shape& shape) {
+  Shape to = complete("reshape", x, shape);
+  return x.shape() == to ? x : call(reshape_op, {&x}, {{"shape", list_of(to)}});
+}
+DistributedTensor permute(const DistributedTensor& x, const std::vector<int64_t>& dims) { return call(permute_op, {&x}, {{"dims", dims}}); }
+DistributedTensor transpose(const DistributedTensor& x, int64_t dim0, int64_t dim1) {
+  std::vector<int64_t> order(size_t(x.dims()));
+  std::iota(order.begin(), order.end(), 0);
+  std::swap(order[size_t(normalize_dim("transpose", dim0, x.dims()))], order[size_t(normalize_dim("transpose", dim1, x.dims()))]);
+  return permute(x, order);
+}
+DistributedTensor expand(const DistributedTensor& x, const Shape& shape) {
+  return x.shape() == shape ? x : call(expand_op, {&x}, {{"shape", list_of(shape)}});
+}
+
+}  // namespace dtensor::ops

@@ -1,0 +1,42 @@
+#!/bin/sh
+# layers_test.sh [REPOSITORY]: fails where a layer includes one above it (placement < dtensor < ops < nn), and where
+# a source breaks one of the few other rules that a search can check. Prints file:line: rule.
+cd "${1:-$(dirname "$0")/..}" || exit 2
+found=0
+
+files() { # FOLDER...
+  find "$@" -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu' | sort
+}
+
+forbid() { # REGEX RULE FOLDER...
+  regex=$1 rule=$2
+  shift 2
+  hits=$(files "$@" | xargs -r grep -nHE "$regex")
+  [ -z "$hits" ] && return
+  printf '%s\n' "$hits" | while IFS=: read -r file line text; do printf '%s:%s: %s: %s\n' "$file" "$line" "$rule" "$text"; done
+  found=1
+}
+
+layer() { # FOLDER REGEX-OF-WHAT-IS-ABOVE
+  forbid "^[[:space:]]*#[[:space:]]*include[[:space:]]*[\"<]($2)/" "$1/ may not include ($2)/, which are above it" "$1"
+}
+
+layer placement 'dtensor|ops|nn|examples|tests'
+layer dtensor 'ops|nn|examples|tests'
+layer ops 'nn|examples|tests'
+layer nn 'examples|tests'
+
+code='^([^/]|/[^/])*' # what stands before a comment
+forbid "${code}thread_local" 'library code has no thread_local: state belongs to Rank' placement dtensor ops nn
+
+include='^[[:space:]]*#[[:space:]]*include[[:space:]]*'
+root='placement|dtensor|ops|nn|examples|tests'
+for quoted in $(files placement dtensor ops nn examples tests | xargs -r grep -nHE "$include\"" |
+  grep -vE "include[[:space:]]*\"($root)/[^.]" | cut -d: -f1,2); do
+  echo "$quoted: includes start at the repository root: #include \"placement/rule.h\""
+  found=1
+done
+for header in $(files placement dtensor ops nn examples tests | grep -E '\.(h|cuh)$'); do
+  grep -q '^#pragma once' "$header" || { echo "$header:1: a header has #pragma once" && found=1; }
+done
+exit $found

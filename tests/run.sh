@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# tests/run.sh [CTEST OPTION...]: installs what is missing (Debian, Ubuntu), builds into build/ and runs the tests.
+# tests/run.sh --install: only installs.
+# For example `tests/run.sh -L ops` (one folder's tests), `tests/run.sh -C nightly` (also the long ones).
+# The exit code is ctest's, or that of the step that failed.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+packages=(g++ cmake ninja-build ccache git catch2 libcli11-dev libfmt-dev libhwy-dev nlohmann-json3-dev)
+
+install_missing() {
+  if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
+    echo "tests/run.sh: not Debian or Ubuntu, nothing installed; needed are these or their like: ${packages[*]}" >&2
+    return
+  fi
+  local missing=() root=()
+  for package in "${packages[@]}"; do
+    [[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || missing+=("$package")
+  done
+  ((${#missing[@]})) || return 0
+  if [[ $(id -u) != 0 ]]; then
+    command -v sudo >/dev/null || { echo "tests/run.sh: please install as root: ${missing[*]}" >&2 && exit 2; }
+    root=(sudo)
+  fi
+  echo "tests/run.sh: installing ${missing[*]}"
+  "${root[@]}" apt-get update
+  "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"
+}
+
+install_missing
+[[ ${1:-} != --install ]] || exit 0
+
+cmake --preset default
+cmake --build --preset default
+exec ctest --preset default --output-on-failure -j2 "$@"
