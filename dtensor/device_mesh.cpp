@@ -47,6 +47,9 @@ Communicator& DeviceMesh::communicator(AxisSet axes) const {
 const LocalSpec* DeviceMesh::intern(const TensorSpec& given) const {
   auto it = state_->specs.find(given);
   if (it != state_->specs.end()) return it->second.get();
+  for (int d = given.shape.dims(); d < max_dims; ++d)
+    if (given.layout.split[size_t(d)].count)
+      fail("[DeviceMesh] {}{} has no dimension {} to shard", name(given.dtype), to_string(given.shape), d);
   TensorSpec spec = given;
   spec.layout = strip_narrow_axes(shape(), spec.layout);
   if (spec != given) return intern(spec);

@@ -20,8 +20,9 @@ DistributedTensor DistributedTensor::empty(const DeviceMesh& mesh, const TensorS
 
 DistributedTensor DistributedTensor::from_local(const Tensor& local, const DeviceMesh& mesh, const Layout& layout, const Shape& shape) {
   const LocalSpec* s = mesh.intern({local.dtype(), shape, layout});
-  check(local.shape() == s->local_shape, "[from_local] the part of {} on rank {} has shape {}, not {}",
-        to_string(TensorSpec(*s), mesh.shape()), mesh.rank(), to_string(s->local_shape), to_string(local.shape()));
+  if (local.shape() != s->local_shape)
+    fail("[from_local] the part of {} on rank {} has shape {}, not {}", to_string(TensorSpec(*s), mesh.shape()), mesh.rank(),
+         to_string(s->local_shape), to_string(local.shape()));
   return empty(mesh, s, local);
 }
 
@@ -53,9 +54,9 @@ Tensor DistributedTensor::full() const {
 }
 
 double DistributedTensor::item() const {
-  check(numel(shape()) == 1, "[item] {} has {} elements", to_string(*this), numel(shape()));
-  check(layout().is_replicated(), "[item] {} is not Replicate: redistribute it first, or use full()", to_string(*this));
-  check(!is_meta(), "[item] a meta tensor has no value: {}", to_string(*this));
+  if (numel(shape()) != 1) fail("[item] {} has {} elements", to_string(*this), numel(shape()));
+  if (!layout().is_replicated()) fail("[item] {} is not Replicate: redistribute it first, or use full()", to_string(*this));
+  if (is_meta()) fail("[item] a meta tensor has no value: {}", to_string(*this));
   return element(local().contiguous(), 0);
 }
 
@@ -66,7 +67,7 @@ Tensor& DistributedTensor::local_for_writing() {
 }
 
 void DistributedTensor::copy_(const DistributedTensor& from) {
-  check(&spec() == &from.spec(), "[copy_] {} is not {}: redistribute or cast it first", to_string(from), to_string(*this));
+  if (&spec() != &from.spec()) fail("[copy_] {} is not {}: redistribute or cast it first", to_string(from), to_string(*this));
   copy(from.local(), local_for_writing());
 }
 

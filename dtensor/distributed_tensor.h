@@ -21,7 +21,7 @@ class DistributedTensor {
   // other ranks. Errors: a local shape that is not this rank's part.
   static DistributedTensor from_local(const Tensor& local, const DeviceMesh& mesh, const Layout& layout, const Shape& shape);
   // This rank's part of `whole`, which every rank has. Nothing is communicated. On Partial axes coordinate 0 keeps the
-  // value and the others hold the identity of the reduction.
+  // value and the others hold the identity of the reduction; of min, max and avg all keep it.
   static DistributedTensor distribute(const Tensor& whole, const DeviceMesh& mesh, const Layout& layout);
   static DistributedTensor distribute(const Tensor& whole, const DeviceMesh& mesh, std::initializer_list<Placement> placements);
   // Contents undefined, on the rank's device.

@@ -29,15 +29,17 @@ Box relative(const Box& inner, const Box& outer) {
   return b;
 }
 
-double identity_of(Reduce r, DType t) {
-  double most = t == DType::i64 ? double(std::numeric_limits<int64_t>::max() / 2) : std::numeric_limits<double>::infinity();
-  if (t == DType::boolean) most = 1;
-  switch (r) {
-    case Reduce::product: return 1;
-    case Reduce::min: return most;
-    case Reduce::max: return t == DType::boolean ? 0 : -most;
-    default: return 0;
+// What changes nothing in a reduction, bit for bit: -0 + x is x, 0 + -0 is not -0.
+void fill_identity(const Tensor& t, Reduce r) {
+  bool extreme = r == Reduce::min || r == Reduce::max;
+  if (extreme && t.dtype() == DType::i64 && t.device() != Device::meta) {  // no double is that large
+    using Limits = std::numeric_limits<int64_t>;
+    std::fill_n(t.data<int64_t>(), t.numel(), r == Reduce::min ? Limits::max() : Limits::min());
+    return;
   }
+  double most = t.dtype() == DType::boolean ? 1 : std::numeric_limits<double>::infinity();
+  double least = t.dtype() == DType::boolean ? 0 : -most;
+  fill(t, r == Reduce::product ? 1 : r == Reduce::min ? most : r == Reduce::max ? least : -0.0);
 }
 
 void slice(Travel& t) {
@@ -55,7 +57,7 @@ void embed(Travel& t) {
   Box now = t.box(s.to), before = t.box(s.from);
   if (keep && now == before && !(r == Reduce::avg && was_shard)) return;
   Tensor out = t.make(now.shape());
-  fill(out, identity_of(r, out.dtype()));
+  fill_identity(out, r);
   if (keep) copy(t.local, out.part(relative(before, now)));
   if (keep && r == Reduce::avg && out.device() != Device::meta) {  // n contributions of which n - 1 are zero
     double n = mesh.product(was_shard);
@@ -260,10 +262,10 @@ std::vector<DistributedTensor> redistribute(std::span<const DistributedTensor> l
   for (size_t i = 0; i < list.size(); ++i) {
     const DistributedTensor& x = list[i];
     check(x.defined(), "[redistribute] tensor {} is undefined", i);
-    check(x.mesh() == list[0].mesh(), "[redistribute] tensors on two meshes: {} and {}", to_string(list[0].mesh().shape()),
-          to_string(x.mesh().shape()));
+    if (!(x.mesh() == list[0].mesh()))
+      fail("[redistribute] tensors on two meshes: {} and {}", to_string(list[0].mesh().shape()), to_string(x.mesh().shape()));
     for (int d = x.dims(); d < max_dims; ++d)
-      check(!layouts[i].split[size_t(d)].count, "[redistribute] {} has no dimension {} to shard", to_string(x), d);
+      if (layouts[i].split[size_t(d)].count) fail("[redistribute] {} has no dimension {} to shard", to_string(x), d);
     Layout to = strip_narrow_axes(x.mesh().shape(), layouts[i]);
     if (x.layout() == to) continue;
     travels.push_back({x, plan_of(x, to), 0, x.local()});

@@ -138,6 +138,9 @@ void run_kernel(const Op& op, Rank& rank, OpsState& state, const Decision& d, st
   for (size_t i = 0; i < used.size(); ++i)
     if (used[i]) in[i] = op.strided ? used[i]->local() : used[i]->local().contiguous();
   op.cpu(Context(op.name, d.attributes, d.factors, rank.pool(), state.scratch, rank.allocator()), std::span<const Tensor>(in.data(), used.size()), locals);
+  for (size_t o = 0; o < locals.size(); ++o)
+    check(locals[o].shape() == d.outputs[o]->local_shape, "[{}] the kernel left output {} with shape {}, not {}", op.name, o, to_string(locals[o].shape()),
+          to_string(d.outputs[o]->local_shape));
 }
 
 // Brings the inputs that the decision moves to their layouts, all in as few launches as possible.

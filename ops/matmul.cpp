@@ -49,7 +49,7 @@ cpu::Form form_of(bool a_transposed, bool b_transposed) {
 }
 
 void matmul_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
-  Tensor &y = out[0], x = in[0];
+  Tensor y = out[0], x = in[0];
   // Without leading dimensions in b, those of a are more rows.
   if (in[1].dims() == 2 && x.dims() > 2) {
     Shape flat{rows_of(x), x.shape().back()};

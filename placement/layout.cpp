@@ -169,7 +169,8 @@ Layout normalize(const char* who, const MeshShape& mesh, int dims, std::span<con
 
 Layout strip_narrow_axes(const MeshShape& mesh, const Layout& layout) {
   Layout out;
-  AxisSet wide = mesh.wide();
+  AxisSet wide = mesh.wide(), unknown = (layout.sharded() | layout.partial) & ~mesh.all();
+  if (unknown) fail("[Layout] the layout has placements on more axes than the mesh has ({})", to_string(mesh));
   for (size_t d = 0; d < max_dims; ++d)
     for (int a : layout.split[d])
       if (has(wide, a)) out.split[d].push_back(a);
