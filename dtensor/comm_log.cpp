@@ -8,7 +8,7 @@ void CommLog::on_collective(const CollectiveEvent& e) {
   auto label = [&](Label::Kind k) { return std::string(rank_.label(k)); };
   entries_.push_back({std::string(collective_name(e.step.kind)), mesh.names(e.step.axes), fmt::format("{}{}", name(e.tensor.dtype), to_string(e.tensor.shape)),
                       to_string(e.step.from, mesh), to_string(e.step.to, mesh), e.step.bytes, group, rank_.phase, label(Label::Kind::module),
-                      label(Label::Kind::op), label(Label::Kind::reason), label(Label::Kind::plan_line), e.asked_for});
+                      label(Label::Kind::op), e.reason.empty() ? label(Label::Kind::reason) : std::string(e.reason), label(Label::Kind::plan_line), e.asked_for});
 }
 
 std::string to_string(const CommLog::Entry& e) {

@@ -13,16 +13,21 @@ void launch(int world, const std::function<void(Rank&)>& f, const LaunchOptions&
   std::mutex mutex;
   int first = -1;
   std::string message;
+  auto failed = [&](int r, const char* what) {
+    {
+      std::lock_guard lock(mutex);
+      if (first < 0) first = r, message = what;
+    }
+    communicators[size_t(r)]->abort(fmt::format("rank {} failed: {}", r, what));
+  };
   auto run = [&](int r) {
     try {
       auto rank = std::make_shared<Rank>(communicators[size_t(r)], Device::cpu, threads);
       f(*rank);
     } catch (const std::exception& e) {
-      {
-        std::lock_guard lock(mutex);
-        if (first < 0) first = r, message = e.what();
-      }
-      communicators[size_t(r)]->abort(fmt::format("rank {} failed: {}", r, e.what()));
+      failed(r, e.what());
+    } catch (...) {
+      failed(r, "something that is no std::exception was thrown");
     }
   };
   std::vector<std::thread> others;

@@ -11,8 +11,9 @@ namespace {
 struct Travel {
   DistributedTensor source;
   Plan plan;
-  size_t next = 0;
   Tensor local;
+  std::string_view reason;
+  size_t next = 0;
 
   const Step& step() const { return plan.steps[next]; }
   bool arrived() const { return next == plan.steps.size(); }
@@ -221,7 +222,7 @@ void run_collective(std::vector<Travel*> list, const RedistributeOptions& option
       fail("[{}] strict mode: {} of {} ({} bytes), which nobody asked for; bring the operand to {} with redistribute() or a plan line",
            rank.label(Label::Kind::op), collective_name(t->step().kind), to_string(t->source), t->step().bytes,
            to_string(t->plan.steps.back().to, mesh.shape()));
-    rank.notify([&](Observer& o) { o.on_collective({mesh, t->step(), t->source.spec(), group, options.asked_for}); });
+    rank.notify([&](Observer& o) { o.on_collective({mesh, t->step(), t->source.spec(), group, t->reason, options.asked_for}); });
     prepared.push_back(prepare(*t));
     buffers.push_back(prepared.back().buffers);
   }
@@ -268,7 +269,7 @@ std::vector<DistributedTensor> redistribute(std::span<const DistributedTensor> l
       if (layouts[i].split[size_t(d)].count) fail("[redistribute] {} has no dimension {} to shard", to_string(x), d);
     Layout to = strip_narrow_axes(x.mesh().shape(), layouts[i]);
     if (x.layout() == to) continue;
-    travels.push_back({x, plan_of(x, to), 0, x.local()});
+    travels.push_back({x, plan_of(x, to), x.local(), i < options.reasons.size() ? std::string_view(options.reasons[i]) : std::string_view()});
     index.push_back(i);
   }
   run(travels, options);

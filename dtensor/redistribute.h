@@ -11,6 +11,7 @@ namespace dtensor {
 struct RedistributeOptions {
   bool asked_for = true;  // false: found by the dispatcher; an error in strict mode if bytes move (law 7)
   bool remake = false;    // the tape may drop the result and remake it from its source when a gradient needs it
+  std::span<const std::string> reasons = {};  // per tensor, for logs; none: the innermost reason label
 };
 
 // Several tensors of one mesh at once: steps of one kind over the same axes are one launch. Law 1: each result is the

@@ -14,6 +14,7 @@ std::vector<DistributedTensor> reduce_gradients(const Tape& tape, const std::vec
   if (parameters.empty()) return {};
   std::vector<DistributedTensor> gradients;
   std::vector<Layout> layouts;
+  std::vector<std::string> reasons;
   for (Parameter* p : parameters) {
     DistributedTensor g = tape.gradient(p->stored());
     if (!g.defined()) {
@@ -21,11 +22,10 @@ std::vector<DistributedTensor> reduce_gradients(const Tape& tape, const std::vec
     }
     gradients.push_back(g);
     layouts.push_back(p->stored().layout());
+    reasons.push_back("gradient of " + p->path());
   }
-  Rank& rank = gradients[0].mesh().rank_state();
-  NoGrad scope(rank);
-  LabelScope reason(rank, Label::Kind::reason, "gradient of parameters");
-  return redistribute(gradients, layouts);
+  NoGrad scope(gradients[0].mesh().rank_state());
+  return redistribute(gradients, layouts, {.reasons = reasons});
 }
 
 DistributedTensor global_norm(const std::vector<DistributedTensor>& gradients) {

@@ -9,6 +9,8 @@ Tape::Tape(Rank& rank) : rank_(rank) { rank_.add(*this); }
 Tape::~Tape() { rank_.remove(*this); }
 
 void Tape::watch(const DistributedTensor& leaf) {
+  check(leaves_.contains(leaf.id()) || !roots_.contains(leaf.id()), "[watch] {} was computed from a watched value, whose gradient would end here: watch values before they are used",
+        to_string(leaf));
   leaves_.insert(leaf.id());
   roots_.emplace(leaf.id(), leaf.id());
 }
@@ -151,11 +153,19 @@ void Tape::backward(const DistributedTensor& loss) {
   DistributedTensor one = DistributedTensor::empty(loss.mesh(), loss.mesh().intern({loss.dtype(), loss.shape(), {}}),
                                                    Tensor(rank_.allocator(), loss.dtype(), loss.shape(), loss.local().device()));
   fill(one.local_for_writing(), 1);
+  struct End {  // of the record, also after an error
+    Tape& tape;
+    ~End() { tape.forget(); }
+  } end{*this};
   contribute(root, one);
   while (!nodes_.empty()) {
     run(nodes_.back());
     nodes_.pop_back();  // frees what it kept
   }
+}
+
+void Tape::forget() {
+  nodes_.clear();
   pending_.clear();
   recipes_.clear();
   roots_.clear();

@@ -25,7 +25,7 @@ class Tape : public Observer {
   Tape(const Tape&) = delete;
   Tape& operator=(const Tape&) = delete;
 
-  // Gradients of this value are wanted.
+  // Gradients of this value are wanted. Errors: a value that was computed from another watched one.
   void watch(const DistributedTensor& leaf);
   bool tracks(const DistributedTensor& x) const { return roots_.contains(x.id()); }
 
@@ -74,6 +74,7 @@ class Tape : public Observer {
   Kept keep(const DistributedTensor& x) const;
   void run(Node& node);
   void contribute(uint64_t root, DistributedTensor gradient);
+  void forget();  // all but the leaves and their gradients
 
   Rank& rank_;
   std::vector<Node> nodes_;

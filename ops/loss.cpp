@@ -120,6 +120,7 @@ void cross_entropy_gradient(Gradient& g) {
 }
 
 SampleInput ids(Shape s, int64_t bound) { return {SampleInput::Kind::index, s, bound}; }
+Attributes loss(int64_t ignore, Reduction r) { return {{"ignore_index", ignore}, {"reduction", int64_t(r)}}; }
 const Attributes ignore_none{{"ignore_index", int64_t(-100)}}, ignore_one{{"ignore_index", int64_t(1)}};
 
 }  // namespace
@@ -131,7 +132,10 @@ const Op cross_entropy_backward_op = {.name = "cross_entropy_backward", .rule = 
                                       .cpu = cross_entropy_backward_kernel,
                                       .sample = {{{{4, 3, 7}, {4, 3}, ids({4, 3}, 7), {4, 3}}, ignore_none}, {{{5, 3}, {5}, ids({5}, 3), {}}, ignore_one}}};
 const Op cross_entropy_op = {.name = "cross_entropy", .composite = cross_entropy_composite, .gradient = cross_entropy_gradient,
-                             .keeps = {.inputs = {0, 1}, .outputs = {1, 2}}};
+                             .keeps = {.inputs = {0, 1}, .outputs = {1, 2}},
+                             .sample = {{{{4, 3, 7}, ids({4, 3}, 7)}, loss(-100, Reduction::mean)}, {{{5, 3}, ids({5}, 3)}, loss(1, Reduction::mean)},
+                                        {{{4, 3, 7}, ids({4, 3}, 7)}, loss(2, Reduction::sum)}, {{{5, 8}, ids({5}, 8)}, loss(-100, Reduction::none)},
+                                        {{{1, 5}, ids({1}, 5)}, loss(-100, Reduction::mean)}, {{{0, 3}, ids({0}, 3)}, loss(-100, Reduction::sum)}}};
 
 DistributedTensor cross_entropy(const DistributedTensor& logits, const DistributedTensor& target, const CrossEntropyOptions& options) {
   check(target.dims() + 1 == logits.dims(), "[cross_entropy] logits {} and targets {}: the classes are the last dimension of the logits",

@@ -118,7 +118,12 @@ void matmul_gradient(Gradient& g) {
 
 void linear_gradient(Gradient& g) {
   const DistributedTensor &x = g.input(0), &w = g.input(1), &dy = g.of_output();
-  if (g.needs(0)) g.set(0, call(matmul_op, {&dy, &w}, {}, {g.wanted(0)}));
+  if (g.needs(0) && dy.dims() > 1) {
+    g.set(0, call(matmul_op, {&dy, &w}, {}, {g.wanted(0)}));
+  } else if (g.needs(0)) {  // one row
+    DistributedTensor row = reshape(dy, {1, dy.size(0)});
+    g.set(0, reshape(matmul(row, w), x.shape()));
+  }
   if (g.needs(1)) g.set(1, call(linear_weight_gradient_op, {&dy, &x}, {}, {g.wanted(1)}));
   if (g.needs(2)) {
     std::vector<int64_t> leading(size_t(dy.dims() - 1));

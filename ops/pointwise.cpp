@@ -80,6 +80,7 @@ void binary(const Context& c, std::span<const Tensor> in, std::span<Tensor> out)
 template <class F>
 void with_scalar(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   double value = c.attributes.get<double>("value");
+  check(out[0].dtype() != DType::i64 || value == std::floor(value), "[{}] {} is no integer, but the tensor is i64: use cast()", c.op, value);
   if (out[0].dtype() == DType::i64) return map<int64_t, int64_t>(c, in[0], out[0], [v = int64_t(value)](int64_t x) { return F{}(x, v); });
   for_floating(c, out[0].dtype(), [&]<class T>() { map<T, T>(c, in[0], out[0], [v = T(value)](T x) { return F{}(x, v); }); });
 }
@@ -196,12 +197,20 @@ void cast_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor>
   }
   fail("[cast] bf16 is not supported on the CPU");
 }
+// A quotient of integers is rounded, and so not linear.
+DType quotient_type(std::string_view op, std::span<const TensorSpec* const> in, const Attributes& a, int output) {
+  DType t = same_types(op, in, a, output);
+  check(is_floating(t), "[{}] element type {} of {}: use cast() to a floating type", op, name(t), to_string(in[0]->shape));
+  return t;
+}
+
 DType cast_type(std::string_view, std::span<const TensorSpec* const>, const Attributes& a, int) { return a.get<DType>("dtype"); }
 void cast_gradient(Gradient& g) { g.set(0, cast(g.of_output(), g.input_spec(0).dtype)); }
 
 const std::vector<Sample> one = {{{{5, 3}}}, {{{}}}, {{{0, 3}}}, {{{1, 7}}}};
 const std::vector<Sample> one_positive = {{{{SampleInput::Kind::positive, {5, 3}}}}, {{{SampleInput::Kind::positive, {2, 1, 4}}}}};
-const std::vector<Sample> two = {{{{5, 3}, {5, 3}}}, {{{5, 3}, {3}}}, {{{5, 1}, {1, 4}}}, {{{2, 5, 3}, {5, 1}}}, {{{1}, {0}}}};
+const std::vector<Sample> two = {{{{5, 3}, {5, 3}}}, {{{5, 3}, {3}}}, {{{5, 1}, {1, 4}}}, {{{2, 5, 3}, {5, 1}}}, {{{1}, {0}}}, {{{}, {2, 3}}},
+                                 {{{SampleInput::Kind::index, {5, 3}, 9}, {SampleInput::Kind::index, {3}, 9}}}};
 const std::vector<Sample> two_same = {{{{5, 3}, {5, 3}}}, {{{2, 1, 4}, {2, 1, 4}}}};
 
 }  // namespace
@@ -212,24 +221,25 @@ const Op sub_op = {.name = "sub", .rule = "...,...->...", .linear = {{0, 1}}, .m
                    .cpu = binary<Sub>, .gradient = sub_gradient, .sample = two};
 const Op mul_op = {.name = "mul", .rule = "...,...->...", .linear = {{0}, {1}}, .strided = true, .cpu = binary<Mul>,
                    .gradient = mul_gradient, .keeps = {.inputs = {0, 1}}, .sample = two};
-const Op div_op = {.name = "div", .rule = "...,...->...", .linear = {{0}}, .strided = true, .cpu = binary<Div>,
+const Op div_op = {.name = "div", .rule = "...,...->...", .linear = {{0}}, .types = quotient_type, .strided = true, .cpu = binary<Div>,
                    .gradient = div_gradient, .keeps = {.inputs = {1}, .outputs = {0}},
                    .sample = {{{{5, 3}, {SampleInput::Kind::positive, {5, 3}}}}, {{{5, 3}, {SampleInput::Kind::positive, {3}}}}}};
 const Op maximum_op = {.name = "maximum", .rule = "...,...->...", .monotone = {{0}, {1}}, .strided = true, .cpu = binary<Max>, .sample = two};
 const Op minimum_op = {.name = "minimum", .rule = "...,...->...", .monotone = {{0}, {1}}, .strided = true, .cpu = binary<Min>, .sample = two};
 const Op add_scalar_op = {.name = "add_scalar", .rule = "...->...", .monotone = {{0}}, .strided = true, .cpu = with_scalar<Add>,
-                          .gradient = add_scalar_gradient, .sample = {{{{5, 3}}, {{"value", 1.5}}}}};
+                          .gradient = add_scalar_gradient, .sample = {{{{5, 3}}, {{"value", 1.5}}}, {{{SampleInput::Kind::index, {5}, 9}}, {{"value", 2.0}}}}};
 const Op mul_scalar_op = {.name = "mul_scalar", .rule = "...->...", .linear = {{0}}, .strided = true, .cpu = with_scalar<Mul>,
-                          .gradient = mul_scalar_gradient, .sample = {{{{5, 3}}, {{"value", -1.5}}}}};
+                          .gradient = mul_scalar_gradient, .sample = {{{{5, 3}}, {{"value", -1.5}}}, {{{SampleInput::Kind::index, {5}, 9}}, {{"value", -2.0}}}}};
 
 const Op neg_op = {.name = "neg", .rule = "...->...", .linear = {{0}}, .strided = true, .cpu = unary<Neg>, .gradient = neg_gradient, .sample = one};
 const Op abs_op = {.name = "abs", .rule = "...->...", .strided = true, .cpu = unary<Abs>, .gradient = abs_gradient, .keeps = {.inputs = {0}}, .sample = one};
 const Op abs_backward_op = {.name = "abs_backward", .rule = "...,...->...", .linear = {{0}}, .strided = true, .cpu = binary<AbsBackward>, .sample = two_same};
 const Op exp_op = {.name = "exp", .rule = "...->...", .monotone = {{0}}, .cpu = unary_rows<cpu::exp<float>, cpu::exp<double>>,
                    .gradient = exp_gradient, .keeps = {.outputs = {0}}, .sample = one};
-const Op log_op = {.name = "log", .rule = "...->...", .monotone = {{0}}, .cpu = unary_rows<cpu::log<float>, cpu::log<double>>,
+// Not monotone, as sqrt: contributions to a maximum may be negative, where the function is not defined.
+const Op log_op = {.name = "log", .rule = "...->...", .cpu = unary_rows<cpu::log<float>, cpu::log<double>>,
                    .gradient = log_gradient, .keeps = {.inputs = {0}}, .sample = one_positive};
-const Op sqrt_op = {.name = "sqrt", .rule = "...->...", .monotone = {{0}}, .strided = true, .cpu = unary<Sqrt>, .gradient = sqrt_gradient,
+const Op sqrt_op = {.name = "sqrt", .rule = "...->...", .strided = true, .cpu = unary<Sqrt>, .gradient = sqrt_gradient,
                     .keeps = {.outputs = {0}}, .sample = one_positive};
 const Op rsqrt_op = {.name = "rsqrt", .rule = "...->...", .strided = true, .cpu = unary<Rsqrt>, .gradient = rsqrt_gradient,
                      .keeps = {.outputs = {0}}, .sample = one_positive};
@@ -257,7 +267,8 @@ const Op swiglu_op = {.name = "swiglu", .rule = same_shapes, .linear = {{1}}, .c
 const Op swiglu_backward_op = {.name = "swiglu_backward", .rule = "...,...,...->...,...", .linear = {{0}}, .cpu = swiglu_backward_kernel,
                                .sample = {{{{5, 3}, {5, 3}, {5, 3}}}}};
 const Op cast_op = {.name = "cast", .rule = "...->...", .types = cast_type, .strided = true, .cpu = cast_kernel, .gradient = cast_gradient,
-                    .sample = {{{{5, 3}}, {{"dtype", DType::f64}}}}};
+                    .sample = {{{{5, 3}}, {{"dtype", DType::f64}}}, {{{5, 3}}, {{"dtype", DType::f32}}}, {{{5, 3}}, {{"dtype", DType::i64}}},
+                               {{{5, 3}}, {{"dtype", DType::boolean}}}, {{{SampleInput::Kind::index, {5}, 3}}, {{"dtype", DType::f64}}}}};
 
 DistributedTensor add(const DistributedTensor& a, const DistributedTensor& b) { return call(add_op, {&a, &b}); }
 DistributedTensor sub(const DistributedTensor& a, const DistributedTensor& b) { return call(sub_op, {&a, &b}); }

@@ -138,13 +138,18 @@ DistributedTensor reduce(const Op& op, const DistributedTensor& x, const std::ve
 
 using Dims = std::vector<int64_t>;
 const std::vector<Sample> samples = {{{{4, 5}}, {{"dims", Dims{1}}}}, {{{4, 5, 3}}, {{"dims", Dims{0, 1}}}}, {{{4, 5, 3}}, {{"dims", Dims{1}}}},
-                                     {{{7}}, {{"dims", Dims{0}}}}, {{{1, 5}}, {{"dims", Dims{0}}}}, {{{4, 0}}, {{"dims", Dims{1}}}}};
-const std::vector<Sample> max_samples(samples.begin(), samples.end() - 1);
+                                     {{{7}}, {{"dims", Dims{0}}}}, {{{1, 5}}, {{"dims", Dims{0}}}}, {{{4, 5, 3}}, {{"dims", Dims{0, 2}}}},
+                                     {{{4, 5}}, {{"dims", Dims{0, 1}}}}, {{{4, 0}}, {{"dims", Dims{1}}}}, {{{}}, {{"dims", Dims{}}}}};
+std::vector<Sample> with_integers(std::vector<Sample> list) {
+  list.push_back({{{SampleInput::Kind::index, {4, 5}, 9}}, {{"dims", Dims{0}}}});
+  return list;
+}
 
 }  // namespace
 
-const Op sum_op = {.name = "sum", .rule = reduce_rule, .linear = {{0}}, .strided = true, .cpu = sum_kernel, .gradient = sum_gradient, .sample = samples};
-const Op amax_op = {.name = "amax", .rule = reduce_rule, .monotone = {{0}}, .reduce = {Reduce::max}, .strided = true, .cpu = amax_kernel, .sample = max_samples};
+const Op sum_op = {.name = "sum", .rule = reduce_rule, .linear = {{0}}, .strided = true, .cpu = sum_kernel, .gradient = sum_gradient, .sample = with_integers(samples)};
+// Not monotone in the sense of a card: a Partial(min) of several elements does not pass.
+const Op amax_op = {.name = "amax", .rule = reduce_rule, .reduce = {Reduce::max}, .strided = true, .cpu = amax_kernel, .sample = samples};
 const Op sum_squares_op = {.name = "sum_squares", .rule = "...->", .types = f64_type, .cpu = sum_squares_kernel,
                            .gradient = sum_squares_gradient, .keeps = {.inputs = {0}}, .sample = {{{{5, 3}}}, {{{0}}}}};
 

@@ -23,6 +23,8 @@ class ViewRule {
       for (int d = 0; d < from.dims(); ++d) text_[0] += next(), text_[1] += text_[0].back();
     } else if (common_factors()) {
       text_[0] = name(from, 0), text_[1] = name(to, 1);
+      for (const One& o : ones_)  // a dimension of size 1 that goes: split, ranks without it would have nothing to show
+        if (size_t at = text_[0].find(o.letter); text_[1].find(o.letter) == std::string::npos) text_[0].replace(at, 1, fmt::format("[{}]", o.letter));
     } else {  // nothing in common: whole on every rank
       for (int d = 0; d < from.dims(); ++d) text_[0] += fmt::format("[{}]", next());
       for (int d = 0; d < to.dims(); ++d) text_[1] += output_only(to[d]);
@@ -188,7 +190,8 @@ Shape complete(const char* who, const DistributedTensor& x, Shape shape) {
 using Dims = std::vector<int64_t>;
 const std::vector<Sample> views = {{{{4, 12}}, {{"shape", Dims{4, 4, 3}}}}, {{{4, 4, 3}}, {{"shape", Dims{4, 12}}}}, {{{2, 3, 4}}, {{"shape", Dims{6, 4}}}},
                                    {{{4, 6}}, {{"shape", Dims{6, 4}}}}, {{{1, 8}}, {{"shape", Dims{1, 2, 4}}}}, {{{5, 1, 3}}, {{"shape", Dims{5, 3}}}},
-                                   {{{0, 3}}, {{"shape", Dims{3, 0}}}}};
+                                   {{{0, 3}}, {{"shape", Dims{3, 0}}}}, {{{}}, {{"shape", Dims{1, 1}}}}, {{{1, 1}}, {{"shape", Dims{}}}},
+                                   {{{8, 1, 6}}, {{"shape", Dims{2, 4, 1, 2, 3}}}}};
 
 }  // namespace
 
@@ -199,7 +202,8 @@ const Op reshape_op = {.name = "reshape", .rule = view_rule, .linear = {{0}}, .m
 const Op permute_op = {.name = "permute", .rule = permute_rule, .linear = {{0}}, .monotone = {{0}}, .strided = true, .view = true,
                        .cpu = permute_kernel, .gradient = permute_gradient, .sample = {{{{4, 5, 3}}, {{"dims", Dims{2, 0, 1}}}}, {{{0, 5}}, {{"dims", Dims{1, 0}}}}}};
 const Op expand_op = {.name = "expand", .rule = expand_rule, .linear = {{0}}, .monotone = {{0}}, .strided = true, .view = true, .cpu = expand_kernel,
-                      .gradient = expand_gradient, .sample = {{{{5, 1}}, {{"shape", Dims{5, 3}}}}, {{{3}}, {{"shape", Dims{5, 3}}}}}};
+                      .gradient = expand_gradient, .sample = {{{{5, 1}}, {{"shape", Dims{5, 3}}}}, {{{3}}, {{"shape", Dims{5, 3}}}}, {{{}}, {{"shape", Dims{4}}}},
+                                 {{{2, 1, 5}}, {{"shape", Dims{3, 2, 4, 5}}}}, {{{0, 1}}, {{"shape", Dims{0, 3}}}}, {{{4, 1}}, {{"shape", Dims{4, 0}}}}}};
 
 DistributedTensor view(const DistributedTensor& x, const Shape& shape) { return call(view_op, {&x}, {{"shape", list_of(complete("view", x, shape))}}); }
 DistributedTensor reshape(const DistributedTensor& x, const Shape& shape) {

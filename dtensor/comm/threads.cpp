@@ -29,7 +29,8 @@ struct Call {
     for (const Buffers& b : list) {
       text += fmt::format(" {}", name(b.in.dtype()));
       if (kind == Kind::all_reduce) text += fmt::format("[{}]", b.in.numel());
-      else if (kind != Kind::all_to_all) text += fmt::format("[{}]", fmt::join(b.counts, "+"));
+      else if (kind == Kind::all_to_all) text += fmt::format("[{}->{}]", fmt::join(b.counts, "+"), fmt::join(b.out_counts, "+"));
+      else text += fmt::format("[{}]", fmt::join(b.counts, "+"));
     }
     return text;
   }

@@ -1,0 +1,212 @@
+// llama_pretrain: trains a Llama on text, on any mesh, as a JSON plan says.
+//
+//     llama_pretrain --model examples/configs/llama_tiny.json --mesh dp=2,tp=2 --plan examples/plans/tp_sp_loss.json
+//                    --data text.txt --steps 200 --batch-size 16 --seq-len 128
+//
+// prints a line per step. With --dry-run it lists the collectives of a step instead, for a mesh of any size, in this process.
+// Exit codes: 0 done, 1 the run failed, 2 bad input (nothing was started).
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <cstdio>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "dtensor/comm_log.h"
+#include "dtensor/launch.h"
+#include "nn/json.h"
+#include "nn/trainer.h"
+#include "placement/nearest.h"
+
+using namespace dtensor;
+
+namespace {
+
+struct Options {
+  std::string model, mesh = "dp=1", plan, metrics, config, resume = "never";
+  std::vector<std::string> data;
+  int64_t batch_size = 16, seq_len = 128;
+  nn::TrainerOptions train{.seed = 42, .steps = 0, .lr = 1e-3, .warmup_steps = 0, .clip = 1.0, .adamw = {.weight_decay = 0.1}};
+  int threads = 0;
+  bool strict = false, dry_run = false, json = false;
+};
+
+void declare(CLI::App& app, Options& o) {
+  app.option_defaults()->always_capture_default();
+  app.add_option("--model", o.model, "Hugging Face config.json of a Llama")->capture_default_str();
+  app.add_option("--mesh", o.mesh, "axes and sizes, the last one fastest; dp, dp_replicate and dp_shard divide the batch");
+  app.add_option("--plan", o.plan, "JSON plan: how the model is parallelized");
+  app.add_option("--data", o.data, "text files; tokens are bytes, then [BOT], [EOT] and [PAD]");
+  app.add_option("--steps", o.train.steps, "training steps");
+  app.add_option("--batch-size", o.batch_size, "sequences per step, over all ranks")->check(CLI::PositiveNumber);
+  app.add_option("--seq-len", o.seq_len, "tokens per sequence")->check(CLI::PositiveNumber);
+  app.add_option("--seed", o.train.seed, "of the initial parameters");
+  app.add_option("--lr", o.train.lr, "peak learning rate")->check(CLI::NonNegativeNumber);
+  app.add_option("--warmup-steps", o.train.warmup_steps, "linear warm-up from a tenth; then a cosine to zero")->check(CLI::NonNegativeNumber);
+  app.add_option("--weight-decay", o.train.adamw.weight_decay, "of AdamW")->check(CLI::NonNegativeNumber);
+  app.add_option("--clip", o.train.clip, "largest global gradient norm; 0: no clipping")->check(CLI::NonNegativeNumber);
+  app.add_option("--metrics", o.metrics, "JSON lines, one per step");
+  app.add_option("--config", o.config, "JSON file with any of these options, {\"lr\": 0.003, ...}; options on the command line win");
+  app.add_option("--resume", o.resume, "never: start from the seed (checkpoints are not supported yet)")->check(CLI::IsMember({"never"}));
+  app.add_option("--threads", o.threads, "of each rank's kernels; 0: the cores divided by the ranks");
+  app.add_flag("--strict", o.strict, "communication that nobody asked for is an error");
+  app.add_flag("--dry-run", o.dry_run, "list the collectives of a step and stop; needs neither --data nor --steps");
+  app.add_flag("--json", o.json, "print --dry-run as JSON");
+}
+
+// Options from the file, where the command line does not have them.
+void apply_config(CLI::App& app, const std::string& file) {
+  nlohmann::ordered_json json = nn::load_json(file, "config");
+  check(json.is_object(), "[config] {} is not a JSON object", file);
+  std::vector<std::string> names;
+  for (const CLI::Option* o : app.get_options()) names.push_back(o->get_name().substr(2));
+  for (const auto& [key, value] : json.items()) {
+    CLI::Option* option = app.get_option_no_throw("--" + key);
+    check(option && key != "config" && key != "help", "[config] there is no option \"{}\"; the nearest is \"{}\" (in {})", key, nearest(key, names), file);
+    if (option->count()) continue;
+    auto add = [&](const nlohmann::ordered_json& v) { option->add_result(v.is_string() ? v.get<std::string>() : v.dump()); };
+    if (value.is_array()) for (const auto& v : value) add(v);
+    else add(value);
+    option->run_callback();
+  }
+}
+
+// Everything a run needs, checked.
+struct Run {
+  MeshShape mesh;
+  nn::LlamaConfig model;
+  nn::ParallelPlan plan;
+};
+
+Run prepare(const Options& o) {
+  check(!o.model.empty(), "[llama_pretrain] --model is missing: give a Hugging Face config.json, as examples/configs/llama_tiny.json");
+  Run run{MeshShape::parse(o.mesh), nn::LlamaConfig::load(o.model), {}};
+  if (!o.plan.empty()) run.plan = nn::ParallelPlan::load(o.plan);
+  check(run.model.vocab_size >= nn::ByteTokenizer::vocab_size, "[llama_pretrain] the model's vocab_size {} is smaller than the tokenizer's {}",
+        run.model.vocab_size, nn::ByteTokenizer::vocab_size);
+  check(o.seq_len <= run.model.max_position_embeddings, "[llama_pretrain] --seq-len {} is more than the model's max_position_embeddings {}", o.seq_len,
+        run.model.max_position_embeddings);
+  int ranks = run.mesh.product(nn::batch_layout(run.mesh).sharded());
+  check(o.batch_size % ranks == 0, "[llama_pretrain] --batch-size {} does not divide over the {} data ranks of mesh {}", o.batch_size, ranks, o.mesh);
+  if (!o.dry_run) {
+    check(!o.data.empty(), "[llama_pretrain] --data is missing: give text files, or --dry-run");
+    check(o.train.steps >= 1, "[llama_pretrain] --steps is missing: give a number of steps, or --dry-run");
+  }
+  return run;
+}
+
+// One step on meta tensors: what a real one would communicate. Plans and shapes that do not fit are errors here already.
+std::vector<CommLog::Entry> dry_run(const Options& o, const Run& run) {
+  auto rank = Rank::recorded(run.mesh.world());
+  rank->strict = o.strict;
+  DeviceMesh mesh(*rank, run.mesh);
+  nn::Trainer trainer(mesh, run.model, run.plan, o.train);
+  CommLog log(*rank);
+  trainer.step(nn::meta_batch(mesh, nn::batch_layout(run.mesh), o.batch_size, o.seq_len));
+  return log.entries();
+}
+
+void print_json(const Run& run, const std::vector<CommLog::Entry>& entries) {
+  nlohmann::ordered_json list = nlohmann::ordered_json::array(), counts = nlohmann::ordered_json::object();
+  int64_t bytes = 0;
+  for (const CommLog::Entry& e : entries) {
+    list.push_back({{"phase", name(e.phase)}, {"collective", e.collective}, {"axes", e.axes}, {"tensor", e.tensor}, {"from", e.from}, {"to", e.to},
+                    {"bytes", e.bytes}, {"group", e.group}, {"module", e.module}, {"op", e.op}, {"reason", e.reason}, {"plan_line", e.plan_line}, {"asked_for", e.asked_for}});
+    bytes += e.bytes;
+  }
+  for (const auto& [kind, n] : count_by_kind(entries)) counts[kind] = n;
+  nlohmann::ordered_json out{{"mesh", to_string(run.mesh)}, {"collectives", list}, {"counts", counts}, {"bytes", bytes}};
+  std::printf("%s\n", out.dump(2).c_str());
+}
+
+// A row per launch, and totals by phase and kind.
+void print_table(const Run& run, const std::vector<CommLog::Entry>& entries) {
+  fmt::print("One step on {}, bytes as the busiest rank receives them\n\n", to_string(run.mesh));
+  fmt::print("{:<9} {:<14} {:<6} {:>12}  {:<18} {}\n", "phase", "collective", "axes", "bytes", "tensor", "for");
+  std::map<std::pair<Phase, std::string>, std::tuple<int, int, int64_t>> totals;
+  for (size_t i = 0; i < entries.size();) {
+    const CommLog::Entry& e = entries[i];
+    int64_t bytes = 0;
+    size_t n = 0;
+    for (; i < entries.size() && entries[i].group == e.group; ++i, ++n) bytes += entries[i].bytes;
+    auto& [launches, tensors, sum] = totals[{e.phase, e.collective}];
+    launches += 1, tensors += int(n), sum += bytes;
+    std::string why = fmt::format("{}{}{}", e.module, e.module.empty() || e.reason.empty() ? "" : ": ", e.reason);
+    if (!e.plan_line.empty()) why += fmt::format("{}[{}]", why.empty() ? "" : "  ", e.plan_line);
+    if (n > 1) why += fmt::format(" and {} more", n - 1);
+    fmt::print("{:<9} {:<14} {:<6} {:>12}  {:<18} {}{}\n", name(e.phase), e.collective, e.axes, bytes, e.tensor, why, e.asked_for ? "" : " (implicit)");
+  }
+  if (entries.empty()) fmt::print("(none)\n");
+  fmt::print("\n{:<9} {:<14} {:>8} {:>8} {:>14}\n", "phase", "collective", "launches", "tensors", "bytes");
+  for (const auto& [key, total] : totals)
+    fmt::print("{:<9} {:<14} {:>8} {:>8} {:>14}\n", name(key.first), key.second, std::get<0>(total), std::get<1>(total), std::get<2>(total));
+}
+
+void train(const Options& o, const Run& run, const nn::PackedText& text) {
+  std::ofstream metrics;
+  if (!o.metrics.empty()) {
+    metrics.open(o.metrics);
+    check(metrics.good(), "[llama_pretrain] cannot write --metrics {}", o.metrics);
+  }
+  auto body = [&](Rank& rank) {
+    rank.strict = o.strict;
+    DeviceMesh mesh(rank, run.mesh);
+    nn::Trainer trainer(mesh, run.model, run.plan, o.train);
+    bool first = rank.rank() == 0;
+    if (first) fmt::print("{} parameters, mesh {}, {} tokens per step\n", trainer.parameter_count(), to_string(run.mesh), o.batch_size * o.seq_len);
+    Layout layout = nn::batch_layout(run.mesh);
+    for (int64_t i = 0; i < o.train.steps; ++i) {
+      auto begin = std::chrono::steady_clock::now();
+      nn::Trainer::Step s = trainer.step(text.batch(mesh, layout, i, o.batch_size));
+      double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+      if (!first) continue;
+      int64_t tokens = o.batch_size * o.seq_len;
+      fmt::print("step {}/{}  loss {:.4f}  grad_norm {:.3f}  lr {:.2e}  {:.0f} tokens/s\n", s.step, o.train.steps, s.loss, s.grad_norm, s.lr, double(tokens) / seconds);
+      std::fflush(stdout);
+      if (!metrics.is_open()) continue;
+      metrics << fmt::format("{{\"step\": {}, \"loss\": {:.17g}, \"grad_norm\": {:.17g}, \"lr\": {:.17g}, \"tokens\": {}, \"tokens_per_second\": {:.17g}, \"step_seconds\": {:.17g}}}\n",
+                             s.step, s.loss, s.grad_norm, s.lr, tokens, double(tokens) / seconds, seconds) << std::flush;
+    }
+  };
+  launch(run.mesh.world(), body, {.threads = o.threads});
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Options o;
+  CLI::App app("Trains a Llama on text, on any mesh, as a JSON plan says.", "llama_pretrain");
+  declare(app, o);
+  try {
+    app.parse(argc, argv);
+    if (!o.config.empty()) apply_config(app, o.config);
+  } catch (const CLI::Success& e) {
+    return app.exit(e);  // --help
+  } catch (const CLI::Error& e) {
+    std::fprintf(stderr, "llama_pretrain: %s; see --help\n", e.what());
+    return 2;
+  } catch (const Error& e) {
+    std::fprintf(stderr, "llama_pretrain: %s\n", e.what());
+    return 2;
+  }
+  std::optional<Run> run;
+  std::optional<nn::PackedText> text;
+  try {
+    run = prepare(o);
+    if (!o.dry_run) text.emplace(o.data, o.seq_len);
+    std::vector<CommLog::Entry> entries = dry_run(o, *run);
+    if (o.dry_run) {
+      o.json ? print_json(*run, entries) : print_table(*run, entries);
+      return 0;
+    }
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "llama_pretrain: %s\n", e.what());
+    return 2;
+  }
+  try {
+    train(o, *run, *text);
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "llama_pretrain: %s\n", e.what());
+    return 1;
+  }
+  return 0;
+}
