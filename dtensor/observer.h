@@ -43,7 +43,8 @@ struct CollectiveEvent {
 struct RedistributeEvent {
   const DistributedTensor& from;
   const DistributedTensor& to;
-  bool remake;  // the result need not be kept for the gradient: it can be remade from `from`
+  bool remake;     // the result need not be kept for the gradient: it can be remade from `from`
+  uint64_t batch;  // tensors redistributed by one call have one number
 };
 
 class Observer {

@@ -273,13 +273,14 @@ std::vector<DistributedTensor> redistribute(std::span<const DistributedTensor> l
     index.push_back(i);
   }
   run(travels, options);
+  uint64_t batch = travels.empty() ? 0 : travels[0].mesh().rank_state().next_id();
   for (size_t k = 0; k < travels.size(); ++k) {
     const DistributedTensor& x = list[index[k]];
     const LocalSpec* spec = x.mesh().intern({x.dtype(), x.shape(), layouts[index[k]]});
     Tensor local = travels[k].local;
     if (local.shape() != spec->local_shape) local = travels[k].make(spec->local_shape);  // empty tensors need no steps
     result[index[k]] = DistributedTensor::empty(x.mesh(), spec, local);
-    x.mesh().rank_state().notify([&](Observer& o) { o.on_redistribute({x, result[index[k]], options.remake}); });
+    x.mesh().rank_state().notify([&](Observer& o) { o.on_redistribute({x, result[index[k]], options.remake, batch}); });
   }
   return result;
 }

@@ -16,17 +16,28 @@ Parameter::Parameter(Module& owner, std::string name, const Shape& shape, Init i
 }
 
 DistributedTensor Parameter::operator()() const {
+  if (unsharded_.defined()) return unsharded_;
   if (stored_.layout() == used_) return stored_;
   return stored_.redistribute(used_, {.remake = true});
 }
 
-void Parameter::place(int axis, Placement p) {
-  check(stored_.is_meta(), "[Parameter::place] {} has values already: apply plans before materialize()", path_);
-  if (p.is_shard()) p = Shard(normalize_dim("Parameter::place", p.dim, stored_.dims()));
+void Parameter::store_as(const Layout& layout) {
+  check(stored_.is_meta(), "[Parameter] {} has values already: apply plans before materialize()", path_);
   const DeviceMesh& mesh = stored_.mesh();
-  const LocalSpec* spec = mesh.intern({stored_.dtype(), shape(), stored_.layout().with(axis, p)});
+  const LocalSpec* spec = mesh.intern({stored_.dtype(), shape(), layout});
   stored_ = DistributedTensor::empty(mesh, spec, Tensor(mesh.rank_state().allocator(), spec->dtype, spec->local_shape, Device::meta));
-  used_ = spec->layout;
+}
+
+void Parameter::place(int axis, Placement p) {
+  if (p.is_shard()) p = Shard(normalize_dim("Parameter::place", p.dim, stored_.dims()));
+  store_as(stored_.layout().with(axis, p));
+  used_ = stored_.layout();
+}
+
+void Parameter::shard_storage(int axis, std::shared_ptr<ParameterGroup> group) {
+  check(stored_.dims() > 0, "[fully_shard] {} has no dimension to shard", path_);
+  store_as(stored_.layout().with_innermost(axis, 0));
+  group_ = std::move(group);
 }
 
 void Parameter::materialize(uint64_t seed) {

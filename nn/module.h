@@ -12,6 +12,13 @@
 namespace dtensor::nn {
 
 class Module;
+class Parameter;
+
+// Parameters that are brought together and sharded again as one: nn/parallel/fully_shard.h.
+struct ParameterGroup {
+  std::vector<Parameter*> parameters;
+  bool reshard_after_forward = true;
+};
 
 // How a parameter begins.
 struct Init {
@@ -36,18 +43,29 @@ class Parameter {
   // As stored: what optimizers and checkpoints see.
   DistributedTensor& stored() { return stored_; }
   const DistributedTensor& stored() const { return stored_; }
-  // For use in a forward function: brought to its layout for use, which the tape may drop and remake.
+  // For use in a forward function: the group's copy while there is one, else brought to its layout for use, which the
+  // tape may drop and remake.
   DistributedTensor operator()() const;
   // The placement along one axis, stored and used. Errors: a parameter that has values already; a missing dimension.
   void place(int axis, Placement p);
+  // Stored in shards of dimension 0 along one axis, innermost; used as before. Errors: a parameter that has values
+  // already, is in a group already, or has no dimension.
+  void shard_storage(int axis, std::shared_ptr<ParameterGroup> group);
+  const std::shared_ptr<ParameterGroup>& group() const { return group_; }
+  const Layout& used_layout() const { return used_; }
+  // Of a group: the copy in the layout for use.
+  void set_unsharded(DistributedTensor copy) { unsharded_ = std::move(copy); }
   // Allocates this rank's part and fills it, each element by its global index (law 5).
   void materialize(uint64_t seed);
 
  private:
   std::string path_;
   Init init_;
-  DistributedTensor stored_;
+  void store_as(const Layout& layout);
+
+  DistributedTensor stored_, unsharded_;
   Layout used_;
+  std::shared_ptr<ParameterGroup> group_;
 };
 
 // Modules are neither copied nor moved; a member declares itself: Linear q_proj{*this, "q_proj", ...}.

@@ -10,6 +10,17 @@
 
 namespace dtensor::nn {
 
+void watch_parameters(Tape& tape, const std::vector<Parameter*>& parameters) {
+  for (Parameter* p : parameters) {
+    if (!p->group()) tape.watch(p->stored());
+    if (!p->group() || p->group()->parameters.front() != p) continue;
+    std::vector<DistributedTensor> leaves;
+    std::vector<std::string> names;
+    for (const Parameter* q : p->group()->parameters) leaves.push_back(q->stored()), names.push_back(q->path());
+    tape.watch_together(leaves, names);
+  }
+}
+
 std::vector<DistributedTensor> reduce_gradients(const Tape& tape, const std::vector<Parameter*>& parameters) {
   if (parameters.empty()) return {};
   std::vector<DistributedTensor> gradients;

@@ -6,6 +6,9 @@
 
 namespace dtensor::nn {
 
+// Gradients of all parameters are wanted; those of one group are reduced together, as soon as they are complete.
+void watch_parameters(Tape& tape, const std::vector<Parameter*>& parameters);
+
 // The gradients of parameters, brought to their stored layouts, all in as few launches as possible. Zeros where the
 // loss does not depend on a parameter.
 std::vector<DistributedTensor> reduce_gradients(const Tape& tape, const std::vector<Parameter*>& parameters);

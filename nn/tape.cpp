@@ -15,6 +15,17 @@ void Tape::watch(const DistributedTensor& leaf) {
   roots_.emplace(leaf.id(), leaf.id());
 }
 
+void Tape::watch_together(const std::vector<DistributedTensor>& leaves, const std::vector<std::string>& names) {
+  check(leaves.size() == names.size(), "[watch_together] {} leaves and {} names", leaves.size(), names.size());
+  Group group{leaves, {}};
+  for (size_t i = 0; i < leaves.size(); ++i) {
+    watch(leaves[i]);
+    group_of_.emplace(leaves[i].id(), groups_.size());
+    group.reasons.push_back("gradient of " + names[i]);
+  }
+  groups_.push_back(std::move(group));
+}
+
 uint64_t Tape::root_of(const DistributedTensor* x) const {
   if (!x) return 0;
   auto it = roots_.find(x->id());
@@ -29,23 +40,30 @@ DistributedTensor Tape::gradient(const DistributedTensor& leaf) const {
 void Tape::on_redistribute(const RedistributeEvent& e) {
   if (rank_.no_grad) return;
   if (e.remake) {
-    auto it = recipes_.find(e.from.id());
-    recipes_[e.to.id()] = {it == recipes_.end() ? e.from : it->second.source, e.to.layout()};
+    if (e.batch != last_batch_) last_recipe_ = std::make_shared<Recipe>(), last_batch_ = e.batch;
+    auto it = recipes_.find(e.from.id());  // of something remade itself: from the first source
+    last_recipe_->sources.push_back(it == recipes_.end() ? e.from : it->second.first->sources[it->second.second]);
+    last_recipe_->layouts.push_back(e.to.layout());
+    recipes_[e.to.id()] = {last_recipe_, last_recipe_->sources.size() - 1};
   }
   if (uint64_t root = root_of(&e.from)) roots_[e.to.id()] = root;
 }
 
 Tape::Kept Tape::keep(const DistributedTensor& x) const {
   auto it = recipes_.find(x.id());
-  if (it == recipes_.end()) return {x, x.version(), false, {}};
-  return {it->second.source, it->second.source.version(), true, it->second.layout};
+  if (it == recipes_.end()) return {x, x.version(), nullptr};
+  const DistributedTensor& source = it->second.first->sources[it->second.second];
+  return {source, source.version(), it->second.first, it->second.second};
 }
 
 DistributedTensor Tape::Kept::get(std::string_view op) const {
   check(value.version() == version, "[backward] {}, which the gradient of {} needs, was written in place after it was used", to_string(value), op);
-  if (!remake) return value;
-  LabelScope reason(value.mesh().rank_state(), Label::Kind::reason, "remade for the gradient");
-  return value.redistribute(layout);
+  if (!recipe) return value;
+  if (recipe->results.empty()) {
+    LabelScope reason(value.mesh().rank_state(), Label::Kind::reason, "remade for the gradient");
+    recipe->results = redistribute(recipe->sources, recipe->layouts);
+  }
+  return recipe->results[index];
 }
 
 void Tape::on_call(const CallEvent& e) {
@@ -63,7 +81,35 @@ void Tape::on_call(const CallEvent& e) {
     for (int i : e.op.keeps.inputs) node.kept_inputs.push_back(e.used[size_t(i)] ? keep(*e.used[size_t(i)]) : Kept{});
     for (int o : e.op.keeps.outputs) node.kept_outputs.push_back(keep(e.outputs[size_t(o)]));
   }
+  count_uses(node, 1);
   nodes_.push_back(std::move(node));
+}
+
+void Tape::count_uses(const Node& node, int change) {
+  for (const Value& in : node.inputs) {
+    auto it = group_of_.find(in.root);
+    if (it == group_of_.end()) continue;
+    Group& group = groups_[it->second];
+    group.uses += change;
+    if (change < 0 && group.uses == 0) reduce(group);
+  }
+}
+
+void Tape::reduce(const Group& group) {
+  std::vector<uint64_t> ids;
+  std::vector<DistributedTensor> list;
+  std::vector<Layout> layouts;
+  std::vector<std::string> reasons;
+  for (size_t i = 0; i < group.leaves.size(); ++i) {
+    auto it = gradients_.find(group.leaves[i].id());
+    if (it == gradients_.end()) continue;
+    ids.push_back(it->first);
+    list.push_back(it->second);
+    layouts.push_back(group.leaves[i].layout());
+    reasons.push_back(group.reasons[i]);
+  }
+  list = redistribute(list, layouts, {.reasons = reasons});
+  for (size_t i = 0; i < ids.size(); ++i) gradients_[ids[i]] = list[i];
 }
 
 // What a card's gradient function sees of a node.
@@ -158,14 +204,20 @@ void Tape::backward(const DistributedTensor& loss) {
     ~End() { tape.forget(); }
   } end{*this};
   contribute(root, one);
+  recipes_.clear();  // from here on only nodes hold them
+  last_recipe_.reset();
   while (!nodes_.empty()) {
-    run(nodes_.back());
-    nodes_.pop_back();  // frees what it kept
+    Node node = std::move(nodes_.back());
+    nodes_.pop_back();
+    run(node);
+    node.kept_inputs.clear(), node.kept_outputs.clear();
+    count_uses(node, -1);
   }
 }
 
 void Tape::forget() {
   nodes_.clear();
+  for (Group& group : groups_) group.uses = 0;
   pending_.clear();
   recipes_.clear();
   roots_.clear();

@@ -17,7 +17,8 @@ namespace dtensor::nn {
 // gradient of a value, and the counts are Megatron's.
 //
 // What is kept may be a recipe: the result of a redistribution with `remake` is dropped after the forward pass and made
-// again from its source when a gradient asks.
+// again from its source when a gradient asks; tensors that were redistributed by one call are remade by one, and live
+// until the last gradient that needs one of them.
 class Tape : public Observer {
  public:
   explicit Tape(Rank& rank);
@@ -27,6 +28,9 @@ class Tape : public Observer {
 
   // Gradients of this value are wanted. Errors: a value that was computed from another watched one.
   void watch(const DistributedTensor& leaf);
+  // The same for several, whose gradients are brought to the leaves' own layouts in one launch, as soon as the backward
+  // pass has passed the last use of any of them. `names` are for logs.
+  void watch_together(const std::vector<DistributedTensor>& leaves, const std::vector<std::string>& names);
   bool tracks(const DistributedTensor& x) const { return roots_.contains(x.id()); }
 
   // Adds the gradients of `loss` (one element, Replicate) to those of the leaves, and frees the record.
@@ -45,13 +49,24 @@ class Tape : public Observer {
   void on_redistribute(const RedistributeEvent& e) override;
 
  private:
-  // A value kept for a gradient, or how to remake it.
+  // How to remake the results of one redistribution, and the results while somebody needs them.
+  struct Recipe {
+    std::vector<DistributedTensor> sources, results;
+    std::vector<Layout> layouts;
+  };
+  // A value kept for a gradient, or its recipe.
   struct Kept {
-    DistributedTensor value;   // or the source of the recipe
+    DistributedTensor value;   // or the recipe's source
     uint32_t version = 0;
-    bool remake = false;
-    Layout layout;             // of the recipe's result
+    std::shared_ptr<Recipe> recipe;
+    size_t index = 0;          // in the recipe
     DistributedTensor get(std::string_view op) const;
+  };
+  // Leaves whose gradients are reduced together.
+  struct Group {
+    std::vector<DistributedTensor> leaves;
+    std::vector<std::string> reasons;
+    int uses = 0;              // recorded inputs that the backward pass has not passed yet
   };
   struct Value {
     uint64_t root = 0;         // 0: absent or not tracked
@@ -64,23 +79,25 @@ class Tape : public Observer {
     std::vector<Kept> kept_inputs, kept_outputs;  // parallel to op->keeps
     std::string module, plan_line;
   };
-  struct Recipe {
-    DistributedTensor source;
-    Layout layout;
-  };
   class NodeGradient;
 
   uint64_t root_of(const DistributedTensor* x) const;
   Kept keep(const DistributedTensor& x) const;
   void run(Node& node);
   void contribute(uint64_t root, DistributedTensor gradient);
+  void count_uses(const Node& node, int change);
+  void reduce(const Group& group);
   void forget();  // all but the leaves and their gradients
 
   Rank& rank_;
   std::vector<Node> nodes_;
   std::unordered_map<uint64_t, uint64_t> roots_;       // tracked values; a redistributed one's root is its source's
-  std::unordered_map<uint64_t, Recipe> recipes_;       // by the id of the result
+  std::unordered_map<uint64_t, std::pair<std::shared_ptr<Recipe>, size_t>> recipes_;  // by the id of the result
+  std::shared_ptr<Recipe> last_recipe_;                // of the batch that is being reported
+  uint64_t last_batch_ = 0;
   std::unordered_set<uint64_t> leaves_;
+  std::vector<Group> groups_;
+  std::unordered_map<uint64_t, size_t> group_of_;      // by leaf
   std::unordered_map<uint64_t, DistributedTensor> pending_, gradients_;  // by root
 };
 

@@ -33,7 +33,7 @@ Trainer::Trainer(const DeviceMesh& mesh, const LlamaConfig& config, const Parall
   check_axes(mesh.shape(), plan);
   plan.apply(model_);
   materialize(model_, options.seed);
-  for (Parameter* p : parameters_) tape_.watch(p->stored());
+  watch_parameters(tape_, parameters_);
 }
 
 int64_t Trainer::parameter_count() {

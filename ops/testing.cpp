@@ -121,7 +121,7 @@ class Checker {
 
   void check_strategy(Simulation& s, const Strategy& strategy, int world, const std::vector<Tensor>& whole) {
     if (strategy.factor >= 0 && !divides(s.rule().factors()[size_t(strategy.factor)], world)) return;
-    offered_.insert(key(s, strategy.inputs, bit(strategy.factor)) + "->" + to_string(Strategy{-1, {}, strategy.outputs}));
+    offered_.insert(key(s, strategy.inputs, bit(strategy.factor)) + "->" + key(s, strategy.outputs, s.rule().outputs()));
     MeshShape mesh = line(world);
     bool partial = std::any_of(strategy.inputs.begin(), strategy.inputs.end(), [](Placement p) { return p.is_partial(); });
     for (Contributions how : {Contributions::random, Contributions::identity}) {
@@ -190,15 +190,23 @@ class Checker {
     return true;
   }
 
-  // A way to lay out inputs, named by factors, the same for samples of other shapes: "Shard(k),Replicate".
-  std::string key(const Simulation& s, std::span<const Placement> inputs, uint64_t sharded) const {
+  // Placements named by factors, the same for samples of other shapes: "Shard(k),Replicate".
+  static std::string key(const Simulation& s, std::span<const Placement> placements, const std::vector<Operand>& operands) {
     std::string text;
-    for (size_t i = 0; i < inputs.size(); ++i) {
-      std::string p = dtensor::to_string(inputs[i]);
-      if (inputs[i].is_shard())
-        p = fmt::format("Shard({})", factor_name(s.rule().factors()[size_t(s.rule().inputs()[i].leading[size_t(inputs[i].dim)])].name));
+    for (size_t i = 0; i < placements.size(); ++i) {
+      std::string p = dtensor::to_string(placements[i]);
+      if (placements[i].is_shard()) {
+        int f = operands[i].leading[size_t(placements[i].dim)];
+        p = fmt::format("Shard({})", f < 0 ? "1" : factor_name(s.rule().factors()[size_t(f)].name));
+      }
       text += (i ? "," : "") + p;
     }
+    return text;
+  }
+
+  // Those of the inputs, and the sharded factors that are on outputs only.
+  static std::string key(const Simulation& s, std::span<const Placement> inputs, uint64_t sharded) {
+    std::string text = key(s, inputs, s.rule().inputs());
     for (size_t f = 0; f < s.rule().factors().size(); ++f) {  // only on outputs
       bool on_inputs = std::any_of(s.rule().inputs().begin(), s.rule().inputs().end(), [&](const Operand& o) { return o.has_factor(int(f)); });
       if ((sharded >> f & 1) && !on_inputs) text += fmt::format(" {} split", factor_name(s.rule().factors()[f].name));
@@ -269,7 +277,7 @@ class Checker {
       for (size_t o = 0; sound && o < whole.size(); ++o) sound = search_output(s, whole, sharded, parts[o], o, mesh, outputs[o]);
       if (!sound) break;
     }
-    std::string inputs_key = key(s, inputs, sharded), text = inputs_key + "->" + to_string(Strategy{-1, {}, outputs}).substr(2);
+    std::string inputs_key = key(s, inputs, sharded), text = inputs_key + "->" + key(s, outputs, s.rule().outputs());
     if (!sound) {  // whatever other samples say
       for (auto& [known, ok] : searched_)
         if (known.starts_with(inputs_key + "->")) ok = false;

@@ -52,6 +52,13 @@ Terms expand(const Terms& terms, int own, int dots) {
 
 constexpr int64_t unknown = -1;
 
+// "[5,7], [6,3]"
+std::string list(std::span<const Shape* const> shapes) {
+  std::string text;
+  for (const Shape* s : shapes) text += fmt::format("{}{}", text.empty() ? "" : ", ", s ? to_string(*s) : "absent");
+  return text;
+}
+
 }  // namespace
 
 int Operand::dim_of(int f) const {
@@ -123,8 +130,8 @@ BoundRule::BoundRule(std::string_view who, Rule rule, std::span<const Shape* con
           check(size == f || size == 1, "[{}] sizes {} and {} of one dimension do not broadcast: operand {} is {}", who,
                 f, size, i, to_string(*shapes[i]));
         } else {
-          check(size == known, "[{}] sizes of {} differ: {} in {} (operand {}), {} elsewhere (rule {})", who, t.names,
-                size, to_string(*shapes[i]), i, known, rule_.text);
+          check(size == known, "[{}] sizes of {} differ: {} and {} in operands {} (rule {})", who, t.names, known, size,
+                list(shapes), rule_.text);
         }
       }
     }

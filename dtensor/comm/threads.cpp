@@ -195,8 +195,14 @@ class Threads : public Communicator {
                                      double(world_->deadline.count()) / 1000, group_->ranks[size_t(rank_)],
                                      missing.empty() ? "the others" : "rank " + missing, round.calls[size_t(rank_)].describe());
     lock.unlock();
+    end_all(reason);
+  }
+
+  // The first cause is the one that all ranks report.
+  [[noreturn]] void end_all(const std::string& reason) {
     abort(reason);
-    throw Error(reason);
+    std::lock_guard lock(world_->mutex);
+    throw Error(world_->reason);
   }
 
   void agree(const Round& round) {
@@ -209,8 +215,7 @@ class Threads : public Communicator {
       size_t low = std::min(r, size_t(rank_)), high = std::max(r, size_t(rank_));
       std::string reason = fmt::format("[collective] ranks {} and {} disagree: \"{}\" and \"{}\"", group_->ranks[low],
                                        group_->ranks[high], round.calls[low].describe(), round.calls[high].describe());
-      abort(reason);
-      throw Error(reason);
+      end_all(reason);
     }
   }
 

@@ -2,9 +2,9 @@
 
 #include <map>
 #include <nlohmann/json.hpp>
-#include <set>
 
 #include "nn/json.h"
+#include "nn/parallel/fully_shard.h"
 #include "placement/nearest.h"
 
 namespace dtensor::nn {
@@ -126,6 +126,29 @@ TensorParallelPlan parse_tensor_parallel(const Place& p) {
   return t;
 }
 
+FullyShardPlan parse_fully_shard(const Place& p) {
+  p.fields({"axis", "replicate_axis", "modules", "param_dtype", "reduce_dtype", "reshard_after_forward"});
+  for (const char* key : {"axis", "modules"})
+    if (!p.value.contains(key)) p.error(fmt::format("\"{}\" is missing", key));
+  FullyShardPlan f;
+  auto strings = [](const Place& list) {
+    std::vector<std::string> out;
+    if (!list.value.is_array()) return out.push_back(list.text()), out;
+    for (size_t i = 0; i < list.value.size(); ++i) out.push_back(Place{list.value[i], fmt::format("{}[{}]", list.path, i)}.text());
+    return out;
+  };
+  f.axes = strings(p.at("axis"));
+  f.modules = strings(p.at("modules"));
+  if (p.value.contains("replicate_axis")) f.replicate_axis = p.at("replicate_axis").text();
+  if (p.value.contains("reshard_after_forward")) {
+    if (!p.value["reshard_after_forward"].is_boolean()) p.at("reshard_after_forward").error("true or false");
+    f.reshard_after_forward = p.value["reshard_after_forward"].get<bool>();
+  }
+  for (const char* key : {"param_dtype", "reduce_dtype"})
+    if (p.value.contains(key) && p.at(key).text() != "fp32") p.at(key).error(fmt::format("{} is not supported on the CPU; use \"fp32\"", p.value[key].dump()));
+  return f;
+}
+
 // "model.layers.*.mlp" matches "model.layers.0.mlp": * is any one segment.
 bool matches(std::string_view pattern, std::string_view path) {
   while (true) {
@@ -136,32 +159,49 @@ bool matches(std::string_view pattern, std::string_view path) {
   }
 }
 
+// The modules that a pattern names; an error with the nearest name where there are none.
+std::vector<Module*> find_modules(Module& model, const std::string& pattern, const char* place) {
+  std::vector<Module*> found;
+  std::vector<std::string> names;
+  for (Module* m : model.modules()) {
+    if (matches(pattern, m->path())) found.push_back(m);
+    if (!m->path().empty()) names.push_back(m->path());
+  }
+  if (!found.empty()) return found;
+  std::string near = nearest(pattern, names);
+  // Name it as a pattern where the mistyped one is.
+  if (pattern.find('*') != std::string::npos)
+    for (size_t i = 0, end; i < near.size(); i = end + 1) {
+      end = std::min(near.find('.', i), near.size());
+      if (near.find_first_not_of("0123456789", i) >= end) near.replace(i, end - i, "*"), end = i + 1;
+    }
+  fail("[plan] {}: \"{}\" matches no module; the nearest is \"{}\"", place, pattern, near);
+}
+
 void apply_tensor_parallel(Module& model, const TensorParallelPlan& plan) {
   int axis = model.mesh().shape().axis(plan.axis, "plan");
-  std::vector<Module*> modules = model.modules();
   std::map<Module*, std::string> matched;
-  for (const auto& [pattern, style] : plan.lines) {
-    bool any = false;
-    for (Module* m : modules) {
-      if (!matches(pattern, m->path())) continue;
-      any = true;
+  for (const auto& [pattern, style] : plan.lines)
+    for (Module* m : find_modules(model, pattern, "tensor_parallel.plan")) {
       auto [it, fresh] = matched.emplace(m, pattern);
       check(fresh, "[plan] tensor_parallel.plan: module {} is matched by \"{}\" and \"{}\"; keep one of them", m->path(), it->second, pattern);
-      apply(*m, axis, style);
+      nn::apply(*m, axis, style);
     }
-    if (any) continue;
-    std::vector<std::string> names;
-    for (Module* m : modules)
-      if (!m->path().empty()) names.push_back(m->path());
-    std::string near = nearest(pattern, names);
-    // Name it as a pattern where the mistyped one is.
-    if (pattern.find('*') != std::string::npos)
-      for (size_t i = 0, end; i < near.size(); i = end + 1) {
-        end = std::min(near.find('.', i), near.size());
-        if (near.find_first_not_of("0123456789", i) >= end) near.replace(i, end - i, "*"), end = i + 1;
-      }
-    fail("[plan] tensor_parallel.plan: \"{}\" matches no module; the nearest is \"{}\"", pattern, near);
-  }
+}
+
+// Inner modules first, so that a parameter belongs to the innermost group.
+void apply_fully_shard(Module& model, const FullyShardPlan& plan) {
+  FullyShardOptions options{{}, plan.reshard_after_forward};
+  for (const std::string& axis : plan.axes) options.axes.push_back(model.mesh().shape().axis(axis, "plan"));
+  std::vector<Module*> list;
+  for (const std::string& pattern : plan.modules)
+    for (Module* m : find_modules(model, pattern, "fully_shard.modules")) {
+      check(std::find(list.begin(), list.end(), m) == list.end(), "[plan] fully_shard.modules: module \"{}\" is named twice", m->path());
+      list.push_back(m);
+    }
+  auto depth = [](Module* m) { return m->path().empty() ? 0 : 1 + std::count(m->path().begin(), m->path().end(), '.'); };
+  std::stable_sort(list.begin(), list.end(), [&](Module* a, Module* b) { return depth(a) > depth(b); });
+  for (Module* m : list) nn::fully_shard(*m, options);
 }
 
 }  // namespace
@@ -179,7 +219,7 @@ ParallelPlan ParallelPlan::from_json(const Json& object) {
   Place root{object, ""};
   root.fields({"tensor_parallel", "loss_parallel", "data_parallel", "fully_shard", "activation_checkpoint", "context_parallel"});
   ParallelPlan plan;
-  for (const char* later : {"fully_shard", "activation_checkpoint", "context_parallel"})
+  for (const char* later : {"activation_checkpoint", "context_parallel"})
     if (object.contains(later)) root.at(later).error("not supported yet; remove it");
   if (object.contains("tensor_parallel")) {
     Place tp = root.at("tensor_parallel");
@@ -198,6 +238,7 @@ ParallelPlan ParallelPlan::from_json(const Json& object) {
     if (!dp.value.contains("axis")) dp.error("\"axis\" is missing");
     plan.data_parallel = dp.at("axis").text();
   }
+  if (object.contains("fully_shard")) plan.fully_shard = parse_fully_shard(root.at("fully_shard"));
   return plan;
 }
 
@@ -205,6 +246,10 @@ std::vector<std::string> ParallelPlan::axes() const {
   std::vector<std::string> list;
   for (const auto& t : tensor_parallel) list.push_back(t.axis);
   if (data_parallel) list.push_back(*data_parallel);
+  if (fully_shard) {
+    list.insert(list.end(), fully_shard->axes.begin(), fully_shard->axes.end());
+    if (fully_shard->replicate_axis) list.push_back(*fully_shard->replicate_axis);
+  }
   return list;
 }
 
@@ -213,6 +258,7 @@ void ParallelPlan::apply(Module& model) const {
   for (const std::string& axis : axes())
     check(mesh.find(axis) >= 0, "[plan] the plan uses axis \"{}\", which mesh {} lacks: add it, as in --mesh {},{}=2", axis, to_string(mesh), to_string(mesh), axis);
   for (const auto& t : tensor_parallel) apply_tensor_parallel(model, t);
+  if (fully_shard) apply_fully_shard(model, *fully_shard);
   if (!loss_parallel) return;
   for (const auto& t : tensor_parallel) {
     int axis = mesh.axis(t.axis, "plan");
