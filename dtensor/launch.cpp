@@ -1,6 +1,7 @@
 #include "dtensor/launch.h"
 
 #include <mutex>
+#include <numeric>
 #include <thread>
 
 namespace dtensor {
@@ -35,6 +36,16 @@ void launch(int world, const std::function<void(Rank&)>& f, const LaunchOptions&
   run(0);
   for (std::thread& t : others) t.join();
   if (first >= 0) throw Error(world == 1 ? message : fmt::format("{} (rank {} of {})", message, first, world));
+}
+
+void in_rank_order(Rank& rank, const std::function<void()>& f) {
+  std::vector<int> all(static_cast<size_t>(rank.world()));
+  std::iota(all.begin(), all.end(), 0);
+  Communicator& world = rank.communicator(all);
+  for (int r : all) {
+    if (r == rank.rank()) f();
+    world.barrier();
+  }
 }
 
 }  // namespace dtensor

@@ -17,4 +17,7 @@ struct LaunchOptions {
 // freed from their collectives; the first error is thrown again, as an Error that names its rank.
 void launch(int world, const std::function<void(Rank&)>& f, const LaunchOptions& options = {});
 
+// Calls f on one rank after the other, in their order: for printing. Every rank calls it.
+void in_rank_order(Rank& rank, const std::function<void()>& f);
+
 }  // namespace dtensor

@@ -3,7 +3,8 @@
 //     llama_pretrain --model examples/configs/llama_tiny.json --mesh dp=2,tp=2 --plan examples/plans/tp_sp_loss.json
 //                    --data text.txt --steps 200 --batch-size 16 --seq-len 128
 //
-// prints a line per step. With --dry-run it lists the collectives of a step instead, for a mesh of any size, in this process.
+// shows a progress bar on a terminal and prints a line per step elsewhere. With --dry-run it lists the collectives of a
+// step instead, for a mesh of any size, in this process.
 // Exit codes: 0 done, 1 the run failed, 2 bad input (nothing was started).
 #include <CLI/CLI.hpp>
 #include <chrono>
@@ -13,6 +14,7 @@
 
 #include "dtensor/comm_log.h"
 #include "dtensor/launch.h"
+#include "examples/progress.h"
 #include "nn/json.h"
 #include "nn/trainer.h"
 #include "placement/nearest.h"
@@ -141,33 +143,35 @@ void print_table(const Run& run, const std::vector<CommLog::Entry>& entries) {
     fmt::print("{:<9} {:<14} {:>8} {:>8} {:>14}\n", name(key.first), key.second, std::get<0>(total), std::get<1>(total), std::get<2>(total));
 }
 
-void train(const Options& o, const Run& run, const nn::PackedText& text) {
-  std::ofstream metrics;
-  if (!o.metrics.empty()) {
-    metrics.open(o.metrics);
-    check(metrics.good(), "[llama_pretrain] cannot write --metrics {}", o.metrics);
-  }
+// One line of the metrics file: numbers have 17 digits, which read back to the same bits.
+std::string metrics_line(const nn::Trainer::Step& s, int64_t tokens, double seconds) {
+  return fmt::format("{{\"step\": {}, \"loss\": {:.17g}, \"grad_norm\": {:.17g}, \"lr\": {:.17g}, \"tokens\": {}, \"tokens_per_second\": {:.17g}, \"step_seconds\": {:.17g}}}\n",
+                     s.step, s.loss, s.grad_norm, s.lr, tokens, double(tokens) / seconds, seconds);
+}
+
+void train(const Options& o, const Run& run, const nn::PackedText& text, std::ofstream& metrics) {
+  Progress progress(o.train.steps);
   auto body = [&](Rank& rank) {
     rank.strict = o.strict;
     DeviceMesh mesh(rank, run.mesh);
     nn::Trainer trainer(mesh, run.model, run.plan, o.train);
     bool first = rank.rank() == 0;
-    if (first) fmt::print("{} parameters, mesh {}, {} tokens per step\n", trainer.parameter_count(), to_string(run.mesh), o.batch_size * o.seq_len);
+    int64_t tokens = o.batch_size * o.seq_len;
+    if (first) fmt::print("{} parameters, mesh {}, {} tokens per step\n", trainer.parameter_count(), to_string(run.mesh), tokens);
     Layout layout = nn::batch_layout(run.mesh);
     for (int64_t i = 0; i < o.train.steps; ++i) {
       auto begin = std::chrono::steady_clock::now();
       nn::Trainer::Step s = trainer.step(text.batch(mesh, layout, i, o.batch_size));
       double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
       if (!first) continue;
-      int64_t tokens = o.batch_size * o.seq_len;
-      fmt::print("step {}/{}  loss {:.4f}  grad_norm {:.3f}  lr {:.2e}  {:.0f} tokens/s\n", s.step, o.train.steps, s.loss, s.grad_norm, s.lr, double(tokens) / seconds);
-      std::fflush(stdout);
+      progress.step(s, tokens, seconds);
       if (!metrics.is_open()) continue;
-      metrics << fmt::format("{{\"step\": {}, \"loss\": {:.17g}, \"grad_norm\": {:.17g}, \"lr\": {:.17g}, \"tokens\": {}, \"tokens_per_second\": {:.17g}, \"step_seconds\": {:.17g}}}\n",
-                             s.step, s.loss, s.grad_norm, s.lr, tokens, double(tokens) / seconds, seconds) << std::flush;
+      metrics << metrics_line(s, tokens, seconds) << std::flush;
+      check(metrics.good(), "[llama_pretrain] cannot write to --metrics {}: is the disk full?", o.metrics);
     }
   };
   launch(run.mesh.world(), body, {.threads = o.threads});
+  progress.summary(o.metrics);
 }
 
 }  // namespace
@@ -190,6 +194,7 @@ int main(int argc, char** argv) {
   }
   std::optional<Run> run;
   std::optional<nn::PackedText> text;
+  std::ofstream metrics;
   try {
     run = prepare(o);
     if (!o.dry_run) text.emplace(o.data, o.seq_len);
@@ -198,12 +203,16 @@ int main(int argc, char** argv) {
       o.json ? print_json(*run, entries) : print_table(*run, entries);
       return 0;
     }
+    if (!o.metrics.empty()) {
+      metrics.open(o.metrics);
+      check(metrics.good(), "[llama_pretrain] cannot write --metrics {}: does the folder exist?", o.metrics);
+    }
   } catch (const std::exception& e) {
     std::fprintf(stderr, "llama_pretrain: %s\n", e.what());
     return 2;
   }
   try {
-    train(o, *run, *text);
+    train(o, *run, *text, metrics);
   } catch (const std::exception& e) {
     std::fprintf(stderr, "llama_pretrain: %s\n", e.what());
     return 1;

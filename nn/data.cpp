@@ -1,5 +1,6 @@
 #include "nn/data.h"
 
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 
@@ -8,6 +9,7 @@ namespace dtensor::nn {
 PackedText::PackedText(const std::vector<std::string>& files, int64_t seq_len) : seq_len_(seq_len) {
   check(seq_len >= 1, "[data] a sequence length of {}", seq_len);
   for (const std::string& file : files) {
+    check(!std::filesystem::is_directory(file), "[data] cannot read {}: it is a folder", file);
     std::ifstream in(file, std::ios::binary);
     check(in.good(), "[data] cannot read {}: no such file, or no permission", file);
     tokens_.push_back(ByteTokenizer::bot);

@@ -1,5 +1,6 @@
 #include "nn/json.h"
 
+#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
@@ -8,6 +9,7 @@
 namespace dtensor::nn {
 
 nlohmann::ordered_json load_json(const std::string& file, const char* who) {
+  check(!std::filesystem::is_directory(file), "[{}] cannot read {}: it is a folder", who, file);
   std::ifstream in(file);
   check(in.good(), "[{}] cannot read {}: no such file, or no permission", who, file);
   try {

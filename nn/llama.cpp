@@ -23,11 +23,12 @@ LlamaConfig LlamaConfig::from_json(const nlohmann::ordered_json& json) {
     value = json[key].get<int64_t>();
     return true;
   };
-  auto number = [&](const char* key, double& value) {
-    if (!json.contains(key) || json[key].is_null()) return;
-    check(json[key].is_number(), "[llama config] {} is {}; it needs a number", key, json[key].dump());
-    value = json[key].get<double>();
+  auto number_in = [](const nlohmann::ordered_json& object, const char* key, double& value) {
+    if (!object.contains(key) || object[key].is_null()) return;
+    check(object[key].is_number(), "[llama config] {} is {}; it needs a number", key, object[key].dump());
+    value = object[key].get<double>();
   };
+  auto number = [&](const char* key, double& value) { number_in(json, key, value); };
   // Fields that change the result: only these values are supported.
   const std::pair<const char*, nlohmann::ordered_json> fixed[] = {
       {"model_type", "llama"}, {"hidden_act", "silu"}, {"attention_bias", false}, {"mlp_bias", false},
@@ -51,8 +52,8 @@ LlamaConfig LlamaConfig::from_json(const nlohmann::ordered_json& json) {
   number("initializer_range", c.initializer_range);
   if (json.contains("rope_parameters") && json["rope_parameters"].is_object()) {  // where newer files have it
     const auto& rope = json["rope_parameters"];
-    check(rope.value("rope_type", "default") == "default", "[llama config] rope_type is {}; only \"default\" is supported", rope["rope_type"].dump());
-    c.rope_theta = rope.value("rope_theta", c.rope_theta);
+    if (rope.contains("rope_type")) check(rope["rope_type"] == "default", "[llama config] rope_type is {}; only \"default\" is supported", rope["rope_type"].dump());
+    number_in(rope, "rope_theta", c.rope_theta);
   }
   check(c.num_attention_heads % c.num_key_value_heads == 0, "[llama config] {} attention heads are no multiple of {} key/value heads",
         c.num_attention_heads, c.num_key_value_heads);

@@ -71,7 +71,8 @@ void AdamW::step(const std::vector<DistributedTensor>& gradients, double lr, dou
                      1 - std::pow(options_.beta2, double(steps_)), scale};
   for (size_t i = 0; i < parameters_.size(); ++i) {
     DistributedTensor& p = parameters_[i]->stored();
-    check(gradients[i].layout() == p.layout() && gradients[i].shape() == p.shape(), "[AdamW] the gradient of {} is {}, not {}", parameters_[i]->path(),
+    if (gradients[i].layout() != p.layout() || gradients[i].shape() != p.shape())
+      fail("[AdamW] the gradient of {} is {}, not {}", parameters_[i]->path(),
           to_string(gradients[i]), to_string(p));
     Tensor gradient = gradients[i].local().contiguous();
     float* value = p.local_for_writing().data<float>();

@@ -57,7 +57,7 @@ Tape::Kept Tape::keep(const DistributedTensor& x) const {
 }
 
 DistributedTensor Tape::Kept::get(std::string_view op) const {
-  check(value.version() == version, "[backward] {}, which the gradient of {} needs, was written in place after it was used", to_string(value), op);
+  if (value.version() != version) fail("[backward] {}, which the gradient of {} needs, was written in place after it was used", to_string(value), op);
   if (!recipe) return value;
   if (recipe->results.empty()) {
     LabelScope reason(value.mesh().rank_state(), Label::Kind::reason, "remade for the gradient");
@@ -184,8 +184,8 @@ void Tape::run(Node& node) {
   for (size_t i = 0; i < node.inputs.size(); ++i) {
     DistributedTensor& g = gradient.results[i];
     if (!g.defined()) continue;
-    check(g.shape() == node.inputs[i].spec->shape, "[backward] the gradient of {} gives {} for an input of shape {}", node.op->name, to_string(g),
-          to_string(node.inputs[i].spec->shape));
+    if (g.shape() != node.inputs[i].spec->shape)
+      fail("[backward] the gradient of {} gives {} for an input of shape {}", node.op->name, to_string(g), to_string(node.inputs[i].spec->shape));
     contribute(node.inputs[i].root, std::move(g));
   }
 }

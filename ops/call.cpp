@@ -3,6 +3,7 @@
 #include <array>
 #include <unordered_map>
 
+#include "dtensor/local/inline_vector.h"
 #include "dtensor/redistribute.h"
 #include "ops/cpu/gemm.h"
 
@@ -48,7 +49,7 @@ BoundRule bind_rule(const Op& op, std::span<const Shape* const> inputs, const At
 
 namespace {
 
-constexpr size_t max_operands = 16;
+constexpr size_t max_operands = 16, max_outputs = 4;
 
 // What was decided for a call: found by op, interned input specs, attributes and wanted layout.
 struct Decision {
@@ -107,6 +108,7 @@ std::unique_ptr<Decision> decide(const Op& op, const DeviceMesh& mesh, std::span
     d->ids.push_back(inputs[i] ? inputs[i]->spec().id : 0);
     if (inputs[i] && inputs[i]->layout() != choice.inputs[i]) d->moves |= 1u << i;
   }
+  check(rule.outputs().size() <= max_outputs, "[{}] more than {} outputs", op.name, max_outputs);
   for (size_t o = 0; o < rule.outputs().size(); ++o)
     d->outputs.push_back(mesh.intern({op.types(op.name, in, attributes, int(o)), rule.outputs()[o].shape, choice.outputs[o]}));
   for (size_t f = 0; f < rule.factors().size(); ++f) {
@@ -134,13 +136,16 @@ const Decision& find_decision(OpsState& state, const Op& op, const DeviceMesh& m
 void run_kernel(const Op& op, Rank& rank, OpsState& state, const Decision& d, std::span<const DistributedTensor* const> used,
                 std::span<Tensor> locals) {
   check(op.cpu, "[{}] has no CPU kernel", op.name);
-  std::array<Tensor, max_operands> in;
-  for (size_t i = 0; i < used.size(); ++i)
-    if (used[i]) in[i] = op.strided ? used[i]->local() : used[i]->local().contiguous();
-  op.cpu(Context(op.name, d.attributes, d.factors, rank.pool(), state.scratch, rank.allocator()), std::span<const Tensor>(in.data(), used.size()), locals);
+  InlineVector<Tensor, max_operands> in;
+  for (const DistributedTensor* x : used) {
+    if (!x) in.emplace_back();
+    else if (op.strided) in.emplace_back(x->local());
+    else in.emplace_back(x->local().contiguous());
+  }
+  op.cpu(Context(op.name, d.attributes, d.factors, rank.pool(), state.scratch, rank.allocator()), std::span<const Tensor>(in.data(), in.size()), locals);
   for (size_t o = 0; o < locals.size(); ++o)
-    check(locals[o].shape() == d.outputs[o]->local_shape, "[{}] the kernel left output {} with shape {}, not {}", op.name, o, to_string(locals[o].shape()),
-          to_string(d.outputs[o]->local_shape));
+    if (locals[o].shape() != d.outputs[o]->local_shape)
+      fail("[{}] the kernel left output {} with shape {}, not {}", op.name, o, to_string(locals[o].shape()), to_string(d.outputs[o]->local_shape));
 }
 
 // Brings the inputs that the decision moves to their layouts, all in as few launches as possible.
@@ -172,14 +177,14 @@ void dispatch(const Op& op, std::span<const DistributedTensor* const> given, con
     if (!given[i] || !given[i]->defined()) continue;
     inputs[i] = given[i];
     if (!first) first = given[i];
-    else
-      check(given[i]->mesh() == first->mesh(), "[{}] operands on two meshes: {} and {}; a model's tensors all live on one mesh",
-            op.name, to_string(first->mesh().shape()), to_string(given[i]->mesh().shape()));
+    else if (!(given[i]->mesh() == first->mesh()))
+      fail("[{}] operands on two meshes: {} and {}; a model's tensors all live on one mesh", op.name, to_string(first->mesh().shape()),
+           to_string(given[i]->mesh().shape()));
     meta |= given[i]->is_meta();
   }
   check(first, "[{}] all operands are absent", op.name);
   std::span<const DistributedTensor* const> in(inputs.data(), given.size());
-  const DeviceMesh mesh = first->mesh();
+  const DeviceMesh& mesh = first->mesh();
   Rank& rank = mesh.rank_state();
 
   if (op.composite) {
@@ -196,17 +201,16 @@ void dispatch(const Op& op, std::span<const DistributedTensor* const> given, con
   if (d.moves) bring(op, rank, d, std::span(used.data(), given.size()), moved);
   std::span<const DistributedTensor* const> ready(used.data(), given.size());
 
-  std::array<Tensor, 4> locals;
-  size_t n = d.outputs.size();
-  check(n <= locals.size(), "[{}] more than {} outputs", op.name, locals.size());
+  InlineVector<Tensor, max_outputs> locals;
   Device device = meta || op.view ? Device::meta : rank.device();
-  for (size_t o = 0; o < n; ++o) locals[o] = Tensor(rank.allocator(), d.outputs[o]->dtype, d.outputs[o]->local_shape, device);
-  if (!meta) run_kernel(op, rank, state, d, ready, std::span(locals.data(), n));
+  for (const LocalSpec* spec : d.outputs) locals.emplace_back(rank.allocator(), spec->dtype, spec->local_shape, device);
+  if (!meta) run_kernel(op, rank, state, d, ready, std::span(locals.data(), locals.size()));
 
-  std::array<DistributedTensor, 4> outputs;
-  for (size_t o = 0; o < n; ++o) outputs[o] = DistributedTensor::empty(mesh, d.outputs[o], std::move(locals[o]));
-  rank.notify([&](Observer& o) { o.on_call({op, attributes, in, ready, std::span<const DistributedTensor>(outputs.data(), n)}); });
-  result(std::span(outputs.data(), n));
+  InlineVector<DistributedTensor, max_outputs> outputs;
+  for (size_t o = 0; o < locals.size(); ++o) outputs.emplace_back(DistributedTensor::empty(mesh, d.outputs[o], std::move(locals[o])));
+  std::span<DistributedTensor> out(outputs.data(), outputs.size());
+  rank.notify([&](Observer& o) { o.on_call({op, attributes, in, ready, out}); });
+  result(out);
 }
 
 }  // namespace

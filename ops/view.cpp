@@ -112,7 +112,8 @@ Rule view_rule(std::span<const Shape* const> in, const Attributes& a) {
 
 void view_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   Tensor y = in[0].view(out[0].shape());
-  check(y.defined(), "[{}] the local part {} with strides {} has no view of shape {}: use reshape()", c.op, to_string(in[0].shape()),
+  if (!y.defined())
+    fail("[{}] the local part {} with strides {} has no view of shape {}: use reshape()", c.op, to_string(in[0].shape()),
         to_string(in[0].strides()), to_string(out[0].shape()));
   out[0] = y;
 }
@@ -178,7 +179,8 @@ Shape complete(const char* who, const DistributedTensor& x, Shape shape) {
   int open = -1;
   for (int d = 0; d < shape.dims(); ++d) {
     if (shape[d] == -1 && open < 0) open = d;
-    else check(shape[d] >= 0, "[{}] {} is no shape", who, to_string(shape)), known *= shape[d];
+    else if (shape[d] < 0) fail("[{}] {} is no shape", who, to_string(shape));
+    else known *= shape[d];
   }
   if (open >= 0) {
     check(known && numel(x.shape()) % known == 0, "[{}] {} does not divide into {}", who, to_string(x), to_string(shape));

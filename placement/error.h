@@ -20,7 +20,8 @@ template <class... Args>
   throw Error(fmt::format(text, std::forward<Args>(args)...));
 }
 
-// Throws Error with the formatted message unless `ok`. Arguments are evaluated always, formatted only on failure.
+// Throws Error with the formatted message unless `ok`. Arguments are evaluated always, formatted only on failure: where
+// they cost something and the code is hot, write if (!ok) fail(...).
 template <class... Args>
 void check(bool ok, fmt::format_string<Args...> text, Args&&... args) {
   if (!ok) [[unlikely]]

@@ -23,10 +23,11 @@ class Allocator {
   Allocator& operator=(const Allocator&) = delete;
   ~Allocator();
 
-  void* allocate(int64_t bytes);
-  void free(void* block, int64_t bytes);
+  // `overhead` bytes more than are counted.
+  void* allocate(int64_t bytes, int64_t overhead = 0);
+  void free(void* block, int64_t bytes, int64_t overhead = 0);
 
-  // Bytes in use by tensors now, and the most since the last reset_peak().
+  // Bytes of tensors' elements in use now, and the most since the last reset_peak().
   int64_t bytes_in_use() const { return in_use_; }
   int64_t peak_bytes() const { return peak_; }
   void reset_peak() { peak_ = in_use_.load(); }
@@ -53,18 +54,20 @@ class Storage {
   }
   ~Storage() { release(); }
 
-  std::byte* data() const { return block_ ? static_cast<std::byte*>(block_->data) : nullptr; }
+  std::byte* data() const { return reinterpret_cast<std::byte*>(block_ ? block_ + 1 : nullptr); }
   bool unique() const { return block_ && block_->references.load(std::memory_order_acquire) == 1; }
+  const std::shared_ptr<Allocator>& allocator() const { return block_ ? block_->allocator : none_; }
   friend bool operator==(const Storage&, const Storage&) = default;
 
  private:
-  struct Block {
+  struct alignas(64) Block {  // stands before the bytes, in one allocation
     std::shared_ptr<Allocator> allocator;
-    void* data;
     int64_t bytes;
     std::atomic<int> references{1};
   };
   void release();
+
+  inline static const std::shared_ptr<Allocator> none_;
 
   Block* block_ = nullptr;
 };

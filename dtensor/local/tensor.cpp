@@ -5,7 +5,7 @@
 namespace dtensor {
 
 Tensor::Tensor(const std::shared_ptr<Allocator>& allocator, DType dtype, const Shape& shape, Device device)
-    : allocator_(allocator), shape_(shape), strides_(contiguous_strides(shape)), dtype_(dtype), device_(device), defined_(true) {
+    : shape_(shape), strides_(contiguous_strides(shape)), dtype_(dtype), device_(device), defined_(true) {
   if (device == Device::meta) return;
   storage_ = Storage(allocator, dtensor::numel(shape) * itemsize(dtype));
   data_ = storage_.data();
@@ -18,9 +18,9 @@ Tensor Tensor::zeros(const std::shared_ptr<Allocator>& allocator, DType dtype, c
 }
 
 void Tensor::check_data(DType wanted) const {
-  check(defined_, "[Tensor::data] the tensor is not defined");
-  check(dtype_ == wanted, "[Tensor::data] asked for {}, but the tensor is {}{}", name(wanted), name(dtype_), to_string(shape_));
-  check(device_ != Device::meta, "[Tensor::data] a meta tensor has no value: {}{}", name(dtype_), to_string(shape_));
+  if (!defined_) fail("[Tensor::data] the tensor is not defined");
+  if (dtype_ != wanted) fail("[Tensor::data] asked for {}, but the tensor is {}{}", name(wanted), name(dtype_), to_string(shape_));
+  if (device_ == Device::meta) fail("[Tensor::data] a meta tensor has no value: {}{}", name(dtype_), to_string(shape_));
 }
 
 bool Tensor::is_contiguous() const {
@@ -85,7 +85,7 @@ Tensor Tensor::view(const Shape& shape) const {
 Tensor Tensor::contiguous() const { return is_contiguous() ? *this : clone(); }
 
 Tensor Tensor::clone() const {
-  Tensor t(allocator_, dtype_, shape_, device_);
+  Tensor t(allocator(), dtype_, shape_, device_);
   copy(*this, t);
   return t;
 }
@@ -117,7 +117,8 @@ void copy_as(const Tensor& from, const Tensor& to, const Shape& shape, const Sha
 }  // namespace
 
 void copy(const Tensor& from, const Tensor& to) {
-  check(from.shape() == to.shape() && from.dtype() == to.dtype(), "[copy] {}{} to {}{}", name(from.dtype()),
+  if (from.shape() != to.shape() || from.dtype() != to.dtype())
+    fail("[copy] {}{} to {}{}", name(from.dtype()),
         to_string(from.shape()), name(to.dtype()), to_string(to.shape()));
   if (from.device() == Device::meta || to.device() == Device::meta || from.numel() == 0) return;
   // Neighbouring dimensions that are one run in both tensors are copied as one.

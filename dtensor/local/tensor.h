@@ -60,13 +60,12 @@ class Tensor {
   // A contiguous copy with storage of its own.
   Tensor clone() const;
 
-  // The allocator that `clone` and kernels' results use.
-  const std::shared_ptr<Allocator>& allocator() const { return allocator_; }
+  // The allocator of its bytes; null on meta.
+  const std::shared_ptr<Allocator>& allocator() const { return storage_.allocator(); }
 
  private:
   void check_data(DType wanted) const;
 
-  std::shared_ptr<Allocator> allocator_;
   Storage storage_;
   std::byte* data_ = nullptr;
   Shape shape_, strides_;

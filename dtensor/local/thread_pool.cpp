@@ -17,26 +17,22 @@ ThreadPool::~ThreadPool() {
   for (std::thread& t : threads_) t.join();
 }
 
-void ThreadPool::parallel_for(int64_t n, int64_t grain, const std::function<void(int64_t, int64_t, int)>& f) {
-  if (n <= 0) return;
-  int64_t grains = (n + grain - 1) / grain, workers = std::min<int64_t>(grains, size());
-  if (workers == 1) return f(0, n, 0);
+void ThreadPool::run(const Job& job, int64_t n, int64_t piece) {
   {
     std::lock_guard lock(mutex_);
-    job_ = &f, n_ = n, piece_ = (grains + workers - 1) / workers * grain;
+    job_ = job, n_ = n, piece_ = piece;
     running_ = int(threads_.size()), error_ = nullptr;
     ++round_;
   }
   start_.notify_all();
   std::exception_ptr error;
   try {
-    f(0, std::min(n, piece_), 0);
+    job.call(job.f, 0, std::min(n, piece), 0);
   } catch (...) {
     error = std::current_exception();
   }
   std::unique_lock lock(mutex_);
   done_.wait(lock, [&] { return running_ == 0; });
-  job_ = nullptr;
   if (!error) error = error_;
   if (error) std::rethrow_exception(error);
 }
@@ -49,11 +45,11 @@ void ThreadPool::work(int worker) {
     if (stop_) return;
     seen = round_;
     int64_t begin = worker * piece_, end = std::min(n_, begin + piece_);
-    auto* job = job_;
+    Job job = job_;
     lock.unlock();
     std::exception_ptr error;
     try {
-      if (begin < end) (*job)(begin, end, worker);
+      if (begin < end) job.call(job.f, begin, end, worker);
     } catch (...) {
       error = std::current_exception();
     }

@@ -3,7 +3,7 @@
 
 #include <condition_variable>
 #include <cstdint>
-#include <functional>
+#include <exception>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -22,15 +22,27 @@ class ThreadPool {
   int size() const { return int(threads_.size()) + 1; }
   // Calls f(begin, end, worker) on parts of [0, n), each at least `grain` long where n allows it; begins are multiples
   // of `grain`. Returns when all have ended; the first exception is thrown again.
-  void parallel_for(int64_t n, int64_t grain, const std::function<void(int64_t, int64_t, int)>& f);
+  template <class F>
+  void parallel_for(int64_t n, int64_t grain, const F& f) {
+    if (n <= 0) return;
+    int64_t grains = (n + grain - 1) / grain, workers = grains < size() ? grains : size();
+    if (workers == 1) return f(0, n, 0);  // no cost for what is small
+    run({&f, [](const void* p, int64_t begin, int64_t end, int worker) { (*static_cast<const F*>(p))(begin, end, worker); }}, n,
+        (grains + workers - 1) / workers * grain);
+  }
 
  private:
+  struct Job {  // a function by reference
+    const void* f;
+    void (*call)(const void* f, int64_t begin, int64_t end, int worker);
+  };
+  void run(const Job& job, int64_t n, int64_t piece);
   void work(int worker);
 
   std::vector<std::thread> threads_;
   std::mutex mutex_;
   std::condition_variable start_, done_;
-  const std::function<void(int64_t, int64_t, int)>* job_ = nullptr;
+  Job job_{};
   int64_t n_ = 0, piece_ = 0;
   int running_ = 0;
   uint64_t round_ = 0;

@@ -36,8 +36,9 @@ struct Place {
 
 std::optional<Placement> parse_optional_layout(const Place& p) {
   if (p.value.is_null()) return std::nullopt;
+  std::string text = p.text();
   try {
-    return parse_placement(p.text(), "plan");
+    return parse_placement(text, "plan");
   } catch (const Error& e) {
     throw Error(fmt::format("[plan] {}: {}", p.path, std::string_view(e.what()).substr(7)));
   }
@@ -165,22 +166,20 @@ std::vector<Module*> find_modules(Module& model, const std::string& pattern, con
   std::vector<std::string> names;
   for (Module* m : model.modules()) {
     if (matches(pattern, m->path())) found.push_back(m);
-    if (!m->path().empty()) names.push_back(m->path());
-  }
-  if (!found.empty()) return found;
-  std::string near = nearest(pattern, names);
-  // Name it as a pattern where the mistyped one is.
-  if (pattern.find('*') != std::string::npos)
-    for (size_t i = 0, end; i < near.size(); i = end + 1) {
-      end = std::min(near.find('.', i), near.size());
-      if (near.find_first_not_of("0123456789", i) >= end) near.replace(i, end - i, "*"), end = i + 1;
+    if (m->path().empty()) continue;
+    std::string& name = names.emplace_back(m->path());
+    if (pattern.find('*') == std::string::npos) continue;
+    for (size_t i = 0, end; i < name.size(); i = end + 1) {  // as a pattern, where the mistyped one is
+      end = std::min(name.find('.', i), name.size());
+      if (name.find_first_not_of("0123456789", i) >= end) name.replace(i, end - i, "*"), end = i + 1;
     }
-  fail("[plan] {}: \"{}\" matches no module; the nearest is \"{}\"", place, pattern, near);
+  }
+  if (found.empty()) fail("[plan] {}: \"{}\" matches no module; the nearest is \"{}\"", place, pattern, nearest(pattern, names));
+  return found;
 }
 
-void apply_tensor_parallel(Module& model, const TensorParallelPlan& plan) {
+void apply_tensor_parallel(Module& model, const TensorParallelPlan& plan, std::map<Module*, std::string>& matched) {
   int axis = model.mesh().shape().axis(plan.axis, "plan");
-  std::map<Module*, std::string> matched;
   for (const auto& [pattern, style] : plan.lines)
     for (Module* m : find_modules(model, pattern, "tensor_parallel.plan")) {
       auto [it, fresh] = matched.emplace(m, pattern);
@@ -257,7 +256,8 @@ void ParallelPlan::apply(Module& model) const {
   const MeshShape& mesh = model.mesh().shape();
   for (const std::string& axis : axes())
     check(mesh.find(axis) >= 0, "[plan] the plan uses axis \"{}\", which mesh {} lacks: add it, as in --mesh {},{}=2", axis, to_string(mesh), to_string(mesh), axis);
-  for (const auto& t : tensor_parallel) apply_tensor_parallel(model, t);
+  std::map<std::string, std::map<Module*, std::string>> matched;  // by axis
+  for (const auto& t : tensor_parallel) apply_tensor_parallel(model, t, matched[t.axis]);
   if (fully_shard) apply_fully_shard(model, *fully_shard);
   if (!loss_parallel) return;
   for (const auto& t : tensor_parallel) {

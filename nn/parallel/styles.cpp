@@ -12,7 +12,7 @@ struct Line {  // what the hooks of one style know
 
 Placement normalized(const Module& m, const Line& line, const DistributedTensor& t, Placement p) {
   if (!p.is_shard()) return p;
-  check(p.dim >= -t.dims() && p.dim < t.dims(), "[{}] {}: {} names no dimension of {}", m.path(), line.text, to_string(p), to_string(t));
+  if (p.dim < -t.dims() || p.dim >= t.dims()) fail("[{}] {}: {} names no dimension of {}", m.path(), line.text, to_string(p), to_string(t));
   return Shard(p.dim < 0 ? p.dim + t.dims() : p.dim);
 }
 
@@ -21,7 +21,8 @@ void pass(Module& m, const Line& line, const char* what, size_t i, DistributedTe
   if (m.mesh().shape().size(line.axis) == 1) return;
   if (claim) {
     Placement p = normalized(m, line, t, *claim);
-    check(t.layout()[line.axis] == p, "[{}] {} claims that {} {} arrives as {}={}, but it is {}: correct the claim, or prepare the {} with a line before",
+    if (t.layout()[line.axis] != p)
+      fail("[{}] {} claims that {} {} arrives as {}={}, but it is {}: correct the claim, or prepare the {} with a line before",
           m.path().empty() ? "the root module" : m.path(), line.text, what, i, m.mesh().shape().name(line.axis), to_string(p), to_string(t), what);
   }
   if (!desired) return;

@@ -1,0 +1,83 @@
+// What a training run shows: on a terminal one line that is rewritten, elsewhere a line per step; at the end a summary.
+#pragma once
+
+#include <fmt/format.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+
+#include "nn/trainer.h"
+
+namespace dtensor {
+
+// The line on a terminal, shorter than `columns`; the bar takes what the rest leaves. `done` of `steps` took `seconds`.
+//     [=========>              ] step 38/100  loss 2.8313  grad norm 0.931  20113 tokens/s  0:12 left
+inline std::string progress_line(const nn::Trainer::Step& s, int64_t done, int64_t steps, double tokens_per_second,
+                                 double seconds, int columns) {
+  int64_t left = int64_t(seconds / double(done) * double(steps - done) + 0.5);
+  std::string time = left < 3600 ? fmt::format("{}:{:02}", left / 60, left % 60)
+                                 : fmt::format("{}:{:02}:{:02}", left / 3600, left / 60 % 60, left % 60);
+  std::string text = fmt::format("step {}/{}  loss {:.4f}  grad norm {:.3f}  {:.0f} tokens/s  {} left", s.step, steps,
+                                 s.loss, s.grad_norm, tokens_per_second, time);
+  int width = std::min(30, columns - 4 - int(text.size()));  // brackets, a space, and the last column, where lines wrap
+  if (width < 3) return text.substr(0, size_t(std::max(1, columns - 1)));
+  std::string bar(size_t(done * width / steps), '=');
+  if (done < steps) bar += '>';
+  bar.resize(size_t(width), ' ');
+  return fmt::format("[{}] {}", bar, text);
+}
+
+class Progress {
+ public:
+  explicit Progress(int64_t steps) : steps_(steps) {}
+  Progress(const Progress&) = delete;
+  ~Progress() {  // also when a step threw: what follows begins on a line of its own
+    if (open_) std::fputs("\n", stdout);
+  }
+
+  // After a step that took `seconds` for `tokens`.
+  void step(const nn::Trainer::Step& s, int64_t tokens, double seconds) {
+    if (done_++ == 0) first_ = s.loss;
+    last_ = s.loss;
+    tokens_ += tokens;
+    seconds_ += seconds;
+    if (terminal_) {
+      fmt::print("\r{}\x1b[K", progress_line(s, done_, steps_, double(tokens_) / seconds_, seconds_, columns()));
+      open_ = true;
+    } else {
+      fmt::print("step {}/{}  loss {:.4f}  grad_norm {:.3f}  lr {:.2e}  {:.0f} tokens/s\n", s.step, steps_, s.loss,
+                 s.grad_norm, s.lr, double(tokens) / seconds);
+    }
+    std::fflush(stdout);
+  }
+
+  // `metrics` is the file that has them, or "".
+  void summary(const std::string& metrics) {
+    if (open_) std::fputs("\n", stdout);
+    open_ = false;
+    fmt::print("done: loss {:.4f} at the first step, {:.4f} at the last; {} steps in {:.1f} s, {:.0f} tokens/s\n", first_,
+               last_, done_, seconds_, double(tokens_) / seconds_);
+    if (!metrics.empty()) fmt::print("metrics of every step: {}\n", metrics);
+  }
+
+ private:
+  static bool is_terminal() {
+    const char* term = std::getenv("TERM");
+    return isatty(STDOUT_FILENO) && term && std::string_view(term) != "dumb";
+  }
+  static int columns() {
+    winsize size{};
+    return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
+  }
+
+  int64_t steps_, done_ = 0, tokens_ = 0;
+  double first_ = 0, last_ = 0, seconds_ = 0;
+  bool terminal_ = is_terminal(), open_ = false;
+};
+
+}  // namespace dtensor
