@@ -162,6 +162,8 @@ Json op_command(const MeshShape& mesh, const std::vector<std::string>& words, st
   Explanation e = explain(card, mesh, inputs, attributes);
 
   const Explanation::Way& way = e.ways[0];
+  check(!card.stays || !way.choice.bytes, "[{}] {} has no view of that shape where it is: redistribute it to {} first, or use reshape", card.name,
+        inputs.empty() ? "" : to_string(*inputs[0], mesh), inputs.empty() ? "" : to_string(way.choice.inputs[0], mesh));
   Json j{{"op", card.name}, {"inputs", Json::array()}, {"outputs", Json::array()}, {"bytes", way.choice.bytes}};
   text = fmt::format("{}{}{}\n", card.name, attributes.empty() ? "" : " ", attributes.to_string());
   auto in_layout = [&](const TensorSpec& s, const Layout& l) { return to_string(TensorSpec{s.dtype, s.shape, l}, mesh); };

@@ -32,6 +32,10 @@ struct Options {
   bool strict = false, dry_run = false, json = false;
 };
 
+// CLI11's own PositiveNumber and NonNegativeNumber print the largest double, all 309 digits.
+const CLI::Validator positive([](std::string& n) { return std::atof(n.c_str()) > 0 ? "" : n + " is not above 0"; }, "POSITIVE");
+const CLI::Validator not_negative([](std::string& n) { return std::atof(n.c_str()) >= 0 ? "" : n + " is below 0"; }, "NONNEGATIVE");
+
 void declare(CLI::App& app, Options& o) {
   app.option_defaults()->always_capture_default();
   app.add_option("--model", o.model, "Hugging Face config.json of a Llama")->capture_default_str();
@@ -39,13 +43,13 @@ void declare(CLI::App& app, Options& o) {
   app.add_option("--plan", o.plan, "JSON plan: how the model is parallelized");
   app.add_option("--data", o.data, "text files; tokens are bytes, then [BOT], [EOT] and [PAD]");
   app.add_option("--steps", o.train.steps, "training steps");
-  app.add_option("--batch-size", o.batch_size, "sequences per step, over all ranks")->check(CLI::PositiveNumber);
-  app.add_option("--seq-len", o.seq_len, "tokens per sequence")->check(CLI::PositiveNumber);
+  app.add_option("--batch-size", o.batch_size, "sequences per step, over all ranks")->check(positive);
+  app.add_option("--seq-len", o.seq_len, "tokens per sequence")->check(positive);
   app.add_option("--seed", o.train.seed, "of the initial parameters");
-  app.add_option("--lr", o.train.lr, "peak learning rate")->check(CLI::NonNegativeNumber);
-  app.add_option("--warmup-steps", o.train.warmup_steps, "linear warm-up from a tenth; then a cosine to zero")->check(CLI::NonNegativeNumber);
-  app.add_option("--weight-decay", o.train.adamw.weight_decay, "of AdamW")->check(CLI::NonNegativeNumber);
-  app.add_option("--clip", o.train.clip, "largest global gradient norm; 0: no clipping")->check(CLI::NonNegativeNumber);
+  app.add_option("--lr", o.train.lr, "peak learning rate")->check(not_negative);
+  app.add_option("--warmup-steps", o.train.warmup_steps, "linear warm-up from a tenth; then a cosine to zero")->check(not_negative);
+  app.add_option("--weight-decay", o.train.adamw.weight_decay, "of AdamW")->check(not_negative);
+  app.add_option("--clip", o.train.clip, "largest global gradient norm; 0: no clipping")->check(not_negative);
   app.add_option("--metrics", o.metrics, "JSON lines, one per step");
   app.add_option("--config", o.config, "JSON file with any of these options, {\"lr\": 0.003, ...}; options on the command line win");
   app.add_option("--resume", o.resume, "never: start from the seed (checkpoints are not supported yet)")->check(CLI::IsMember({"never"}));
@@ -55,15 +59,30 @@ void declare(CLI::App& app, Options& o) {
   app.add_flag("--json", o.json, "print --dry-run as JSON");
 }
 
+std::vector<std::string> option_names(const CLI::App& app) {
+  std::vector<std::string> names;
+  for (const CLI::Option* o : app.get_options()) names.push_back(o->get_name().substr(2));
+  return names;
+}
+
+// What is wrong with a command line.
+std::string message(const CLI::App& app, const CLI::Error& e) {
+  if (dynamic_cast<const CLI::ExtrasError*>(&e))
+    for (const std::string& word : app.remaining())
+      if (std::string name = word.substr(0, word.find('=')); name.starts_with("--"))
+        return fmt::format("there is no option {}; the nearest is --{}", name, nearest(name.substr(2), option_names(app)));
+  return e.what();
+}
+
 // Options from the file, where the command line does not have them.
 void apply_config(CLI::App& app, const std::string& file) {
   nlohmann::ordered_json json = nn::load_json(file, "config");
   check(json.is_object(), "[config] {} is not a JSON object", file);
-  std::vector<std::string> names;
-  for (const CLI::Option* o : app.get_options()) names.push_back(o->get_name().substr(2));
+  std::vector<std::string> names = option_names(app);
+  std::erase_if(names, [](const std::string& n) { return n == "config" || n == "help"; });
   for (const auto& [key, value] : json.items()) {
     CLI::Option* option = app.get_option_no_throw("--" + key);
-    check(option && key != "config" && key != "help", "[config] there is no option \"{}\"; the nearest is \"{}\" (in {})", key, nearest(key, names), file);
+    check(std::find(names.begin(), names.end(), key) != names.end(), "[config] there is no option \"{}\"; the nearest is \"{}\" (in {})", key, nearest(key, names), file);
     if (option->count()) continue;
     auto add = [&](const nlohmann::ordered_json& v) { option->add_result(v.is_string() ? v.get<std::string>() : v.dump()); };
     if (value.is_array()) for (const auto& v : value) add(v);
@@ -186,7 +205,7 @@ int main(int argc, char** argv) {
   } catch (const CLI::Success& e) {
     return app.exit(e);  // --help
   } catch (const CLI::Error& e) {
-    std::fprintf(stderr, "llama_pretrain: %s; see --help\n", e.what());
+    std::fprintf(stderr, "llama_pretrain: %s; see --help\n", message(app, e).c_str());
     return 2;
   } catch (const Error& e) {
     std::fprintf(stderr, "llama_pretrain: %s\n", e.what());

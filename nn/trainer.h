@@ -32,13 +32,17 @@ class Trainer {
     double grad_norm;   // before clipping, each parameter once
     double lr;
   };
-  // Forward, backward, clip, update. Numbers are NaN on meta. Errors: a loss or gradient norm that is not finite.
+  // Forward, backward, clip, update. Numbers are NaN on meta. Errors: a loss or gradient norm that is not finite, with the
+  // first op or parameter where it is so.
   Step step(const PackedText::Batch& batch);
 
   LlamaForCausalLM& model() { return model_; }
   int64_t parameter_count();
 
  private:
+  DistributedTensor forward(const PackedText::Batch& batch);  // the loss
+  [[noreturn]] void fail_not_finite(const Step& s, const PackedText::Batch& batch, const std::vector<DistributedTensor>& gradients);
+
   TrainerOptions options_;
   LlamaForCausalLM model_;
   Tape tape_;

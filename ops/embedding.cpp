@@ -37,6 +37,7 @@ void embedding_kernel(const Context& c, std::span<const Tensor> in, std::span<Te
 void embedding_backward_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   const int64_t* ids = in[0].data<int64_t>();
   int64_t n = in[0].numel(), d = in[1].shape().back();
+  check_rows(c, in, {{0, 0}, {1, 1}});
   Range v = c.range('v');
   for_floating(c, in[1].dtype(), [&]<class T>() {
     const T* dy = in[1].data<T>();

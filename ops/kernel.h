@@ -40,6 +40,20 @@ void for_rows(const Shape& shape, const std::array<Shape, N>& strides, int64_t b
   }
 }
 
+// An error where operands that a kernel walks together differ in their leading dimensions: its "..." does not broadcast.
+struct Rows {
+  int operand, trailing;  // the dimensions after "..."
+};
+inline void check_rows(const Context& c, std::span<const Tensor> in, std::initializer_list<Rows> list) {
+  auto leading = [&](const Rows& r) {
+    const Shape& s = in[size_t(r.operand)].shape();
+    return Shape(s.begin(), s.end() - r.trailing);
+  };
+  Shape first = leading(*list.begin());
+  for (const Rows& r : list)
+    check(leading(r) == first, "[{}] leading dimensions {} and {} differ; they do not broadcast here", c.op, to_string(first), to_string(leading(r)));
+}
+
 // All dimensions but the last `kept`: how many rows.
 inline int64_t rows_of(const Tensor& t, int kept = 1) {
   int64_t n = 1;

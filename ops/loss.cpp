@@ -17,6 +17,7 @@ int64_t row_grain(int64_t v) { return std::max<int64_t>(1, pointwise_grain / std
 // x [..., v], m [...] -> the sum of exp(x - m)
 void sum_exp_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   int64_t v = in[0].shape().back(), l = c.leaves("v");
+  check_rows(c, in, {{0, 1}, {1, 0}});
   for_floating(c, in[0].dtype(), [&]<class T>() {
     const T *x = in[0].data<T>(), *m = in[1].data<T>();
     T* y = out[0].data<T>();
@@ -35,6 +36,7 @@ DType first_type(std::string_view op, std::span<const TensorSpec* const> in, con
 void pick_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   int64_t v = in[0].shape().back(), ignore = c.attributes.get<int64_t>("ignore_index");
   const int64_t* target = in[1].data<int64_t>();
+  check_rows(c, in, {{0, 1}, {1, 0}});
   Range here = c.range('v');
   for_floating(c, in[0].dtype(), [&]<class T>() {
     const T* x = in[0].data<T>();
@@ -47,27 +49,30 @@ void pick_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor>
   });
 }
 
-// lse [...], picked [...], target [...] -> lse - picked, 0 where ignored; and 1 for each that counts
+// m [...], log_sum [...], picked [...], target [...] -> (m - picked) + log_sum, 0 where ignored; and 1 for each that counts.
+// Not lse - picked: rounded at the size of the logits, lse would lose the small loss of a confident row.
 void rows_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
-  const int64_t* target = in[2].data<int64_t>();
+  const int64_t* target = in[3].data<int64_t>();
   int64_t ignore = c.attributes.get<int64_t>("ignore_index");
+  check_rows(c, in, {{0, 0}, {1, 0}, {2, 0}, {3, 0}});
   for_floating(c, in[0].dtype(), [&]<class T>() {
-    const T *lse = in[0].data<T>(), *picked = in[1].data<T>();
+    const T *m = in[0].data<T>(), *log_sum = in[1].data<T>(), *picked = in[2].data<T>();
     T *loss = out[0].data<T>(), *counts = out[1].data<T>();
     for (int64_t i = 0; i < in[0].numel(); ++i) {
       counts[i] = target[i] == ignore ? T(0) : T(1);
-      loss[i] = target[i] == ignore ? T(0) : lse[i] - picked[i];
+      loss[i] = target[i] == ignore ? T(0) : (m[i] - picked[i]) + log_sum[i];
     }
   });
 }
 DType rows_type(std::string_view, std::span<const TensorSpec* const> in, const Attributes&, int) { return in[0]->dtype; }
-const Op rows_op = {.name = "cross_entropy_rows", .rule = "...,...,...->...,...", .types = rows_type, .cpu = rows_kernel};
+const Op rows_op = {.name = "cross_entropy_rows", .rule = "...,...,...,...->...,...", .types = rows_type, .cpu = rows_kernel};
 
 // x [..., v], lse [...], target [...], scale [...] -> (exp(x - lse) - [target]) * scale, 0 where ignored
 void cross_entropy_backward_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   int64_t v = in[0].shape().back(), ignore = c.attributes.get<int64_t>("ignore_index");
   const int64_t* target = in[2].data<int64_t>();
   Range here = c.range('v');
+  check_rows(c, in, {{0, 1}, {1, 0}, {2, 0}});
   Tensor scales = in[3].as_strided(in[1].shape(), broadcast_strides(in[3], in[1].shape())).contiguous();
   for_floating(c, in[0].dtype(), [&]<class T>() {
     const T *x = in[0].data<T>(), *lse = in[1].data<T>(), *scale = scales.data<T>();
@@ -104,8 +109,8 @@ std::vector<DistributedTensor> cross_entropy_composite(std::span<const Distribut
   DistributedTensor m = amax(logits, {-1});
   m = redistribute_to_reduced({m})[0];
   auto sums = redistribute_to_reduced({call(sum_exp_op, {&logits, &m}), call(pick_op, {&logits, &target}, ignore)});
-  DistributedTensor lse = add(m, log(sums[0]));
-  auto rows = call_all(rows_op, {&lse, &sums[1], &target}, ignore);
+  DistributedTensor log_sum = log(sums[0]), lse = add(m, log_sum);
+  auto rows = call_all(rows_op, {&m, &log_sum, &sums[1], &target}, ignore);
   auto reduction = Reduction(a.get<int64_t>("reduction"));
   if (reduction == Reduction::none) return {rows[0], lse, rows[1]};
   auto totals = redistribute_to_reduced({sum(rows[0]), sum(rows[1])});
@@ -138,7 +143,9 @@ const Op cross_entropy_op = {.name = "cross_entropy", .composite = cross_entropy
                                         {{{1, 5}, ids({1}, 5)}, loss(-100, Reduction::mean)}, {{{0, 3}, ids({0}, 3)}, loss(-100, Reduction::sum)}}};
 
 DistributedTensor cross_entropy(const DistributedTensor& logits, const DistributedTensor& target, const CrossEntropyOptions& options) {
-  check(target.dims() + 1 == logits.dims(), "[cross_entropy] logits {} and targets {}: the classes are the last dimension of the logits",
+  Shape rows = logits.shape();
+  if (!rows.empty()) rows.erase(rows.dims() - 1);
+  check(logits.dims() > 0 && target.shape() == rows, "[cross_entropy] logits {} and targets {}: one target for each row, the classes last",
         to_string(logits), to_string(target));
   return call(cross_entropy_op, {&logits, &target}, {{"ignore_index", options.ignore_index}, {"reduction", int64_t(options.reduction)}});
 }

@@ -96,6 +96,7 @@ void linear_kernel(const Context& c, std::span<const Tensor> in, std::span<Tenso
 void linear_weight_gradient_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   const Tensor &dy = in[0], &x = in[1];
   int64_t N = dy.shape().back(), K = x.shape().back();
+  check_rows(c, in, {{0, 1}, {1, 1}});
   for_floating(c, x.dtype(), [&]<class T>() {
     product(c, cpu::Form::TN, N, K, rows_of(x), dy.data<T>(), N, x.data<T>(), K, out[0].data<T>(), K, c.leaves_of_dots());
   });

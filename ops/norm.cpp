@@ -22,6 +22,7 @@ void rms_norm_kernel(const Context& c, std::span<const Tensor> in, std::span<Ten
 // dy, x, weight, rstd -> dx, dweight
 void rms_norm_backward_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   int64_t rows = rows_of(in[1]), d = in[1].shape().back();
+  check_rows(c, in, {{0, 1}, {1, 1}, {3, 0}});
   for_floating(c, in[1].dtype(), [&]<class T>() {
     const T *dy = in[0].data<T>(), *x = in[1].data<T>(), *w = in[2].data<T>(), *rstd = in[3].data<T>();
     T *dx = out[0].data<T>(), *dw = out[1].data<T>();

@@ -173,7 +173,7 @@ void swiglu_gradient(Gradient& g) {
 Rule same_shapes(std::span<const Shape* const> in, const Attributes&) {
   for (const Shape* s : in)
     if (s && in[0] && *s != *in[0]) fail("[swiglu] shapes differ: {} and {}", to_string(*in[0]), to_string(*s));
-  return {"...,...->..."};
+  return {in.size() == 3 ? "...,...,...->...,..." : "...,...->..."};
 }
 
 template <class From>
@@ -264,7 +264,7 @@ const Op silu_backward_op = {.name = "silu_backward", .rule = same_shapes, .line
                              .cpu = unary_rows<cpu::silu_gradient<float>, cpu::silu_gradient<double>>, .sample = two_same};
 const Op swiglu_op = {.name = "swiglu", .rule = same_shapes, .linear = {{1}}, .cpu = swiglu_kernel, .gradient = swiglu_gradient,
                       .keeps = {.inputs = {0, 1}}, .sample = two_same};
-const Op swiglu_backward_op = {.name = "swiglu_backward", .rule = "...,...,...->...,...", .linear = {{0}}, .cpu = swiglu_backward_kernel,
+const Op swiglu_backward_op = {.name = "swiglu_backward", .rule = same_shapes, .linear = {{0}}, .cpu = swiglu_backward_kernel,
                                .sample = {{{{5, 3}, {5, 3}, {5, 3}}}}};
 const Op cast_op = {.name = "cast", .rule = "...->...", .types = cast_type, .strided = true, .cpu = cast_kernel, .gradient = cast_gradient,
                     .sample = {{{{5, 3}}, {{"dtype", DType::f64}}}, {{{5, 3}}, {{"dtype", DType::f32}}}, {{{5, 3}}, {{"dtype", DType::i64}}},

@@ -48,7 +48,7 @@ class Checker {
             fail_case(c, e.what());
           }
         }
-      if (report_.ok()) check_gradient(op_, cases, options_, report_);
+      if (report_.ok()) check_launched(op_, cases, options_, report_);
     } catch (const Error& e) {
       report_.failures.push_back(e.what());
     }
@@ -60,7 +60,9 @@ class Checker {
   }
 
  private:
-  void fail_case(const Case& c, const std::string& what) { report_.failures.push_back(fmt::format("{}: {}", c.name, what)); }
+  void fail_case(const Case& c, const std::string& what) {
+    report_.failures.push_back(fmt::format("{}: {}", c.name, what));
+  }
 
   void check_case(const Case& c) {
     Simulation s(c);
@@ -70,14 +72,17 @@ class Checker {
     for (const Strategy& strategy : offered)
       for (int world : options_.worlds) check_strategy(s, strategy, world, whole);
     check_f32(c, whole);
-    if (options_.search && !c.derived) search(s, whole);
+    if (c.derived) return;
+    check_broadcast(c);
+    if (options_.search) search(s, whole);
   }
 
   // The kernel writes every element, and takes strides where it says so.
   void check_whole(Simulation& s, const std::vector<Tensor>& whole) {
     std::vector<Tensor> again = s.run_whole(7e77);
     for (size_t o = 0; o < whole.size(); ++o)
-      if (!same_bits(whole[o], again[o])) fail_case(s.of(), fmt::format("the kernel does not write all of output {}", o));
+      if (!same_bits(whole[o], again[o]))
+        fail_case(s.of(), fmt::format("the kernel does not write all of output {}", o));
     if (!op_.strided) return;
     std::vector<Tensor> turned, repeated;
     for (const Tensor& t : s.of().inputs) {
@@ -111,6 +116,32 @@ class Checker {
     return t.permute(order).clone().permute(order);
   }
 
+  // "..." broadcasts as in NumPy, or the op refuses it.
+  void check_broadcast(const Case& c) {
+    BoundRule rule = Simulation(c).rule();
+    for (size_t i = 0; i < c.inputs.size(); ++i)
+      for (int d = 0; c.inputs[i].defined() && d < c.inputs[i].dims(); ++d) {
+        int f = rule.inputs()[i].leading[size_t(d)];
+        if (f < 0 || rule.factors()[size_t(f)].name > 'Z' || c.inputs[i].size(d) < 2) continue;
+        bool shared = false;
+        for (size_t k = 0; k < c.inputs.size(); ++k) shared |= k != i && rule.inputs()[k].dim_of(f) >= 0;
+        if (!shared) continue;
+        Case narrow = c, wide = c;
+        narrow.inputs[i] = c.inputs[i].narrow(d, 0, 1).clone();
+        wide.inputs[i] = expanded(c.inputs[i], d).clone();
+        std::vector<Tensor> got;
+        try {
+          got = Simulation(narrow).run_whole();
+        } catch (const Error&) {
+          continue;
+        }
+        std::vector<Tensor> expected = Simulation(wide).run_whole();
+        for (size_t o = 0; o < got.size(); ++o)
+          if (std::string wrong = difference(got[o], expected[o], tolerance); !wrong.empty())
+            fail_case(c, fmt::format("with dimension {} of input {} broadcast, output {} {}", d, i, o, wrong));
+      }
+  }
+
   // The first slice of a dimension again and again, as expand() shows it.
   static Tensor expanded(const Tensor& t, int dim) {
     if (t.numel() == 0 || t.dims() == 0) return t;
@@ -121,9 +152,11 @@ class Checker {
 
   void check_strategy(Simulation& s, const Strategy& strategy, int world, const std::vector<Tensor>& whole) {
     if (strategy.factor >= 0 && !divides(s.rule().factors()[size_t(strategy.factor)], world)) return;
-    offered_.insert(key(s, strategy.inputs, bit(strategy.factor)) + "->" + key(s, strategy.outputs, s.rule().outputs()));
+    offered_.insert(key(s, strategy.inputs, bit(strategy.factor)) + "->" +
+                    key(s, strategy.outputs, s.rule().outputs()));
     MeshShape mesh = line(world);
-    bool partial = std::any_of(strategy.inputs.begin(), strategy.inputs.end(), [](Placement p) { return p.is_partial(); });
+    bool partial =
+        std::any_of(strategy.inputs.begin(), strategy.inputs.end(), [](Placement p) { return p.is_partial(); });
     for (Contributions how : {Contributions::random, Contributions::identity}) {
       if (how == Contributions::identity && !partial) break;
       ++report_.cases;
@@ -131,17 +164,21 @@ class Checker {
       try {
         auto parts = s.run_parts(mesh, bit(strategy.factor), strategy.inputs, how, options_.seed);
         for (size_t o = 0; o < parts.size() && failure.empty(); ++o)
-          if (std::string d = mismatch(parts[o], whole[o], strategy.outputs[o], mesh); !d.empty()) failure = fmt::format("output {}: {}", o, d);
+          if (std::string d = mismatch(parts[o], whole[o], strategy.outputs[o], mesh); !d.empty())
+            failure = fmt::format("output {}: {}", o, d);
       } catch (const Error& e) {
         failure = e.what();
       }
-      if (!failure.empty()) fail_case(s.of(), fmt::format("{} on {} ranks is unsound: {}", to_string(strategy), world, failure));
+      if (!failure.empty())
+        fail_case(s.of(), fmt::format("{} on {} ranks is unsound: {}", to_string(strategy), world, failure));
     }
   }
 
   // Close to float64, and law 6 for sizes that 8 ranks share evenly.
   void check_f32(const Case& c, const std::vector<Tensor>& whole) {
-    if (!std::any_of(c.inputs.begin(), c.inputs.end(), [](const Tensor& t) { return t.defined() && t.dtype() == DType::f64; })) return;
+    if (!std::any_of(c.inputs.begin(), c.inputs.end(),
+                     [](const Tensor& t) { return t.defined() && t.dtype() == DType::f64; }))
+      return;
     Case single = as_f32(c);
     Simulation s(single);
     std::vector<Tensor> out = s.run_whole();
@@ -191,7 +228,8 @@ class Checker {
   }
 
   // Placements named by factors, the same for samples of other shapes: "Shard(k),Replicate".
-  static std::string key(const Simulation& s, std::span<const Placement> placements, const std::vector<Operand>& operands) {
+  static std::string key(const Simulation& s, std::span<const Placement> placements,
+                         const std::vector<Operand>& operands) {
     std::string text;
     for (size_t i = 0; i < placements.size(); ++i) {
       std::string p = dtensor::to_string(placements[i]);
@@ -208,14 +246,16 @@ class Checker {
   static std::string key(const Simulation& s, std::span<const Placement> inputs, uint64_t sharded) {
     std::string text = key(s, inputs, s.rule().inputs());
     for (size_t f = 0; f < s.rule().factors().size(); ++f) {  // only on outputs
-      bool on_inputs = std::any_of(s.rule().inputs().begin(), s.rule().inputs().end(), [&](const Operand& o) { return o.has_factor(int(f)); });
+      bool on_inputs = std::any_of(s.rule().inputs().begin(), s.rule().inputs().end(),
+                                   [&](const Operand& o) { return o.has_factor(int(f)); });
       if ((sharded >> f & 1) && !on_inputs) text += fmt::format(" {} split", factor_name(s.rule().factors()[f].name));
     }
     return text;
   }
 
-  // The reverse search. A factor is sharded on all inputs that have it, or kernels would see shapes that do not fit; the
-  // others are Replicate or Partial(sum). Outputs follow the factors that they have; each of the others may be anything.
+  // The reverse search. A factor is sharded on all inputs that have it, or kernels would see shapes that do not fit;
+  // the others are Replicate or Partial(sum). Outputs follow the factors that they have; each of the others may be
+  // anything.
   void search(Simulation& s, const std::vector<Tensor>& whole) {
     for (const Tensor& t : s.of().inputs)
       if (t.defined() && t.numel() < 2 && t.dims() > 0) return;  // too small to tell
@@ -235,7 +275,8 @@ class Checker {
     for (int f = 0; f < int(rule.factors().size()); ++f) {
       const Factor& factor = rule.factors()[size_t(f)];
       if (!(sharded >> f & 1)) continue;
-      if (factor.size < 2 || (op_.view && !factor.shardable) || !divides(factor, 2) || !divides(factor, 3)) return false;
+      if (factor.size < 2 || (op_.view && !factor.shardable) || !divides(factor, 2) || !divides(factor, 3))
+        return false;
       for (const auto* side : {&rule.inputs(), &rule.outputs()})
         for (const Operand& o : *side)
           if (o.has_factor(f) && o.dim_of(f) < 0) return false;
@@ -263,7 +304,8 @@ class Checker {
     }
   }
 
-  void search_inputs(Simulation& s, const std::vector<Tensor>& whole, uint64_t sharded, const std::vector<Placement>& inputs) {
+  void search_inputs(Simulation& s, const std::vector<Tensor>& whole, uint64_t sharded,
+                     const std::vector<Placement>& inputs) {
     std::vector<Placement> outputs(whole.size(), Partial(Reduce::product));  // nothing found yet
     bool sound = true;
     for (int world : {2, 3}) {
@@ -274,7 +316,8 @@ class Checker {
       } catch (const Error&) {
         sound = false;
       }
-      for (size_t o = 0; sound && o < whole.size(); ++o) sound = search_output(s, whole, sharded, parts[o], o, mesh, outputs[o]);
+      for (size_t o = 0; sound && o < whole.size(); ++o)
+        sound = search_output(s, whole, sharded, parts[o], o, mesh, outputs[o]);
       if (!sound) break;
     }
     std::string inputs_key = key(s, inputs, sharded), text = inputs_key + "->" + key(s, outputs, s.rule().outputs());
@@ -297,8 +340,8 @@ class Checker {
   }
 
   // Finds the placement for which an output is right, the same for every number of ranks.
-  bool search_output(Simulation& s, const std::vector<Tensor>& whole, uint64_t sharded, std::span<const Tensor> parts, size_t o,
-                     const MeshShape& mesh, Placement& found) {
+  bool search_output(Simulation& s, const std::vector<Tensor>& whole, uint64_t sharded, std::span<const Tensor> parts,
+                     size_t o, const MeshShape& mesh, Placement& found) {
     std::vector<Placement> tried{Replicate(), Partial(Reduce::sum), Partial(Reduce::max)};
     const Operand& operand = s.rule().outputs()[o];
     for (int f = 0; f < int(s.rule().factors().size()); ++f)
@@ -325,7 +368,8 @@ class Checker {
 Report check(const Op& card, const CheckOptions& options) { return Checker(card, options).run(); }
 
 std::string to_string(const Report& r) {
-  std::string text = fmt::format("{}: {} strategies, {} cases, {} failures", r.op, r.strategies, r.cases, r.failures.size());
+  std::string text =
+      fmt::format("{}: {} strategies, {} cases, {} failures", r.op, r.strategies, r.cases, r.failures.size());
   constexpr size_t shown = 8;
   for (size_t i = 0; i < std::min(r.failures.size(), shown); ++i) text += "\n  " + r.failures[i];
   if (r.failures.size() > shown) text += fmt::format("\n  and {} more", r.failures.size() - shown);

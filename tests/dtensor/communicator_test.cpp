@@ -1,0 +1,294 @@
+#include "dtensor/comm/communicator.h"
+
+#include <catch2/catch.hpp>
+
+#include <cstring>
+#include <numeric>
+#include <set>
+#include <thread>
+
+#include "tests/dtensor/ranks.h"
+#include "tests/placement/cases.h"
+
+using namespace dtensor;
+using namespace dtensor::testing;
+using namespace std::chrono_literals;
+using Catch::Matchers::Contains;
+using Catch::Matchers::Equals;
+using Catch::Matchers::StartsWith;
+
+namespace {
+
+// Runs f(communicator) on n threads; returns what each threw, "" for nothing.
+std::vector<std::string> on_ranks(int n, const std::function<void(Communicator&)>& f, std::chrono::milliseconds deadline = 20s) {
+  auto communicators = make_thread_communicators(n, deadline);
+  std::vector<std::string> errors{size_t(n)};
+  std::vector<std::thread> threads;
+  for (int r = 0; r < n; ++r) threads.emplace_back([&, r] { errors[size_t(r)] = error_of([&] { f(*communicators[size_t(r)]); }); });
+  for (std::thread& t : threads) t.join();
+  return errors;
+}
+
+const auto heap = std::make_shared<Allocator>();
+
+// Rank r's element i of tensor `item`: in floats the order of a sum shows.
+template <class T>
+T input(int rank, size_t item, int64_t i) {
+  Random random{mix(mix(uint64_t(rank) + 1) + item) + uint64_t(i)};
+  if constexpr (std::is_same_v<T, bool>) return random.below(4) == 0;
+  else if constexpr (std::is_same_v<T, int64_t>) return random.below(101) - 50;  // products of 8 fit
+  else return T(random.rough());
+}
+
+template <class T>
+Tensor inputs(int rank, size_t item, int64_t n) {
+  Tensor t(heap, dtype_of<T>::value, {n});
+  for (int64_t i = 0; i < n; ++i) t.data<T>()[i] = input<T>(rank, item, i);
+  return t;
+}
+
+template <class T>
+T reduction(Reduce r, int ranks, size_t item, int64_t i) {
+  std::vector<T> v;
+  for (int q = 0; q < ranks; ++q) v.push_back(input<T>(q, item, i));
+  if constexpr (std::is_same_v<T, bool>) {
+    bool any = false, all = true;
+    for (bool b : v) any |= b, all &= b;
+    return r == Reduce::product || r == Reduce::min ? all : any;
+  } else {
+    return reduced(r, v);
+  }
+}
+
+template <class T>
+void expect(const Tensor& got, int64_t at, T want, const char* what) {
+  T v = got.data<T>()[at];
+  check(std::memcmp(&v, &want, sizeof(T)) == 0, "{}: element {} is {}, not {}", what, at, v, want);
+}
+
+// Pieces of n that no chunk rule would give; some are empty.
+std::vector<int64_t> uneven(int64_t n, int ranks, uint64_t seed) {
+  std::vector<int64_t> counts{std::vector<int64_t>(size_t(ranks))};
+  for (int64_t left = n; left > 0;) {
+    int64_t some = std::min<int64_t>(left, 1 + int64_t(mix(seed + uint64_t(left)) % uint64_t(n)));
+    counts[mix(seed ^ uint64_t(left)) % uint64_t(ranks)] += some, left -= some;
+  }
+  return counts;
+}
+
+int64_t before(const std::vector<int64_t>& counts, int rank) { return std::accumulate(counts.begin(), counts.begin() + rank, int64_t(0)); }
+
+// Each collective on the given sizes, one launch for all of them.
+template <class T>
+void all_collectives(Communicator& c, const std::vector<int64_t>& sizes, uint64_t seed) {
+  int me = c.rank(), n = c.size();
+  size_t items = sizes.size();
+  for (Reduce r : all_reductions) {
+    if (std::is_same_v<T, bool> && r == Reduce::avg) continue;
+    std::vector<Buffers> list, scatter;
+    for (size_t k = 0; k < items; ++k) {
+      list.push_back({inputs<T>(me, k, sizes[k]), Tensor(heap, dtype_of<T>::value, {sizes[k]})});
+      std::vector<int64_t> counts = uneven(sizes[k], n, seed + k);
+      scatter.push_back({inputs<T>(me, k, sizes[k]), Tensor(heap, dtype_of<T>::value, {counts[size_t(me)]}), counts});
+    }
+    Work first = c.all_reduce(list, r), second = c.reduce_scatter(scatter, r);
+    second.wait(), first.wait();  // in any order
+    for (size_t k = 0; k < items; ++k) {
+      for (int64_t i = 0; i < sizes[k]; ++i) expect(list[k].out, i, reduction<T>(r, n, k, i), "all_reduce");
+      for (int64_t i = 0, at = before(scatter[k].counts, me); i < scatter[k].out.numel(); ++i)
+        expect(scatter[k].out, i, reduction<T>(r, n, k, at + i), "reduce_scatter");
+    }
+  }
+  std::vector<Buffers> gather, exchange;
+  for (size_t k = 0; k < items; ++k) {
+    std::vector<int64_t> counts = uneven(sizes[k], n, seed + k), send, receive;
+    for (int q = 0; q < n; ++q) {
+      send.push_back(uneven(sizes[k], n, seed + k + 100 * size_t(me))[size_t(q)]);
+      receive.push_back(uneven(sizes[k], n, seed + k + 100 * size_t(q))[size_t(me)]);
+    }
+    gather.push_back({inputs<T>(me, k, counts[size_t(me)]), Tensor(heap, dtype_of<T>::value, {sizes[k]}), counts});
+    exchange.push_back({inputs<T>(me, k, sizes[k]), Tensor(heap, dtype_of<T>::value, {before(receive, n)}), send, receive});
+  }
+  c.all_gather(gather).wait();
+  c.barrier();
+  c.all_to_all(exchange).wait();
+  for (size_t k = 0; k < items; ++k)
+    for (int q = 0; q < n; ++q) {
+      int64_t at = before(gather[k].counts, q);
+      for (int64_t i = 0; i < gather[k].counts[size_t(q)]; ++i) expect(gather[k].out, at + i, input<T>(q, k, i), "all_gather");
+      int64_t sent = before(uneven(sizes[k], n, seed + k + 100 * size_t(q)), me);
+      at = before(exchange[k].out_counts, q);
+      for (int64_t i = 0; i < exchange[k].out_counts[size_t(q)]; ++i) expect(exchange[k].out, at + i, input<T>(q, k, sent + i), "all_to_all");
+    }
+}
+
+const std::vector<std::string> quiet(const std::vector<std::string>& errors) { return std::vector<std::string>(errors.size()); }
+
+}  // namespace
+
+TEST_CASE("law 6: collectives on threads and sums in the balanced tree of ranks") {
+  for (int n : {1, 2, 3, 4, 5, 8}) {
+    auto errors = on_ranks(n, [](Communicator& c) {
+      for (int64_t size : {0, 1, 4, 1000, 5000}) all_collectives<float>(c, {size}, 1);
+      all_collectives<float>(c, {0, 1, 4, 1000, 2048, 2049, 5000, 0}, 2);
+      all_collectives<double>(c, {7, 3000}, 3);
+      all_collectives<int64_t>(c, {7, 3000}, 4);
+      all_collectives<bool>(c, {7, 3000}, 5);
+    });
+    CHECK(errors == quiet(errors));
+  }
+}
+
+TEST_CASE("the balanced tree by example") {
+  // The halves of n ranks are the first n / 2 and the rest; the small and the divided path agree.
+  for (int64_t size : {1, 5000}) {
+    auto sum = [&](int n, std::vector<float> v) {
+      float result = 0;
+      auto errors = on_ranks(n, [&](Communicator& c) {
+        Tensor in(heap, DType::f32, {size}), out(heap, DType::f32, {size});
+        fill(in, v[size_t(c.rank())]);
+        c.all_reduce({{in, out}}, Reduce::sum).wait();
+        for (int64_t i = 0; i < size; ++i) check(out.data<float>()[i] == out.data<float>()[0], "all elements are the same");
+        if (c.rank() == c.size() - 1) result = out.data<float>()[size - 1];
+      });
+      CHECK(errors == quiet(errors));
+      return result;
+    };
+    float big = 1 << 24;  // big + 1 is big
+    CHECK(sum(3, {big, 1, 1}) == big + 2);       // big + (1 + 1)
+    CHECK(sum(3, {1, 1, big}) == big);           // 1 + (1 + big)
+    CHECK(sum(4, {1, 1, 1, big}) == big + 2);    // (1 + 1) + (1 + big)
+    CHECK(sum(5, {1, 1, big, 1, 1}) == big + 4); // (1 + 1) + (big + (1 + 1))
+  }
+}
+
+TEST_CASE("communicators split and their collectives may be interleaved") {
+  for (int n : {2, 4, 6}) {
+    auto errors = on_ranks(n, [n](Communicator& world) {
+      int me = world.rank(), half = n / 2;
+      std::vector<int> row, column{me % half, me % half + half}, backwards;
+      for (int i = 0; i < half; ++i) row.push_back(me / half * half + i);
+      for (int r = n; r-- > 0;) backwards.push_back(r);
+      auto a = world.split(row), b = world.split(column), c = world.split(backwards);
+      check(a->size() == half && a->rank() == me % half && b->size() == 2 && b->rank() == me / half, "ranks in the order given");
+      check(c->rank() == n - 1 - me, "ranks in the order given");
+      for (int round = 0; round < 20; ++round) {
+        Tensor in(heap, DType::i64, {3}), x(heap, DType::i64, {3}), y(heap, DType::i64, {3}), z(heap, DType::i64, {3 * n});
+        fill(in, me + 100 * round);
+        Work first = a->all_reduce({{in, x}}, Reduce::sum), second = b->all_reduce({{in, y}}, Reduce::sum);
+        Work third = c->all_gather({{in, z, std::vector<int64_t>(size_t(n), 3)}});
+        if (me % 2) third.wait(), second.wait(), first.wait();
+        else first.wait(), third.wait(), second.wait();
+        int64_t row_sum = 0;
+        for (int r : row) row_sum += r + 100 * round;
+        check(x.data<int64_t>()[2] == row_sum, "the row's sum");
+        check(y.data<int64_t>()[2] == column[0] + column[1] + 200 * round, "the column's sum");
+        for (int r = 0; r < n; ++r) check(z.data<int64_t>()[3 * r] == n - 1 - r + 100 * round, "pieces in the order of ranks");
+      }
+      check(world.split(row)->size() == half, "the same ranks again");
+    });
+    CHECK(errors == quiet(errors));
+  }
+  auto errors = on_ranks(2, [](Communicator& world) { world.split({1 - world.rank()}); });
+  CHECK(errors[0] == "[split] rank 0 is not among the ranks of the new communicator");
+  CHECK(errors[1] == "[split] rank 1 is not among the ranks of the new communicator");
+}
+
+TEST_CASE("law 9: calls that disagree are reported on every rank with both calls") {
+  auto tensor = [](DType t, int64_t n) { return Tensor::zeros(heap, t, {n}); };
+  auto reduce = [=](int64_t n, DType t = DType::f32, Reduce r = Reduce::sum) {
+    return [=](Communicator& c) { c.all_reduce({{tensor(t, n), tensor(t, n)}}, r).wait(); };
+  };
+  auto gather = [=](std::vector<int64_t> counts) {
+    return [=](Communicator& c) { c.all_gather({{tensor(DType::f32, counts[size_t(c.rank())]), tensor(DType::f32, 9), counts}}).wait(); };
+  };
+  auto scatter = [=](std::vector<int64_t> counts) {
+    return [=](Communicator& c) { c.reduce_scatter({{tensor(DType::f32, 9), tensor(DType::f32, counts[size_t(c.rank())]), counts}}, Reduce::max).wait(); };
+  };
+  auto exchange = [=](std::vector<int64_t> send, std::vector<int64_t> receive) {
+    return [=](Communicator& c) { c.all_to_all({{tensor(DType::f32, 9), tensor(DType::f32, 9), send, receive}}).wait(); };
+  };
+  auto barrier = [](Communicator& c) { c.barrier(); };
+  struct Case {
+    std::function<void(Communicator&)> first, second;
+    const char* error;
+  };
+  for (const Case& c : std::vector<Case>{
+           {reduce(4), reduce(5), "\"all_reduce(sum) f32[4]\" and \"all_reduce(sum) f32[5]\""},
+           {reduce(4), reduce(4, DType::i64), "\"all_reduce(sum) f32[4]\" and \"all_reduce(sum) i64[4]\""},
+           {reduce(4), reduce(4, DType::f32, Reduce::max), "\"all_reduce(sum) f32[4]\" and \"all_reduce(max) f32[4]\""},
+           {reduce(4), barrier, "\"all_reduce(sum) f32[4]\" and \"barrier\""},
+           {reduce(9), gather({4, 5}), "\"all_reduce(sum) f32[9]\" and \"all_gather f32[4+5]\""},
+           {gather({4, 5}), gather({5, 4}), "\"all_gather f32[4+5]\" and \"all_gather f32[5+4]\""},
+           {scatter({4, 5}), scatter({9, 0}), "\"reduce_scatter(max) f32[4+5]\" and \"reduce_scatter(max) f32[9+0]\""},
+           {exchange({2, 2}, {2, 2}), exchange({3, 3}, {3, 3}), "\"all_to_all f32[2+2->2+2]\" and \"all_to_all f32[3+3->3+3]\""},
+           {[=](Communicator& k) { k.all_reduce({}, Reduce::sum).wait(); }, reduce(4), "\"all_reduce(sum)\" and \"all_reduce(sum) f32[4]\""},
+       })
+    for (bool swapped : {false, true}) {
+      auto errors = on_ranks(2, [&](Communicator& k) {
+        ((k.rank() == 1) == swapped ? c.first : c.second)(k);
+        k.barrier();  // a rank that did not see it in its own call sees it in the next
+      });
+      std::string text = c.error, both = text;
+      if (swapped) {  // rank 0 makes the second call
+        size_t middle = text.find(" and ");
+        both = text.substr(middle + 5) + " and " + text.substr(0, middle);
+      }
+      CHECK(errors[0] == "[collective] ranks 0 and 1 disagree: " + both);
+      CHECK(errors[1] == errors[0]);
+    }
+  // Of more ranks all hear of it, whoever is the odd one out.
+  for (int odd = 0; odd < 4; ++odd) {
+    auto errors = on_ranks(4, [&](Communicator& k) { reduce(k.rank() == odd ? 3 : 4)(k); });
+    for (auto& e : errors) CHECK_THAT(e, StartsWith("[collective] ranks ") && Contains("disagree") && Contains("f32[3]") && Contains("f32[4]"));
+    CHECK(std::set(errors.begin(), errors.end()).size() == 1);
+  }
+}
+
+TEST_CASE("law 9: a wait ends at the deadline and says who is missing") {
+  auto start = std::chrono::steady_clock::now();
+  auto errors = on_ranks(4, [](Communicator& c) {
+    if (c.rank() == 2) return;
+    Tensor t = Tensor::zeros(heap, DType::f32, {4});
+    c.all_reduce({{t, t.clone()}}, Reduce::sum).wait();
+  }, 50ms);
+  CHECK(std::chrono::steady_clock::now() - start < 10s);
+  CHECK(errors[2].empty());
+  for (size_t r : {0, 1, 3}) {
+    CHECK_THAT(errors[r], StartsWith("[all_reduce] not complete after 0.05 s: rank ") && Contains(" waits for rank 2 in all_reduce(sum) f32[4]"));
+    CHECK(errors[r] == errors[0]);
+  }
+  // In a group that was split off, ranks are still those of the world.
+  errors = on_ranks(4, [](Communicator& c) {
+    auto part = c.split(c.rank() < 2 ? std::vector{0, 1} : std::vector{2, 3});
+    if (c.rank() >= 2) c.rank() == 2 ? part->barrier() : void();
+  }, 50ms);
+  CHECK(errors == std::vector<std::string>{"", "", "[barrier] not complete after 0.05 s: rank 2 waits for rank 3 in barrier", ""});
+}
+
+TEST_CASE("law 9: abort ends every wait with its reason") {
+  auto start = std::chrono::steady_clock::now();
+  auto errors = on_ranks(5, [](Communicator& c) {
+    auto part = c.split(c.rank() < 3 ? std::vector{0, 1, 2} : std::vector{3, 4});
+    if (c.rank() == 3) {
+      c.abort("the disk is full");
+      c.abort("a later reason");
+    }
+    c.rank() == 4 ? part->barrier() : c.barrier();
+  });
+  CHECK(std::chrono::steady_clock::now() - start < 10s);
+  for (auto& e : errors) CHECK(e == "the disk is full");
+}
+
+TEST_CASE("the recorded communicator moves nothing and refuses bytes") {
+  auto c = make_recorded_communicator(8);
+  CHECK((c->rank() == 0 && c->size() == 8));
+  CHECK(c->split({0, 3, 5})->size() == 3);
+  Tensor meta(heap, DType::f32, {4}, Device::meta), real = Tensor::zeros(heap, DType::f32, {4});
+  c->all_reduce({{meta, meta}}, Reduce::sum).wait();
+  c->all_to_all({{meta, meta, {}, {}}}).wait();
+  c->barrier();
+  CHECK_THROWS_WITH(c->all_gather({{meta, real, {}}}),
+                    Equals("[all_gather] the recorded communicator moves no data, but a tensor of 4 elements has bytes: run on meta tensors"));
+  CHECK_THROWS_WITH(c->abort("why"), Equals("why"));
+}

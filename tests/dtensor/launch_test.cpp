@@ -1,0 +1,113 @@
+#include "dtensor/launch.h"
+
+#include <catch2/catch.hpp>
+
+#include <atomic>
+
+#include "tests/dtensor/ranks.h"
+#include "tests/placement/cases.h"
+
+using namespace dtensor;
+using namespace dtensor::testing;
+using namespace std::chrono_literals;
+using Catch::Matchers::Contains;
+using Catch::Matchers::Equals;
+using Catch::Matchers::StartsWith;
+
+TEST_CASE("launch runs a function once per rank") {
+  for (int world : {1, 2, 3, 8}) {
+    std::vector<std::atomic<int>> calls(static_cast<size_t>(world));
+    std::atomic<int> sizes{0}, threads{0};
+    launch(world, [&](Rank& rank) {
+      ++calls[size_t(rank.rank())];
+      sizes += rank.world();
+      threads += rank.pool().size();
+      check(rank.device() == Device::cpu && rank.observers().empty() && rank.labels().empty() && !rank.strict, "a fresh rank");
+    }, {.threads = 2});
+    for (auto& c : calls) CHECK(c == 1);
+    CHECK(sizes == world * world);
+    CHECK(threads == 2 * world);
+  }
+  launch(64, [](Rank& rank) { check(rank.pool().size() >= 1, "at least one thread each"); });
+  CHECK_THROWS_WITH(launch(0, [](Rank&) {}), Equals("[launch] 0 ranks; at least one is needed"));
+}
+
+TEST_CASE("law 9: a failing rank frees the others with the first cause") {
+  for (int world : {1, 2, 3, 5})
+    for (int bad = 0; bad < world; ++bad)
+      for (int after : {0, 1, 7}) {
+        std::vector<std::string> seen{size_t(world)};
+        auto start = std::chrono::steady_clock::now();
+        std::string error = error_of([&] {
+          launch(world, [&](Rank& rank) {
+            DeviceMesh mesh(rank, MeshShape({world}, {"dp"}));
+            auto x = DistributedTensor::distribute(Tensor::of<float>({4}, {1, 2, 3, 4}), mesh, {Shard(0)});
+            try {
+              for (int i = 0; i < 8; ++i) {
+                if (rank.rank() == bad && i == after) fail("[train] step {} has no data", i);
+                x.full();
+              }
+            } catch (const Error& e) {
+              seen[size_t(rank.rank())] = e.what();
+              throw;
+            }
+          });
+        });
+        CHECK(std::chrono::steady_clock::now() - start < 10s);
+        std::string cause = fmt::format("[train] step {} has no data", after);
+        CHECK(error == (world == 1 ? cause : fmt::format("{} (rank {} of {})", cause, bad, world)));
+        for (int r = 0; r < world; ++r) CHECK(seen[size_t(r)] == (r == bad ? cause : fmt::format("rank {} failed: {}", bad, cause)));
+      }
+}
+
+TEST_CASE("law 9: whatever a rank throws is reported") {
+  std::string standard = error_of([] { launch(2, [](Rank& rank) { if (rank.rank()) throw std::out_of_range("too far"); }); });
+  CHECK(standard == "too far (rank 1 of 2)");
+  std::string other = error_of([] { launch(2, [](Rank& rank) { if (rank.rank()) throw 42; rank.communicator({0, 1}).barrier(); }); });
+  CHECK_THAT(other, Contains("(rank 1 of 2)"));
+  CHECK_FALSE(error_of([] { launch(1, [](Rank&) { throw "text"; }); }).empty());
+}
+
+TEST_CASE("law 9: a rank that ends early is missed at the deadline") {
+  std::string error = error_of([] {
+    launch(3, [](Rank& rank) { if (rank.rank() != 1) rank.communicator({0, 1, 2}).barrier(); }, {.deadline = 50ms});
+  });
+  CHECK_THAT(error, StartsWith("[barrier] not complete after 0.05 s: rank ") && Contains(" waits for rank 1 in barrier (rank "));
+}
+
+TEST_CASE("law 9: ranks that wait for each other on two meshes are freed too") {
+  std::string error = error_of([] {
+    launch(4, [](Rank& rank) {
+      DeviceMesh mesh(rank, "dp=2,tp=2");
+      if (rank.rank() == 3) throw Error("out of memory");
+      mesh["tp"].communicator(1).barrier();
+      mesh["dp"].communicator(1).barrier();
+    });
+  });
+  CHECK(error == "out of memory (rank 3 of 4)");
+}
+
+TEST_CASE("labels and phases last as long as their scopes") {
+  auto rank = Rank::single();
+  CHECK(rank->label(Label::Kind::op).empty());
+  {
+    LabelScope a(*rank, Label::Kind::module, "model"), b(*rank, Label::Kind::module, "model.layers.0"), c(*rank, Label::Kind::op, "matmul");
+    PhaseScope forward(*rank, Phase::forward);
+    NoGrad no_grad(*rank);
+    CHECK(rank->label(Label::Kind::module) == "model.layers.0");
+    CHECK(rank->label(Label::Kind::op) == "matmul");
+    CHECK(rank->label(Label::Kind::reason).empty());
+    CHECK(rank->labels().size() == 3);
+    CHECK(rank->phase == Phase::forward);
+    CHECK(rank->no_grad == 1);
+    {
+      PhaseScope backward(*rank, Phase::backward);
+      NoGrad again(*rank);
+      CHECK((rank->phase == Phase::backward && rank->no_grad == 2));
+    }
+    CHECK((rank->phase == Phase::forward && rank->no_grad == 1));
+  }
+  CHECK((rank->labels().empty() && rank->phase == Phase::none && rank->no_grad == 0));
+  uint64_t id = rank->next_id();
+  CHECK(rank->next_id() > id);
+}

@@ -1,0 +1,183 @@
+// dtensor_explain, as text and as JSON.
+#include "programs.h"
+
+using namespace dtensor::testing;
+
+namespace {
+
+std::string text_of(const Words& arguments) {
+  Result r = run("dtensor_explain", arguments);
+  CAPTURE(arguments, r.err);
+  REQUIRE(r.code == 0);
+  REQUIRE(r.err.empty());
+  return r.out;
+}
+Json json_of(const Words& arguments) { return Json::parse(text_of(arguments + Words{"--json"})); }
+
+Words keys(const Json& j) {
+  Words list;
+  for (const auto& [key, value] : j.items()) list.push_back(key);
+  return list;
+}
+
+}  // namespace
+
+TEST_CASE("explain layout: each rank's shape and offset") {
+  Words arguments = {"--mesh", "dp=2,tp=4", "layout", "f32[5,16] dp=Shard(0) tp=Replicate"};
+  CHECK(text_of(arguments) ==
+        "f32[5,16] dp=Shard(0) tp=Replicate\n"
+        "  rank 0   dp=0 tp=0        [3,16]       at [0,0]\n"
+        "  rank 1   dp=0 tp=1        [3,16]       at [0,0]\n"
+        "  rank 2   dp=0 tp=2        [3,16]       at [0,0]\n"
+        "  rank 3   dp=0 tp=3        [3,16]       at [0,0]\n"
+        "  rank 4   dp=1 tp=0        [2,16]       at [3,0]\n"
+        "  rank 5   dp=1 tp=1        [2,16]       at [3,0]\n"
+        "  rank 6   dp=1 tp=2        [2,16]       at [3,0]\n"
+        "  rank 7   dp=1 tp=3        [2,16]       at [3,0]\n");
+  Json j = json_of(arguments);
+  CHECK(keys(j) == Words{"layout", "shape", "placements", "ranks"});
+  CHECK(j["layout"] == "f32[5,16] dp=Shard(0) tp=Replicate");
+  CHECK(j["shape"] == Json({5, 16}));
+  CHECK(j["placements"] == Json({{"dp", "Shard(0)"}, {"tp", "Replicate"}}));
+  REQUIRE(j["ranks"].size() == 8);
+  CHECK(j["ranks"][6] == Json({{"rank", 6}, {"coordinate", {{"dp", 1}, {"tp", 2}}}, {"shape", {2, 16}}, {"offset", {3, 0}}}));
+}
+
+TEST_CASE("explain layout: uneven and empty parts, and the order of axes") {
+  auto sizes = [](const std::string& mesh, const std::string& tensor) {
+    std::vector<int> list;
+    int64_t next = 0;
+    Json j = json_of({"--mesh", mesh, "layout", tensor});
+    for (const Json& r : j["ranks"]) {
+      list.push_back(r["shape"][0]);
+      if (!j.contains("order")) CHECK(r["offset"][0] == next);  // in mesh order one part follows the other
+      next += list.back();
+    }
+    return list;
+  };
+  CHECK(sizes("tp=4", "f32[5] tp=Shard(0)") == std::vector{2, 2, 1, 0});
+  CHECK(sizes("dp=4,tp=2", "f32[18] dp=Shard(0) tp=Shard(0)") == std::vector{3, 2, 3, 2, 3, 2, 2, 1});
+  // tp outermost: 9 and 9, each split by dp into 3, 3, 3, 0
+  CHECK(sizes("dp=4,tp=2", "f32[18] tp=Shard(0) dp=Shard(0)") == std::vector{3, 3, 3, 3, 3, 3, 0, 0});
+  Json j = json_of({"--mesh", "dp=4,tp=2", "layout", "f32[18] tp=Shard(0) dp=Shard(0)"});
+  CHECK(j["order"] == Json({{"0", {"tp", "dp"}}}));
+  CHECK(j["layout"] == "f32[18] tp=Shard(0) dp=Shard(0)");
+  CHECK(j["ranks"][1]["offset"] == Json({9}));
+  CHECK(json_of({"--mesh", "tp=2", "layout", "bf16[4,6] tp=Shard(-1)"})["layout"] == "bf16[4,6] tp=Shard(1)");
+  CHECK_THAT(text_of({"--mesh", "tp=2", "layout", "f32[4] tp=Partial"}), Contains("f32[4] tp=Partial(sum)\n") && Contains("(one contribution)"));
+}
+
+TEST_CASE("explain redistribute: the steps and their bytes") {
+  Words arguments = {"--mesh", "tp=4", "redistribute", "f32[8,16] tp=Shard(0)", "tp=Replicate"};
+  CHECK(text_of(arguments) ==
+        "f32[8,16] tp=Shard(0) -> tp=Replicate\n"
+        "  1. all_gather over tp, 384 bytes  -> tp=Replicate\n"
+        "  384 bytes received by one rank\n");
+  Json gather = {{"collective", "all_gather"}, {"axes", {"tp"}}, {"from", "tp=Shard(0)"}, {"to", "tp=Replicate"}, {"bytes", 384}};
+  CHECK(json_of(arguments) == Json({{"from", "f32[8,16] tp=Shard(0)"}, {"to", "tp=Replicate"}, {"steps", Json::array({gather})}, {"bytes", 384}}));
+
+  auto only = [](const std::string& mesh, const std::string& from, const std::string& to) {
+    Json j = json_of({"--mesh", mesh, "redistribute", from, to});
+    std::string list;
+    for (const Json& s : j["steps"]) list += s["collective"].get<std::string>() + " ";
+    return list + std::to_string(j["bytes"].get<int>());
+  };
+  CHECK(only("tp=4", "f32[8,16] tp=Shard(0)", "tp=Shard(0)") == "0");
+  CHECK(only("tp=4", "f32[8,16]", "tp=Shard(1)") == "local 0");
+  CHECK(only("tp=4", "f32[8,16] tp=Partial", "tp=Replicate") == "all_reduce 768");     // 2 * 3 parts of 128 bytes
+  CHECK(only("tp=4", "f32[8,16] tp=Partial", "tp=Shard(0)") == "reduce_scatter 384");  // 3 of them
+  CHECK(only("tp=4", "f32[8,16] tp=Shard(0)", "tp=Shard(1)") == "all_to_all 96");      // 3 of the 4 quarters of a part
+  CHECK(only("tp=4", "f32[5] tp=Shard(0)", "tp=Replicate") == "all_gather 20");        // to the rank that has nothing
+  // The two axes change places: ranks 0 and 3 keep what they have, 1 and 2 swap their quarters.
+  CHECK(only("x=2,y=2", "f32[4,4] x=Shard(0) y=Shard(1)", "x=Shard(1) y=Shard(0)") == "permute 16");
+}
+
+TEST_CASE("explain op: matmul keeps a sharded inner dimension Partial") {
+  Words arguments = {"--mesh", "tp=4", "op", "matmul", "f32[8,16] tp=Shard(1)", "f32[16,4] tp=Shard(0)"};
+  CHECK(text_of(arguments) ==
+        "matmul\n"
+        "  input 0   f32[8,16] tp=Shard(1)\n"
+        "  input 1   f32[16,4] tp=Shard(0)\n"
+        "  output    f32[8,4] tp=Partial(sum)\n"
+        "  0 bytes received by one rank\n"
+        "  rejected  288 bytes: tp=Shard(0), tp=Replicate -> tp=Shard(0)\n"
+        "            432 bytes: tp=Replicate, tp=Shard(1) -> tp=Shard(1)\n"
+        "            576 bytes: tp=Replicate, tp=Replicate -> tp=Replicate\n");
+  Json j = json_of(arguments);
+  CHECK(keys(j) == Words{"op", "inputs", "outputs", "bytes", "alternatives"});
+  CHECK(j["op"] == "matmul");
+  REQUIRE(j["inputs"].size() == 2);
+  CHECK(j["inputs"][1] == Json({{"from", "f32[16,4] tp=Shard(0)"}, {"to", "f32[16,4] tp=Shard(0)"}, {"steps", Json::array()}}));
+  CHECK(j["outputs"] == Json::array({{{"layout", "f32[8,4] tp=Partial(sum)"}, {"shape", {8, 4}}, {"placements", {{"tp", "Partial(sum)"}}}}}));
+  CHECK(j["bytes"] == 0);
+  REQUIRE(j["alternatives"].size() == 3);
+  CHECK(j["alternatives"][0]["bytes"] == 288);
+}
+
+TEST_CASE("explain op: layouts of other ops") {
+  auto output = [](const Words& arguments) {
+    Json j = json_of(Words{"op"} + arguments);
+    return j["outputs"][0]["layout"].get<std::string>() + ", " + std::to_string(j["bytes"].get<int>()) + " bytes";
+  };
+  // Rank 0 keeps the replicated operand and the others take zeros: it counts once.
+  CHECK(output({"--mesh", "tp=2", "add", "f32[4] tp=Partial", "f32[4]"}) == "f32[4] tp=Partial(sum), 0 bytes");
+  // A product is not linear in both.
+  CHECK(output({"--mesh", "tp=2", "mul", "f32[4] tp=Partial", "f32[4] tp=Partial"}) == "f32[4] tp=Shard(0), 16 bytes");
+  CHECK(output({"--mesh", "tp=4", "view", "f32[8,16] tp=Shard(1)", "shape=8,4,4"}) == "f32[8,4,4] tp=Shard(1), 0 bytes");
+  CHECK(output({"--mesh", "tp=2", "reshape", "f32[8,6] tp=Shard(1)", "shape=8,3,2"}) == "f32[8,3,2] tp=Shard(0), 48 bytes");
+  CHECK(output({"--mesh", "tp=3", "embedding", "i64[4]", "f32[10,6] tp=Shard(0)"}) == "f32[4,6] tp=Partial(sum), 0 bytes");
+  CHECK(output({"--mesh", "tp=3", "embedding", "i64[5] tp=Shard(0)", "f32[10,6]"}) == "f32[5,6] tp=Shard(0), 0 bytes");
+  CHECK(output({"--mesh", "tp=2", "linear", "f32[4,6] tp=Shard(-1)", "f32[8,6] tp=Shard(1)"}) == "f32[4,8] tp=Partial(sum), 0 bytes");
+  CHECK(output({"--mesh", "tp=2", "linear", "f32[4,6]", "f32[8,6] tp=Shard(0)", "f32[8] tp=Shard(0)"}) == "f32[4,8] tp=Shard(1), 0 bytes");
+  CHECK(output({"--mesh", "tp=2", "transpose", "f32[4,6] tp=Shard(1)", "dim0=0", "dim1=1"}) == "f32[6,4] tp=Shard(0), 0 bytes");
+  CHECK(output({"--mesh", "tp=2", "permute", "f32[4,6,8] tp=Shard(1)", "dims=2,0,1"}) == "f32[8,4,6] tp=Shard(2), 0 bytes");
+  CHECK(output({"--mesh", "tp=2", "sum", "f32[4,6] tp=Shard(1)", "dim=-1"}) == "f32[4] tp=Partial(sum), 0 bytes");
+  CHECK(output({"--mesh", "tp=2", "amax", "f32[4,6] tp=Shard(1)", "dim=1"}) == "f32[4] tp=Partial(max), 0 bytes");
+}
+
+TEST_CASE("explain: options may stand anywhere") {
+  std::string expected = text_of({"--mesh", "tp=2", "op", "sum", "f32[4,6] tp=Shard(1)", "dim=-1"});
+  CHECK(text_of({"op", "sum", "f32[4,6] tp=Shard(1)", "dim=-1", "--mesh", "tp=2"}) == expected);
+  CHECK(text_of({"op", "--mesh=tp=2", "sum", "f32[4,6] tp=Shard(1)", "dim=-1"}) == expected);
+  std::string json = text_of({"--json", "--mesh", "tp=2", "layout", "f32[4] tp=Shard(0)"});
+  CHECK(text_of({"layout", "--json", "f32[4] tp=Shard(0)", "--mesh", "tp=2"}) == json);
+  Result help = run("dtensor_explain", {"--help"});
+  CHECK(help.code == 0);
+  CHECK_THAT(help.out, Contains("--mesh") && Contains("--json"));
+}
+
+TEST_CASE("explain: bad input is one line on standard error and exit code 2") {
+  struct Case {
+    Words arguments;
+    std::string error;
+  };
+  const Case cases[] = {
+      {{"layout", "f32[4]"}, "--mesh is required; see --help"},
+      {{"--mesh", "tp=2"}, "command is required; see --help"},
+      {{"--mesh", "tp=2", "lay", "f32[4]"}, "command: lay not in {layout,redistribute,op}; see --help"},
+      {{"--mesh", "tp=2", "layout", "f32[4]", "--jsn"}, "The following argument was not expected: --jsn; see --help"},
+      {{"--mesh", "tp", "layout", "f32[4]"}, R"([mesh] "tp" is no mesh: write axes and sizes as in dp=2,tp=4)"},
+      {{"--mesh", "tp=2", "layout"}, R"([dtensor_explain] layout takes one tensor, as in layout "f32[5,16] tp=Shard(0)")"},
+      {{"--mesh", "tp=2", "redistribute", "f32[4]"}, "[dtensor_explain] redistribute takes a tensor and a layout, as in redistribute "},
+      {{"--mesh", "tp=2", "op"}, "[dtensor_explain] op takes a name and its operands, as in op matmul "},
+      {{"--mesh", "tp=2", "layout", "f32[4,6] tpp=Shard(1)"}, R"([parse_layout] the mesh has no axis "tpp": it is tp=2)"},
+      {{"--mesh", "tp=2", "layout", "f32[4,6] tp=Shard(2)"}, "[parse_layout] dimension 2 is out of range for 2 dimensions"},
+      {{"--mesh", "tp=2", "layout", "f32[4,6] tp=Shrd(1)"}, R"([parse_layout] "Shrd(1)" is no placement: write Replicate, Shard(dim), or Partial(sum|avg|product|min|max))"},
+      {{"--mesh", "tp=2", "layout", "f31[4,6]"}, R"([parse_spec] "f31[4,6]" is no tensor: write as in f32[8,16] dp=Shard(0) (dtypes f32 f64 bf16 i64 bool))"},
+      {{"--mesh", "tp=2", "op", "matmull", "f32[4,6]", "f32[6,4]"}, R"([dtensor_explain] there is no op "matmull"; the nearest is "matmul")"},
+      {{"--mesh", "tp=2", "op", "matmul", "f32[4,6]", "f32[7,6]"}, "[matmul] sizes of k differ: 6 and 7 in operands [4,6], [7,6]"},
+      {{"--mesh", "tp=2", "op", "view", "f32[8,6] tp=Shard(1)", "shape=8,3,2"},
+       "[view] f32[8,6] tp=Shard(1) has no view of that shape where it is: redistribute it to tp=Shard(0) first, or use reshape"},
+      {{"--mesh", "tp=2", "op", "view", "f32[8,6]", "shape=8,7"}, "[view] 48 elements of [8,6] do not fit [8,7]"},
+      {{"--mesh", "tp=2", "op", "sum", "f32[8,6]", "dim=x"}, R"([dtensor_explain] "dim=x" has no value that an op takes)"},
+      {{"--mesh", "tp=2", "op", "sum", "f32[8,6]", "keepdim=true"}, "[dtensor_explain] keepdim=true is a sum and a reshape: explain them one by one"},
+  };
+  for (const Case& c : cases) {
+    Result r = run("dtensor_explain", c.arguments);
+    CAPTURE(c.arguments, r.err);
+    CHECK(r.code == 2);
+    CHECK(r.out.empty());
+    CHECK_THAT(r.err, StartsWith("dtensor_explain: " + c.error));
+    CHECK(lines_of(r.err).size() == 1);
+  }
+}

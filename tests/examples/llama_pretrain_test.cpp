@@ -1,0 +1,213 @@
+// llama_pretrain: its command line, errors, metrics and dry run.
+#include <cstring>
+
+#include "programs.h"
+
+using namespace dtensor::testing;
+
+namespace {
+
+const Words model = {"--model", source("examples/configs/llama_tiny.json")};
+const std::string plans = source("examples/plans/");
+
+// A folder with a text, and the shortest run on it.
+struct Small {
+  Folder folder;
+  std::string text = folder.write("text.txt", some_text(20000));
+  Words arguments = model + Words{"--data", text, "--batch-size", "8", "--seq-len", "16", "--threads", "1"};
+  Result operator()(const Words& more) const { return run("llama_pretrain", arguments + more); }
+};
+
+}  // namespace
+
+TEST_CASE("bad input ends llama_pretrain with exit code 2 and an error that names the place and the remedy") {
+  Small small;
+  auto plan = [&](const char* text) { return small.folder.write("plan.json", text); };
+  struct Case {
+    Words arguments;
+    std::string error;  // after "llama_pretrain: "
+  };
+  const std::string misspelt = small.folder.write(
+      "misspelt.json", R"({"tensor_parallel": {"axis": "tp", "plan": {"model.layers.*.self_atn.q_proj": "ColwiseParallel"}}})");
+  const std::string config = small.folder.write("config.json", R"({"warmup_steps": 3})");
+  const Case cases[] = {
+      {{"--mesh", "dp=2", "--plan", plans + "tp.json", "--steps", "1"},
+       R"([plan] the plan uses axis "tp", which mesh dp=2 lacks: add it, as in --mesh dp=2,tp=2)"},
+      {{"--mesh", "dp=2,pp=2", "--steps", "1"},
+       R"([mesh] nothing uses axis "pp" of dp=2,pp=2: give a plan that does, or name it dp to divide the batch)"},
+      {{"--mesh", "tp=2", "--plan", misspelt, "--steps", "1"},
+       R"([plan] tensor_parallel.plan: "model.layers.*.self_atn.q_proj" matches no module; the nearest is "model.layers.*.self_attn.q_proj")"},
+      {{"--mesh", "tp=8", "--plan", plans + "tp.json", "--steps", "1"},
+       R"([model.layers.0.self_attn] 4 heads do not divide over 8 ranks (tp): use fewer ranks on that axis, or let the projection's plan line have "output_layouts": "Replicate")"},
+      {{"--data", small.folder / "nothing.txt", "--steps", "1"},
+       "[data] cannot read " + small.folder / "nothing.txt" + ": no such file, or no permission"},
+      {{"--mesh", "dp=3", "--steps", "1"}, "[llama_pretrain] --batch-size 8 does not divide over the 3 data ranks of mesh dp=3"},
+      {{"--mesh", "dp", "--steps", "1"}, R"([mesh] "dp" is no mesh: write axes and sizes as in dp=2,tp=4)"},
+      {{"--mesh", "dp=0", "--steps", "1"}, R"([MeshShape] axis "dp" has size 0; a size is at least 1)"},
+      {{"--mesh", "dp=2,dp=2", "--steps", "1"}, R"([MeshShape] axis "dp" is named twice)"},
+      {{"--stepz", "1"}, "there is no option --stepz; the nearest is --steps; see --help"},
+      {{"--learning-rate=1"}, "there is no option --learning-rate; the nearest is "},
+      {{"tiny"}, "The following argument was not expected: tiny; see --help"},
+      {{"--steps", "many"}, "Could not convert: --steps = many; see --help"},
+      {{"--lr", "-1"}, "--lr: -1 is below 0; see --help"},
+      {{}, "[llama_pretrain] --steps is missing: give a number of steps, or --dry-run"},
+      {{"--config", config}, R"([config] there is no option "warmup_steps"; the nearest is "warmup-steps" (in )" + config + ")"},
+      {{"--steps", "1", "--metrics", small.folder / "no/m.jsonl"},
+       "[llama_pretrain] cannot write --metrics " + small.folder / "no/m.jsonl" + ": does the folder exist?"},
+      {{"--steps", "1", "--plan", plan(R"({"tensor_paralel": {}})")}, R"([plan] the file: there is no field "tensor_paralel"; the nearest is "tensor_parallel")"},
+      {{"--steps", "1", "--mesh", "dp=2", "--plan", small.folder / "none.json"}, "[plan] cannot read " + small.folder / "none.json" + ": no such file"},
+      {{"--steps", "1", "--config", small.folder.write("broken.json", "{\"lr\": }")}, "[config] " + small.folder / "broken.json" + " is not JSON: "},
+      {{"--steps", "1", "--resume", "auto"}, "--resume: auto not in {never}; see --help"},
+  };
+  for (const Case& c : cases) {
+    Result r = small(c.arguments);
+    CAPTURE(c.arguments, r.err);
+    CHECK(r.code == 2);
+    CHECK(r.out.empty());
+    CHECK_THAT(r.err, StartsWith("llama_pretrain: " + c.error));
+    CHECK(lines_of(r.err).size() == 1);
+  }
+  Result no_model = run("llama_pretrain", {"--data", small.text, "--steps", "1"});
+  CHECK(no_model.code == 2);
+  CHECK_THAT(no_model.err, StartsWith("llama_pretrain: [llama_pretrain] --model is missing: give a Hugging Face config.json"));
+  Result no_data = run("llama_pretrain", model + Words{"--steps", "1"});
+  CHECK(no_data.code == 2);
+  CHECK_THAT(no_data.err, StartsWith("llama_pretrain: [llama_pretrain] --data is missing: give text files, or --dry-run"));
+  Result long_sequence = run("llama_pretrain", model + Words{"--seq-len", "4096", "--dry-run"});
+  CHECK(long_sequence.code == 2);
+  CHECK_THAT(long_sequence.err, Contains("--seq-len 4096 is more than the model's max_position_embeddings 2048"));
+}
+
+TEST_CASE("--help ends llama_pretrain with exit code 0 and names every option") {
+  Result r = run("llama_pretrain", {"--help"});
+  CHECK(r.code == 0);
+  CHECK(r.err.empty());
+  for (const char* option : {"model", "mesh", "plan", "data", "steps", "batch-size", "seq-len", "seed", "lr", "warmup-steps", "weight-decay", "clip",
+                             "metrics", "config", "resume", "threads", "strict", "dry-run", "json"})
+    CHECK_THAT(r.out, Contains("--" + std::string(option) + " "));
+  CHECK_THAT(r.out, Contains("--mesh TEXT=dp=1"));
+}
+
+TEST_CASE("a run prints a line per step and a summary, and its metrics read back to the same bits") {
+  Small small;
+  std::string file = small.folder / "metrics.jsonl";
+  Result r = small({"--steps", "3", "--mesh", "dp=2", "--metrics", file});
+  REQUIRE(r.code == 0);
+  CHECK(r.err.empty());
+  Words out = lines_of(r.out), metrics = lines_of(read(file));
+  REQUIRE(out.size() == 6);
+  CHECK(out[0] == "1050496 parameters, mesh dp=2, 128 tokens per step");
+  CHECK_THAT(out[1], StartsWith("step 1/3  loss 5.") && Contains("  grad_norm ") && Contains("  lr 1.00e-03  ") && EndsWith(" tokens/s"));
+  CHECK_THAT(out[3], StartsWith("step 3/3  loss "));
+  CHECK_THAT(out[4], StartsWith("done: loss 5.") && Contains(" at the last; 3 steps in "));
+  CHECK(out[5] == "metrics of every step: " + file);
+  CHECK(r.out.find('\r') == std::string::npos);
+
+  REQUIRE(metrics.size() == 3);
+  for (size_t i = 0; i < 3; ++i) {
+    Json j = Json::parse(metrics[i]);
+    Words keys;
+    for (const auto& [key, value] : j.items()) keys.push_back(key);
+    CHECK(keys == Words{"step", "loss", "grad_norm", "lr", "tokens", "tokens_per_second", "step_seconds"});
+    CHECK(j["step"] == i + 1);
+    CHECK(j["tokens"] == 128);
+    CHECK(j["step_seconds"].get<double>() > 0);
+    CHECK(j["tokens_per_second"].get<double>() == Approx(128 / j["step_seconds"].get<double>()));
+    for (const char* key : {"loss", "grad_norm", "lr"}) {  // the text is the number's, printed with 17 digits
+      char text[64];
+      std::snprintf(text, sizeof text, "\"%s\": %.17g,", key, j[key].get<double>());
+      CHECK_THAT(metrics[i], Contains(text));
+    }
+    double loss = j["loss"];
+    CHECK(double(float(loss)) == loss);  // a float32, digit for digit
+  }
+}
+
+TEST_CASE("options of --config hold unless the command line has them") {
+  Small small;
+  std::string by_file = small.folder / "file.jsonl", by_flags = small.folder / "flags.jsonl", other = small.folder / "other.jsonl";
+  Json config = {{"model", model[1]}, {"data", {small.text}}, {"steps", 5}, {"batch-size", 8}, {"seq-len", 16}, {"lr", 0.005},
+                 {"warmup-steps", 2}, {"seed", 7},            {"mesh", "dp=2"}, {"strict", true}, {"metrics", by_file}};
+  std::string file = small.folder.write("config.json", config.dump());
+  Result r = run("llama_pretrain", {"--steps", "2", "--config", file});
+  CAPTURE(r.err);
+  REQUIRE(r.code == 0);
+  CHECK_THAT(r.out, StartsWith("1050496 parameters, mesh dp=2, 128 tokens per step\nstep 1/2 "));
+  REQUIRE(small({"--steps", "2", "--lr", "0.005", "--warmup-steps", "2", "--seed", "7", "--mesh", "dp=2", "--metrics", by_flags}).code == 0);
+  CHECK(read_metrics(by_file).loss == read_metrics(by_flags).loss);
+  CHECK(read_metrics(by_file).grad_norm == read_metrics(by_flags).grad_norm);
+  REQUIRE(run("llama_pretrain", {"--config", file, "--steps", "2", "--seed", "8", "--metrics", other}).code == 0);
+  CHECK(read_metrics(other).loss != read_metrics(by_file).loss);
+}
+
+TEST_CASE("a dry run lists the collectives of a step, for a mesh of any size, as text and as JSON") {
+  Words arguments = model + Words{"--plan", plans + "tp.json", "--mesh", "dp=64,tp=4", "--batch-size", "128", "--dry-run"};
+  Result text = run("llama_pretrain", arguments);
+  REQUIRE(text.code == 0);
+  CHECK(text.err.empty());
+  CHECK_THAT(text.out, StartsWith("One step on dp=64,tp=4, bytes as the busiest rank receives them\n"));
+  CHECK_THAT(text.out, Contains("\nphase     collective     axes          bytes  tensor             for\n"));
+  CHECK_THAT(text.out, Contains("f32[128,128,128]   model.layers.3.mlp.down_proj  [\"model.layers.*.mlp.down_proj\": RowwiseParallel]\n"));
+  CHECK_THAT(text.out, Contains("model.layers.0.post_attention_layernorm: gradient of rms_norm\n"));
+  CHECK_THAT(text.out, Contains("gradient of model.embed_tokens.weight and 38 more\n"));
+  CHECK_THAT(text.out, !Contains("(implicit)"));
+
+  Result json = run("llama_pretrain", arguments + Words{"--json"});
+  REQUIRE(json.code == 0);
+  Json j = Json::parse(json.out);
+  CHECK(j["mesh"] == "dp=64,tp=4");
+  REQUIRE(j["collectives"].size() > 20);
+  int64_t bytes = 0;
+  int forward = 0, backward = 0, listed = 0;
+  for (const Json& c : j["collectives"]) {
+    for (const char* key : {"phase", "collective", "axes", "tensor", "from", "to", "bytes", "group", "module", "op", "reason", "plan_line", "asked_for"})
+      REQUIRE(c.contains(key));
+    CHECK(c["asked_for"] == true);
+    bytes += c["bytes"].get<int64_t>();
+    bool block = c["module"].get<std::string>().starts_with("model.layers.2.");
+    forward += block && c["phase"] == "forward" && c["collective"] == "all_reduce";
+    backward += block && c["phase"] == "backward" && c["collective"] == "all_reduce";
+  }
+  for (const auto& [kind, n] : j["counts"].items()) listed += n.get<int>();
+  CHECK(j["bytes"] == bytes);
+  CHECK(size_t(listed) == j["collectives"].size());
+  CHECK(forward == 2);   // Megatron's
+  CHECK(backward == 2);
+}
+
+TEST_CASE("losses do not depend on the mesh, on a small text") {
+  Small small;
+  std::string one = small.folder / "one.jsonl", four = small.folder / "four.jsonl";
+  Words steps = {"--steps", "10", "--lr", "0.003"};
+  REQUIRE(small(steps + Words{"--mesh", "dp=1", "--metrics", one}).code == 0);
+  REQUIRE(small(steps + Words{"--mesh", "dp=2,tp=2", "--plan", plans + "fsdp_tp.json", "--metrics", four}).code == 0);
+  CHECK(difference(read_metrics(one).loss, read_metrics(four).loss, 10) < 1e-5);
+  CHECK(read_metrics(one).loss.back() < 4.5);
+}
+
+TEST_CASE("law 7: every shipped plan passes --strict, and so does data parallelism without a plan") {
+  Small small;
+  int tested = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(plans)) {
+    CAPTURE(entry.path());
+    bool tp = Json::parse(read(entry.path())).contains("tensor_parallel");
+    Words arguments = {"--plan", entry.path().string(), "--strict", "--mesh", tp ? "dp=2,tp=2" : "dp=4"};
+    CHECK(small(arguments + Words{"--steps", "1"}).code == 0);
+    Json dry = Json::parse(small(arguments + Words{"--dry-run", "--json"}).out);
+    for (const Json& c : dry["collectives"]) CHECK(c["asked_for"] == true);
+    ++tested;
+  }
+  CHECK(tested >= 6);
+  CHECK(small({"--strict", "--mesh", "dp=2", "--steps", "1"}).code == 0);
+}
+
+TEST_CASE("a run whose loss is no number ends with exit code 1 and names the step") {
+  Small small;
+  auto mesh = GENERATE(as<Words>(), Words{"--mesh", "dp=1"}, Words{"--mesh", "dp=2,tp=2", "--plan", plans + "fsdp_tp.json"});
+  std::string file = small.folder / "metrics.jsonl";
+  Result r = small(mesh + Words{"--steps", "5", "--lr", "1e30", "--metrics", file});
+  CHECK(r.code == 1);
+  CHECK_THAT(r.out, Contains("step 1/5  loss ") && !Contains("done"));
+  CHECK_THAT(r.err, StartsWith("llama_pretrain: [train] step 2: the loss is ") && Contains("; the first value that is not finite is the "));
+  CHECK(read_metrics(file).loss.size() == 1);
+}

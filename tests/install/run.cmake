@@ -1,0 +1,18 @@
+# Installs the build at BUILD under a prefix of its own, builds the program in SOURCE against it, and runs it.
+function(run)
+  execute_process(COMMAND ${ARGN} RESULT_VARIABLE code OUTPUT_VARIABLE output ERROR_VARIABLE output)
+  if(code)
+    message(FATAL_ERROR "${ARGN} failed (${code}):\n${output}")
+  endif()
+  set(output "${output}" PARENT_SCOPE)
+endfunction()
+
+set(work "${BUILD}/install_test")
+file(REMOVE_RECURSE "${work}")
+run(${CMAKE_COMMAND} --install "${BUILD}" --prefix "${work}/prefix")
+run(${CMAKE_COMMAND} -S "${SOURCE}" -B "${work}/build" -DCMAKE_PREFIX_PATH=${work}/prefix -DCMAKE_BUILD_TYPE=Debug "-DCMAKE_CXX_FLAGS=${FLAGS}")
+run(${CMAKE_COMMAND} --build "${work}/build")
+run("${work}/build/outside")
+if(NOT output MATCHES "tp=Shard\\(0\\): 1 8 27")
+  message(FATAL_ERROR "the program printed:\n${output}")
+endif()

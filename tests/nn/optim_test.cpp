@@ -1,0 +1,203 @@
+#include "nn/optim.h"
+
+#include <numbers>
+
+#include "helpers.h"
+
+using namespace dtensor;
+using namespace dtensor::testing;
+using namespace dtensor::nn;
+
+namespace {
+
+struct Weights : Callable<Weights> {
+  explicit Weights(const DeviceMesh& mesh) : Callable(mesh) {}
+  std::string_view kind() const override { return "Weights"; }
+  DistributedTensor forward(const DistributedTensor& x) { return ops::linear(x, a()); }
+  Parameter a{*this, "a", {5, 7}, Init::normal(1)}, b{*this, "b", {9}, Init::ones()}, c{*this, "c", {4, 3}, Init::normal(0.5)};
+};
+
+std::vector<DistributedTensor> gradients_of(Weights& w, int step) {
+  std::vector<DistributedTensor> g;
+  for (Parameter* p : w.parameters())
+    g.push_back(DistributedTensor::distribute(f32(p->shape(), 10 * step + int(g.size())), p->stored().mesh(), p->stored().layout()));
+  return g;
+}
+
+std::vector<double> all_values(Weights& w) {
+  std::vector<double> v;
+  for (Parameter* p : w.parameters())
+    for (double x : values(p->stored().full())) v.push_back(x);
+  return v;
+}
+
+}  // namespace
+
+TEST_CASE("AdamW is the published algorithm") {
+  struct Case {
+    AdamWOptions options;
+    double scale;
+  };
+  const Case cases[] = {{{}, 1}, {{.beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.01}, 1}, {{.weight_decay = 0}, 0.25}, {{.beta1 = 0, .beta2 = 0.5, .eps = 1e-2, .weight_decay = 1}, 1}};
+  for (const Case& c : cases) {
+    constexpr int steps = 5;
+    auto lr = [](int step) { return 0.1 / (1 + step); };
+    auto rank = Rank::single();
+    DeviceMesh m(*rank, "x=1");
+    Weights w(m);
+    materialize(w, 3);
+    // By hand, in double.
+    std::vector<double> p = all_values(w), avg(p.size()), sq(p.size());
+    for (int t = 1; t <= steps; ++t) {
+      std::vector<double> g;
+      for (auto& x : gradients_of(w, t))
+        for (double v : values(x.local())) g.push_back(v * c.scale);
+      for (size_t i = 0; i < p.size(); ++i) {
+        p[i] -= lr(t) * c.options.weight_decay * p[i];
+        avg[i] = c.options.beta1 * avg[i] + (1 - c.options.beta1) * g[i];
+        sq[i] = c.options.beta2 * sq[i] + (1 - c.options.beta2) * g[i] * g[i];
+        double m_hat = avg[i] / (1 - std::pow(c.options.beta1, t)), v_hat = sq[i] / (1 - std::pow(c.options.beta2, t));
+        p[i] -= lr(t) * m_hat / (std::sqrt(v_hat) + c.options.eps);
+      }
+    }
+    for (const char* mesh : {"x=1", "x=2", "x=3"}) {
+      auto result = on_mesh(mesh, [&](const DeviceMesh& dm) {
+        Weights x(dm);
+        x.a.place(0, Shard(1)), x.b.place(0, Shard(0));
+        materialize(x, 3);
+        AdamW adamw(x.parameters(), c.options);
+        CommLog log(dm.rank_state());
+        for (int t = 1; t <= steps; ++t) {
+          uint32_t version = x.a.stored().version();
+          adamw.step(gradients_of(x, t), lr(t), c.scale);
+          check(x.a.stored().version() > version, "the version stays {}", version);
+          check(adamw.steps() == t, "{} steps", adamw.steps());
+        }
+        check(log.entries().empty(), "an optimizer communicates");
+        return all_values(x);
+      }).back();
+      INFO(mesh << ", decay " << c.options.weight_decay);
+      CHECK(difference(result, p) < 2e-6);
+    }
+  }
+}
+
+TEST_CASE("AdamW gives the same bits however parameters are sharded") {
+  auto run = [](const char* mesh, Placement place) {
+    return on_mesh(mesh, [&](const DeviceMesh& m) {
+      Weights w(m);
+      w.a.place(0, place), w.c.place(0, place);
+      materialize(w, 3);
+      AdamW adamw(w.parameters(), {});
+      for (int t = 1; t <= 3; ++t) adamw.step(gradients_of(w, t), 0.01, 0.7);
+      return all_values(w);
+    }).back();
+  };
+  auto one = run("x=1", Replicate());
+  for (const char* mesh : {"x=2", "x=3", "x=4"})
+    for (Placement p : {Shard(0), Shard(1)}) CHECK(run(mesh, p) == one);
+}
+
+TEST_CASE("errors of AdamW, and its step on meta") {
+  auto rank = Rank::recorded(2);
+  DeviceMesh m(*rank, "x=2");
+  Weights w(m);
+  w.a.place(0, Shard(0));
+  materialize(w, 3);
+  AdamW adamw(w.parameters(), {});
+  auto meta = [&](Parameter* p) { return DistributedTensor::empty(m, TensorSpec(p->stored().spec())); };
+  adamw.step({meta(&w.a), meta(&w.b), meta(&w.c)}, 0.1);
+  CHECK(adamw.steps() == 1);
+  CHECK(error_of([&] { adamw.step({meta(&w.a)}, 0.1); }) == "[AdamW] 1 gradients for 3 parameters");
+  CHECK(rank->allocator()->bytes_in_use() == 0);
+  CHECK_THAT(error_of([] {
+    on_mesh("x=2", [](const DeviceMesh& dm) {
+      Weights x(dm);
+      x.a.place(0, Shard(0));
+      materialize(x, 3);
+      auto g = gradients_of(x, 1);
+      g[0] = g[0].redistribute({Replicate()});
+      AdamW(x.parameters(), {}).step(g, 0.1);
+    });
+  }), Contains("[AdamW] the gradient of a is f32[5,7] x=Replicate, not f32[5,7] x=Shard(0)"));
+}
+
+TEST_CASE("the learning rate warms up and falls as a cosine") {
+  struct Case {
+    int64_t step, warmup, total;
+    double factor;
+  };
+  const Case cases[] = {{0, 10, 110, 0.1},  {5, 10, 110, 0.55}, {9, 10, 110, 0.91},   {10, 10, 110, 1},  {35, 10, 110, 0.5 * (1 + std::numbers::sqrt2 / 2)},
+                        {60, 10, 110, 0.5}, {110, 10, 110, 0},  {1000, 10, 110, 0},   {0, 0, 100, 1},    {50, 0, 100, 0.5},
+                        {0, 5, 5, 0.1},     {5, 5, 5, 1},       {7, 10, 5, 0.1 + 0.63}, {12, 10, 5, 1}};
+  for (const Case& c : cases) {
+    INFO("step " << c.step << " of " << c.total << ", warm-up " << c.warmup);
+    CHECK(warmup_cosine(c.step, 3e-4, c.warmup, c.total) == Approx(3e-4 * c.factor).epsilon(1e-12).margin(1e-18));
+  }
+}
+
+TEST_CASE("the global norm counts each element once on every mesh") {
+  double expected = 0;
+  std::vector<Shape> shapes{{5, 7}, {9}, {4, 3}, {2}};
+  for (size_t i = 0; i < shapes.size(); ++i)
+    for (double v : values(f32(shapes[i], int(i)))) expected += v * v;
+  expected = std::sqrt(expected);
+  struct Case {
+    const char* mesh;
+    std::vector<const char*> layouts;
+    int entries;  // reductions: one per layout that is not Replicate, in one launch per set of axes
+  };
+  const Case cases[] = {{"x=1", {"", "", "", ""}, 0},
+                        {"x=2", {"", "", "", ""}, 0},
+                        {"x=2", {"x=Shard(0)", "x=Shard(0)", "x=Shard(1)", ""}, 1},
+                        {"x=4", {"x=Shard(1)", "x=Shard(0)", "x=Shard(1)", "x=Shard(0)"}, 1},
+                        {"x=2,y=2", {"x=Shard(0)", "y=Shard(0)", "x=Shard(1) y=Shard(0)", ""}, 3},
+                        {"x=2,y=3", {"y=Shard(0) x=Shard(0)", "x=Shard(0) y=Shard(0)", "", "y=Shard(0)"}, 2}};
+  for (const Case& c : cases) {
+    auto results = on_mesh(c.mesh, [&](const DeviceMesh& m) {
+      m.rank_state().strict = true;
+      std::vector<DistributedTensor> g;
+      for (size_t i = 0; i < shapes.size(); ++i)
+        g.push_back(DistributedTensor::distribute(f32(shapes[i], int(i)), m, parse_layout(c.layouts[i], m.shape(), shapes[i].dims())));
+      CommLog log(m.rank_state());
+      DistributedTensor norm = global_norm(g);
+      check(norm.dtype() == DType::f64 && norm.layout().is_replicated(), "{}", to_string(norm));
+      for (const auto& e : log.entries()) check(e.reason == "gradient norm" && e.asked_for, "{}", listing(log.entries()));
+      return std::pair(norm.item(), log.entries());
+    });
+    INFO(c.mesh << " " << c.layouts[0] << "\n" << listing(results[0].second));
+    for (const auto& r : results) {
+      CHECK(r.first == Approx(expected).epsilon(1e-12));
+      CHECK(r.first == results[0].first);
+    }
+    CHECK(int(results[0].second.size()) == c.entries);
+  }
+  CHECK(error_of([] { global_norm({}); }) == "[global_norm] no gradients");
+}
+
+TEST_CASE("gradients go to the stored layouts in few launches, with zeros where there are none") {
+  Entries e = on_mesh("dp=2", [](const DeviceMesh& m) {
+    Rank& rank = m.rank_state();
+    rank.strict = true;
+    Weights w(m);
+    w.b.place(0, Shard(0));
+    materialize(w, 1);
+    Tape tape(rank);
+    watch_parameters(tape, w.parameters());
+    DistributedTensor x = DistributedTensor::distribute(f32({4, 7}, 1), m, {Shard(0)});
+    tape.backward(ops::sum(ops::linear(x, w.a())) + ops::sum(ops::linear(x, ops::mul(w.a(), 2))));
+    CommLog log(rank);
+    auto g = reduce_gradients(tape, w.parameters());
+    for (size_t i = 0; i < 3; ++i)
+      check(g[i].layout() == w.parameters()[i]->stored().layout() && g[i].dtype() == DType::f32, "{}: {}", i, to_string(g[i]));
+    check(values(g[1].full()) == std::vector<double>(9, 0), "zeros");
+    check(values(g[2].full()) == std::vector<double>(12, 0), "zeros");
+    check(tape.gradient(w.a.stored()).layout()[0].is_partial(), "what the tape holds stays as it arrived");
+    Entries some(log.entries().begin(), log.entries().begin() + 1);
+    return some;
+  })[0];
+  REQUIRE(e.size() == 1);
+  CHECK(e[0].collective == "all_reduce");
+  CHECK(e[0].reason == "gradient of a");
+  CHECK(reduce_gradients(Tape(*Rank::single()), {}).empty());
+}

@@ -1,0 +1,308 @@
+#include "nn/parallel/plan.h"
+
+#include "helpers.h"
+
+using namespace dtensor;
+using namespace dtensor::testing;
+using nn::ParallelPlan;
+using nn::Style;
+
+namespace {
+
+std::string tp(const std::string& lines, const std::string& rest = "") {
+  return R"({"tensor_parallel": {"axis": "tp", "plan": {)" + lines + "}}" + rest + "}";
+}
+
+std::string parse_error(const std::string& text) {
+  return error_of([&] { ParallelPlan::from_json(json(text)); });
+}
+
+// Reads, applies and runs a plan on a small Llama of 4 query heads; the first error.
+std::string run_error(const std::string& text, const std::string& mesh = "tp=2", int64_t kv_heads = 4) {
+  return error_of([&] {
+    on_mesh(mesh, [&](const DeviceMesh& m) {
+      nn::LlamaForCausalLM model(m, small_llama(kv_heads));
+      ParallelPlan::from_json(json(text)).apply(model);
+      nn::materialize(model, 1);
+      std::vector<int64_t> ids(16, 3);
+      model(DistributedTensor::distribute(Tensor::of<int64_t>({2, 8}, ids), m, Layout()));
+    });
+  });
+}
+
+// Where the parameters are after a plan: "tp=Shard(0)" by path.
+std::map<std::string, std::string> placed(const std::string& text, const std::string& mesh = "tp=2") {
+  auto rank = Rank::recorded(MeshShape::parse(mesh).world());
+  DeviceMesh m(*rank, mesh);
+  nn::LlamaForCausalLM model(m, small_llama());
+  ParallelPlan::from_json(json(text)).apply(model);
+  std::map<std::string, std::string> result;
+  for (nn::Parameter* p : model.parameters())
+    if (!p->stored().layout().is_replicated()) result[p->path()] = to_string(p->stored().layout(), m.shape());
+  return result;
+}
+
+const std::string columns = R"("model.layers.*.self_attn.q_proj": "ColwiseParallel", "model.layers.*.self_attn.k_proj": "ColwiseParallel",
+  "model.layers.*.self_attn.v_proj": "ColwiseParallel", "model.layers.*.self_attn.o_proj": "RowwiseParallel")";
+
+}  // namespace
+
+TEST_CASE("plans that cannot be read: the error names the place and what is near") {
+  struct Case {
+    std::string plan;
+    std::vector<const char*> error;  // all of them in the message
+  };
+  const Case cases[] = {
+      {R"(["tensor_parallel"])", {"[plan] the file: ", "is no object"}},
+      {R"({"tensor_paralel": {}})", {"[plan] the file: there is no field \"tensor_paralel\"; the nearest is \"tensor_parallel\""}},
+      {R"({"tensor_parallel": {"plan": {}}})", {"[plan] tensor_parallel: \"axis\" is missing"}},
+      {R"({"tensor_parallel": {"axis": "tp"}})", {"[plan] tensor_parallel: \"plan\" is missing"}},
+      {R"({"tensor_parallel": {"axes": "tp", "plan": {}}})", {"[plan] tensor_parallel: there is no field \"axes\"; the nearest is \"axis\""}},
+      {R"({"tensor_parallel": {"axis": 1, "plan": {}}})", {"[plan] tensor_parallel.axis: 1 is no string"}},
+      {R"({"tensor_parallel": {"axis": "tp", "plan": ["lm_head"]}})", {"[plan] tensor_parallel.plan: a plan is an object"}},
+      {R"({"tensor_parallel": "tp"})", {"[plan] tensor_parallel: \"tp\" is no object"}},
+      {R"({"tensor_parallel": [{"axis": "tp", "plan": {}}, {"axis": "tp2"}]})", {"[plan] tensor_parallel[1]: \"plan\" is missing"}},
+      {tp(R"("lm_head": "ColumnParallel")"), {"[plan] tensor_parallel.plan.lm_head: there is no style \"ColumnParallel\"; the nearest is \"ColwiseParallel\""}},
+      {tp(R"("lm_head": {"style": "colwize"})"), {"[plan] tensor_parallel.plan.lm_head: there is no style \"colwize\""}},
+      {tp(R"("lm_head": 3)"), {"[plan] tensor_parallel.plan.lm_head: 3 is no string"}},
+      {tp(R"("lm_head": {"output_layouts": "Replicate"})"), {"[plan] tensor_parallel.plan.lm_head: a style object needs \"style\""}},
+      {tp(R"("lm_head": {"style": "ColwiseParallel", "output_layout": "Replicate"})"),
+       {"[plan] tensor_parallel.plan.lm_head: there is no field \"output_layout\"; the nearest is \"output_layouts\""}},
+      {tp(R"("lm_head": {"style": "ColwiseParallel", "desired_input_layouts": "Replicate"})"), {"there is no field \"desired_input_layouts\""}},
+      {tp(R"("lm_head": {"style": "SequenceParallel", "input_layouts": "Replicate"})"), {"there is no field \"input_layouts\""}},
+      {tp(R"j("lm_head": {"style": "ColwiseParallel", "output_layouts": "Shard"})j"), {"[plan] tensor_parallel.plan.lm_head.output_layouts: ", "Shard"}},
+      {tp(R"j("lm_head": {"style": "ColwiseParallel", "output_layouts": "Sharded(0)"})j"), {"[plan] tensor_parallel.plan.lm_head.output_layouts: ", "Sharded(0)"}},
+      {tp(R"j("model.norm": {"style": "PrepareModuleInput", "input_layouts": ["Shard(1)", "Replicated"], "desired_input_layouts": [null, null]})j"),
+       {"[plan] tensor_parallel.plan.\"model.norm\".input_layouts[1]: ", "Replicated"}},
+      {tp(R"j("lm_head": {"style": "ColwiseParallel", "output_layouts": 5})j"), {"[plan] tensor_parallel.plan.lm_head.output_layouts: 5 is no string"}},
+      {tp(R"j("model.norm": {"style": "SequenceParallel", "sequence_dim": "1"})j"), {"[plan] tensor_parallel.plan.\"model.norm\".sequence_dim: a dimension is an integer"}},
+      {tp(R"j("model.norm": {"style": "PrepareModuleInput", "input_layouts": ["Shard(1)"]})j"), {"[plan] tensor_parallel.plan.\"model.norm\": PrepareModuleInput needs as many"}},
+      {tp(R"j("model.norm": {"style": "PrepareModuleOutput", "output_layouts": ["Shard(1)"]})j"), {"[plan] tensor_parallel.plan.\"model.norm\": PrepareModuleOutput needs as many"}},
+      {tp(R"("lm_head": "ColwiseParallel")", R"(, "loss_parallel": 1)"), {"[plan] loss_parallel: true or false"}},
+      {R"({"loss_parallel": true})", {"[plan] loss_parallel: needs tensor_parallel"}},
+      {R"({"data_parallel": {}})", {"[plan] data_parallel: \"axis\" is missing"}},
+      {R"({"data_parallel": {"axis": "dp", "size": 2}})", {"[plan] data_parallel: there is no field \"size\""}},
+  };
+  for (const Case& c : cases) {
+    std::string error = parse_error(c.plan);
+    INFO(c.plan);
+    CHECK_THAT(error, StartsWith("[plan] "));
+    for (const char* text : c.error) CHECK_THAT(error, Contains(text));
+    for (size_t at = error.find("[plan]"); at != std::string::npos; at = error.find("[plan]", at + 1)) CHECK(at == 0);  // once
+    if (size_t at = error.find("tensor_parallel.plan."); at != std::string::npos) CHECK(error.find("tensor_parallel.plan.", at + 1) == std::string::npos);
+  }
+}
+
+TEST_CASE("plans that do not fit the model or the mesh: the error says what would") {
+  struct Case {
+    std::string plan;
+    const char* mesh;
+    std::vector<const char*> error;
+  };
+  const Case cases[] = {
+      {tp(R"("lm_head": "ColwiseParallel")"), "dp=2",
+       {"[plan] the plan uses axis \"tp\", which mesh dp=2 lacks", "--mesh dp=2,tp=2"}},
+      {R"({"data_parallel": {"axis": "dp"}})", "tp=2", {"[plan] the plan uses axis \"dp\", which mesh tp=2 lacks"}},
+      {tp(R"("lm_heat": "ColwiseParallel")"), "tp=2", {"[plan] tensor_parallel.plan: \"lm_heat\" matches no module; the nearest is \"lm_head\""}},
+      {tp(R"("model.layers.*.mlp.gate_poj": "ColwiseParallel")"), "tp=2",
+       {"\"model.layers.*.mlp.gate_poj\" matches no module; the nearest is \"model.layers.*.mlp.gate_proj\""}},
+      {tp(R"("model.layers.7.mlp.up_proj": "ColwiseParallel")"), "tp=2", {"matches no module; the nearest is \"model.layers.0.mlp.up_proj\""}},
+      {tp(R"("model.layers.*": "SequenceParallel", "layers.*": "SequenceParallel")"), "tp=2", {"\"layers.*\" matches no module; the nearest is \"model.layers.*\""}},
+      {tp(R"("model.layers.*.mlp.up_proj": "ColwiseParallel", "model.layers.1.mlp.up_proj": "RowwiseParallel")"), "tp=2",
+       {"[plan] tensor_parallel.plan: module model.layers.1.mlp.up_proj is matched by \"model.layers.*.mlp.up_proj\" and \"model.layers.1.mlp.up_proj\"; keep one"}},
+      {tp(R"("*": "SequenceParallel", "lm_head": "ColwiseParallel")"), "tp=2", {"module lm_head is matched by \"*\" and \"lm_head\""}},
+      {R"({"tensor_parallel": [{"axis": "tp", "plan": {"lm_head": "ColwiseParallel"}}, {"axis": "tp", "plan": {"lm_head": "RowwiseParallel"}}]})", "tp=2",
+       {"lm_head is matched by \"lm_head\" and \"lm_head\""}},  // on one axis, in two objects
+      {tp(R"("model.norm": "ColwiseParallel")"), "tp=2", {"[model.norm] \"model.norm\": ", "ColwiseParallel fits Linear and Embedding, not RMSNorm"}},
+      {tp(R"j("lm_head": {"style": "ColwiseParallel", "input_layouts": "Shard(1)"})j"), "tp=2",
+       {"[lm_head] lm_head: ColwiseParallel claims that input 0 arrives as tp=Shard(1), but it is f32[2,8,32] tp=Replicate"}},
+      {tp(R"j("lm_head": {"style": "ColwiseParallel", "output_layouts": "Shard(3)"})j"), "tp=2",
+       {"[lm_head] lm_head: ColwiseParallel: Shard(3) names no dimension of f32[2,8,259]"}},
+      {tp(R"j("": {"style": "PrepareModuleInput", "input_layouts": "Shard(1)", "desired_input_layouts": "Replicate"})j"), "tp=2",
+       {"[the root module] \"\": PrepareModuleInput claims that input 0 arrives as tp=Shard(1), but it is i64[2,8] tp=Replicate"}},
+      {tp(R"j("model.norm": {"style": "PrepareModuleInput", "input_layouts": ["Replicate", null], "desired_input_layouts": ["Replicate", "Shard(0)"]})j"), "tp=2",
+       {"[model.norm] ", "gives layouts of 2 inputs, but the module has 1 tensor inputs"}},
+      {tp(R"j("lm_head": {"style": "ColwiseParallel", "output_layouts": "Replicate"})j", R"(, "loss_parallel": true)"), "tp=2",
+       {"[plan] loss_parallel: logits arrive as f32[2,8,259] tp=Replicate, not sharded over their classes on tp: give lm_head \"output_layouts\": \"Shard(-1)\""}},
+      {tp(columns), "tp=8", {"[model.layers.0.self_attn] 4 heads do not divide over 8 ranks (tp): use fewer ranks", "\"output_layouts\": \"Replicate\""}},
+      {tp(columns), "dp=2,tp=3", {"[model.layers.0.self_attn] 4 heads do not divide over 3 ranks (tp)"}},
+  };
+  for (const Case& c : cases) {
+    std::string error = run_error(c.plan, c.mesh);
+    INFO(c.plan << " on " << c.mesh);
+    for (const char* text : c.error) CHECK_THAT(error, Contains(text));
+  }
+  CHECK_THAT(run_error(tp(columns), "tp=4", 2), Contains("[model.layers.0.self_attn] 2 heads do not divide over 4 ranks (tp)"));
+  CHECK(run_error(tp(columns), "tp=4") == "(no error)");
+  CHECK(run_error(tp(columns), "tp=1") == "(no error)");
+}
+
+TEST_CASE("a plan file that cannot be read") {
+  Folder folder;
+  CHECK_THAT(error_of([&] { ParallelPlan::load("/nowhere/plan.json"); }), StartsWith("[plan] cannot read /nowhere/plan.json: no such file, or no permission"));
+  std::string file = folder.write("plan.json", "{\"tensor_parallel\": ");
+  CHECK_THAT(error_of([&] { ParallelPlan::load(file); }), StartsWith("[plan] " + file + " is not JSON: ") && Contains("line 1"));
+  file = folder.write("other.json", "{\"loss\": true}");
+  CHECK_THAT(error_of([&] { ParallelPlan::load(file); }), Contains("there is no field \"loss\"") && Contains("(in " + file + ")"));
+}
+
+TEST_CASE("an asterisk stands for one segment of a path") {
+  auto at = [](const char* pattern) {
+    std::vector<std::string> paths;
+    for (const auto& [path, layout] : placed(tp(fmt::format("\"{}\": \"ColwiseParallel\"", pattern)))) paths.push_back(path);
+    return paths;
+  };
+  using Paths = std::vector<std::string>;
+  CHECK(at("lm_head") == Paths{"lm_head.weight"});
+  CHECK(at("model.layers.*.mlp.up_proj") == Paths{"model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight"});
+  CHECK(at("*.layers.1.mlp.up_proj") == Paths{"model.layers.1.mlp.up_proj.weight"});
+  CHECK(at("model.layers.0.mlp.*").size() == 3);
+  CHECK(at("model.layers.*.*.*").size() == 14);
+  CHECK_THAT(run_error(tp(R"("model.*.mlp.up_proj": "ColwiseParallel")")), Contains("matches no module"));
+  CHECK_THAT(run_error(tp(R"("model.layers.*.mlp.up_proj.*": "ColwiseParallel")")), Contains("matches no module"));
+  CHECK_THAT(run_error(tp(R"("model.layers.*.mlp.up*": "ColwiseParallel")")), Contains("matches no module"));
+}
+
+TEST_CASE("styles of Hugging Face are those of PyTorch") {
+  struct Case {
+    const char *hugging_face, *ours, *module;
+  };
+  const Case cases[] = {
+      {R"("colwise")", R"("ColwiseParallel")", "lm_head"},
+      {R"("rowwise")", R"("RowwiseParallel")", "model.layers.*.mlp.down_proj"},
+      {R"("colwise_rep")", R"j({"style": "ColwiseParallel", "output_layouts": "Replicate"})j", "lm_head"},
+      {R"("colwise_gather_output")", R"j({"style": "ColwiseParallel", "output_layouts": "Replicate"})j", "lm_head"},
+      {R"("rowwise_rep")", R"j({"style": "RowwiseParallel", "input_layouts": "Replicate"})j", "model.layers.*.mlp.down_proj"},
+      {R"("rowwise_split_input")", R"j({"style": "RowwiseParallel", "input_layouts": "Replicate"})j", "model.layers.*.mlp.down_proj"},
+      {R"("sequence_parallel")", R"("SequenceParallel")", "model.norm"},
+      {R"({"style": "colwise"})", R"("ColwiseParallel")", "lm_head"},
+  };
+  for (const Case& c : cases) {
+    auto one = [&](const char* style) { return ParallelPlan::from_json(json(tp(fmt::format("\"{}\": {}", c.module, style)))).tensor_parallel.at(0).lines.at(0); };
+    auto [path, a] = one(c.hugging_face);
+    auto [same, b] = one(c.ours);
+    INFO(c.hugging_face);
+    CHECK(path == c.module);
+    CHECK(a.kind == b.kind);
+    CHECK(a.input_layouts == b.input_layouts);
+    CHECK(a.output_layouts == b.output_layouts);
+    CHECK(a.desired_input_layouts == b.desired_input_layouts);
+    CHECK(a.sequence_dim == b.sequence_dim);
+    CHECK(a.line == b.line);
+  }
+  // As a whole: Llama's base_model_tp_plan and lm_head's.
+  std::string plan = tp(R"("model.layers.*.self_attn.q_proj": "colwise", "model.layers.*.self_attn.k_proj": "colwise", "model.layers.*.self_attn.v_proj": "colwise",
+    "model.layers.*.self_attn.o_proj": "rowwise", "model.layers.*.mlp.gate_proj": "colwise", "model.layers.*.mlp.up_proj": "colwise",
+    "model.layers.*.mlp.down_proj": "rowwise", "lm_head": "colwise_rep")");
+  CHECK(run_error(plan) == "(no error)");
+  CHECK(placed(plan).size() == 15);
+}
+
+TEST_CASE("what a plan says is read") {
+  ParallelPlan plan = ParallelPlan::from_json(json(R"j({
+    "tensor_parallel": [
+      {"axis": "a", "plan": {"x.*": {"style": "PrepareModuleInput", "input_layouts": ["Shard(1)", null], "desired_input_layouts": ["Replicate", "Partial"], "use_local_output": false},
+                             "y": {"style": "SequenceParallel", "sequence_dim": 0, "use_local_output": true}}},
+      {"axis": "b", "plan": {"z": {"style": "ColwiseParallel", "output_layouts": "Shard(-1)", "use_local_output": false},
+                             "": {"style": "PrepareModuleOutput", "output_layouts": ["Shard(0)"], "desired_output_layouts": ["Replicate"]}}}],
+    "loss_parallel": false, "data_parallel": {"axis": "dp"}})j"));
+  CHECK(plan.axes() == std::vector<std::string>{"a", "b", "dp"});
+  CHECK(plan.loss_parallel == std::optional(false));
+  REQUIRE(plan.tensor_parallel.size() == 2);
+  using Layouts = std::vector<std::optional<Placement>>;
+  const auto& [path, x] = plan.tensor_parallel[0].lines.at(0);
+  CHECK(path == "x.*");
+  CHECK(x.kind == Style::Kind::prepare_input);
+  CHECK(x.input_layouts == Layouts{Shard(1), std::nullopt});
+  CHECK(x.desired_input_layouts == Layouts{Replicate(), Partial()});
+  CHECK(plan.tensor_parallel[0].lines.at(1).second.sequence_dim == 0);
+  CHECK(plan.tensor_parallel[1].lines.at(0).second.output_layouts == Layouts{Shard(-1)});
+  CHECK(plan.tensor_parallel[1].lines.at(0).second.line == "z: ColwiseParallel");
+  const Style& root = plan.tensor_parallel[1].lines.at(1).second;
+  CHECK(root.line == "\"\": PrepareModuleOutput");
+  CHECK(root.desired_output_layouts == Layouts{Replicate()});
+
+  ParallelPlan empty = ParallelPlan::from_json(json("{}"));
+  CHECK(empty.axes().empty());
+  CHECK_FALSE(empty.loss_parallel.has_value());
+}
+
+TEST_CASE("a list of tensor parallel objects shards over several axes") {
+  std::string plan = R"({"tensor_parallel": [{"axis": "a", "plan": {"lm_head": "ColwiseParallel", "model.layers.*.mlp.up_proj": "ColwiseParallel"}},
+                                             {"axis": "b", "plan": {"lm_head": "ColwiseParallel"}}]})";
+  auto at = placed(plan, "a=2,b=2");
+  CHECK(at["lm_head.weight"] == "a=Shard(0) b=Shard(0)");
+  CHECK(at["model.layers.1.mlp.up_proj.weight"] == "a=Shard(0) b=Replicate");
+  CHECK(at.size() == 3);
+}
+
+TEST_CASE("tensor parallelism over two axes gives the same logits") {
+  std::string plan = R"j({"tensor_parallel": [
+    {"axis": "a", "plan": {"model.layers.*.mlp.gate_proj": "colwise", "model.layers.*.mlp.up_proj": "colwise", "model.layers.*.mlp.down_proj": "rowwise"}},
+    {"axis": "b", "plan": {"model.layers.*.mlp.gate_proj": "colwise", "model.layers.*.mlp.up_proj": "colwise", "model.layers.*.mlp.down_proj": "rowwise", "lm_head": "colwise"}}]})j";
+  auto logits = [](const char* mesh, const std::string& text) {
+    return on_mesh(mesh, [&](const DeviceMesh& m) {
+      nn::LlamaForCausalLM model(m, small_llama());
+      ParallelPlan::from_json(json(text)).apply(model);
+      nn::materialize(model, 1);
+      std::vector<int64_t> ids;
+      for (int64_t i = 0; i < 16; ++i) ids.push_back(i * 16);
+      return values(model(DistributedTensor::distribute(Tensor::of<int64_t>({2, 8}, ids), m, Layout())).full());
+    }).back();
+  };
+  CHECK(difference(logits("a=2,b=2", plan), logits("a=1", "{}")) < 1e-6);
+}
+
+TEST_CASE("loss_parallel false gathers the logits and true keeps them") {
+  auto layout = [](const char* loss_parallel, const char* mesh) {
+    return on_mesh(mesh, [&](const DeviceMesh& m) {
+      nn::LlamaForCausalLM model(m, small_llama());
+      ParallelPlan::from_json(json(tp(R"("lm_head": "ColwiseParallel")", loss_parallel))).apply(model);
+      nn::materialize(model, 1);
+      CommLog log(m.rank_state());
+      auto logits = model(DistributedTensor::distribute(Tensor::of<int64_t>({2, 2}, {1, 2, 3, 4}), m, Layout()));
+      return to_string(logits) + (log.entries().empty() ? "" : "; " + log.entries().back().plan_line);
+    })[0];
+  };
+  CHECK(layout("", "tp=2") == "f32[2,2,259] tp=Shard(2)");
+  CHECK(layout(R"(, "loss_parallel": true)", "tp=2") == "f32[2,2,259] tp=Shard(2)");
+  CHECK(layout(R"(, "loss_parallel": false)", "tp=2") == "f32[2,2,259] tp=Replicate; loss_parallel: false");
+  CHECK(layout(R"(, "loss_parallel": true)", "tp=1") == "f32[2,2,259] tp=Replicate");
+}
+
+TEST_CASE("use_local_output has no effect") {
+  for (const char* value : {"true", "false"}) {
+    std::string plan = tp(fmt::format(R"j("lm_head": {{"style": "ColwiseParallel", "output_layouts": "Replicate", "use_local_output": {}}})j", value));
+    CHECK(run_error(plan) == "(no error)");
+    CHECK(placed(plan).size() == 1);
+  }
+}
+
+TEST_CASE("a plan comes before the values") {
+  CHECK_THAT(error_of([] {
+    auto rank = Rank::single();
+    DeviceMesh m(*rank, "tp=1");
+    nn::LlamaForCausalLM model(m, small_llama());
+    nn::materialize(model, 1);
+    ParallelPlan::from_json(json(tp(R"("lm_head": "ColwiseParallel")"))).apply(model);
+  }), Contains("lm_head.weight has values already: apply plans before materialize()"));
+}
+
+TEST_CASE("the shipped plans are read and fit the shipped model") {
+  int plans = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(plan_file(""))) {
+    if (entry.path().extension() != ".json") continue;
+    INFO(entry.path());
+    ++plans;
+    ParallelPlan plan;
+    CHECK_NOTHROW(plan = ParallelPlan::load(entry.path()));
+    CHECK_FALSE(plan.axes().empty());
+    std::string mesh;
+    for (const std::string& axis : plan.axes()) mesh += (mesh.empty() ? "" : ",") + axis + "=2";
+    auto rank = Rank::recorded(MeshShape::parse(mesh).world());
+    DeviceMesh m(*rank, mesh);
+    nn::LlamaForCausalLM model(m, nn::LlamaConfig::load(std::string(DTENSOR_SOURCE_DIR) + "/examples/configs/llama_tiny.json"));
+    CHECK_NOTHROW(plan.apply(model));
+  }
+  CHECK(plans >= 3);
+}

@@ -1,0 +1,48 @@
+#include "ops/loss.h"
+
+#include <cmath>
+
+#include "tests/ops/helpers.h"
+
+using namespace dtensor;
+using Catch::Contains;
+
+TEST_CASE("cross entropy refuses targets that are no class, and shapes that do not fit") {
+  OneRank one;
+  DistributedTensor logits = one({4, 3});
+  CHECK_THROWS_WITH(ops::cross_entropy(logits, one({4}, DType::i64)),
+                    Contains("[cross_entropy] target 3 is outside the classes [0,3)"));
+  CHECK_THROWS_WITH(ops::cross_entropy(logits, one({4, 3}, DType::i64)),
+                    Contains("[cross_entropy] logits f32[4,3]") && Contains("one target for each row"));
+  CHECK_THROWS_WITH(ops::cross_entropy(logits, one({1}, DType::i64)), Contains("one target for each row"));
+  CHECK_THROWS_WITH(ops::cross_entropy(logits, one({4})), Contains("targets are i64, not f32[4]"));
+}
+
+TEST_CASE("the mean of cross entropy is over the targets that are not ignored, NaN where there are none") {
+  OneRank one;
+  DistributedTensor logits = one({2, 3}), target = one(Tensor::of<int64_t>({2}, {2, -100})),
+                    none = one(Tensor::of<int64_t>({2}, {-100, -100}));
+  double loss = std::log(std::exp(-2.0) + std::exp(-1.0) + 1);  // logits 0, 1, 2 and target 2
+  CHECK(ops::cross_entropy(logits, target).item() == Approx(loss));
+  CHECK(ops::cross_entropy(logits, target, {.reduction = ops::Reduction::sum}).item() == Approx(loss));
+  DistributedTensor each = ops::cross_entropy(logits, target, {.reduction = ops::Reduction::none});
+  CHECK(numbers(each.full())[1] == 0);
+  CHECK(std::isnan(ops::cross_entropy(logits, none).item()));
+}
+
+TEST_CASE("loss parallel: one all-reduce of maxima, one launch of two sums; by rows, one launch of two totals") {
+  launch(2, [](Rank& rank) {
+    DeviceMesh mesh(rank, "tp=2");
+    DistributedTensor target = DistributedTensor::distribute(Tensor::of<int64_t>({4}, {0, 5, 3, 1}), mesh, Layout());
+    rank.strict = true;
+    for (int d : {1, 0}) {
+      DistributedTensor logits = DistributedTensor::distribute(iota({4, 6}), mesh, {Shard(d)});
+      DistributedTensor t = d == 0 ? target.redistribute({Shard(0)}) : target;
+      Moved moved(rank);
+      DistributedTensor loss = ops::cross_entropy(logits, t);
+      expect(loss.layout(), Layout());
+      expect(moved.log, d == 1 ? "all_reduce 16, all_reduce 16, all_reduce 16" : "all_reduce 8, all_reduce 8");
+      expect(moved.launches, d == 1 ? 2 : 1);
+    }
+  });
+}

@@ -1,0 +1,317 @@
+#include "placement/redistribution.h"
+
+#include <catch2/catch.hpp>
+
+#include "placement/notation.h"
+#include "tests/placement/simulate.h"
+
+using namespace dtensor;
+using namespace dtensor::testing;
+
+namespace {
+
+struct Machine {
+  const char* name;
+  CostModel cost;
+};
+
+const CostModel bytes_only{std::vector<Link>(max_axes, Link{1, 0, 100}), {0, 0, 1000000}};
+const CostModel slow_outside{{{20000, 2000, 25000}}, {1000, 0, 1500000}};
+
+const Machine machines[] = {{"fast links", {}}, {"only bytes count", bytes_only}, {"the first axis is slow", slow_outside}};
+
+Picoseconds time_of(const Plan& plan) {
+  Picoseconds t = 0;
+  for (const Step& s : plan.steps) t += s.time;
+  return t;
+}
+
+// "all_gather(tp) 12, local": collectives, axes and bytes.
+std::string show(const Plan& plan, const MeshShape& mesh) {
+  std::string text;
+  for (const Step& s : plan.steps) {
+    text += (text.empty() ? "" : ", ") + std::string(collective_name(s.kind));
+    if (!is_local(s.kind)) text += fmt::format("({}) {}", mesh.names(s.axes), s.bytes);
+  }
+  return text;
+}
+
+// Plans all pairs, runs them and compares. Returns the number of pairs.
+size_t run_all(const MeshShape& mesh, const Shape& shape, const std::vector<Layout>& from, const std::vector<Layout>& to,
+               const CostModel& cost, Contribution contribution) {
+  Simulator simulator(mesh, shape);
+  size_t pairs = 0;
+  for (const Layout& s : from) {
+    Source source{mesh, shape, s, pairs, contribution};
+    World world;
+    for (int r = 0; r < mesh.world(); ++r) world.push_back(source.local(r));
+    for (const Layout& t : to) {
+      Plan plan = plan_redistribution(mesh, shape, 4, s, t, cost);
+      std::string wrong;
+      try {
+        World got = simulator.run(plan, 4, s, t, world);
+        if (numel(shape)) wrong = difference(source, t, got);
+      } catch (const Error& e) {
+        wrong = e.what();
+      }
+      if (!wrong.empty())
+        FAIL(to_string(shape) << " on " << to_string(mesh) << ", " << to_string(s, mesh) << " to " << to_string(t, mesh) << ": " << show(plan, mesh)
+                              << ": " << wrong);
+      ++pairs;
+    }
+  }
+  return pairs;
+}
+
+}  // namespace
+
+TEST_CASE("law 1: every plan is the identity on the logical value") {
+  size_t pairs = 0;
+  SECTION("all pairs of layouts, and sums are the tree in row-major order of ranks") {
+    for (const Machine& machine : machines) {
+      for (const std::vector<int>& sizes : std::vector<std::vector<int>>{{2}, {3}, {4}, {5}})
+        for (int dims = 0; dims <= 3; ++dims)
+          for (const Shape& shape : all_shapes(dims, {0, 1, 5, 8})) {
+            auto layouts = all_layouts(1, dims);
+            pairs += run_all(mesh_of(sizes), shape, layouts, layouts, machine.cost, rough_contribution);
+          }
+      for (const std::vector<int>& sizes : std::vector<std::vector<int>>{{2, 2}, {2, 3}, {4, 2}})
+        for (int dims = 0; dims <= 2; ++dims)
+          for (const Shape& shape : all_shapes(dims, {0, 1, 5, 8})) {
+            auto layouts = all_layouts(2, dims);
+            pairs += run_all(mesh_of(sizes), shape, layouts, layouts, machine.cost, rough_contribution);
+          }
+      for (const Shape& shape : {Shape{5, 4}, Shape{8, 8}, Shape{1, 5}}) {
+        auto layouts = all_layouts(3, 2);
+        pairs += run_all(mesh_of({2, 2, 2}), shape, layouts, layouts, machine.cost, rough_contribution);
+      }
+    }
+    CHECK(pairs > 100000);
+  }
+  SECTION("all reductions, and changes of the reduction") {
+    for (const Machine& machine : machines)
+      for (const std::vector<int>& sizes : std::vector<std::vector<int>>{{3}, {2, 2}})
+        for (const Shape& shape : {Shape{5}, Shape{1, 8}, Shape{4, 5}})
+          for (Reduce a : all_reductions)
+            for (Reduce b : all_reductions)
+              pairs += run_all(mesh_of(sizes), shape, all_layouts(int(sizes.size()), shape.dims(), true, a),
+                               all_layouts(int(sizes.size()), shape.dims(), true, b), machine.cost, exact_contribution);
+  }
+  SECTION("axes of one rank") {
+    for (const std::vector<int>& sizes : std::vector<std::vector<int>>{{1}, {1, 3}, {2, 1, 2}})
+      for (const Shape& shape : {Shape{5}, Shape{4, 5}}) {
+        auto layouts = all_layouts(int(sizes.size()), shape.dims());
+        pairs += run_all(mesh_of(sizes), shape, layouts, layouts, {}, exact_contribution);
+      }
+  }
+}
+
+TEST_CASE("law 1: every plan of larger tensors and meshes", "[nightly]") {
+  size_t pairs = 0;
+  for (const Machine& machine : machines) {
+    for (const std::vector<int>& sizes : std::vector<std::vector<int>>{{2, 2}, {2, 3}})
+      for (const Shape& shape : all_shapes(3, {1, 5, 8})) {
+        auto layouts = all_layouts(2, 3);
+        pairs += run_all(mesh_of(sizes), shape, layouts, layouts, machine.cost, rough_contribution);
+      }
+    for (const Shape& shape : {Shape{5, 7, 3}, Shape{8, 8, 8}}) {
+      auto layouts = all_layouts(3, 3);
+      pairs += run_all(mesh_of({2, 2, 2}), shape, layouts, layouts, machine.cost, rough_contribution);
+    }
+  }
+  CHECK(pairs > 300000);
+}
+
+TEST_CASE("law 1: random pairs on larger meshes") {
+  Random random{7};
+  for (const std::vector<int>& sizes : std::vector<std::vector<int>>{{2, 2, 2, 2}, {4, 2, 2}, {2, 7}, {8}}) {
+    MeshShape mesh = mesh_of(sizes);
+    std::vector<Layout> layouts = all_layouts(mesh.axes(), 3);
+    for (int i = 0; i < 300; ++i) {
+      Shape shape;
+      for (int d = 0; d < 3; ++d) shape.push_back(std::vector<int>{1, 2, 3, 4, 5, 8, 9}[size_t(random.below(7))]);
+      CostModel cost;
+      for (int a = 0; a < mesh.axes(); ++a) cost.links.push_back(random.below(2) ? Link{} : Link{1, 0, 100});
+      run_all(mesh, shape, {layouts[size_t(random.below(int(layouts.size())))]}, {layouts[size_t(random.below(int(layouts.size())))]}, cost,
+              rough_contribution);
+    }
+  }
+}
+
+namespace {
+
+// The times of all plans, and whether each can come after each other: reductions innermost first.
+struct Distances {
+  std::vector<Layout> layouts;
+  std::vector<Picoseconds> time;
+  std::vector<Plan> plans;
+
+  Distances(const MeshShape& mesh, const Shape& shape, std::vector<Layout> all, const CostModel& cost) : layouts(std::move(all)) {
+    for (const Layout& s : layouts)
+      for (const Layout& t : layouts) plans.push_back(plan_redistribution(mesh, shape, 4, s, t, cost)), time.push_back(time_of(plans.back()));
+  }
+  size_t at(size_t i, size_t j) const { return i * layouts.size() + j; }
+  AxisSet reduced(size_t plan) const {
+    AxisSet set = 0;
+    for (const Step& s : plans[plan].steps) set |= s.from.partial & ~s.to.partial;
+    return set;
+  }
+};
+
+}  // namespace
+
+// No plan is dearer than going through any other layout: with the direct step always among the candidates that is
+// Dijkstra's condition, so plans are the shortest paths over all layouts.
+TEST_CASE("without Partial no detour is cheaper than the plan") {
+  size_t checked = 0;
+  for (const CostModel& cost : {CostModel{}, bytes_only})
+    for (const std::vector<int>& sizes : std::vector<std::vector<int>>{{2}, {5}, {2, 2}, {2, 3}, {4, 8}, {2, 2, 2}})
+      for (const Shape& shape : {Shape{8}, Shape{5, 1}, Shape{5, 8}, Shape{64, 2048}}) {
+        if (sizes.size() == 3 && shape[0] != 5) continue;
+        Distances d(mesh_of(sizes), shape, all_layouts(int(sizes.size()), shape.dims(), false), cost);
+        for (size_t i = 0; i < d.layouts.size(); ++i)
+          for (size_t j = 0; j < d.layouts.size(); ++j)
+            for (size_t k = 0; k < d.layouts.size(); ++k, ++checked)
+              if (d.time[d.at(i, j)] > d.time[d.at(i, k)] + d.time[d.at(k, j)])
+                FAIL(to_string(shape) << " on " << to_string(mesh_of(sizes)) << ", " << to_string(d.layouts[i], mesh_of(sizes)) << " to "
+                                      << to_string(d.layouts[j], mesh_of(sizes)) << ": cheaper through "
+                                      << to_string(d.layouts[k], mesh_of(sizes)));
+      }
+  CHECK(checked > 100000);
+}
+
+// With Partial plans are constructed, not searched: the bounds are what was measured, so that a change for the worse is
+// seen. Detours may not reduce out of order, reduce what stays Partial, or make Partial what never was.
+TEST_CASE("with Partial detours are hardly cheaper than the plan") {
+  constexpr double bounds[][3] = {{1, 1, 1.19}, {1.13, 1, 1}, {1.15, 1, 3.08}};  // by machine and kind of pair
+  const char* const kinds[] = {"all Partial is reduced", "some Partial stays", "Partial is made"};
+  for (size_t m = 0; m < std::size(machines); ++m) {
+    size_t pairs = 0, dearer = 0;
+    for (const std::vector<int>& sizes : std::vector<std::vector<int>>{{2}, {4}, {2, 2}, {2, 4}})
+      for (const Shape& shape : {Shape{8}, Shape{5, 8}, Shape{64, 4096}}) {
+        MeshShape mesh = mesh_of(sizes);
+        Distances d(mesh, shape, all_layouts(mesh.axes(), shape.dims()), machines[m].cost);
+        for (size_t i = 0; i < d.layouts.size(); ++i)
+          for (size_t j = 0; j < d.layouts.size(); ++j) {
+            const Layout &s = d.layouts[i], &t = d.layouts[j];
+            if (i == j || !(s.partial | t.partial)) continue;
+            size_t kind = t.partial & ~s.partial ? 2 : t.partial & s.partial ? 1 : 0, via = i;
+            Picoseconds least = d.time[d.at(i, j)];
+            for (size_t k = 0; k < d.layouts.size(); ++k) {
+              AxisSet first = d.reduced(d.at(i, k)), then = d.reduced(d.at(k, j)), partial = d.layouts[k].partial;
+              if (first && then && (first & -first) <= then) continue;
+              if ((s.partial & t.partial & ~partial) || (partial & ~(s.partial | t.partial | s.sharded()))) continue;
+              if (Picoseconds time = d.time[d.at(i, k)] + d.time[d.at(k, j)]; time < least) least = time, via = k;
+            }
+            double ratio = double(d.time[d.at(i, j)]) / double(least);
+            ++pairs, dearer += ratio > 1.01;
+            INFO(machines[m].name << ", " << kinds[kind] << ": " << to_string(shape) << " on " << to_string(mesh) << ", " << to_string(s, mesh) << " to "
+                                  << to_string(t, mesh) << " is cheaper through " << to_string(d.layouts[via], mesh));
+            REQUIRE(ratio <= bounds[m][kind]);
+          }
+      }
+    CHECK(pairs > 900);
+    CHECK(dearer * 30 < pairs);
+  }
+}
+
+namespace {
+
+struct Named {
+  const char *mesh, *spec, *target, *plan;
+};
+
+void check_named(const Named& n, const CostModel& cost = {}) {
+  MeshShape mesh = MeshShape::parse(n.mesh);
+  TensorSpec spec = parse_spec(n.spec, mesh);
+  INFO(n.mesh << ": " << n.spec << " to " << n.target);
+  CHECK(show(plan_redistribution(mesh, spec.shape, itemsize(spec.dtype), spec.layout, parse_layout(n.target, mesh, spec.shape.dims()), cost),
+             mesh) == n.plan);
+}
+
+}  // namespace
+
+TEST_CASE("plans by example") {
+  for (const Named& n : std::vector<Named>{
+           // nothing to do
+           {"tp=4", "f32[8] tp=Shard(0)", "tp=Shard(0)", ""},
+           {"tp=1", "f32[8] tp=Shard(0)", "tp=Partial", ""},
+           {"tp=4", "f32[0,8] tp=Shard(0)", "tp=Partial", ""},
+           // one axis, sizes that divide
+           {"tp=4", "f32[8,16] tp=Shard(0)", "tp=Replicate", "all_gather(tp) 384"},
+           {"tp=4", "f32[8,16] tp=Shard(0)", "tp=Shard(1)", "all_to_all(tp) 96"},
+           {"tp=4", "f32[8,16] tp=Partial", "tp=Replicate", "all_reduce(tp) 768"},
+           {"tp=4", "f32[8,16] tp=Partial", "tp=Shard(1)", "reduce_scatter(tp) 384"},
+           {"tp=4", "f32[8,16] tp=Replicate", "tp=Shard(0)", "local"},
+           {"tp=4", "f32[8,16] tp=Replicate", "tp=Partial", "local"},
+           {"tp=4", "f32[8,16] tp=Shard(0)", "tp=Partial", "local"},
+           {"tp=4", "f32[8,16] tp=Partial(max)", "tp=Replicate", "all_reduce(tp) 768"},
+           {"tp=4", "f32[8,16] tp=Partial(max)", "tp=Partial(sum)", "all_reduce(tp) 768, local"},
+           // other element types
+           {"tp=4", "i64[8,16] tp=Shard(0)", "tp=Replicate", "all_gather(tp) 768"},
+           {"tp=4", "bf16[8,16] tp=Partial", "tp=Replicate", "all_reduce(tp) 384"},
+           {"tp=4", "bool[8,16] tp=Shard(0)", "tp=Replicate", "all_gather(tp) 96"},
+           // sizes that do not divide: what the busiest rank lacks; reductions count the largest piece
+           {"tp=4", "f32[5] tp=Shard(0)", "tp=Replicate", "all_gather(tp) 20"},
+           {"tp=4", "f32[5] tp=Partial", "tp=Replicate", "all_reduce(tp) 48"},
+           {"tp=4", "f32[5] tp=Partial", "tp=Shard(0)", "reduce_scatter(tp) 24"},
+           {"tp=4", "f32[1] tp=Partial", "tp=Replicate", "all_reduce(tp) 24"},
+           {"tp=4", "f32[] tp=Partial", "tp=Replicate", "all_reduce(tp) 24"},
+           {"tp=3", "f32[5,7] tp=Shard(0)", "tp=Shard(1)", "all_to_all(tp) 36"},
+           // two axes
+           {"dp=2,tp=2", "f32[8,8] dp=Shard(0) tp=Shard(1)", "dp=Shard(1) tp=Shard(0)", "permute(dp,tp) 64"},
+           {"dp=2,tp=4", "f32[8] dp=Shard(0) tp=Shard(0)", "tp=Shard(0) dp=Shard(0)", "permute(dp,tp) 4"},
+           {"dp=2,tp=4", "f32[16,3] tp=Shard(0) dp=Shard(0)", "tp=Shard(0)", "all_gather(dp) 24"},
+           {"dp=2,tp=4", "f32[16,3] tp=Shard(0)", "tp=Shard(0) dp=Shard(0)", "local"},
+           {"dp=2,tp=4", "f32[16,8] dp=Shard(0) tp=Shard(0)", "", "all_gather(dp,tp) 448"},
+           {"dp=2,tp=4", "f32[16,8] dp=Shard(0) tp=Shard(1)", "", "all_gather(dp,tp) 448"},
+           {"dp=2,tp=4", "f32[16,8] dp=Shard(0) tp=Shard(1)", "dp=Shard(0)", "all_gather(tp) 192"},
+           {"dp=2,tp=4", "f32[16,8] dp=Partial tp=Shard(1)", "tp=Shard(1)", "all_reduce(dp) 128"},
+           {"dp=2,tp=4", "f32[16,8] dp=Partial tp=Shard(0)", "tp=Shard(0) dp=Shard(0)", "reduce_scatter(dp) 64"},
+           {"dp=2,tp=4", "f32[16,8] dp=Partial tp=Partial", "dp=Partial", "all_reduce(tp) 768"},
+           {"dp=2,tp=2", "f32[8,8] dp=Partial tp=Partial", "", "all_reduce(dp,tp) 384"},
+           {"dp=2,tp=2", "f32[8,8] dp=Partial tp=Partial", "dp=Shard(0) tp=Shard(0)", "reduce_scatter(dp,tp) 192"},
+           {"dp=2,tp=2", "f32[8,8] dp=Shard(0)", "tp=Shard(1)", "all_gather(dp) 64"},
+       })
+    check_named(n);
+}
+
+TEST_CASE("law 1: a tensor without elements needs no steps") {
+  MeshShape mesh = mesh_of({2, 3});
+  for (const Shape& shape : {Shape{0}, Shape{0, 5}, Shape{5, 0}})
+    for (const Layout& s : all_layouts(2, shape.dims()))
+      for (const Layout& t : all_layouts(2, shape.dims(), true, Reduce::max)) REQUIRE(plan_redistribution(mesh, shape, 4, s, t).steps.empty());
+}
+
+TEST_CASE("axes of one rank do not change a plan") {
+  MeshShape narrow = mesh_of({1, 2, 1, 3}), wide = mesh_of({2, 3});
+  for (const Layout& s : all_layouts(2, 2))
+    for (const Layout& t : all_layouts(2, 2)) {
+      auto widen = [](const Layout& l) {
+        Layout w;
+        w.partial = (l.partial & 1) << 1 | (l.partial & 2) << 2, w.reduce = l.reduce;
+        for (size_t d = 0; d < max_dims; ++d)
+          for (int a : l.split[d]) w.split[d].push_back(a ? 3 : 1);
+        return w.with(0, Shard(1)).with(2, l.partial ? Partial(l.reduce) : Replicate());
+      };
+      Plan a = plan_redistribution(wide, {5, 8}, 4, s, t), b = plan_redistribution(narrow, {5, 8}, 4, widen(s), widen(t));
+      REQUIRE(a.steps.size() == b.steps.size());
+      REQUIRE(a.bytes() == b.bytes());
+      REQUIRE(time_of(a) == time_of(b));
+      for (size_t i = 0; i < a.steps.size(); ++i) REQUIRE(a.steps[i].kind == b.steps[i].kind);
+    }
+}
+
+TEST_CASE("sizes of real models do not overflow a plan") {
+  MeshShape mesh = MeshShape::parse("pp=16,dp=64,tp=8");
+  Shape shape{1 << 20, 1 << 20};  // 4 TiB
+  for (const Layout& s : all_layouts(3, 2))
+    for (const Layout& t : {Layout{}, Layout{Shard(0), Shard(1), Shard(0)}, Layout{Partial(), Shard(0), Replicate()}})
+      for (const Machine& machine : machines)
+        for (const Step& step : plan_redistribution(MeshShape::parse("a=2,b=4,c=2"), shape, 4, s, t, machine.cost).steps) {
+          REQUIRE(step.bytes >= 0);
+          REQUIRE(step.time > 0);
+        }
+  Plan p = plan_redistribution(mesh, shape, 4, {Shard(0), Shard(0), Shard(1)}, {});
+  CHECK(p.bytes() == (int64_t(1) << 42) - (int64_t(1) << 29));
+}
