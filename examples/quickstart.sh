@@ -35,13 +35,15 @@ plan=(--plan examples/plans/fsdp_tp.json)
 
 cat <<END
 
-== What to try next
-What one training step would communicate on 32 ranks, and why; nothing runs:
+== What to try next, in $PWD
+What a training step would communicate on 32 ranks, and why; nothing runs:
     ${llama[*]} --mesh dp=8,tp=4 ${plan[*]} --dry-run
-The same losses on one rank:
-    ${llama[*]} --data README.md docs/*.md --steps 20 --seq-len 64
-    ${llama[*]} --data README.md docs/*.md --steps 20 --seq-len 64 --mesh dp=2,tp=2 ${plan[*]}
-How a matrix product of two sharded matrices comes about:
-    cmake --build build && build/bin/dtensor_explain --mesh tp=4 op matmul "f32[8,16] tp=Shard(1)" "f32[16,4] tp=Shard(0)"
-The examples in their order, 40 to 80 lines each: examples/01_hello_mesh.cpp
+The same losses on one rank as on four:
+    ${llama[*]} --data README.md docs/*.md --steps 20
+    ${llama[*]} --data README.md docs/*.md --steps 20 --mesh dp=2,tp=2 ${plan[*]}
+How two sharded matrices are multiplied, and the ways not taken:
+    cmake --build build --target dtensor_explain
+    build/bin/dtensor_explain --mesh tp=4 op matmul "f32[8,16] tp=Shard(1)" "f32[16,4] tp=Shard(0)"
+The first of the numbered examples, 40 to 80 lines each:
+    cmake --build build --target 01_hello_mesh && build/bin/01_hello_mesh
 END

@@ -67,22 +67,22 @@ void rows_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor>
 DType rows_type(std::string_view, std::span<const TensorSpec* const> in, const Attributes&, int) { return in[0]->dtype; }
 const Op rows_op = {.name = "cross_entropy_rows", .rule = "...,...,...,...->...,...", .types = rows_type, .cpu = rows_kernel};
 
-// x [..., v], lse [...], target [...], scale [...] -> (exp(x - lse) - [target]) * scale, 0 where ignored
+// x [..., v], m [...], log_sum [...], target [...], scale [...] -> (exp(x - m - log_sum) - [target]) * scale, 0 where ignored
 void cross_entropy_backward_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   int64_t v = in[0].shape().back(), ignore = c.attributes.get<int64_t>("ignore_index");
-  const int64_t* target = in[2].data<int64_t>();
+  const int64_t* target = in[3].data<int64_t>();
   Range here = c.range('v');
-  check_rows(c, in, {{0, 1}, {1, 0}, {2, 0}});
-  Tensor scales = in[3].as_strided(in[1].shape(), broadcast_strides(in[3], in[1].shape())).contiguous();
+  check_rows(c, in, {{0, 1}, {1, 0}, {2, 0}, {3, 0}});
+  Tensor scales = in[4].as_strided(in[1].shape(), broadcast_strides(in[4], in[1].shape())).contiguous();
   for_floating(c, in[0].dtype(), [&]<class T>() {
-    const T *x = in[0].data<T>(), *lse = in[1].data<T>(), *scale = scales.data<T>();
+    const T *x = in[0].data<T>(), *m = in[1].data<T>(), *log_sum = in[2].data<T>(), *scale = scales.data<T>();
     T* dx = out[0].data<T>();
     c.pool.parallel_for(in[1].numel(), row_grain(v), [&](int64_t b, int64_t e, int) {
       for (int64_t i = b; i < e; ++i) {
         int64_t t = target[i];
         int64_t column = t >= here.begin && t < here.end ? t - here.begin : -1;
         if (t == ignore) std::fill_n(dx + i * v, v, T(0));
-        else cpu::cross_entropy_backward(v, x + i * v, double(lse[i]), column, double(scale[i]), dx + i * v);
+        else cpu::cross_entropy_backward(v, x + i * v, m[i], log_sum[i], column, double(scale[i]), dx + i * v);
       }
     });
   });
@@ -102,25 +102,25 @@ std::vector<DistributedTensor> redistribute_to_reduced(std::vector<DistributedTe
   return redistribute(list, to);
 }
 
-// -> loss, lse [...], count
+// -> loss, maximum [...], log of the sum [...], count
 std::vector<DistributedTensor> cross_entropy_composite(std::span<const DistributedTensor* const> in, const Attributes& a) {
   const DistributedTensor &logits = *in[0], &target = *in[1];
   Attributes ignore{{"ignore_index", a.get<int64_t>("ignore_index")}};
   DistributedTensor m = amax(logits, {-1});
   m = redistribute_to_reduced({m})[0];
   auto sums = redistribute_to_reduced({call(sum_exp_op, {&logits, &m}), call(pick_op, {&logits, &target}, ignore)});
-  DistributedTensor log_sum = log(sums[0]), lse = add(m, log_sum);
+  DistributedTensor log_sum = log(sums[0]);
   auto rows = call_all(rows_op, {&m, &log_sum, &sums[1], &target}, ignore);
   auto reduction = Reduction(a.get<int64_t>("reduction"));
-  if (reduction == Reduction::none) return {rows[0], lse, rows[1]};
+  if (reduction == Reduction::none) return {rows[0], m, log_sum, rows[1]};
   auto totals = redistribute_to_reduced({sum(rows[0]), sum(rows[1])});
-  return {reduction == Reduction::sum ? totals[0] : div(totals[0], totals[1]), lse, totals[1]};
+  return {reduction == Reduction::sum ? totals[0] : div(totals[0], totals[1]), m, log_sum, totals[1]};
 }
 
 void cross_entropy_gradient(Gradient& g) {
   bool mean = Reduction(g.attributes().get<int64_t>("reduction")) == Reduction::mean;
-  DistributedTensor scale = mean ? div(g.of_output(), g.output(2)) : g.of_output();
-  g.set(0, call(cross_entropy_backward_op, {&g.input(0), &g.output(1), &g.input(1), &scale},
+  DistributedTensor scale = mean ? div(g.of_output(), g.output(3)) : g.of_output();
+  g.set(0, call(cross_entropy_backward_op, {&g.input(0), &g.output(1), &g.output(2), &g.input(1), &scale},
                 {{"ignore_index", g.attributes().get<int64_t>("ignore_index")}}, {g.wanted(0)}));
 }
 
@@ -133,11 +133,11 @@ const Attributes ignore_none{{"ignore_index", int64_t(-100)}}, ignore_one{{"igno
 const Op sum_exp_op = {.name = "sum_exp", .rule = "...v,...->...", .cpu = sum_exp_kernel, .sample = {{{{4, 3, 7}, {4, 3}}}, {{{5, 1}, {5}}}}};
 const Op pick_op = {.name = "pick", .rule = "...v,...->...", .linear = {{0}}, .types = first_type, .cpu = pick_kernel,
                     .sample = {{{{4, 3, 7}, ids({4, 3}, 7)}, ignore_none}, {{{5, 3}, ids({5}, 3)}, ignore_one}}};
-const Op cross_entropy_backward_op = {.name = "cross_entropy_backward", .rule = "...v,...,...,...->...v", .linear = {{3}}, .types = backward_type,
+const Op cross_entropy_backward_op = {.name = "cross_entropy_backward", .rule = "...v,...,...,...,...->...v", .linear = {{4}}, .types = backward_type,
                                       .cpu = cross_entropy_backward_kernel,
-                                      .sample = {{{{4, 3, 7}, {4, 3}, ids({4, 3}, 7), {4, 3}}, ignore_none}, {{{5, 3}, {5}, ids({5}, 3), {}}, ignore_one}}};
+                                      .sample = {{{{4, 3, 7}, {4, 3}, {4, 3}, ids({4, 3}, 7), {4, 3}}, ignore_none}, {{{5, 3}, {5}, {5}, ids({5}, 3), {}}, ignore_one}}};
 const Op cross_entropy_op = {.name = "cross_entropy", .composite = cross_entropy_composite, .gradient = cross_entropy_gradient,
-                             .keeps = {.inputs = {0, 1}, .outputs = {1, 2}},
+                             .keeps = {.inputs = {0, 1}, .outputs = {1, 2, 3}},
                              .sample = {{{{4, 3, 7}, ids({4, 3}, 7)}, loss(-100, Reduction::mean)}, {{{5, 3}, ids({5}, 3)}, loss(1, Reduction::mean)},
                                         {{{4, 3, 7}, ids({4, 3}, 7)}, loss(2, Reduction::sum)}, {{{5, 8}, ids({5}, 8)}, loss(-100, Reduction::none)},
                                         {{{1, 5}, ids({1}, 5)}, loss(-100, Reduction::mean)}, {{{0, 3}, ids({0}, 3)}, loss(-100, Reduction::sum)}}};

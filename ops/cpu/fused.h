@@ -51,10 +51,11 @@ void rotary(int64_t batch, int64_t positions, int64_t heads, int64_t d, const T*
             const T* sin, bool inverse, T* y, Strides y_strides);
 
 /// Gradient of logsumexp(x) - x[target] for a row's v columns of the vocabulary, which may be a shard of it:
-///   dx[i] = (exp(x[i] - logsumexp) - (i == target)) * scale.
-/// target: the column in this shard, -1 if it is elsewhere. Forward: max, then sum_exp, of rows.h.
+///   dx[i] = (exp((x[i] - max) - log_sum) - (i == target)) * scale, where logsumexp = max + log_sum.
+/// max and log_sum apart: their sum would be rounded at the size of the logits. target: the column in this shard, -1 if
+/// it is elsewhere. Forward: max, then the log of sum_exp, of rows.h.
 template <class T>
-void cross_entropy_backward(int64_t v, const T* x, double logsumexp, int64_t target, double scale, T* dx);
+void cross_entropy_backward(int64_t v, const T* x, double max, double log_sum, int64_t target, double scale, T* dx);
 
 /// The numbers of one AdamW step, all rounded to T once. correction = 1 - beta^step. grad_scale multiplies the gradient
 /// (a clipping factor, or 1).

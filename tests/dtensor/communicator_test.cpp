@@ -20,11 +20,13 @@ using Catch::Matchers::StartsWith;
 namespace {
 
 // Runs f(communicator) on n threads; returns what each threw, "" for nothing.
-std::vector<std::string> on_ranks(int n, const std::function<void(Communicator&)>& f, std::chrono::milliseconds deadline = 20s) {
+std::vector<std::string> on_ranks(int n, const std::function<void(Communicator&)>& f,
+                                  std::chrono::milliseconds deadline = 20s) {
   auto communicators = make_thread_communicators(n, deadline);
   std::vector<std::string> errors{size_t(n)};
   std::vector<std::thread> threads;
-  for (int r = 0; r < n; ++r) threads.emplace_back([&, r] { errors[size_t(r)] = error_of([&] { f(*communicators[size_t(r)]); }); });
+  for (int r = 0; r < n; ++r)
+    threads.emplace_back([&, r] { errors[size_t(r)] = error_of([&] { f(*communicators[size_t(r)]); }); });
   for (std::thread& t : threads) t.join();
   return errors;
 }
@@ -35,9 +37,12 @@ const auto heap = std::make_shared<Allocator>();
 template <class T>
 T input(int rank, size_t item, int64_t i) {
   Random random{mix(mix(uint64_t(rank) + 1) + item) + uint64_t(i)};
-  if constexpr (std::is_same_v<T, bool>) return random.below(4) == 0;
-  else if constexpr (std::is_same_v<T, int64_t>) return random.below(101) - 50;  // products of 8 fit
-  else return T(random.rough());
+  if constexpr (std::is_same_v<T, bool>)
+    return random.below(4) == 0;
+  else if constexpr (std::is_same_v<T, int64_t>)
+    return random.below(101) - 50;  // products of 8 fit
+  else
+    return T(random.rough());
 }
 
 template <class T>
@@ -76,7 +81,9 @@ std::vector<int64_t> uneven(int64_t n, int ranks, uint64_t seed) {
   return counts;
 }
 
-int64_t before(const std::vector<int64_t>& counts, int rank) { return std::accumulate(counts.begin(), counts.begin() + rank, int64_t(0)); }
+int64_t before(const std::vector<int64_t>& counts, int rank) {
+  return std::accumulate(counts.begin(), counts.begin() + rank, int64_t(0));
+}
 
 // Each collective on the given sizes, one launch for all of them.
 template <class T>
@@ -107,7 +114,8 @@ void all_collectives(Communicator& c, const std::vector<int64_t>& sizes, uint64_
       receive.push_back(uneven(sizes[k], n, seed + k + 100 * size_t(q))[size_t(me)]);
     }
     gather.push_back({inputs<T>(me, k, counts[size_t(me)]), Tensor(heap, dtype_of<T>::value, {sizes[k]}), counts});
-    exchange.push_back({inputs<T>(me, k, sizes[k]), Tensor(heap, dtype_of<T>::value, {before(receive, n)}), send, receive});
+    exchange.push_back(
+        {inputs<T>(me, k, sizes[k]), Tensor(heap, dtype_of<T>::value, {before(receive, n)}), send, receive});
   }
   c.all_gather(gather).wait();
   c.barrier();
@@ -115,14 +123,18 @@ void all_collectives(Communicator& c, const std::vector<int64_t>& sizes, uint64_
   for (size_t k = 0; k < items; ++k)
     for (int q = 0; q < n; ++q) {
       int64_t at = before(gather[k].counts, q);
-      for (int64_t i = 0; i < gather[k].counts[size_t(q)]; ++i) expect(gather[k].out, at + i, input<T>(q, k, i), "all_gather");
+      for (int64_t i = 0; i < gather[k].counts[size_t(q)]; ++i)
+        expect(gather[k].out, at + i, input<T>(q, k, i), "all_gather");
       int64_t sent = before(uneven(sizes[k], n, seed + k + 100 * size_t(q)), me);
       at = before(exchange[k].out_counts, q);
-      for (int64_t i = 0; i < exchange[k].out_counts[size_t(q)]; ++i) expect(exchange[k].out, at + i, input<T>(q, k, sent + i), "all_to_all");
+      for (int64_t i = 0; i < exchange[k].out_counts[size_t(q)]; ++i)
+        expect(exchange[k].out, at + i, input<T>(q, k, sent + i), "all_to_all");
     }
 }
 
-const std::vector<std::string> quiet(const std::vector<std::string>& errors) { return std::vector<std::string>(errors.size()); }
+const std::vector<std::string> quiet(const std::vector<std::string>& errors) {
+  return std::vector<std::string>(errors.size());
+}
 
 }  // namespace
 
@@ -148,17 +160,18 @@ TEST_CASE("the balanced tree by example") {
         Tensor in(heap, DType::f32, {size}), out(heap, DType::f32, {size});
         fill(in, v[size_t(c.rank())]);
         c.all_reduce({{in, out}}, Reduce::sum).wait();
-        for (int64_t i = 0; i < size; ++i) check(out.data<float>()[i] == out.data<float>()[0], "all elements are the same");
+        for (int64_t i = 0; i < size; ++i)
+          check(out.data<float>()[i] == out.data<float>()[0], "all elements are the same");
         if (c.rank() == c.size() - 1) result = out.data<float>()[size - 1];
       });
       CHECK(errors == quiet(errors));
       return result;
     };
-    float big = 1 << 24;  // big + 1 is big
-    CHECK(sum(3, {big, 1, 1}) == big + 2);       // big + (1 + 1)
-    CHECK(sum(3, {1, 1, big}) == big);           // 1 + (1 + big)
-    CHECK(sum(4, {1, 1, 1, big}) == big + 2);    // (1 + 1) + (1 + big)
-    CHECK(sum(5, {1, 1, big, 1, 1}) == big + 4); // (1 + 1) + (big + (1 + 1))
+    float big = 1 << 24;                          // big + 1 is big
+    CHECK(sum(3, {big, 1, 1}) == big + 2);        // big + (1 + 1)
+    CHECK(sum(3, {1, 1, big}) == big);            // 1 + (1 + big)
+    CHECK(sum(4, {1, 1, 1, big}) == big + 2);     // (1 + 1) + (1 + big)
+    CHECK(sum(5, {1, 1, big, 1, 1}) == big + 4);  // (1 + 1) + (big + (1 + 1))
   }
 }
 
@@ -170,20 +183,25 @@ TEST_CASE("communicators split and their collectives may be interleaved") {
       for (int i = 0; i < half; ++i) row.push_back(me / half * half + i);
       for (int r = n; r-- > 0;) backwards.push_back(r);
       auto a = world.split(row), b = world.split(column), c = world.split(backwards);
-      check(a->size() == half && a->rank() == me % half && b->size() == 2 && b->rank() == me / half, "ranks in the order given");
+      check(a->size() == half && a->rank() == me % half && b->size() == 2 && b->rank() == me / half,
+            "ranks in the order given");
       check(c->rank() == n - 1 - me, "ranks in the order given");
       for (int round = 0; round < 20; ++round) {
-        Tensor in(heap, DType::i64, {3}), x(heap, DType::i64, {3}), y(heap, DType::i64, {3}), z(heap, DType::i64, {3 * n});
+        Tensor in(heap, DType::i64, {3}), x(heap, DType::i64, {3}), y(heap, DType::i64, {3}),
+            z(heap, DType::i64, {3 * n});
         fill(in, me + 100 * round);
         Work first = a->all_reduce({{in, x}}, Reduce::sum), second = b->all_reduce({{in, y}}, Reduce::sum);
         Work third = c->all_gather({{in, z, std::vector<int64_t>(size_t(n), 3)}});
-        if (me % 2) third.wait(), second.wait(), first.wait();
-        else first.wait(), third.wait(), second.wait();
+        if (me % 2)
+          third.wait(), second.wait(), first.wait();
+        else
+          first.wait(), third.wait(), second.wait();
         int64_t row_sum = 0;
         for (int r : row) row_sum += r + 100 * round;
         check(x.data<int64_t>()[2] == row_sum, "the row's sum");
         check(y.data<int64_t>()[2] == column[0] + column[1] + 200 * round, "the column's sum");
-        for (int r = 0; r < n; ++r) check(z.data<int64_t>()[3 * r] == n - 1 - r + 100 * round, "pieces in the order of ranks");
+        for (int r = 0; r < n; ++r)
+          check(z.data<int64_t>()[3 * r] == n - 1 - r + 100 * round, "pieces in the order of ranks");
       }
       check(world.split(row)->size() == half, "the same ranks again");
     });
@@ -200,13 +218,20 @@ TEST_CASE("law 9: calls that disagree are reported on every rank with both calls
     return [=](Communicator& c) { c.all_reduce({{tensor(t, n), tensor(t, n)}}, r).wait(); };
   };
   auto gather = [=](std::vector<int64_t> counts) {
-    return [=](Communicator& c) { c.all_gather({{tensor(DType::f32, counts[size_t(c.rank())]), tensor(DType::f32, 9), counts}}).wait(); };
+    return [=](Communicator& c) {
+      c.all_gather({{tensor(DType::f32, counts[size_t(c.rank())]), tensor(DType::f32, 9), counts}}).wait();
+    };
   };
   auto scatter = [=](std::vector<int64_t> counts) {
-    return [=](Communicator& c) { c.reduce_scatter({{tensor(DType::f32, 9), tensor(DType::f32, counts[size_t(c.rank())]), counts}}, Reduce::max).wait(); };
+    return [=](Communicator& c) {
+      c.reduce_scatter({{tensor(DType::f32, 9), tensor(DType::f32, counts[size_t(c.rank())]), counts}}, Reduce::max)
+          .wait();
+    };
   };
   auto exchange = [=](std::vector<int64_t> send, std::vector<int64_t> receive) {
-    return [=](Communicator& c) { c.all_to_all({{tensor(DType::f32, 9), tensor(DType::f32, 9), send, receive}}).wait(); };
+    return [=](Communicator& c) {
+      c.all_to_all({{tensor(DType::f32, 9), tensor(DType::f32, 9), send, receive}}).wait();
+    };
   };
   auto barrier = [](Communicator& c) { c.barrier(); };
   struct Case {
@@ -221,8 +246,10 @@ TEST_CASE("law 9: calls that disagree are reported on every rank with both calls
            {reduce(9), gather({4, 5}), "\"all_reduce(sum) f32[9]\" and \"all_gather f32[4+5]\""},
            {gather({4, 5}), gather({5, 4}), "\"all_gather f32[4+5]\" and \"all_gather f32[5+4]\""},
            {scatter({4, 5}), scatter({9, 0}), "\"reduce_scatter(max) f32[4+5]\" and \"reduce_scatter(max) f32[9+0]\""},
-           {exchange({2, 2}, {2, 2}), exchange({3, 3}, {3, 3}), "\"all_to_all f32[2+2->2+2]\" and \"all_to_all f32[3+3->3+3]\""},
-           {[=](Communicator& k) { k.all_reduce({}, Reduce::sum).wait(); }, reduce(4), "\"all_reduce(sum)\" and \"all_reduce(sum) f32[4]\""},
+           {exchange({2, 2}, {2, 2}), exchange({3, 3}, {3, 3}),
+            "\"all_to_all f32[2+2->2+2]\" and \"all_to_all f32[3+3->3+3]\""},
+           {[=](Communicator& k) { k.all_reduce({}, Reduce::sum).wait(); }, reduce(4),
+            "\"all_reduce(sum)\" and \"all_reduce(sum) f32[4]\""},
        })
     for (bool swapped : {false, true}) {
       auto errors = on_ranks(2, [&](Communicator& k) {
@@ -240,30 +267,40 @@ TEST_CASE("law 9: calls that disagree are reported on every rank with both calls
   // Of more ranks all hear of it, whoever is the odd one out.
   for (int odd = 0; odd < 4; ++odd) {
     auto errors = on_ranks(4, [&](Communicator& k) { reduce(k.rank() == odd ? 3 : 4)(k); });
-    for (auto& e : errors) CHECK_THAT(e, StartsWith("[collective] ranks ") && Contains("disagree") && Contains("f32[3]") && Contains("f32[4]"));
+    for (auto& e : errors)
+      CHECK_THAT(e,
+                 StartsWith("[collective] ranks ") && Contains("disagree") && Contains("f32[3]") && Contains("f32[4]"));
     CHECK(std::set(errors.begin(), errors.end()).size() == 1);
   }
 }
 
 TEST_CASE("law 9: a wait ends at the deadline and says who is missing") {
   auto start = std::chrono::steady_clock::now();
-  auto errors = on_ranks(4, [](Communicator& c) {
-    if (c.rank() == 2) return;
-    Tensor t = Tensor::zeros(heap, DType::f32, {4});
-    c.all_reduce({{t, t.clone()}}, Reduce::sum).wait();
-  }, 50ms);
+  auto errors = on_ranks(
+      4,
+      [](Communicator& c) {
+        if (c.rank() == 2) return;
+        Tensor t = Tensor::zeros(heap, DType::f32, {4});
+        c.all_reduce({{t, t.clone()}}, Reduce::sum).wait();
+      },
+      50ms);
   CHECK(std::chrono::steady_clock::now() - start < 10s);
   CHECK(errors[2].empty());
   for (size_t r : {0, 1, 3}) {
-    CHECK_THAT(errors[r], StartsWith("[all_reduce] not complete after 0.05 s: rank ") && Contains(" waits for rank 2 in all_reduce(sum) f32[4]"));
+    CHECK_THAT(errors[r], StartsWith("[all_reduce] not complete after 0.05 s: rank ") &&
+                              Contains(" waits for rank 2 in all_reduce(sum) f32[4]"));
     CHECK(errors[r] == errors[0]);
   }
   // In a group that was split off, ranks are still those of the world.
-  errors = on_ranks(4, [](Communicator& c) {
-    auto part = c.split(c.rank() < 2 ? std::vector{0, 1} : std::vector{2, 3});
-    if (c.rank() >= 2) c.rank() == 2 ? part->barrier() : void();
-  }, 50ms);
-  CHECK(errors == std::vector<std::string>{"", "", "[barrier] not complete after 0.05 s: rank 2 waits for rank 3 in barrier", ""});
+  errors = on_ranks(
+      4,
+      [](Communicator& c) {
+        auto part = c.split(c.rank() < 2 ? std::vector{0, 1} : std::vector{2, 3});
+        if (c.rank() >= 2) c.rank() == 2 ? part->barrier() : void();
+      },
+      50ms);
+  CHECK(errors == std::vector<std::string>{
+                      "", "", "[barrier] not complete after 0.05 s: rank 2 waits for rank 3 in barrier", ""});
 }
 
 TEST_CASE("law 9: abort ends every wait with its reason") {
@@ -289,6 +326,7 @@ TEST_CASE("the recorded communicator moves nothing and refuses bytes") {
   c->all_to_all({{meta, meta, {}, {}}}).wait();
   c->barrier();
   CHECK_THROWS_WITH(c->all_gather({{meta, real, {}}}),
-                    Equals("[all_gather] the recorded communicator moves no data, but a tensor of 4 elements has bytes: run on meta tensors"));
+                    Equals("[all_gather] the recorded communicator moves no data, but a tensor of 4 elements has "
+                           "bytes: run on meta tensors"));
   CHECK_THROWS_WITH(c->abort("why"), Equals("why"));
 }

@@ -21,11 +21,13 @@ TEST_CASE("a mesh gives each rank its place and the meshes of its axes") {
       check(mesh.rank() == rank.rank() && mesh.size() == shape.world() && mesh.shape() == shape, "the whole world");
       for (int a = 0; a < shape.axes(); ++a) {
         check(mesh.coordinate(a) == coordinates(shape, rank.rank())[size_t(a)], "coordinate");
-        check(mesh.coordinate(shape.name(a)) == mesh.coordinate(a) && mesh.size(shape.name(a)) == sizes[size_t(a)], "by name");
+        check(mesh.coordinate(shape.name(a)) == mesh.coordinate(a) && mesh.size(shape.name(a)) == sizes[size_t(a)],
+              "by name");
       }
       for (AxisSet set = 1; set <= shape.all(); ++set) {
         DeviceMesh part = mesh[shape.names(set)];
-        check(part.shape() == shape.select(set) && part.rank() == place_of(shape, rank.rank(), set), "a part of the mesh");
+        check(part.shape() == shape.select(set) && part.rank() == place_of(shape, rank.rank(), set),
+              "a part of the mesh");
         check(part == mesh[shape.names(set)], "the same axes are the same mesh");
         check((part == mesh) == (set == shape.all()), "and others are not");
         // The sum over the group of ranks, through the mesh and through its part.
@@ -67,23 +69,28 @@ TEST_CASE("a layout of a tensor is interned") {
           Layout stripped = strip_narrow_axes(mesh.shape(), l);
           check(s == mesh.intern({t, shape, l}) && s == mesh.intern({t, shape, stripped}), "the same object");
           check(s->dtype == t && s->shape == shape && s->layout == stripped, "of what was asked for");
-          check(s->box == local_box(mesh.shape(), shape, l, rank.rank()) && s->local_shape == s->box.shape(), "this rank's part");
+          check(s->box == local_box(mesh.shape(), shape, l, rank.rank()) && s->local_shape == s->box.shape(),
+                "this rank's part");
           if (l == stripped) ++count;
           specs.insert(s), ids.insert(s->id);
         }
-    check(specs.size() == count && ids.size() == count, "{} layouts, {} objects, {} ids", count, specs.size(), ids.size());
+    check(specs.size() == count && ids.size() == count, "{} layouts, {} objects, {} ids", count, specs.size(),
+          ids.size());
   });
 }
 
 TEST_CASE("law 9: a mesh that the program cannot have is an error") {
   auto rank = Rank::single();
-  CHECK_THROWS_WITH(DeviceMesh(*rank, "dp=2,tp=4"), Equals("[DeviceMesh] dp=2,tp=4 has 8 ranks, but the program runs on 1: launch as many"));
+  CHECK_THROWS_WITH(DeviceMesh(*rank, "dp=2,tp=4"),
+                    Equals("[DeviceMesh] dp=2,tp=4 has 8 ranks, but the program runs on 1: launch as many"));
   DeviceMesh mesh(*rank, "dp=1,tp=1");
   CHECK_THROWS_WITH(mesh["pp"], Equals("[DeviceMesh::operator[]] the mesh has no axis \"pp\": it is dp=1,tp=1"));
   CHECK_THROWS_WITH(mesh["dp,"], Equals("[DeviceMesh::operator[]] the mesh has no axis \"\": it is dp=1,tp=1"));
   CHECK_THROWS_WITH(mesh.size("pp"), Equals("[DeviceMesh::size] the mesh has no axis \"pp\": it is dp=1,tp=1"));
-  CHECK_THROWS_WITH(mesh.coordinate("pp"), Equals("[DeviceMesh::coordinate] the mesh has no axis \"pp\": it is dp=1,tp=1"));
-  CHECK_THROWS_WITH(mesh.intern({DType::f32, {2}, Layout{Shard(1)}}), Equals("[DeviceMesh] f32[2] has no dimension 1 to shard"));
+  CHECK_THROWS_WITH(mesh.coordinate("pp"),
+                    Equals("[DeviceMesh::coordinate] the mesh has no axis \"pp\": it is dp=1,tp=1"));
+  CHECK_THROWS_WITH(mesh.intern({DType::f32, {2}, Layout{Shard(1)}}),
+                    Equals("[DeviceMesh] f32[2] has no dimension 1 to shard"));
   CHECK_THROWS_WITH(mesh.intern({DType::f32, {2}, Layout{Replicate(), Replicate(), Shard(0)}}),
                     Equals("[Layout] the layout has placements on more axes than the mesh has (dp=1,tp=1)"));
   CHECK_FALSE(DeviceMesh().defined());
@@ -98,16 +105,22 @@ TEST_CASE("threads of a rank split a range into parts that begin at multiples of
         std::vector<std::atomic<int>> seen(static_cast<size_t>(n));
         std::atomic<bool> fits{true};
         pool.parallel_for(n, grain, [&](int64_t begin, int64_t end, int worker) {
-          if (begin % grain || begin >= end || worker < 0 || worker >= threads || (end - begin < grain && end != n)) fits = false;
+          if (begin % grain || begin >= end || worker < 0 || worker >= threads || (end - begin < grain && end != n))
+            fits = false;
           for (int64_t i = begin; i < end; ++i) ++seen[size_t(i)];
         });
         REQUIRE(fits);
         for (auto& s : seen) REQUIRE(s == 1);
       }
     for (int bad = 0; bad < 5; ++bad)  // in any part: the exception comes through and the pool goes on
-      CHECK_THROWS_WITH(pool.parallel_for(5, 1, [&](int64_t begin, int64_t end, int) { if (begin <= bad && bad < end) throw Error("bad"); }), Equals("bad"));
+      CHECK_THROWS_WITH(pool.parallel_for(5, 1,
+                                          [&](int64_t begin, int64_t end, int) {
+                                            if (begin <= bad && bad < end) throw Error("bad");
+                                          }),
+                        Equals("bad"));
     std::atomic<int64_t> sum{0};
-    for (int i = 0; i < 200; ++i) pool.parallel_for(10, 1, [&](int64_t begin, int64_t end, int) { sum += end - begin; });
+    for (int i = 0; i < 200; ++i)
+      pool.parallel_for(10, 1, [&](int64_t begin, int64_t end, int) { sum += end - begin; });
     CHECK(sum == 2000);
   }
 }

@@ -35,13 +35,18 @@ TEST_CASE("law 1: what is distributed is whole again in full") {
           for (const Layout& l : all_layouts(mesh_shape.axes(), shape.dims(), true, r)) {
             auto x = DistributedTensor::distribute(t, mesh, l);
             check(log.lines.empty(), "distribute communicates nothing");
-            check(x.layout() == strip_narrow_axes(mesh_shape, l) && x.shape() == shape && x.dtype() == DType::f32, "{}", to_string(x));
+            check(x.layout() == strip_narrow_axes(mesh_shape, l) && x.shape() == shape && x.dtype() == DType::f32, "{}",
+                  to_string(x));
             Part part = part_of(mesh_shape, shape, l, rank.rank());
             std::vector<float> local = values<float>(x.local());
             check(local.size() == part.elements.size(), "a part of {}", to_string(x));
-            bool keeps = r == Reduce::min || r == Reduce::max || r == Reduce::avg || place_of(mesh_shape, rank.rank(), x.layout().partial) == 0;
+            bool keeps = r == Reduce::min || r == Reduce::max || r == Reduce::avg ||
+                         place_of(mesh_shape, rank.rank(), x.layout().partial) == 0;
             for (size_t i = 0; i < local.size(); ++i)
-              check(local[i] == (keeps ? whole[size_t(part.elements[i])] : r == Reduce::product ? 1.f : 0.f), "element {} of {} is {}", i, to_string(x), local[i]);
+              check(local[i] == (keeps                  ? whole[size_t(part.elements[i])]
+                                 : r == Reduce::product ? 1.f
+                                                        : 0.f),
+                    "element {} of {} is {}", i, to_string(x), local[i]);
             check(values<float>(x.full()) == whole, "full() of {}", to_string(x));
             check(x.full().is_contiguous(), "full() is contiguous");
             log = {};
@@ -53,7 +58,8 @@ TEST_CASE("law 1: what is distributed is whole again in full") {
 TEST_CASE("placements in braces are normalized") {
   launch(4, [](Rank& rank) {
     DeviceMesh mesh(rank, "dp=2,tp=2");
-    auto x = DistributedTensor::distribute(tensor_of(rank.allocator(), {4, 6}, counting(24)), mesh, {Shard(-1), Shard(0)});
+    auto x =
+        DistributedTensor::distribute(tensor_of(rank.allocator(), {4, 6}, counting(24)), mesh, {Shard(-1), Shard(0)});
     check(to_string(x) == "f32[4,6] dp=Shard(1) tp=Shard(0)", "{}", to_string(x));
     check(x.size(-1) == 6 && x.size(0) == 4 && x.dims() == 2, "sizes are global");
     check(x.redistribute({Shard(1), Shard(-2)}).id() == x.id(), "the same layout is the same value");
@@ -66,9 +72,11 @@ TEST_CASE("a local part becomes a tensor") {
     launch(2, [](Rank& rank) {
       DeviceMesh mesh(rank, "tp=2");
       int64_t rows = rank.rank() ? 2 : 3;
-      auto x = DistributedTensor::from_local(tensor_of(rank.allocator(), {rows, 2}, counting(rows * 2)), mesh, {Shard(0)}, {5, 2});
+      auto x = DistributedTensor::from_local(tensor_of(rank.allocator(), {rows, 2}, counting(rows * 2)), mesh,
+                                             {Shard(0)}, {5, 2});
       check(values<float>(x.full()) == std::vector<float>{1, 2, 3, 4, 5, 6, 1, 2, 3, 4}, "the parts of both ranks");
-      auto y = DistributedTensor::from_local(scattered(rank.allocator(), {rows, 2}, counting(rows * 2)), mesh, {Shard(0)}, {5, 2});
+      auto y = DistributedTensor::from_local(scattered(rank.allocator(), {rows, 2}, counting(rows * 2)), mesh,
+                                             {Shard(0)}, {5, 2});
       check(values<float>(y.full()) == values<float>(x.full()), "strides do not matter");
       if (rank.rank()) DistributedTensor::from_local(x.local(), mesh, {Shard(1)}, {5, 2});
       mesh.communicator(1).barrier();
@@ -85,9 +93,15 @@ TEST_CASE("a single value is read without communication") {
     check(DistributedTensor::distribute(Tensor::of<int64_t>({}, {7}), mesh, {}).item() == 7, "item of a scalar");
     check(DistributedTensor::distribute(Tensor::of<bool>({}, {true}), mesh, {}).item() == 1, "item of a bool");
     auto expect_error = [](auto f, const std::string& want) { check(error_of(f) == want, "{}", error_of(f)); };
-    expect_error([&] { one({Partial()}).item(); }, "[item] f32[1,1] tp=Partial(sum) is not Replicate: redistribute it first, or use full()");
-    expect_error([&] { one({Shard(0)}).item(); }, "[item] f32[1,1] tp=Shard(0) is not Replicate: redistribute it first, or use full()");
-    expect_error([&] { DistributedTensor::distribute(Tensor::of<float>({2}, {1, 2}), mesh, {}).item(); }, "[item] f32[2] tp=Replicate has 2 elements");
+    expect_error([&] { one({Partial()}).item(); },
+                 "[item] f32[1,1] tp=Partial(sum) is not Replicate: redistribute it first, or use full()");
+    expect_error([&] { one({Shard(0)}).item(); },
+                 "[item] f32[1,1] tp=Shard(0) is not Replicate: redistribute it first, or use full()");
+    expect_error(
+        [&] {
+          DistributedTensor::distribute(Tensor::of<float>({2}, {1, 2}), mesh, {}).item();
+        },
+        "[item] f32[2] tp=Replicate has 2 elements");
   });
   auto rank = Rank::recorded(2);
   auto meta = DistributedTensor::empty(DeviceMesh(*rank, "tp=2"), {DType::f32, {}, {}});
@@ -129,7 +143,8 @@ TEST_CASE("writing in place copies what others share") {
     x.copy_(x);
     CHECK(values<float>(x.local()) == std::vector<float>{6, 5, 4, 3, 2, 1});
     auto z = DistributedTensor::distribute(Tensor::of<float>({3}, {1, 2, 3}), mesh, {});
-    CHECK_THROWS_WITH(x.copy_(z), Equals("[copy_] f32[3] tp=Replicate is not f32[2,3] tp=Replicate: redistribute or cast it first"));
+    CHECK_THROWS_WITH(
+        x.copy_(z), Equals("[copy_] f32[3] tp=Replicate is not f32[2,3] tp=Replicate: redistribute or cast it first"));
   }
 }
 
@@ -139,14 +154,17 @@ TEST_CASE("writing in place after a redistribution changes no other value") {
     DeviceMesh mesh(rank, "tp=4");
     Shape shape{64, 33};
     for (int round = 0; round < 50; ++round) {
-      auto x = DistributedTensor::distribute(tensor_of(rank.allocator(), shape, counting(numel(shape))), mesh, {Shard(0)});
-      DistributedTensor whole = x.redistribute({Replicate()}), columns = x.redistribute({Shard(1)}), rows = whole.redistribute({Shard(0)});
+      auto x =
+          DistributedTensor::distribute(tensor_of(rank.allocator(), shape, counting(numel(shape))), mesh, {Shard(0)});
+      DistributedTensor whole = x.redistribute({Replicate()}), columns = x.redistribute({Shard(1)}),
+                        rows = whole.redistribute({Shard(0)});
       fill(x.local_for_writing(), -1);
       fill(columns.local_for_writing(), -2);
       check(values<float>(whole.local()) == counting(numel(shape)), "the gathered value stays");
       fill(rows.local_for_writing(), -3);
       check(values<float>(whole.local()) == counting(numel(shape)), "a slice is written apart");
-      auto sum = DistributedTensor::distribute(tensor_of(rank.allocator(), shape, counting(numel(shape))), mesh, {Partial()});
+      auto sum =
+          DistributedTensor::distribute(tensor_of(rank.allocator(), shape, counting(numel(shape))), mesh, {Partial()});
       DistributedTensor total = sum.redistribute({Replicate()});
       fill(sum.local_for_writing(), -4);
       check(values<float>(total.local()) == counting(numel(shape)), "the sum stays");
@@ -157,7 +175,8 @@ TEST_CASE("writing in place after a redistribution changes no other value") {
 TEST_CASE("handles share a value and ids are never used twice") {
   auto rank = Rank::single();
   DeviceMesh mesh(*rank, "tp=1");
-  DistributedTensor undefined, a = DistributedTensor::empty(mesh, {DType::f32, {2}, {}}), b = DistributedTensor::empty(mesh, {DType::f32, {2}, {}}), c = a;
+  DistributedTensor undefined, a = DistributedTensor::empty(mesh, {DType::f32, {2}, {}}),
+                               b = DistributedTensor::empty(mesh, {DType::f32, {2}, {}}), c = a;
   CHECK_FALSE(undefined.defined());
   CHECK((a.id() == c.id() && a.id() != b.id()));
   CHECK(&a.spec() == &b.spec());
@@ -173,7 +192,8 @@ TEST_CASE("meta tensors are materialized part by part") {
   launch(2, [](Rank& rank) {
     DeviceMesh mesh(rank, "tp=2");
     const LocalSpec* spec = mesh.intern({DType::f32, {6, 4}, {Shard(0)}});
-    auto x = DistributedTensor::empty(mesh, spec, Tensor(rank.allocator(), DType::f32, spec->local_shape, Device::meta));
+    auto x =
+        DistributedTensor::empty(mesh, spec, Tensor(rank.allocator(), DType::f32, spec->local_shape, Device::meta));
     check(x.is_meta(), "meta at first");
     int64_t before = rank.allocator()->bytes_in_use();
     x.materialize();
@@ -206,5 +226,6 @@ TEST_CASE("printing shows the layout and the local part") {
   std::string many = text(DistributedTensor::distribute(tensor_of(rank->allocator(), {100}, counting(100)), mesh, {}));
   CHECK(many.ends_with(" 63 64 ..."));
   auto recorded = Rank::recorded(2);
-  CHECK(text(DistributedTensor::empty(DeviceMesh(*recorded, "tp=2"), {DType::f32, {3}, {Shard(0)}})) == "f32[3] tp=Shard(0)\nrank 0, [2] at [0]: meta");
+  CHECK(text(DistributedTensor::empty(DeviceMesh(*recorded, "tp=2"), {DType::f32, {3}, {Shard(0)}})) ==
+        "f32[3] tp=Shard(0)\nrank 0, [2] at [0]: meta");
 }

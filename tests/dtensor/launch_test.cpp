@@ -18,12 +18,15 @@ TEST_CASE("launch runs a function once per rank") {
   for (int world : {1, 2, 3, 8}) {
     std::vector<std::atomic<int>> calls(static_cast<size_t>(world));
     std::atomic<int> sizes{0}, threads{0};
-    launch(world, [&](Rank& rank) {
-      ++calls[size_t(rank.rank())];
-      sizes += rank.world();
-      threads += rank.pool().size();
-      check(rank.device() == Device::cpu && rank.observers().empty() && rank.labels().empty() && !rank.strict, "a fresh rank");
-    }, {.threads = 2});
+    launch(world,
+           [&](Rank& rank) {
+             ++calls[size_t(rank.rank())];
+             sizes += rank.world();
+             threads += rank.pool().size();
+             check(rank.device() == Device::cpu && rank.observers().empty() && rank.labels().empty() && !rank.strict,
+                   "a fresh rank");
+           },
+           {.threads = 2});
     for (auto& c : calls) CHECK(c == 1);
     CHECK(sizes == world * world);
     CHECK(threads == 2 * world);
@@ -56,23 +59,38 @@ TEST_CASE("law 9: a failing rank frees the others with the first cause") {
         CHECK(std::chrono::steady_clock::now() - start < 10s);
         std::string cause = fmt::format("[train] step {} has no data", after);
         CHECK(error == (world == 1 ? cause : fmt::format("{} (rank {} of {})", cause, bad, world)));
-        for (int r = 0; r < world; ++r) CHECK(seen[size_t(r)] == (r == bad ? cause : fmt::format("rank {} failed: {}", bad, cause)));
+        for (int r = 0; r < world; ++r)
+          CHECK(seen[size_t(r)] == (r == bad ? cause : fmt::format("rank {} failed: {}", bad, cause)));
       }
 }
 
 TEST_CASE("law 9: whatever a rank throws is reported") {
-  std::string standard = error_of([] { launch(2, [](Rank& rank) { if (rank.rank()) throw std::out_of_range("too far"); }); });
+  std::string standard = error_of([] {
+    launch(2, [](Rank& rank) {
+      if (rank.rank()) throw std::out_of_range("too far");
+    });
+  });
   CHECK(standard == "too far (rank 1 of 2)");
-  std::string other = error_of([] { launch(2, [](Rank& rank) { if (rank.rank()) throw 42; rank.communicator({0, 1}).barrier(); }); });
+  std::string other = error_of([] {
+    launch(2, [](Rank& rank) {
+      if (rank.rank()) throw 42;
+      rank.communicator({0, 1}).barrier();
+    });
+  });
   CHECK_THAT(other, Contains("(rank 1 of 2)"));
   CHECK_FALSE(error_of([] { launch(1, [](Rank&) { throw "text"; }); }).empty());
 }
 
 TEST_CASE("law 9: a rank that ends early is missed at the deadline") {
   std::string error = error_of([] {
-    launch(3, [](Rank& rank) { if (rank.rank() != 1) rank.communicator({0, 1, 2}).barrier(); }, {.deadline = 50ms});
+    launch(3,
+           [](Rank& rank) {
+             if (rank.rank() != 1) rank.communicator({0, 1, 2}).barrier();
+           },
+           {.deadline = 50ms});
   });
-  CHECK_THAT(error, StartsWith("[barrier] not complete after 0.05 s: rank ") && Contains(" waits for rank 1 in barrier (rank "));
+  CHECK_THAT(error, StartsWith("[barrier] not complete after 0.05 s: rank ") &&
+                        Contains(" waits for rank 1 in barrier (rank "));
 }
 
 TEST_CASE("law 9: ranks that wait for each other on two meshes are freed too") {
@@ -91,7 +109,8 @@ TEST_CASE("labels and phases last as long as their scopes") {
   auto rank = Rank::single();
   CHECK(rank->label(Label::Kind::op).empty());
   {
-    LabelScope a(*rank, Label::Kind::module, "model"), b(*rank, Label::Kind::module, "model.layers.0"), c(*rank, Label::Kind::op, "matmul");
+    LabelScope a(*rank, Label::Kind::module, "model"), b(*rank, Label::Kind::module, "model.layers.0"),
+        c(*rank, Label::Kind::op, "matmul");
     PhaseScope forward(*rank, Phase::forward);
     NoGrad no_grad(*rank);
     CHECK(rank->label(Label::Kind::module) == "model.layers.0");

@@ -18,11 +18,12 @@ TEST_CASE("Philox gives the numbers of its reference") {
     uint64_t key, counter;
     uint32_t word[4];
   };
-  for (const Case& c : {Case{0x0u, 0x0u, {0x6627e8d5u, 0xe169c58du, 0xbc57ac4cu, 0x9b00dbd8u}},
-                        Case{0x0u, 0x1u, {0xf8e4cca4u, 0x5cb200dbu, 0xb1a574ebu, 0x097eff67u}},
-                        Case{0x123456789abcdefu, 0x5u, {0x5765db8au, 0xd104608fu, 0xc658b7d8u, 0xe9aa137fu}},
-                        Case{0xffffffffffffffffu, 0xffffffffffffffffu, {0x4d18d7d2u, 0x430ac65au, 0xbd2fa22au, 0x0afae10du}},
-                        Case{0x2au, 0x100000000u, {0x42e0b8b3u, 0x7dbf5de8u, 0x2fe739d4u, 0x6aaf03ebu}}}) {
+  for (const Case& c :
+       {Case{0x0u, 0x0u, {0x6627e8d5u, 0xe169c58du, 0xbc57ac4cu, 0x9b00dbd8u}},
+        Case{0x0u, 0x1u, {0xf8e4cca4u, 0x5cb200dbu, 0xb1a574ebu, 0x097eff67u}},
+        Case{0x123456789abcdefu, 0x5u, {0x5765db8au, 0xd104608fu, 0xc658b7d8u, 0xe9aa137fu}},
+        Case{0xffffffffffffffffu, 0xffffffffffffffffu, {0x4d18d7d2u, 0x430ac65au, 0xbd2fa22au, 0x0afae10du}},
+        Case{0x2au, 0x100000000u, {0x42e0b8b3u, 0x7dbf5de8u, 0x2fe739d4u, 0x6aaf03ebu}}}) {
     Philox p(c.key, c.counter);
     CHECK(std::memcmp(p.word, c.word, sizeof c.word) == 0);
   }
@@ -64,7 +65,8 @@ TEST_CASE("law 5: a stream is its tuple and nothing else") {
   RandomStream base{7, "dropout", "model.mlp", 1, 2, 3};
   std::vector<RandomStream> streams{base};
   for (int i = 0; i < 6; ++i) streams.push_back(base);
-  streams[1].seed = 8, streams[2].purpose = "init", streams[3].path = "model.mlp2", streams[4].step = 2, streams[5].micro_batch = 3, streams[6].call = 4;
+  streams[1].seed = 8, streams[2].purpose = "init", streams[3].path = "model.mlp2", streams[4].step = 2,
+  streams[5].micro_batch = 3, streams[6].call = 4;
   streams.push_back({7, "dropoutm", "odel.mlp", 1, 2, 3});  // the border between texts counts
   streams.push_back({7, "model.mlp", "dropout", 1, 2, 3});  // and so does the place
   streams.push_back({7, "dropout", "model.mlp", 2, 1, 3});
@@ -88,7 +90,8 @@ TEST_CASE("random numbers are distributed as asked") {
       double x = v[i] - mean, y = v[(i + 1) % n] - mean;
       sum += x, square += x * x, cube += x * x * x, fourth += x * x * x * x, next += x * y;
     }
-    return std::vector<double>{sum / double(n), square / double(n), cube / double(n), fourth / double(n), next / double(n)};
+    return std::vector<double>{sum / double(n), square / double(n), cube / double(n), fourth / double(n),
+                               next / double(n)};
   };
   auto m = moments(normal, 1);  // of normal(1, 2)
   CHECK(std::abs(m[0]) < 0.02);
@@ -113,13 +116,17 @@ TEST_CASE("random numbers replace what others share and refuse what has no numbe
   fill_normal(x, {}, 0, 1);
   CHECK(x.version() == 1);
   CHECK(values<float>(whole) == std::vector<float>{1, 2, 3, 4});
-  auto f64 = DistributedTensor::empty(mesh, {DType::f64, {4}, {}}), i64 = DistributedTensor::empty(mesh, {DType::i64, {4}, {}});
+  auto f64 = DistributedTensor::empty(mesh, {DType::f64, {4}, {}}),
+       i64 = DistributedTensor::empty(mesh, {DType::i64, {4}, {}});
   fill_normal(f64, {}, 0, 1);
   for (size_t i = 0; i < 4; ++i) CHECK(float(values<double>(f64.local())[i]) == values<float>(x.local())[i]);
   CHECK_THROWS_WITH(fill_uniform(i64, {}, 0, 1), Equals("[fill_uniform] i64 is not a floating type that the CPU has"));
   auto recorded = Rank::recorded(2);
   DeviceMesh two(*recorded, "dp=2");
-  auto meta = DistributedTensor::empty(two, {DType::f32, {4}, {Shard(0)}}), partial = DistributedTensor::empty(two, {DType::f32, {4}, {Partial()}});
+  auto meta = DistributedTensor::empty(two, {DType::f32, {4}, {Shard(0)}}),
+       partial = DistributedTensor::empty(two, {DType::f32, {4}, {Partial()}});
   fill_normal(meta, {}, 0, 1);
-  CHECK_THROWS_WITH(fill_normal(partial, {}, 0, 1), Equals("[fill_normal] f32[4] dp=Partial(sum) is Partial: random numbers need a Shard or Replicate layout"));
+  CHECK_THROWS_WITH(
+      fill_normal(partial, {}, 0, 1),
+      Equals("[fill_normal] f32[4] dp=Partial(sum) is Partial: random numbers need a Shard or Replicate layout"));
 }

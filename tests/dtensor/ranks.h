@@ -66,15 +66,17 @@ struct Log : Observer {
   size_t redistributions = 0, asked_for = 0;
 
   void on_collective(const CollectiveEvent& e) override {
-    lines.push_back(fmt::format("{}({}) {}{} {} to {}, {} bytes", collective_name(e.step.kind), e.mesh.shape().names(e.step.axes), name(e.tensor.dtype),
-                                to_string(e.tensor.shape), to_string(e.step.from, e.mesh.shape()), to_string(e.step.to, e.mesh.shape()),
+    lines.push_back(fmt::format("{}({}) {}{} {} to {}, {} bytes", collective_name(e.step.kind),
+                                e.mesh.shape().names(e.step.axes), name(e.tensor.dtype), to_string(e.tensor.shape),
+                                to_string(e.step.from, e.mesh.shape()), to_string(e.step.to, e.mesh.shape()),
                                 e.step.bytes));
     groups.push_back(e.group);
     kinds.push_back(e.step.kind);
     asked_for += e.asked_for;
   }
   void on_redistribute(const RedistributeEvent& e) override {
-    check(e.from.shape() == e.to.shape() && e.from.id() != e.to.id(), "a redistribution is a new value of the same shape");
+    check(e.from.shape() == e.to.shape() && e.from.id() != e.to.id(),
+          "a redistribution is a new value of the same shape");
     ++redistributions;
   }
 };

@@ -16,12 +16,13 @@ using Catch::Matchers::Equals;
 namespace {
 
 // Redistributes each of `from` to each of `to` on real ranks and compares values, bits of sums and local shapes.
-size_t run_all(const MeshShape& shape_of_mesh, const Shape& shape, const std::vector<Layout>& from, const std::vector<Layout>& to,
-               Contribution contribution) {
+size_t run_all(const MeshShape& shape_of_mesh, const Shape& shape, const std::vector<Layout>& from,
+               const std::vector<Layout>& to, Contribution contribution) {
   size_t world = size_t(shape_of_mesh.world());
   std::vector<std::vector<std::vector<float>>> sources(from.size()), results(from.size() * to.size());
   for (size_t i = 0; i < from.size(); ++i)
-    for (size_t r = 0; r < world; ++r) sources[i].push_back(Source{shape_of_mesh, shape, from[i], i, contribution}.local(int(r)));
+    for (size_t r = 0; r < world; ++r)
+      sources[i].push_back(Source{shape_of_mesh, shape, from[i], i, contribution}.local(int(r)));
   for (auto& r : results) r.resize(world);
   launch(int(world), [&](Rank& rank) {
     DeviceMesh mesh(rank, shape_of_mesh);
@@ -32,16 +33,19 @@ size_t run_all(const MeshShape& shape_of_mesh, const Shape& shape, const std::ve
       Part part = part_of(shape_of_mesh, shape, from[i], int(r));
       Shape local_shape(part.shape.begin(), part.shape.end());
       const std::vector<float>& local = sources[i][r];
-      Tensor t = i % 2 ? scattered(rank.allocator(), local_shape, local) : tensor_of(rank.allocator(), local_shape, local);
+      Tensor t =
+          i % 2 ? scattered(rank.allocator(), local_shape, local) : tensor_of(rank.allocator(), local_shape, local);
       auto x = DistributedTensor::from_local(t, mesh, from[i], shape);
       for (size_t j = 0; j < to.size(); ++j) {
         log = {};
         DistributedTensor y = x.redistribute(to[j]);
         Layout stripped = strip_narrow_axes(shape_of_mesh, to[j]);
-        check(y.layout() == stripped && y.shape() == shape, "{} is not {}", to_string(y), to_string(to[j], shape_of_mesh));
+        check(y.layout() == stripped && y.shape() == shape, "{} is not {}", to_string(y),
+              to_string(to[j], shape_of_mesh));
         check((y.id() == x.id()) == (x.layout() == stripped), "only the same layout is the same value");
         Part want = part_of(shape_of_mesh, shape, to[j], int(r));
-        check(y.local().shape() == Shape(want.shape.begin(), want.shape.end()), "rank {} has {}", r, to_string(y.local().shape()));
+        check(y.local().shape() == Shape(want.shape.begin(), want.shape.end()), "rank {} has {}", r,
+              to_string(y.local().shape()));
         results[i * to.size() + j][r] = values<float>(y.local());
         std::vector<StepKind> planned;
         for (const Step& s : plan_of(x, stripped).steps)
@@ -54,10 +58,11 @@ size_t run_all(const MeshShape& shape_of_mesh, const Shape& shape, const std::ve
   });
   for (size_t i = 0; i < from.size(); ++i)
     for (size_t j = 0; j < to.size(); ++j) {
-      std::string wrong = difference({shape_of_mesh, shape, from[i], i, contribution}, to[j], results[i * to.size() + j]);
+      std::string wrong =
+          difference({shape_of_mesh, shape, from[i], i, contribution}, to[j], results[i * to.size() + j]);
       if (!wrong.empty())
-        FAIL(to_string(shape) << " on " << to_string(shape_of_mesh) << ", " << to_string(from[i], shape_of_mesh) << " to " << to_string(to[j], shape_of_mesh)
-                              << ": " << wrong);
+        FAIL(to_string(shape) << " on " << to_string(shape_of_mesh) << ", " << to_string(from[i], shape_of_mesh)
+                              << " to " << to_string(to[j], shape_of_mesh) << ": " << wrong);
     }
   return results.size();
 }
@@ -96,14 +101,16 @@ TEST_CASE("law 1: redistribution is the identity on the logical value") {
           for (Reduce b : all_reductions) {
             if (sizes.size() == 2 && shape.dims() == 2 && a != b && a != Reduce::sum) continue;
             int axes = int(sizes.size());
-            pairs += run_all(mesh_of(sizes), shape, all_layouts(axes, shape.dims(), true, a), all_layouts(axes, shape.dims(), true, b), exact_contribution);
+            pairs += run_all(mesh_of(sizes), shape, all_layouts(axes, shape.dims(), true, a),
+                             all_layouts(axes, shape.dims(), true, b), exact_contribution);
           }
   }
   SECTION("three axes") {
     for (const Shape& shape : {Shape{5}, Shape{8}}) {
       auto layouts = all_layouts(3, 1);
       pairs += run_all(mesh_of({2, 1, 2}), shape, layouts, layouts, exact_contribution);
-      pairs += run_all(mesh_of({2, 2, 2}), shape, layouts, {Layout{}, Layout{Shard(0), Shard(0), Shard(0)}, Layout{Partial(), Replicate(), Shard(0)}},
+      pairs += run_all(mesh_of({2, 2, 2}), shape, layouts,
+                       {Layout{}, Layout{Shard(0), Shard(0), Shard(0)}, Layout{Partial(), Replicate(), Shard(0)}},
                        rough_contribution);
     }
   }
@@ -124,15 +131,18 @@ TEST_CASE("law 1: redistribution on more ranks and dimensions", "[nightly]") {
 // A plan may slice a replicated axis along with a collective over another one.
 TEST_CASE("law 1: axes that are sliced along with a collective") {
   MeshShape mesh = mesh_of({2, 2});
-  run_all(mesh, {8, 8}, {Layout{Shard(0)}, Layout{Partial()}}, {Layout{Replicate(), Shard(1)}, Layout{Shard(0), Shard(0)}, Layout{Shard(1), Shard(0)}},
-          rough_contribution);
-  run_all(mesh, {3, 5, 7}, {Layout{Shard(2)}}, {Layout{Replicate(), Shard(0)}, Layout{Replicate(), Shard(1)}}, exact_contribution);
+  run_all(mesh, {8, 8}, {Layout{Shard(0)}, Layout{Partial()}},
+          {Layout{Replicate(), Shard(1)}, Layout{Shard(0), Shard(0)}, Layout{Shard(1), Shard(0)}}, rough_contribution);
+  run_all(mesh, {3, 5, 7}, {Layout{Shard(2)}}, {Layout{Replicate(), Shard(0)}, Layout{Replicate(), Shard(1)}},
+          exact_contribution);
 }
 
 // Large enough that plans reduce slices and gather last: the sum is the same tree.
 TEST_CASE("law 6: large sums are the same tree whatever the plan", "[nightly]") {
   Shape shape{4, 1 << 20};
-  auto rough = [](int rank, int64_t i) { return float(int32_t(uint32_t(i * 8 + rank) * 2654435761u) >> (i + rank) % 20); };
+  auto rough = [](int rank, int64_t i) {
+    return float(int32_t(uint32_t(i * 8 + rank) * 2654435761u) >> (i + rank) % 20);
+  };
   std::vector<Log> logs(8);
   launch(8, [&](Rank& rank) {
     DeviceMesh mesh(rank, "dp=4,tp=2");
@@ -140,16 +150,19 @@ TEST_CASE("law 6: large sums are the same tree whatever the plan", "[nightly]") 
     Tensor t(rank.allocator(), DType::f32, shape);
     for (int64_t i = 0; i < t.numel(); ++i) t.data<float>()[i] = rough(mesh.coordinate("dp"), i);
     auto x = DistributedTensor::from_local(t, mesh, {Partial()}, shape);
-    for (const Layout& to : {Layout{}, Layout{Shard(0), Shard(1)}, Layout{Replicate(), Shard(0)}.with_innermost(0, 0)}) {
+    for (const Layout& to :
+         {Layout{}, Layout{Shard(0), Shard(1)}, Layout{Replicate(), Shard(0)}.with_innermost(0, 0)}) {
       DistributedTensor y = x.redistribute(to);
       Box box = y.spec().box;
       int64_t at = 0;
       for (int64_t a = box[0].begin; a < box[0].end; ++a)
         for (int64_t b = box[1].begin, i = a * shape[1] + b; b < box[1].end; ++b, ++i, ++at)
-          if (y.local().data<float>()[at] != (rough(0, i) + rough(1, i)) + (rough(2, i) + rough(3, i))) fail("element {} of {}", i, to_string(y));
+          if (y.local().data<float>()[at] != (rough(0, i) + rough(1, i)) + (rough(2, i) + rough(3, i)))
+            fail("element {} of {}", i, to_string(y));
     }
   });
-  CHECK(logs[0].kinds == std::vector{StepKind::all_reduce, StepKind::all_gather, StepKind::reduce_scatter, StepKind::reduce_scatter});
+  CHECK(logs[0].kinds ==
+        std::vector{StepKind::all_reduce, StepKind::all_gather, StepKind::reduce_scatter, StepKind::reduce_scatter});
 }
 
 TEST_CASE("law 1: every element type keeps its bits") {
@@ -166,13 +179,14 @@ TEST_CASE("law 1: every element type keeps its bits") {
         for (const Layout& l : all_layouts(2, 2, true, r))
           if (l.partial) layouts.push_back(l);
       for (const Layout& from : layouts)
-        for (const Layout& to : {from, Layout{}, Layout{Shard(0), Shard(1)}, Layout{Partial(), Shard(0)}, Layout{Partial(Reduce::max), Partial(Reduce::max)}}) {
+        for (const Layout& to : {from, Layout{}, Layout{Shard(0), Shard(1)}, Layout{Partial(), Shard(0)},
+                                 Layout{Partial(Reduce::max), Partial(Reduce::max)}}) {
           if (std::is_same_v<T, bool> && (from.partial | to.partial)) continue;
           std::vector<T> back = values<T>(DistributedTensor::distribute(t, mesh, from).redistribute(to).full());
           for (size_t i = 0; i < back.size(); ++i) {
             T got = back[i], want = whole[i];
-            check(std::memcmp(&got, &want, sizeof(T)) == 0, "{} became {} from {} over {}", want, got, to_string(from, mesh.shape()),
-                  to_string(to, mesh.shape()));
+            check(std::memcmp(&got, &want, sizeof(T)) == 0, "{} became {} from {} over {}", want, got,
+                  to_string(from, mesh.shape()), to_string(to, mesh.shape()));
           }
         }
     });
@@ -190,18 +204,23 @@ TEST_CASE("several tensors are redistributed in one launch") {
     std::vector<std::string>& notes = wrong[size_t(rank.rank())];
     auto value = [&](const Shape& shape, const Layout& l, uint64_t seed) {
       Source s{mesh.shape(), shape, l, seed};
-      return DistributedTensor::from_local(tensor_of(rank.allocator(), mesh.intern({DType::f32, shape, l})->local_shape, s.local(rank.rank())), mesh, l, shape);
+      return DistributedTensor::from_local(
+          tensor_of(rank.allocator(), mesh.intern({DType::f32, shape, l})->local_shape, s.local(rank.rank())), mesh, l,
+          shape);
     };
     Log log;
     Observing scope(rank, log);
     {  // of one kind: one launch, one entry per tensor
       std::vector<DistributedTensor> list;
       std::vector<Layout> to;
-      for (int64_t n : {8, 5, 1, 0, 64}) list.push_back(value({n, 3}, {Partial(), Replicate()}, 1)), to.push_back({Shard(0), Replicate()});
+      for (int64_t n : {8, 5, 1, 0, 64})
+        list.push_back(value({n, 3}, {Partial(), Replicate()}, 1)), to.push_back({Shard(0), Replicate()});
       auto results = redistribute(list, to);
-      if (log.groups.size() != 4 || std::set(log.groups.begin(), log.groups.end()).size() != 1) notes.push_back("not one launch of four tensors");
+      if (log.groups.size() != 4 || std::set(log.groups.begin(), log.groups.end()).size() != 1)
+        notes.push_back("not one launch of four tensors");
       for (size_t i = 0; i < list.size(); ++i)
-        if (values<float>(results[i].local()) != values<float>(list[i].redistribute(to[i]).local())) notes.push_back("another value in a list");
+        if (values<float>(results[i].local()) != values<float>(list[i].redistribute(to[i]).local()))
+          notes.push_back("another value in a list");
     }
     // Of all kinds: the same values as alone, and each launch is of one collective over one group.
     Random random{5};
@@ -219,13 +238,16 @@ TEST_CASE("several tensors are redistributed in one launch") {
       auto results = redistribute(list, to);
       std::map<uint64_t, StepKind> kinds;
       for (size_t k = 0; k < log.groups.size(); ++k)
-        if (kinds.emplace(log.groups[k], log.kinds[k]).first->second != log.kinds[k]) notes.push_back("a launch of two kinds");
+        if (kinds.emplace(log.groups[k], log.kinds[k]).first->second != log.kinds[k])
+          notes.push_back("a launch of two kinds");
       size_t together = log.lines.size();
       log = {};
       for (size_t i = 0; i < list.size(); ++i) {
         DistributedTensor alone = list[i].redistribute(to[i]);
-        if (values<float>(results[i].local()) != values<float>(alone.local()) || &results[i].spec() != &alone.spec()) notes.push_back("another value in a list");
-        if ((results[i].id() == list[i].id()) != (list[i].layout() == strip_narrow_axes(mesh.shape(), to[i]))) notes.push_back("another id");
+        if (values<float>(results[i].local()) != values<float>(alone.local()) || &results[i].spec() != &alone.spec())
+          notes.push_back("another value in a list");
+        if ((results[i].id() == list[i].id()) != (list[i].layout() == strip_narrow_axes(mesh.shape(), to[i])))
+          notes.push_back("another id");
       }
       if (together != log.lines.size()) notes.push_back("other collectives in a list");
     }
@@ -271,12 +293,13 @@ TEST_CASE("law 7: no silent communication") {
       Observing scope(rank, log);
       auto x = DistributedTensor::distribute(Tensor::of<float>({4}, {1, 2, 3, 4}), mesh, {Shard(0)});
       LabelScope op(rank, Label::Kind::op, "softmax");
-      x.redistribute({Partial()}, {.asked_for = false});                             // local: no bytes move
-      x.redistribute({Replicate()});                                                 // asked for
+      x.redistribute({Partial()}, {.asked_for = false});  // local: no bytes move
+      x.redistribute({Replicate()});                      // asked for
       errors[size_t(rank.rank())] = error_of([&] { x.redistribute({Replicate()}, {.asked_for = false}); });
     });
     for (size_t r = 0; r < 2; ++r) {
-      CHECK(errors[r] == (strict ? "[softmax] strict mode: all_gather of f32[4] tp=Shard(0) (8 bytes), which nobody asked for; bring the operand to "
+      CHECK(errors[r] == (strict ? "[softmax] strict mode: all_gather of f32[4] tp=Shard(0) (8 bytes), which nobody "
+                                   "asked for; bring the operand to "
                                    "tp=Replicate with redistribute() or a plan line"
                                  : ""));
       CHECK(logs[r].lines.size() == (strict ? 1 : 2));
@@ -291,11 +314,16 @@ TEST_CASE("law 9: a redistribution that cannot be is an error") {
   auto x = DistributedTensor::distribute(Tensor::of<float>({2, 2}, {1, 2, 3, 4}), mesh, {});
   auto y = DistributedTensor::distribute(Tensor::of<float>({2}, {1, 2}), other, {});
   CHECK_THROWS_WITH(x.redistribute({Shard(2)}), Equals("[redistribute] dimension 2 is out of range for 2 dimensions"));
-  CHECK_THROWS_WITH(x.redistribute({Replicate(), Replicate(), Shard(0)}), Equals("[redistribute] 3 placements on a mesh of 2 axes (dp=1,tp=1)"));
-  CHECK_THROWS_WITH(x.redistribute(Layout{Shard(2)}), Equals("[redistribute] f32[2,2] dp=Replicate tp=Replicate has no dimension 2 to shard"));
-  CHECK_THROWS_WITH(x.redistribute(Layout{Replicate(), Replicate(), Shard(0)}), Equals("[Layout] the layout has placements on more axes than the mesh has (dp=1,tp=1)"));
+  CHECK_THROWS_WITH(x.redistribute({Replicate(), Replicate(), Shard(0)}),
+                    Equals("[redistribute] 3 placements on a mesh of 2 axes (dp=1,tp=1)"));
+  CHECK_THROWS_WITH(x.redistribute(Layout{Shard(2)}),
+                    Equals("[redistribute] f32[2,2] dp=Replicate tp=Replicate has no dimension 2 to shard"));
+  CHECK_THROWS_WITH(x.redistribute(Layout{Replicate(), Replicate(), Shard(0)}),
+                    Equals("[Layout] the layout has placements on more axes than the mesh has (dp=1,tp=1)"));
   std::vector<DistributedTensor> both{x, y};
-  CHECK_THROWS_WITH(redistribute(both, std::vector<Layout>(2)), Equals("[redistribute] tensors on two meshes: dp=1,tp=1 and tp=1"));
+  CHECK_THROWS_WITH(redistribute(both, std::vector<Layout>(2)),
+                    Equals("[redistribute] tensors on two meshes: dp=1,tp=1 and tp=1"));
   CHECK_THROWS_WITH(redistribute(both, std::vector<Layout>(1)), Equals("[redistribute] 2 tensors and 1 layouts"));
-  CHECK_THROWS_WITH(redistribute(std::vector<DistributedTensor>(1), std::vector<Layout>(1)), Equals("[redistribute] tensor 0 is undefined"));
+  CHECK_THROWS_WITH(redistribute(std::vector<DistributedTensor>(1), std::vector<Layout>(1)),
+                    Equals("[redistribute] tensor 0 is undefined"));
 }

@@ -109,7 +109,8 @@ TEST_CASE("a view exists wherever strides allow it and nowhere else") {
 }
 
 TEST_CASE("every regrouping of every permutation of a small tensor") {
-  for (const Shape& shape : {Shape{2, 3, 4}, Shape{4, 1, 6}, Shape{2, 2, 2, 3}, Shape{1, 1, 5}, Shape{2, 1, 3, 1}, Shape{8}}) {
+  for (const Shape& shape :
+       {Shape{2, 3, 4}, Shape{4, 1, 6}, Shape{2, 2, 2, 3}, Shape{1, 1, 5}, Shape{2, 1, 3, 1}, Shape{8}}) {
     Tensor base = Tensor::zeros(std::make_shared<Allocator>(), DType::f32, shape);
     std::vector<int> order(shape.size());
     std::iota(order.begin(), order.end(), 0);

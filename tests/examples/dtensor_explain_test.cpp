@@ -1,5 +1,5 @@
 // dtensor_explain, as text and as JSON.
-#include "programs.h"
+#include "tests/examples/programs.h"
 
 using namespace dtensor::testing;
 
@@ -121,8 +121,8 @@ TEST_CASE("explain op: layouts of other ops") {
   };
   // Rank 0 keeps the replicated operand and the others take zeros: it counts once.
   CHECK(output({"--mesh", "tp=2", "add", "f32[4] tp=Partial", "f32[4]"}) == "f32[4] tp=Partial(sum), 0 bytes");
-  // A product is not linear in both.
-  CHECK(output({"--mesh", "tp=2", "mul", "f32[4] tp=Partial", "f32[4] tp=Partial"}) == "f32[4] tp=Shard(0), 16 bytes");
+  // A product is linear in each but not in both: one of them is reduced.
+  CHECK(output({"--mesh", "tp=2", "mul", "f32[4] tp=Partial", "f32[4] tp=Partial"}) == "f32[4] tp=Partial(sum), 16 bytes");
   CHECK(output({"--mesh", "tp=4", "view", "f32[8,16] tp=Shard(1)", "shape=8,4,4"}) == "f32[8,4,4] tp=Shard(1), 0 bytes");
   CHECK(output({"--mesh", "tp=2", "reshape", "f32[8,6] tp=Shard(1)", "shape=8,3,2"}) == "f32[8,3,2] tp=Shard(0), 48 bytes");
   CHECK(output({"--mesh", "tp=3", "embedding", "i64[4]", "f32[10,6] tp=Shard(0)"}) == "f32[4,6] tp=Partial(sum), 0 bytes");
@@ -157,12 +157,12 @@ TEST_CASE("explain: bad input is one line on standard error and exit code 2") {
       {{"--mesh", "tp=2", "lay", "f32[4]"}, "command: lay not in {layout,redistribute,op}; see --help"},
       {{"--mesh", "tp=2", "layout", "f32[4]", "--jsn"}, "The following argument was not expected: --jsn; see --help"},
       {{"--mesh", "tp", "layout", "f32[4]"}, R"([mesh] "tp" is no mesh: write axes and sizes as in dp=2,tp=4)"},
-      {{"--mesh", "tp=2", "layout"}, R"([dtensor_explain] layout takes one tensor, as in layout "f32[5,16] tp=Shard(0)")"},
+      {{"--mesh", "tp=2", "layout"}, R"_([dtensor_explain] layout takes one tensor, as in layout "f32[5,16] tp=Shard(0)")_"},
       {{"--mesh", "tp=2", "redistribute", "f32[4]"}, "[dtensor_explain] redistribute takes a tensor and a layout, as in redistribute "},
       {{"--mesh", "tp=2", "op"}, "[dtensor_explain] op takes a name and its operands, as in op matmul "},
       {{"--mesh", "tp=2", "layout", "f32[4,6] tpp=Shard(1)"}, R"([parse_layout] the mesh has no axis "tpp": it is tp=2)"},
       {{"--mesh", "tp=2", "layout", "f32[4,6] tp=Shard(2)"}, "[parse_layout] dimension 2 is out of range for 2 dimensions"},
-      {{"--mesh", "tp=2", "layout", "f32[4,6] tp=Shrd(1)"}, R"([parse_layout] "Shrd(1)" is no placement: write Replicate, Shard(dim), or Partial(sum|avg|product|min|max))"},
+      {{"--mesh", "tp=2", "layout", "f32[4,6] tp=Shrd(1)"}, R"_([parse_layout] "Shrd(1)" is no placement: write Replicate, Shard(dim), or Partial(sum|avg|product|min|max))_"},
       {{"--mesh", "tp=2", "layout", "f31[4,6]"}, R"([parse_spec] "f31[4,6]" is no tensor: write as in f32[8,16] dp=Shard(0) (dtypes f32 f64 bf16 i64 bool))"},
       {{"--mesh", "tp=2", "op", "matmull", "f32[4,6]", "f32[6,4]"}, R"([dtensor_explain] there is no op "matmull"; the nearest is "matmul")"},
       {{"--mesh", "tp=2", "op", "matmul", "f32[4,6]", "f32[7,6]"}, "[matmul] sizes of k differ: 6 and 7 in operands [4,6], [7,6]"},

@@ -1,7 +1,7 @@
 // llama_pretrain: its command line, errors, metrics and dry run.
 #include <cstring>
 
-#include "programs.h"
+#include "tests/examples/programs.h"
 
 using namespace dtensor::testing;
 

@@ -1,5 +1,5 @@
 // The numbered examples, and quickstart.sh as far as it can be run without installing and building.
-#include "programs.h"
+#include "tests/examples/programs.h"
 
 using namespace dtensor::testing;
 

@@ -1,7 +1,7 @@
 // The tiny Llama on real text, on every mesh and plan: the answer does not depend on them.
-#include <map>
+#include <cmath>
 
-#include "programs.h"
+#include "tests/examples/programs.h"
 
 using namespace dtensor::testing;
 
@@ -14,10 +14,10 @@ std::string real_text() {
   return std::filesystem::exists(file) ? file : "";
 }
 
-Metrics train(const std::string& text, const std::string& mesh, const std::string& plan, int steps, int batch, int sequence) {
+Metrics train(const std::string& text, const std::string& mesh, const std::string& plan, int steps, int batch, int sequence, const char* lr) {
   Folder folder;
   Words arguments = {"--model", source("examples/configs/llama_tiny.json"), "--data", text, "--mesh", mesh, "--metrics", folder / "metrics.jsonl",
-                     "--steps", std::to_string(steps), "--batch-size", std::to_string(batch), "--seq-len", std::to_string(sequence), "--lr", "0.003",
+                     "--steps", std::to_string(steps), "--batch-size", std::to_string(batch), "--seq-len", std::to_string(sequence), "--lr", lr,
                      "--warmup-steps", "5", "--strict"};
   if (!plan.empty()) arguments = arguments + Words{"--plan", source("examples/plans/" + plan)};
   Result r = run("llama_pretrain", arguments);
@@ -42,12 +42,12 @@ TEST_CASE("real text: every mesh and plan trains as one rank does") {
       {"tp=2", "tp_sp_loss.json"}, {"tp=4", "tp_sp_loss.json"}, {"dp=2,tp=2", "tp_sp_loss.json"},
       {"tp=2", "tutorial_tp.json"}, {"dp=2,tp=2", "fsdp_tp.json"}, {"dp=4,tp=2", "fsdp_tp.json"},
   };
-  Metrics one = train(text, "dp=1", "", 30, 8, 64);
+  Metrics one = train(text, "dp=1", "", 30, 8, 64, "0.001");
   CHECK(one.loss.front() == Approx(std::log(259)).margin(0.1));
   CHECK(one.loss.back() < 3.4);
   for (auto [mesh, plan] : cases) {
     CAPTURE(mesh, plan);
-    Metrics m = train(text, mesh, plan, 30, 8, 64);
+    Metrics m = train(text, mesh, plan, 30, 8, 64, "0.001");
     CHECK(difference(one.loss, m.loss, 30) < 1e-5);
     CHECK(difference(one.grad_norm, m.grad_norm, 8) < 1e-5);  // later, Adam amplifies rounding
     bool bits = m.loss == one.loss;
@@ -63,7 +63,7 @@ TEST_CASE("real text: 200 steps bring the loss from ln(259) to under 2.6", "[nig
     WARN("skipped: no text; name a file by DTENSOR_DATA");
     return;
   }
-  Metrics m = train(text, "dp=2,tp=2", "fsdp_tp.json", 200, 16, 128);
+  Metrics m = train(text, "dp=2,tp=2", "fsdp_tp.json", 200, 16, 128, "0.003");
   CHECK(m.loss.front() == Approx(std::log(259)).margin(0.1));
   CHECK(m.loss.back() < 2.6);
 }

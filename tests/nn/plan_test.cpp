@@ -306,3 +306,26 @@ TEST_CASE("the shipped plans are read and fit the shipped model") {
   }
   CHECK(plans >= 3);
 }
+
+TEST_CASE("law 7: what a plan leaves to propagation is right and an error in strict mode where bytes move") {
+  // Nothing says where the MLP's sum is taken.
+  std::string plan = tp(R"("model.layers.*.mlp.gate_proj": "ColwiseParallel", "model.layers.*.mlp.up_proj": "ColwiseParallel")");
+  auto run = [&](const char* mesh, const std::string& text, bool strict) {
+    return on_mesh(mesh, [&](const DeviceMesh& m) {
+      m.rank_state().strict = strict;
+      nn::LlamaForCausalLM model(m, small_llama());
+      ParallelPlan::from_json(json(text)).apply(model);
+      nn::materialize(model, 1);
+      CommLog log(m.rank_state());
+      auto logits = model(DistributedTensor::distribute(Tensor::of<int64_t>({1, 4}, {1, 2, 3, 4}), m, Layout()));
+      for (const auto& e : log.entries()) check(!e.asked_for, "{} was not asked for", to_string(e));
+      check(!strict || log.entries().empty(), "{}", listing(log.entries()));
+      check(strict || mesh[3] == '1' || !log.entries().empty(), "no collectives");
+      return values(logits.full());
+    })[0];
+  };
+  CHECK(difference(run("tp=2", plan, false), run("tp=1", "{}", false)) < 1e-6);
+  CHECK(run("tp=1", plan, true) == run("tp=1", "{}", true));
+  std::string error = error_of([&] { run("tp=2", plan, true); });
+  CHECK_THAT(error, Contains("strict mode: ") && Contains("which nobody asked for; bring the operand to ") && Contains("plan line"));
+}

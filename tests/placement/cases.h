@@ -1,4 +1,5 @@
-// Tables of small meshes, layouts and tensors, and a second, naive account of who holds what, for tests to compare with.
+// Tables of small meshes, layouts and tensors, and a second, naive account of who holds what, for tests to compare
+// with.
 #pragma once
 
 #include <cstdint>
@@ -184,7 +185,8 @@ struct Source {
 
 // Whether `locals` of all ranks are the source's value in layout `target`, with sums in the tree of ranks; else what
 // is wrong. Partial axes of both ends keep their contributions; where new ones appear their reduction must be right.
-inline std::string difference(const Source& source, const Layout& target, const std::vector<std::vector<float>>& locals) {
+inline std::string difference(const Source& source, const Layout& target,
+                              const std::vector<std::vector<float>>& locals) {
   const MeshShape& mesh = source.mesh;
   const Layout& s = source.layout;
   AxisSet kept = s.reduce == target.reduce ? s.partial & target.partial : 0;

@@ -39,7 +39,8 @@ bool every_axis_in_one_place(const Layout& l) {
 
 TEST_CASE("law 3: one source of sizes") {
   SECTION("ranges are those of torch.chunk, nested in any order") {
-    for (const std::vector<int>& sizes : std::vector<std::vector<int>>{{1}, {2}, {3}, {5}, {8}, {2, 2}, {4, 2}, {2, 3}, {3, 2}, {2, 3, 2}}) {
+    for (const std::vector<int>& sizes :
+         std::vector<std::vector<int>>{{1}, {2}, {3}, {5}, {8}, {2, 2}, {4, 2}, {2, 3}, {3, 2}, {2, 3, 2}}) {
       MeshShape mesh = mesh_of(sizes);
       for (const Layout& l : all_layouts(mesh.axes(), 1, false))
         for (int64_t n : {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 17, 18, 24})
@@ -183,15 +184,19 @@ TEST_CASE("a layout's code is its own") {
 }
 
 TEST_CASE("law 9: layouts that cannot be are errors") {
-  CHECK_THROWS_WITH((Layout{Partial(), Partial(Reduce::max)}), Equals("[Layout] Partial(sum) and Partial(max) do not mix: reduce one of them first"));
+  CHECK_THROWS_WITH((Layout{Partial(), Partial(Reduce::max)}),
+                    Equals("[Layout] Partial(sum) and Partial(max) do not mix: reduce one of them first"));
   CHECK_THROWS_WITH((Layout{Partial(), Replicate()}.with(1, Partial(Reduce::avg))),
                     Equals("[Layout] Partial(sum) and Partial(avg) do not mix: reduce one of them first"));
   CHECK((Layout{Partial(), Replicate()}.with(0, Partial(Reduce::avg))) == Layout{Partial(Reduce::avg)});
   CHECK_THROWS_WITH((Layout{Shard(-1)}), Equals("[Layout] Shard(-1) needs a tensor's dimensions: use normalize()"));
   CHECK_THROWS_WITH((Layout{Shard(8)}), Equals("[Layout] Shard(8) needs a tensor's dimensions: use normalize()"));
-  CHECK_THROWS_WITH(Layout{}.with(0, Shard(-1)), Equals("[Layout] Shard(-1) needs a tensor's dimensions: use normalize()"));
-  CHECK_THROWS_WITH(Layout{}.with_innermost(0, -1), Equals("[Layout] Shard(-1) needs a tensor's dimensions: use normalize()"));
-  CHECK_THROWS_WITH(Layout(std::span<const Placement>(std::vector<Placement>(7))), Equals("[Layout] 7 placements; a mesh has at most 6 axes"));
+  CHECK_THROWS_WITH(Layout{}.with(0, Shard(-1)),
+                    Equals("[Layout] Shard(-1) needs a tensor's dimensions: use normalize()"));
+  CHECK_THROWS_WITH(Layout{}.with_innermost(0, -1),
+                    Equals("[Layout] Shard(-1) needs a tensor's dimensions: use normalize()"));
+  CHECK_THROWS_WITH(Layout(std::span<const Placement>(std::vector<Placement>(7))),
+                    Equals("[Layout] 7 placements; a mesh has at most 6 axes"));
 
   MeshShape mesh = MeshShape::parse("dp=2,tp=4");
   auto normal = [&](int dims, std::vector<Placement> p) { return normalize("f", mesh, dims, p); };
@@ -201,13 +206,15 @@ TEST_CASE("law 9: layouts that cannot be are errors") {
   CHECK_THROWS_WITH(normal(2, {Shard(2)}), Equals("[f] dimension 2 is out of range for 2 dimensions"));
   CHECK_THROWS_WITH(normal(2, {Replicate(), Shard(-3)}), Equals("[f] dimension -3 is out of range for 2 dimensions"));
   CHECK_THROWS_WITH(normal(0, {Shard(0)}), Equals("[f] dimension 0 is out of range for 0 dimensions"));
-  CHECK_THROWS_WITH(normal(2, {Replicate(), Replicate(), Shard(0)}), Equals("[f] 3 placements on a mesh of 2 axes (dp=2,tp=4)"));
+  CHECK_THROWS_WITH(normal(2, {Replicate(), Replicate(), Shard(0)}),
+                    Equals("[f] 3 placements on a mesh of 2 axes (dp=2,tp=4)"));
 }
 
 TEST_CASE("axes of one rank hold the whole whatever was asked for") {
   MeshShape mesh = mesh_of({1, 2, 1, 3});
   CHECK(strip_narrow_axes(mesh, {Partial(Reduce::max), Replicate(), Shard(0), Replicate()}) == Layout{});
-  CHECK(strip_narrow_axes(mesh, {Shard(0), Shard(0), Shard(0), Shard(0)}) == Layout{Replicate(), Shard(0), Replicate(), Shard(0)});
+  CHECK(strip_narrow_axes(mesh, {Shard(0), Shard(0), Shard(0), Shard(0)}) ==
+        Layout{Replicate(), Shard(0), Replicate(), Shard(0)});
   for (const Layout& l : all_layouts(4, 2)) {
     Layout m = strip_narrow_axes(mesh, l);
     REQUIRE(every_axis_in_one_place(m));

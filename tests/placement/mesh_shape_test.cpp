@@ -9,7 +9,8 @@ using namespace dtensor::testing;
 using Catch::Matchers::Equals;
 
 TEST_CASE("ranks are row-major over the axes") {
-  for (const std::vector<int>& sizes : std::vector<std::vector<int>>{{1}, {5}, {2, 3}, {3, 1, 2}, {2, 2, 2}, {1, 2, 1, 3, 2, 1}}) {
+  for (const std::vector<int>& sizes :
+       std::vector<std::vector<int>>{{1}, {5}, {2, 3}, {3, 1, 2}, {2, 2, 2}, {1, 2, 1, 3, 2, 1}}) {
     MeshShape mesh = mesh_of(sizes);
     int world = 1;
     for (int n : sizes) world *= n;
@@ -56,7 +57,8 @@ TEST_CASE("law 9: a mesh that does not exist is an error that shows it") {
     INFO(text);
     CHECK_THROWS_WITH(MeshShape::parse(text), Equals(message));
   };
-  for (const char* text : {"", "dp", "dp=", "dp=2,", ",dp=2", "dp=two", "dp=2x", "dp=2,,tp=2", "dp=99999999999", "=", "dp=2,tp"})
+  for (const char* text :
+       {"", "dp", "dp=", "dp=2,", ",dp=2", "dp=two", "dp=2x", "dp=2,,tp=2", "dp=99999999999", "=", "dp=2,tp"})
     bad(text, fmt::format("[mesh] \"{}\" is no mesh: write axes and sizes as in dp=2,tp=4", text).c_str());
   bad("dp=0", "[MeshShape] axis \"dp\" has size 0; a size is at least 1");
   bad("dp=2,tp=-4", "[MeshShape] axis \"tp\" has size -4; a size is at least 1");
@@ -69,6 +71,7 @@ TEST_CASE("law 9: a mesh that does not exist is an error that shows it") {
   bad("a=65536,b=65536,c=65536,d=65536,e=65536", "[MeshShape] a mesh of more than 2^31 ranks");
   CHECK(MeshShape::parse("a=65536,b=32767").world() == 65536 * 32767);
   CHECK_THROWS_WITH(MeshShape({2, 2}, {"dp"}), Equals("[MeshShape] 2 sizes and 1 names"));
-  CHECK_THROWS_WITH(MeshShape::parse("dp=2,tp=4").axis("pp"), Equals("[MeshShape] the mesh has no axis \"pp\": it is dp=2,tp=4"));
+  CHECK_THROWS_WITH(MeshShape::parse("dp=2,tp=4").axis("pp"),
+                    Equals("[MeshShape] the mesh has no axis \"pp\": it is dp=2,tp=4"));
   CHECK_THROWS_WITH(MeshShape::parse("dp=2").axis("", "plan"), Equals("[plan] the mesh has no axis \"\": it is dp=2"));
 }

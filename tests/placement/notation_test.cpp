@@ -20,11 +20,14 @@ TEST_CASE("placements are written and read") {
   CHECK(parse_placement("Partial") == Partial());
   CHECK(parse_placement("Partial()") == Partial());
   CHECK(parse_placement("Replicate()") == Replicate());
-  for (const char* text : {"", "R", "Shard", "Shard()", "Shard(a)", "Shard(1", "Shard(8)", "Shard(-9)", "Shard(1)x", "Shard(1 )",
-                           "Shard(99999999999999999999)", "Shard[1]", "Partial(mean)", "Partial(sum", "partial", "replicate", "Replicate(0)"}) {
+  for (const char* text : {"", "R", "Shard", "Shard()", "Shard(a)", "Shard(1", "Shard(8)", "Shard(-9)", "Shard(1)x",
+                           "Shard(1 )", "Shard(99999999999999999999)", "Shard[1]", "Partial(mean)", "Partial(sum",
+                           "partial", "replicate", "Replicate(0)"}) {
     INFO(text);
-    CHECK_THROWS_WITH(parse_placement(text, "plan"),
-                      Equals(fmt::format("[plan] \"{}\" is no placement: write Replicate, Shard(dim), or Partial(sum|avg|product|min|max)", text)));
+    CHECK_THROWS_WITH(
+        parse_placement(text, "plan"),
+        Equals(fmt::format(
+            "[plan] \"{}\" is no placement: write Replicate, Shard(dim), or Partial(sum|avg|product|min|max)", text)));
   }
 }
 
@@ -68,11 +71,15 @@ TEST_CASE("the notation by example") {
 
 TEST_CASE("law 9: what is no tensor or layout is an error that shows it") {
   MeshShape mesh = MeshShape::parse("dp=2,tp=4");
-  for (const char* text : {"", " ", "f32", "f32[", "f32]", "f32[8", "f32[8,]", "f32[,8]", "f32[8,,4]", "f32[-1]", "f32[a]", "f32[8 ,4]", "f16[8]",
-                           "[8]", "f32[8]x", "f32[99999999999999999999]", "f32[8][4]", "float[2] dp=Shard(0)"}) {
+  for (const char* text :
+       {"", " ", "f32", "f32[", "f32]", "f32[8", "f32[8,]", "f32[,8]", "f32[8,,4]", "f32[-1]", "f32[a]", "f32[8 ,4]",
+        "f16[8]", "[8]", "f32[8]x", "f32[99999999999999999999]", "f32[8][4]", "float[2] dp=Shard(0)"}) {
     INFO(text);
-    CHECK_THROWS_WITH(parse_spec(text, mesh),
-                      Equals(fmt::format("[parse_spec] \"{}\" is no tensor: write as in f32[8,16] dp=Shard(0) (dtypes f32 f64 bf16 i64 bool)", text)));
+    CHECK_THROWS_WITH(
+        parse_spec(text, mesh),
+        Equals(fmt::format(
+            "[parse_spec] \"{}\" is no tensor: write as in f32[8,16] dp=Shard(0) (dtypes f32 f64 bf16 i64 bool)",
+            text)));
   }
   CHECK_THROWS_WITH(parse_spec("f32[1,1,1,1,1,1,1,1,1]", mesh), Equals("[Shape] more than 8 dimensions"));
   auto bad = [&](const char* text, const char* message) {

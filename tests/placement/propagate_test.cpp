@@ -20,13 +20,17 @@ struct Question {
   std::vector<std::optional<Layout>> wanted;
   CostModel cost = {};
 
-  Question(const char* mesh_text, Rule r, std::vector<const char*> operands, std::vector<const char*> wanted_layouts = {})
+  Question(const char* mesh_text, Rule r, std::vector<const char*> operands,
+           std::vector<const char*> wanted_layouts = {})
       : mesh(MeshShape::parse(mesh_text)), specs(parse(mesh, operands)), rule(bind(std::move(r), specs)) {
     for (size_t o = 0; o < wanted_layouts.size(); ++o)
-      wanted.push_back(wanted_layouts[o] ? std::optional(parse_layout(wanted_layouts[o], mesh, rule.outputs()[o].shape.dims())) : std::nullopt);
+      wanted.push_back(wanted_layouts[o]
+                           ? std::optional(parse_layout(wanted_layouts[o], mesh, rule.outputs()[o].shape.dims()))
+                           : std::nullopt);
   }
   Question(const MeshShape& m, const Operands& op, const std::vector<Layout>& layouts) : mesh(m), rule(op.bind()) {
-    for (size_t i = 0; i < layouts.size(); ++i) specs.push_back(TensorSpec{DType::f32, rule.inputs()[i].shape, layouts[i]});
+    for (size_t i = 0; i < layouts.size(); ++i)
+      specs.push_back(TensorSpec{DType::f32, rule.inputs()[i].shape, layouts[i]});
   }
 
   template <class F>
@@ -37,8 +41,12 @@ struct Question {
     for (auto& w : wanted) outputs.push_back(w ? &*w : nullptr);
     return f(Propagation{rule, mesh, inputs, outputs, cost});
   }
-  Choice best() const { return ask([](const Propagation& p) { return choose(p); }); }
-  std::vector<Choice> all() const { return ask([](const Propagation& p) { return all_choices(p); }); }
+  Choice best() const {
+    return ask([](const Propagation& p) { return choose(p); });
+  }
+  std::vector<Choice> all() const {
+    return ask([](const Propagation& p) { return all_choices(p); });
+  }
 
  private:
   static std::vector<std::optional<TensorSpec>> parse(const MeshShape& mesh, const std::vector<const char*>& operands) {
@@ -56,15 +64,17 @@ struct Question {
 // "tp=Shard(1), tp=Shard(0) -> tp=Partial(sum); 0 bytes, 0 moves"
 std::string show(const Question& q, const Choice& c) {
   std::string text;
-  for (size_t i = 0; i < c.inputs.size(); ++i) text += (i ? ", " : "") + (q.specs[i] ? to_string(c.inputs[i], q.mesh) : std::string("-"));
+  for (size_t i = 0; i < c.inputs.size(); ++i)
+    text += (i ? ", " : "") + (q.specs[i] ? to_string(c.inputs[i], q.mesh) : std::string("-"));
   text += " -> ";
   for (size_t o = 0; o < c.outputs.size(); ++o) text += (o ? ", " : "") + to_string(c.outputs[o], q.mesh);
   return text + fmt::format("; {} bytes, {} moves", c.bytes, c.moves);
 }
 
-const Rule matmul{"...mk,...kn->...mn", {{0}, {1}}}, add{"...,...->...", {{0, 1}}}, multiply{"...,...->...", {{0}, {1}}},
-    linear{"...k,nk,n->...n", {{0, 2}, {1, 2}}, {2}}, softmax{"...[n]->...[n]"}, relu{"...->...", {}, {}, {{0}}},
-    embedding{"...,vd->...d", {{1}}}, split_heads{"s(hd)->shd", {{0}}, {}, {}, {}, {{'h', 3}}}, max{"...n->...", {}, {}, {}, {Reduce::max}};
+const Rule matmul{"...mk,...kn->...mn", {{0}, {1}}}, add{"...,...->...", {{0, 1}}},
+    multiply{"...,...->...", {{0}, {1}}}, linear{"...k,nk,n->...n", {{0, 2}, {1, 2}}, {2}}, softmax{"...[n]->...[n]"},
+    relu{"...->...", {}, {}, {{0}}}, embedding{"...,vd->...d", {{1}}},
+    split_heads{"s(hd)->shd", {{0}}, {}, {}, {}, {{'h', 3}}}, max{"...n->...", {}, {}, {}, {Reduce::max}};
 
 struct Case {
   Question question;
@@ -83,22 +93,31 @@ void check_choices(const std::vector<Case>& cases) {
 TEST_CASE("choices on one axis") {
   check_choices({
       // what fits is not moved
-      {{"tp=4", matmul, {"f32[8,8] tp=Shard(1)", "f32[8,8] tp=Shard(0)"}}, "tp=Shard(1), tp=Shard(0) -> tp=Partial(sum); 0 bytes, 0 moves"},
-      {{"tp=4", matmul, {"f32[8,8]", "f32[8,8] tp=Shard(1)"}}, "tp=Replicate, tp=Shard(1) -> tp=Shard(1); 0 bytes, 0 moves"},
-      {{"tp=4", matmul, {"f32[8,8] tp=Shard(0)", "f32[8,8]"}}, "tp=Shard(0), tp=Replicate -> tp=Shard(0); 0 bytes, 0 moves"},
+      {{"tp=4", matmul, {"f32[8,8] tp=Shard(1)", "f32[8,8] tp=Shard(0)"}},
+       "tp=Shard(1), tp=Shard(0) -> tp=Partial(sum); 0 bytes, 0 moves"},
+      {{"tp=4", matmul, {"f32[8,8]", "f32[8,8] tp=Shard(1)"}},
+       "tp=Replicate, tp=Shard(1) -> tp=Shard(1); 0 bytes, 0 moves"},
+      {{"tp=4", matmul, {"f32[8,8] tp=Shard(0)", "f32[8,8]"}},
+       "tp=Shard(0), tp=Replicate -> tp=Shard(0); 0 bytes, 0 moves"},
       {{"tp=4", matmul, {"f32[8,8]", "f32[8,8]"}}, "tp=Replicate, tp=Replicate -> tp=Replicate; 0 bytes, 0 moves"},
-      {{"tp=4", matmul, {"f32[8,8] tp=Partial", "f32[8,8]"}}, "tp=Partial(sum), tp=Replicate -> tp=Partial(sum); 0 bytes, 0 moves"},
-      {{"tp=4", add, {"f32[8,8] tp=Partial", "f32[8,8] tp=Partial"}}, "tp=Partial(sum), tp=Partial(sum) -> tp=Partial(sum); 0 bytes, 0 moves"},
+      {{"tp=4", matmul, {"f32[8,8] tp=Partial", "f32[8,8]"}},
+       "tp=Partial(sum), tp=Replicate -> tp=Partial(sum); 0 bytes, 0 moves"},
+      {{"tp=4", add, {"f32[8,8] tp=Partial", "f32[8,8] tp=Partial"}},
+       "tp=Partial(sum), tp=Partial(sum) -> tp=Partial(sum); 0 bytes, 0 moves"},
       {{"tp=4", relu, {"f32[8] tp=Partial(max)"}}, "tp=Partial(max) -> tp=Partial(max); 0 bytes, 0 moves"},
       {{"tp=4", max, {"f32[8,8] tp=Shard(1)"}}, "tp=Shard(1) -> tp=Partial(max); 0 bytes, 0 moves"},
-      {{"tp=4", embedding, {"i64[8]", "f32[10,8] tp=Shard(0)"}}, "tp=Replicate, tp=Shard(0) -> tp=Partial(sum); 0 bytes, 0 moves"},
+      {{"tp=4", embedding, {"i64[8]", "f32[10,8] tp=Shard(0)"}},
+       "tp=Replicate, tp=Shard(0) -> tp=Partial(sum); 0 bytes, 0 moves"},
       // local moves cost no bytes
-      {{"tp=4", add, {"f32[8,8] tp=Partial", "f32[8,8]"}}, "tp=Partial(sum), tp=Partial(sum) -> tp=Partial(sum); 0 bytes, 1 moves"},
+      {{"tp=4", add, {"f32[8,8] tp=Partial", "f32[8,8]"}},
+       "tp=Partial(sum), tp=Partial(sum) -> tp=Partial(sum); 0 bytes, 1 moves"},
       {{"tp=4", add, {"f32[8,8] tp=Shard(1)", "f32[8]"}}, "tp=Shard(1), tp=Shard(0) -> tp=Shard(1); 0 bytes, 1 moves"},
-      {{"tp=4", matmul, {"f32[8,8] tp=Shard(1)", "f32[8,8]"}}, "tp=Shard(1), tp=Shard(0) -> tp=Partial(sum); 0 bytes, 1 moves"},
+      {{"tp=4", matmul, {"f32[8,8] tp=Shard(1)", "f32[8,8]"}},
+       "tp=Shard(1), tp=Shard(0) -> tp=Partial(sum); 0 bytes, 1 moves"},
       {{"tp=4", linear, {"f32[8,8] tp=Shard(1)", "f32[4,8] tp=Shard(1)", "f32[4]"}},
        "tp=Shard(1), tp=Shard(1), tp=Partial(sum) -> tp=Partial(sum); 0 bytes, 1 moves"},
-      {{"tp=4", linear, {"f32[8,8] tp=Shard(1)", "f32[4,8] tp=Shard(1)", ""}}, "tp=Shard(1), tp=Shard(1), - -> tp=Partial(sum); 0 bytes, 0 moves"},
+      {{"tp=4", linear, {"f32[8,8] tp=Shard(1)", "f32[4,8] tp=Shard(1)", ""}},
+       "tp=Shard(1), tp=Shard(1), - -> tp=Partial(sum); 0 bytes, 0 moves"},
       {{"tp=4", linear, {"f32[8,8]", "f32[4,8] tp=Shard(0)", "f32[4] tp=Shard(0)"}},
        "tp=Replicate, tp=Shard(0), tp=Shard(0) -> tp=Shard(1); 0 bytes, 0 moves"},
       // bytes are paid where they must
@@ -107,7 +126,8 @@ TEST_CASE("choices on one axis") {
       {{"tp=4", softmax, {"f32[8,8] tp=Shard(1)"}}, "tp=Shard(0) -> tp=Shard(0); 48 bytes, 1 moves"},
       {{"tp=4", softmax, {"f32[8] tp=Shard(0)"}}, "tp=Replicate -> tp=Replicate; 24 bytes, 1 moves"},
       {{"tp=4", relu, {"f32[8,8] tp=Partial"}}, "tp=Shard(0) -> tp=Shard(0); 192 bytes, 1 moves"},
-      {{"tp=4", matmul, {"f32[8,64] tp=Shard(0)", "f32[64,8] tp=Shard(0)"}}, "tp=Shard(1), tp=Shard(0) -> tp=Partial(sum); 384 bytes, 1 moves"},
+      {{"tp=4", matmul, {"f32[8,64] tp=Shard(0)", "f32[64,8] tp=Shard(0)"}},
+       "tp=Shard(1), tp=Shard(0) -> tp=Partial(sum); 384 bytes, 1 moves"},
       // axes of one rank
       {{"tp=1", matmul, {"f32[8,8]", "f32[8,8]"}}, "tp=Replicate, tp=Replicate -> tp=Replicate; 0 bytes, 0 moves"},
       // a product shards evenly or not at all
@@ -149,8 +169,10 @@ TEST_CASE("reductions do not mix in a choice") {
   // Replicate, sharded, sum or avg on each axis, but not sum on one and avg on the other.
   CHECK(Question("dp=2,tp=2", add, {"f32[8] dp=Partial", "f32[8] tp=Partial(avg)"}).all().size() == 4 * 4 - 2);
   // A sharded contraction leaves a sum, which cannot stay beside a max.
-  for (const Choice& c : Question("dp=2,tp=2", {"...n->...", {}, {}, {{0}}}, {"f32[4,8] dp=Partial(max) tp=Shard(1)"}).all())
-    CHECK((c.outputs[0].partial != 3 || (c.inputs[0].split[1].set() == 3) || (c.inputs[0].partial == 3 && c.outputs[0].reduce == Reduce::max)));
+  for (const Choice& c :
+       Question("dp=2,tp=2", {"...n->...", {}, {}, {{0}}}, {"f32[4,8] dp=Partial(max) tp=Shard(1)"}).all())
+    CHECK((c.outputs[0].partial != 3 || (c.inputs[0].split[1].set() == 3) ||
+           (c.inputs[0].partial == 3 && c.outputs[0].reduce == Reduce::max)));
 }
 
 TEST_CASE("among equals the wanted layout decides") {
@@ -161,9 +183,11 @@ TEST_CASE("among equals the wanted layout decides") {
   };
   std::vector<const char*> whole{"f32[2,3,8]", "i64[2,3]"};
   CHECK(choice(whole, nullptr) == "tp=Replicate, tp=Replicate -> tp=Replicate; 0 bytes, 0 moves");
-  CHECK(choice(whole, "tp=Shard(0)") == "tp=Replicate, tp=Replicate -> tp=Shard(0); 0 bytes, 0 moves");  // built in vocabulary shards
+  CHECK(choice(whole, "tp=Shard(0)") ==
+        "tp=Replicate, tp=Replicate -> tp=Shard(0); 0 bytes, 0 moves");  // built in vocabulary shards
   CHECK(choice(whole, "tp=Replicate") == "tp=Replicate, tp=Replicate -> tp=Replicate; 0 bytes, 0 moves");
-  CHECK(choice({"f32[4,3,8] tp=Shard(0)", "i64[4,3] tp=Shard(0)"}, "tp=Shard(0)") == "tp=Shard(0), tp=Shard(0) -> tp=Partial(sum); 0 bytes, 0 moves");
+  CHECK(choice({"f32[4,3,8] tp=Shard(0)", "i64[4,3] tp=Shard(0)"}, "tp=Shard(0)") ==
+        "tp=Shard(0), tp=Shard(0) -> tp=Partial(sum); 0 bytes, 0 moves");
   Question q("tp=4", gradient, whole, {"tp=Shard(0)"});
   CHECK((q.best().output_bytes == 0 && q.best().output_moves == 0));
   Question two("tp=4", matmul, {"f32[8,8] tp=Shard(1)", "f32[8,8] tp=Shard(0)"}, {"tp=Replicate"});
@@ -172,7 +196,9 @@ TEST_CASE("among equals the wanted layout decides") {
 
 namespace {
 
-Layout random_layout(Random& random, const std::vector<Layout>& layouts) { return layouts[size_t(random.below(int(layouts.size())))]; }
+Layout random_layout(Random& random, const std::vector<Layout>& layouts) {
+  return layouts[size_t(random.below(int(layouts.size())))];
+}
 
 int64_t bytes_between(const Question& q, size_t input, const Layout& to) {
   return plan_redistribution(q.mesh, q.specs[input]->shape, 4, q.specs[input]->layout, to, q.cost).bytes();
@@ -182,7 +208,8 @@ int64_t bytes_between(const Question& q, size_t input, const Layout& to) {
 std::string fault(const Question& q, const Choice& c) {
   int64_t bytes = 0;
   int moves = 0;
-  for (size_t i = 0; i < c.inputs.size(); ++i) bytes += bytes_between(q, i, c.inputs[i]), moves += c.inputs[i] != q.specs[i]->layout;
+  for (size_t i = 0; i < c.inputs.size(); ++i)
+    bytes += bytes_between(q, i, c.inputs[i]), moves += c.inputs[i] != q.specs[i]->layout;
   if (bytes != c.bytes || moves != c.moves) return fmt::format("counts {} bytes and {} moves", bytes, moves);
   if (c.factors.size() != q.rule.factors().size()) return "not a list per factor";
   auto agrees = [&](const Operand& o, const Layout& l) {
@@ -198,7 +225,8 @@ std::string fault(const Question& q, const Choice& c) {
   for (size_t o = 0; o < c.outputs.size(); ++o)
     if (!agrees(q.rule.outputs()[o], c.outputs[o])) return "an output splits a factor otherwise";
   for (size_t f = 0; f < c.factors.size(); ++f)
-    if (q.rule.factors()[f].even && q.rule.factors()[f].size % q.mesh.product(c.factors[f].set())) return "a product is split unevenly";
+    if (q.rule.factors()[f].even && q.rule.factors()[f].size % q.mesh.product(c.factors[f].set()))
+      return "a product is split unevenly";
   return "";
 }
 
@@ -214,7 +242,9 @@ TEST_CASE("law 4: all operands of a choice share one order and the first choice 
         std::vector<Layout> layouts;
         BoundRule rule = op.bind();
         for (const Operand& in : rule.inputs())
-          layouts.push_back(strip_narrow_axes(mesh, random_layout(random, all_layouts(mesh.axes(), in.shape.dims(), true, random.below(4) ? Reduce::sum : Reduce::max))));
+          layouts.push_back(
+              strip_narrow_axes(mesh, random_layout(random, all_layouts(mesh.axes(), in.shape.dims(), true,
+                                                                        random.below(4) ? Reduce::sum : Reduce::max))));
         Question q(mesh, op, layouts);
         std::vector<Choice> all = q.all();
         REQUIRE(!all.empty());
@@ -253,7 +283,8 @@ TEST_CASE("on one axis no strategy receives less than the choice") {
         for (const Layout& l : layouts)
           if (l.partial) reductions = {Reduce::sum};
         for (const Strategy& s : rule.strategies(reductions)) {
-          if (s.factor >= 0 && rule.factors()[size_t(s.factor)].even && rule.factors()[size_t(s.factor)].size % n) continue;
+          if (s.factor >= 0 && rule.factors()[size_t(s.factor)].even && rule.factors()[size_t(s.factor)].size % n)
+            continue;
           int64_t bytes = 0;
           for (size_t i = 0; i < layouts.size(); ++i) bytes += bytes_between(q, i, Layout{s.inputs[i]});
           least = std::min(least, bytes);
@@ -304,9 +335,11 @@ TEST_CASE("a tensor-parallel MLP needs one collective forward and one backward")
   struct Setting {
     const char *mesh, *x, *w1, *w2, *sum_of_w1, *sum_of_w2;
   };
-  for (const Setting& s : {Setting{"tp=4", "f32[64,128]", "f32[128,512] tp=Shard(1)", "f32[512,128] tp=Shard(0)", "tp=Shard(1)", "tp=Shard(0)"},
-                           Setting{"dp=2,tp=4", "f32[64,128] dp=Shard(0)", "f32[128,512] tp=Shard(1)", "f32[512,128] tp=Shard(0)",
-                                   "dp=Partial(sum) tp=Shard(1)", "dp=Partial(sum) tp=Shard(0)"}}) {
+  for (const Setting& s :
+       {Setting{"tp=4", "f32[64,128]", "f32[128,512] tp=Shard(1)", "f32[512,128] tp=Shard(0)", "tp=Shard(1)",
+                "tp=Shard(0)"},
+        Setting{"dp=2,tp=4", "f32[64,128] dp=Shard(0)", "f32[128,512] tp=Shard(1)", "f32[512,128] tp=Shard(0)",
+                "dp=Partial(sum) tp=Shard(1)", "dp=Partial(sum) tp=Shard(0)"}}) {
     Program p{MeshShape::parse(s.mesh)};
     auto x = p.value(s.x), w1 = p.value(s.w1), w2 = p.value(s.w2);
     auto h = p.call(matmul, {x, w1}), a = p.call({"...->..."}, {h}), y = p.call(matmul, {a, w2});

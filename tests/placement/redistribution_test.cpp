@@ -18,7 +18,8 @@ struct Machine {
 const CostModel bytes_only{std::vector<Link>(max_axes, Link{1, 0, 100}), {0, 0, 1000000}};
 const CostModel slow_outside{{{20000, 2000, 25000}}, {1000, 0, 1500000}};
 
-const Machine machines[] = {{"fast links", {}}, {"only bytes count", bytes_only}, {"the first axis is slow", slow_outside}};
+const Machine machines[] = {
+    {"fast links", {}}, {"only bytes count", bytes_only}, {"the first axis is slow", slow_outside}};
 
 Picoseconds time_of(const Plan& plan) {
   Picoseconds t = 0;
@@ -37,8 +38,8 @@ std::string show(const Plan& plan, const MeshShape& mesh) {
 }
 
 // Plans all pairs, runs them and compares. Returns the number of pairs.
-size_t run_all(const MeshShape& mesh, const Shape& shape, const std::vector<Layout>& from, const std::vector<Layout>& to,
-               const CostModel& cost, Contribution contribution) {
+size_t run_all(const MeshShape& mesh, const Shape& shape, const std::vector<Layout>& from,
+               const std::vector<Layout>& to, const CostModel& cost, Contribution contribution) {
   Simulator simulator(mesh, shape);
   size_t pairs = 0;
   for (const Layout& s : from) {
@@ -55,8 +56,8 @@ size_t run_all(const MeshShape& mesh, const Shape& shape, const std::vector<Layo
         wrong = e.what();
       }
       if (!wrong.empty())
-        FAIL(to_string(shape) << " on " << to_string(mesh) << ", " << to_string(s, mesh) << " to " << to_string(t, mesh) << ": " << show(plan, mesh)
-                              << ": " << wrong);
+        FAIL(to_string(shape) << " on " << to_string(mesh) << ", " << to_string(s, mesh) << " to " << to_string(t, mesh)
+                              << ": " << show(plan, mesh) << ": " << wrong);
       ++pairs;
     }
   }
@@ -132,8 +133,8 @@ TEST_CASE("law 1: random pairs on larger meshes") {
       for (int d = 0; d < 3; ++d) shape.push_back(std::vector<int>{1, 2, 3, 4, 5, 8, 9}[size_t(random.below(7))]);
       CostModel cost;
       for (int a = 0; a < mesh.axes(); ++a) cost.links.push_back(random.below(2) ? Link{} : Link{1, 0, 100});
-      run_all(mesh, shape, {layouts[size_t(random.below(int(layouts.size())))]}, {layouts[size_t(random.below(int(layouts.size())))]}, cost,
-              rough_contribution);
+      run_all(mesh, shape, {layouts[size_t(random.below(int(layouts.size())))]},
+              {layouts[size_t(random.below(int(layouts.size())))]}, cost, rough_contribution);
     }
   }
 }
@@ -146,9 +147,11 @@ struct Distances {
   std::vector<Picoseconds> time;
   std::vector<Plan> plans;
 
-  Distances(const MeshShape& mesh, const Shape& shape, std::vector<Layout> all, const CostModel& cost) : layouts(std::move(all)) {
+  Distances(const MeshShape& mesh, const Shape& shape, std::vector<Layout> all, const CostModel& cost)
+      : layouts(std::move(all)) {
     for (const Layout& s : layouts)
-      for (const Layout& t : layouts) plans.push_back(plan_redistribution(mesh, shape, 4, s, t, cost)), time.push_back(time_of(plans.back()));
+      for (const Layout& t : layouts)
+        plans.push_back(plan_redistribution(mesh, shape, 4, s, t, cost)), time.push_back(time_of(plans.back()));
   }
   size_t at(size_t i, size_t j) const { return i * layouts.size() + j; }
   AxisSet reduced(size_t plan) const {
@@ -173,7 +176,8 @@ TEST_CASE("without Partial no detour is cheaper than the plan") {
           for (size_t j = 0; j < d.layouts.size(); ++j)
             for (size_t k = 0; k < d.layouts.size(); ++k, ++checked)
               if (d.time[d.at(i, j)] > d.time[d.at(i, k)] + d.time[d.at(k, j)])
-                FAIL(to_string(shape) << " on " << to_string(mesh_of(sizes)) << ", " << to_string(d.layouts[i], mesh_of(sizes)) << " to "
+                FAIL(to_string(shape) << " on " << to_string(mesh_of(sizes)) << ", "
+                                      << to_string(d.layouts[i], mesh_of(sizes)) << " to "
                                       << to_string(d.layouts[j], mesh_of(sizes)) << ": cheaper through "
                                       << to_string(d.layouts[k], mesh_of(sizes)));
       }
@@ -205,8 +209,9 @@ TEST_CASE("with Partial detours are hardly cheaper than the plan") {
             }
             double ratio = double(d.time[d.at(i, j)]) / double(least);
             ++pairs, dearer += ratio > 1.01;
-            INFO(machines[m].name << ", " << kinds[kind] << ": " << to_string(shape) << " on " << to_string(mesh) << ", " << to_string(s, mesh) << " to "
-                                  << to_string(t, mesh) << " is cheaper through " << to_string(d.layouts[via], mesh));
+            INFO(machines[m].name << ", " << kinds[kind] << ": " << to_string(shape) << " on " << to_string(mesh)
+                                  << ", " << to_string(s, mesh) << " to " << to_string(t, mesh)
+                                  << " is cheaper through " << to_string(d.layouts[via], mesh));
             REQUIRE(ratio <= bounds[m][kind]);
           }
       }
@@ -225,7 +230,8 @@ void check_named(const Named& n, const CostModel& cost = {}) {
   MeshShape mesh = MeshShape::parse(n.mesh);
   TensorSpec spec = parse_spec(n.spec, mesh);
   INFO(n.mesh << ": " << n.spec << " to " << n.target);
-  CHECK(show(plan_redistribution(mesh, spec.shape, itemsize(spec.dtype), spec.layout, parse_layout(n.target, mesh, spec.shape.dims()), cost),
+  CHECK(show(plan_redistribution(mesh, spec.shape, itemsize(spec.dtype), spec.layout,
+                                 parse_layout(n.target, mesh, spec.shape.dims()), cost),
              mesh) == n.plan);
 }
 
@@ -280,7 +286,8 @@ TEST_CASE("law 1: a tensor without elements needs no steps") {
   MeshShape mesh = mesh_of({2, 3});
   for (const Shape& shape : {Shape{0}, Shape{0, 5}, Shape{5, 0}})
     for (const Layout& s : all_layouts(2, shape.dims()))
-      for (const Layout& t : all_layouts(2, shape.dims(), true, Reduce::max)) REQUIRE(plan_redistribution(mesh, shape, 4, s, t).steps.empty());
+      for (const Layout& t : all_layouts(2, shape.dims(), true, Reduce::max))
+        REQUIRE(plan_redistribution(mesh, shape, 4, s, t).steps.empty());
 }
 
 TEST_CASE("axes of one rank do not change a plan") {
@@ -294,7 +301,8 @@ TEST_CASE("axes of one rank do not change a plan") {
           for (int a : l.split[d]) w.split[d].push_back(a ? 3 : 1);
         return w.with(0, Shard(1)).with(2, l.partial ? Partial(l.reduce) : Replicate());
       };
-      Plan a = plan_redistribution(wide, {5, 8}, 4, s, t), b = plan_redistribution(narrow, {5, 8}, 4, widen(s), widen(t));
+      Plan a = plan_redistribution(wide, {5, 8}, 4, s, t),
+           b = plan_redistribution(narrow, {5, 8}, 4, widen(s), widen(t));
       REQUIRE(a.steps.size() == b.steps.size());
       REQUIRE(a.bytes() == b.bytes());
       REQUIRE(time_of(a) == time_of(b));
@@ -308,7 +316,8 @@ TEST_CASE("sizes of real models do not overflow a plan") {
   for (const Layout& s : all_layouts(3, 2))
     for (const Layout& t : {Layout{}, Layout{Shard(0), Shard(1), Shard(0)}, Layout{Partial(), Shard(0), Replicate()}})
       for (const Machine& machine : machines)
-        for (const Step& step : plan_redistribution(MeshShape::parse("a=2,b=4,c=2"), shape, 4, s, t, machine.cost).steps) {
+        for (const Step& step :
+             plan_redistribution(MeshShape::parse("a=2,b=4,c=2"), shape, 4, s, t, machine.cost).steps) {
           REQUIRE(step.bytes >= 0);
           REQUIRE(step.time > 0);
         }

@@ -93,7 +93,8 @@ TEST_CASE("law 9: a malformed rule says what is wrong") {
     CHECK_THAT(rule_error(text), Equals(error));
     CHECK(error_of({{text}, {}, "op"}) == fmt::format("[op] the rule \"{}\" is malformed: {}", text, error));
   }
-  for (const char* text : {"a->", "->", "->a", ",->,", "a,b->b", "[ab](cd)...->...", " a b -> b a ", "[(ab)]c->c", "...->", "a,a->a,a"}) {
+  for (const char* text :
+       {"a->", "->", "->a", ",->,", "a,b->b", "[ab](cd)...->...", " a b -> b a ", "[(ab)]c->c", "...->", "a,a->a,a"}) {
     INFO(text);
     CHECK(rule_error(text) == nullptr);
   }
@@ -130,8 +131,10 @@ TEST_CASE("shapes of outputs follow from those of inputs") {
            {{{"s(hd)->shd", {}, {}, {}, {}, {{'h', 0}}}, {"[3,0]"}}, "[3,0,0]"},
            {{{"shd->s(hd)"}, {"[3,4,2]"}}, "[3,8]"},
            {{{"(ab)(cd)->(ac)(bd)", {}, {}, {}, {}, {{'a', 2}, {'d', 5}}}, {"[6,15]"}}, "[6,15]"},
-           {{{"bs(gr)[d],b[t]g[d],b[t]g[e]->bs(gr)[e],b(gr)s"}, {"[2,5,6,8]", "[2,7,3,8]", "[2,7,3,4]"}}, "[2,5,6,4][2,6,5]"},
-           {{{"bs(gr)[d],b[t]g[d],b[t]g[e]->bs(gr)[e],b(gr)s"}, {"[2,0,3,8]", "[2,0,3,8]", "[2,0,3,8]"}}, "[2,0,3,8][2,3,0]"},
+           {{{"bs(gr)[d],b[t]g[d],b[t]g[e]->bs(gr)[e],b(gr)s"}, {"[2,5,6,8]", "[2,7,3,8]", "[2,7,3,4]"}},
+            "[2,5,6,4][2,6,5]"},
+           {{{"bs(gr)[d],b[t]g[d],b[t]g[e]->bs(gr)[e],b(gr)s"}, {"[2,0,3,8]", "[2,0,3,8]", "[2,0,3,8]"}},
+            "[2,0,3,8][2,3,0]"},
            {{{"(gr),g->r"}, {"[6]", "[3]"}}, "[2]"},  // a later operand tells g
            {{{"...,vd->...d"}, {"[2,3]", "[10,4]"}}, "[2,3,4]"},
            {{{"...,vd->...d"}, {"[]", "[10,4]"}}, "[4]"},
@@ -162,16 +165,23 @@ TEST_CASE("law 9: shapes that a rule does not take are errors that show them") {
            {{{"...mk,...kn->...mn"}, {"[7]", "[7,3]"}, "matmul"},
             "[matmul] operand 0 has 1 dimensions, [7]; it needs at least 2 (rule ...mk,...kn->...mn)"},
            {{{"ab->ba"}, {"[5,7,3]"}, "t"}, "[t] operand 0 has 3 dimensions, [5,7,3]; it needs 2 (rule ab->ba)"},
-           {{{"s(hd)->shd"}, {"[5,7,3]"}, "split"}, "[split] operand 0 has 3 dimensions, [5,7,3]; it needs 2 (rule s(hd)->shd)"},
-           {{{"...,...->..."}, {"[5,3]", "[4,3]"}, "add"}, "[add] sizes 5 and 4 of one dimension do not broadcast: operand 1 is [4,3]"},
-           {{{"...,...->..."}, {"[0]", "[3]"}, "add"}, "[add] sizes 0 and 3 of one dimension do not broadcast: operand 1 is [3]"},
-           {{{"...,...,...->..."}, {"[1]", "[3]", "[2]"}, "where"}, "[where] sizes 3 and 2 of one dimension do not broadcast: operand 2 is [2]"},
-           {{{"s(hd)->shd", {}, {}, {}, {}, {{'h', 3}}}, {"[5,8]"}, "split"}, "[split] dimension 1 of [5,8] does not divide into pieces of 3"},
-           {{{"s(hd)->shd", {}, {}, {}, {}, {{'h', 0}}}, {"[5,8]"}, "split"}, "[split] dimension 1 of [5,8] does not divide"},
+           {{{"s(hd)->shd"}, {"[5,7,3]"}, "split"},
+            "[split] operand 0 has 3 dimensions, [5,7,3]; it needs 2 (rule s(hd)->shd)"},
+           {{{"...,...->..."}, {"[5,3]", "[4,3]"}, "add"},
+            "[add] sizes 5 and 4 of one dimension do not broadcast: operand 1 is [4,3]"},
+           {{{"...,...->..."}, {"[0]", "[3]"}, "add"},
+            "[add] sizes 0 and 3 of one dimension do not broadcast: operand 1 is [3]"},
+           {{{"...,...,...->..."}, {"[1]", "[3]", "[2]"}, "where"},
+            "[where] sizes 3 and 2 of one dimension do not broadcast: operand 2 is [2]"},
+           {{{"s(hd)->shd", {}, {}, {}, {}, {{'h', 3}}}, {"[5,8]"}, "split"},
+            "[split] dimension 1 of [5,8] does not divide into pieces of 3"},
+           {{{"s(hd)->shd", {}, {}, {}, {}, {{'h', 0}}}, {"[5,8]"}, "split"},
+            "[split] dimension 1 of [5,8] does not divide"},
            {{{"s(hd)->shd"}, {"[5,8]"}, "split"}, "[split] the sizes of (hd) in [5,8] cannot be told apart"},
            {{{"s(hd),h,d->shd"}, {"[5,8]", "[4]", "[3]"}, "split"},
             "[split] sizes of hd differ: 12 and 8 in operands [5,8], [4], [3] (rule s(hd),h,d->shd)"},
-           {{{"...d,...->vd"}, {"[2,3,4]", "[2,3]"}, "gradient"}, "[gradient] the size of factor v is not known (rule ...d,...->vd)"},
+           {{{"...d,...->vd"}, {"[2,3,4]", "[2,3]"}, "gradient"},
+            "[gradient] the size of factor v is not known (rule ...d,...->vd)"},
            {{{"a,b->ab"}, {"[2]", ""}, "outer"}, "[outer] the size of factor b is not known (rule a,b->ab)"},
        }) {
     INFO(c.op.rule.text);
@@ -209,36 +219,46 @@ TEST_CASE("strategies follow from the rule") {
            {{{"...mk,...kn->...mn", {{0}, {1}}}, {"[5,7]", "[7,3]"}},
             {"R,R->R", "m: S0,R->S0", "k: S1,S0->P", "n: R,S1->S1", "P,R->P", "R,P->P"}},
            {{{"...mk,...kn->...mn", {{0}, {1}}}, {"[2,5,7]", "[7,3]"}},
-            {"R,R->R", "A: S0,R->S0", "m: S1,R->S1", "k: S2,S0->P", "n: R,S1->S2"}, none},
+            {"R,R->R", "A: S0,R->S0", "m: S1,R->S1", "k: S2,S0->P", "n: R,S1->S2"},
+            none},
            {{{"...mk,...kn->...mn", {{0}, {1}}}, {"[1,5,7]", "[4,7,3]"}},  // a broadcast dimension stays whole
-            {"R,R->R", "A: R,S0->S0", "m: S1,R->S1", "k: S2,S1->P", "n: R,S2->S2"}, none},
+            {"R,R->R", "A: R,S0->S0", "m: S1,R->S1", "k: S2,S1->P", "n: R,S2->S2"},
+            none},
            {{{"...,...->...", {{0, 1}}}, {"[5,3]", "[3]"}}, {"R,R->R", "A: S0,R->S0", "B: S1,S0->S1", "P,P->P"}},
            {{{"...,...->...", {{0, 1}}}, {"[3]", "[3]"}}, {"R,R->R", "A: S0,S0->S0", "P(avg),P(avg)->P(avg)"}, avg},
            {{{"...,...->...", {{0, 1}}}, {"[3]", "[3]"}}, {"R,R->R", "A: S0,S0->S0"}, product},
-           {{{"...,...->...", {{0}, {1}}}, {"[3]", "[3]"}}, {"R,R->R", "A: S0,S0->S0", "P,R->P", "R,P->P", "P(avg),R->P(avg)", "R,P(avg)->P(avg)"},
+           {{{"...,...->...", {{0}, {1}}}, {"[3]", "[3]"}},
+            {"R,R->R", "A: S0,S0->S0", "P,R->P", "R,P->P", "P(avg),R->P(avg)", "R,P(avg)->P(avg)"},
             {Reduce::sum, Reduce::avg}},
            {{{"...k,nk,n->...n", {{0, 2}, {1, 2}}, {2}}, {"[5,7]", "[3,7]", "[3]"}},
             {"R,R,R->R", "A: S0,R,R->S0", "k: S1,S1,P->P", "n: R,S0,S0->S1", "P,R,P->P", "R,P,P->P"}},
            {{{"...k,nk,n->...n", {{0, 2}, {1, 2}}, {2}}, {"[5,7]", "[3,7]", ""}},
-            {"R,R,R->R", "A: S0,R,R->S0", "k: S1,S1,P->P", "n: R,S0,R->S1"}, none},
+            {"R,R,R->R", "A: S0,R,R->S0", "k: S1,S1,P->P", "n: R,S0,R->S1"},
+            none},
            {{{"...[n]->...[n]"}, {"[5,7]"}}, {"R->R", "A: S0->S0"}},  // softmax
            {{{"[...]n->...n"}, {"[5,7]"}}, {"R->R", "n: S1->S1"}},
            {{{"...->...", {}, {}, {{0}}}, {"[5]"}}, {"R->R", "A: S0->S0", "P(max)->P(max)"}, max},
            {{{"...->...", {}, {}, {{0}}}, {"[5]"}}, {"R->R", "A: S0->S0"}},
-           {{{"...,...->...", {}, {}, {{0, 1}}}, {"[5]", "[5]"}}, {"R,R->R", "A: S0,S0->S0", "P(min),P(min)->P(min)"}, {Reduce::min}},
+           {{{"...,...->...", {}, {}, {{0, 1}}}, {"[5]", "[5]"}},
+            {"R,R->R", "A: S0,S0->S0", "P(min),P(min)->P(min)"},
+            {Reduce::min}},
            {{{"...n->...", {{0}}, {}, {}, {Reduce::max}}, {"[5,7]"}}, {"R->R", "A: S0->S0", "n: S1->P(max)"}, none},
            {{{"...->", {{0}}}, {"[5,7]"}}, {"R->R", "A: S0->P", "B: S1->P", "P->P"}},
            {{{"...,vd->...d", {{1}}}, {"[2,3]", "[10,4]"}},  // embedding
             {"R,R->R", "A: S0,R->S0", "B: S1,R->S1", "v: R,S0->P", "d: R,S1->S2", "R,P->P"}},
-           {{{"...d,...->vd", {{0}}, {}, {}, {}, {{'v', 10}}}, {"[2,3,4]", "[2,3]"}},  // its gradient: v is on the output only
+           {{{"...d,...->vd", {{0}}, {}, {}, {}, {{'v', 10}}},
+             {"[2,3,4]", "[2,3]"}},  // its gradient: v is on the output only
             {"R,R->R", "v: R,R->S0", "A: S0,S0->P", "B: S1,S1->P", "d: S2,R->S1", "P,R->P"}},
-           {{{"...[d],...[d],[d],...->...[d],[d]", {{0}}}, {"[2,3,4]", "[2,3,4]", "[4]", "[2,3]"}},  // gradient of rms_norm
+           {{{"...[d],...[d],[d],...->...[d],[d]", {{0}}},
+             {"[2,3,4]", "[2,3,4]", "[4]", "[2,3]"}},  // gradient of rms_norm
             {"R,R,R,R->R,R", "A: S0,S0,R,S0->S0,P", "B: S1,S1,R,S1->S1,P", "P,R,R,R->P,P"}},
-           {{{"...n->...,n", {}, {}, {}, {Reduce::max, Reduce::min}}, {"[5,7]"}}, {"R->R,R", "A: S0->S0,P(min)", "n: S1->P(max),S0"}},
+           {{{"...n->...,n", {}, {}, {}, {Reduce::max, Reduce::min}}, {"[5,7]"}},
+            {"R->R,R", "A: S0->S0,P(min)", "n: S1->P(max),S0"}},
            {{{"a->a,v", {}, {}, {}, {}, {{'v', 3}}}, {"[5]"}}, {"R->R,R", "v: R->R,S0", "a: S0->S0,P"}},
            {{{"s(hd)->shd", {{0}}, {}, {}, {}, {{'h', 4}}}, {"[3,8]"}}, {"R->R", "h: S1->S1", "s: S0->S0", "P->P"}},
            {{{"shd->s(hd)"}, {"[3,4,2]"}}, {"R->R", "s: S0->S0", "h: S1->S1"}},
-           {{{"bs(gr)[d],b[t]g[d],b[t]g[e]->bs(gr)[e],b(gr)s"}, {"[2,5,6,8]", "[2,7,3,8]", "[2,7,3,4]"}},  // grouped queries
+           {{{"bs(gr)[d],b[t]g[d],b[t]g[e]->bs(gr)[e],b(gr)s"},
+             {"[2,5,6,8]", "[2,7,3,8]", "[2,7,3,4]"}},  // grouped queries
             {"R,R,R->R,R", "b: S0,S0,S0->S0,S0", "s: S1,R,R->S1,S2", "g: S2,S2,S2->S2,S1"}},
            {{{"a,b->ab", {{0}, {1}}}, {"[2]", "[3]"}}, {"R,R->R", "a: S0,R->S0", "b: R,S0->S1"}, none},
            {{{"->v", {}, {}, {}, {}, {{'v', 3}}}, {}}, {"->R", "v: ->S0"}},
@@ -259,7 +279,8 @@ TEST_CASE("law 2: a strategy shards one factor of all operands") {
       for (size_t o = 0; o < rule.outputs().size(); ++o) {
         REQUIRE(fits(rule.outputs()[o], s.outputs[o]));
         bool lost = s.factor >= 0 && rule.outputs()[o].dim_of(s.factor) < 0 &&
-                    std::any_of(rule.inputs().begin(), rule.inputs().end(), [&](const Operand& in) { return in.dim_of(s.factor) >= 0; });
+                    std::any_of(rule.inputs().begin(), rule.inputs().end(),
+                                [&](const Operand& in) { return in.dim_of(s.factor) >= 0; });
         if (lost) REQUIRE(s.outputs[o].is_partial());
       }
       if (s.factor >= 0) REQUIRE(rule.factors()[size_t(s.factor)].shardable);

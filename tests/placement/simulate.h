@@ -47,7 +47,8 @@ class Simulator {
     if (h.empty())
       for (Part& p : parts_of(mesh_, shape_, l)) {
         h.push_back({std::move(p), std::vector<int>(whole_, -1)});
-        for (size_t i = 0; i < h.back().part.elements.size(); ++i) h.back().where[size_t(h.back().part.elements[i])] = int(i);
+        for (size_t i = 0; i < h.back().part.elements.size(); ++i)
+          h.back().where[size_t(h.back().part.elements[i])] = int(i);
       }
     return h;
   }
@@ -62,7 +63,8 @@ class Simulator {
     const std::vector<Held>&before = held(step.from), &after = held(step.to);
     AxisSet reduced = step.from.partial & ~step.to.partial, made = step.to.partial & ~step.from.partial;
     bool reduces = step.kind == StepKind::all_reduce || step.kind == StepKind::reduce_scatter;
-    check(bool(reduced) == reduces && bool(made) == (step.kind == StepKind::embed), "Partial comes and goes by its own steps");
+    check(bool(reduced) == reduces && bool(made) == (step.kind == StepKind::embed),
+          "Partial comes and goes by its own steps");
     check(!reduced || reduced == step.axes, "the group of a reduction are its axes");
     check(!step.from.partial || !step.to.partial || step.from.reduce == step.to.reduce, "one reduction in a step");
     World out(in.size());
