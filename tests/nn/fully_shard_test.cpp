@@ -2,7 +2,7 @@
 
 #include <set>
 
-#include "helpers.h"
+#include "tests/nn/helpers.h"
 
 using namespace dtensor;
 using namespace dtensor::testing;

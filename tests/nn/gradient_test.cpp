@@ -1,5 +1,5 @@
 // Gradients against differences, in f64: composites, and whole graphs on meshes.
-#include "helpers.h"
+#include "tests/nn/helpers.h"
 #include "nn/tape.h"
 
 using namespace dtensor;

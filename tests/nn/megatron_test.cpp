@@ -1,7 +1,7 @@
 // The collectives of a transformer block are those of Megatron.
 #include <set>
 
-#include "helpers.h"
+#include "tests/nn/helpers.h"
 
 using namespace dtensor;
 using namespace dtensor::testing;

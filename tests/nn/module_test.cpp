@@ -1,6 +1,6 @@
 #include "nn/module.h"
 
-#include "helpers.h"
+#include "tests/nn/helpers.h"
 
 using namespace dtensor;
 using namespace dtensor::testing;

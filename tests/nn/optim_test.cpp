@@ -2,7 +2,7 @@
 
 #include <numbers>
 
-#include "helpers.h"
+#include "tests/nn/helpers.h"
 
 using namespace dtensor;
 using namespace dtensor::testing;

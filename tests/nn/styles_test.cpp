@@ -1,6 +1,6 @@
 #include "nn/parallel/styles.h"
 
-#include "helpers.h"
+#include "tests/nn/helpers.h"
 
 using namespace dtensor;
 using namespace dtensor::testing;

@@ -30,7 +30,7 @@ TEST_CASE("the mean of cross entropy is over the targets that are not ignored, N
   CHECK(std::isnan(ops::cross_entropy(logits, none).item()));
 }
 
-TEST_CASE("loss parallel: one all-reduce of maxima, one launch of two sums; by rows, one launch of two totals") {
+TEST_CASE("loss parallel: one all-reduce of maxima, one launch of two sums and by rows one launch of two totals") {
   launch(2, [](Rank& rank) {
     DeviceMesh mesh(rank, "tp=2");
     DistributedTensor target = DistributedTensor::distribute(Tensor::of<int64_t>({4}, {0, 5, 3, 1}), mesh, Layout());

@@ -278,7 +278,7 @@ TEST_CASE("rows: parts of a sum, added in a tree over ranks, have the bits of th
       }
 }
 
-TEST_CASE("rows: column sums follow the law over the rows; columns and rows may be split") {
+TEST_CASE("rows: column sums follow the law over the rows, and columns and rows may be split") {
   for (int64_t rows : {1, 8, 100, 256, 1024})
     for (int64_t n : {1, 16, 77, 128, 131, 300}) {
       const int64_t stride = n + 3, l = std::max<int64_t>(8, leaves(rows));
