@@ -11,12 +11,12 @@ namespace dtensor {
 class CommLog : public Observer {
  public:
   struct Entry {
-    std::string collective;    // all_gather, ...
-    std::string axes;          // "tp" or "dp,tp"
-    std::string tensor;        // "f32[8,16]"
-    std::string from, to;      // layouts of the step
-    int64_t bytes = 0;         // received by the busiest rank
-    int group = 0;             // entries of one launch have one number, from 0
+    std::string collective;  // all_gather, ...
+    std::string axes;        // "tp" or "dp,tp"
+    std::string tensor;      // "f32[8,16]"
+    std::string from, to;    // layouts of the step
+    int64_t bytes = 0;       // received by the busiest rank
+    int group = 0;           // entries of one launch have one number, from 0
     Phase phase = Phase::none;
     std::string module, op, reason, plan_line;
     bool asked_for = true;
@@ -38,7 +38,8 @@ class CommLog : public Observer {
   std::map<uint64_t, int> groups_;
 };
 
-// "backward all_reduce tp 65536 B f32[4,128,128] tp=Partial(sum) -> tp=Replicate  model.layers.0.mlp: gradient of rms_norm"
+// "backward all_reduce tp 65536 B f32[4,128,128] tp=Partial(sum) -> tp=Replicate  model.layers.0.mlp: gradient of
+// rms_norm"
 std::string to_string(const CommLog::Entry& e);
 
 // How often each collective ran: {"all_reduce", 4}.

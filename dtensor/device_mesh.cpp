@@ -53,7 +53,8 @@ const LocalSpec* DeviceMesh::intern(const TensorSpec& given) const {
   TensorSpec spec = given;
   spec.layout = strip_narrow_axes(shape(), spec.layout);
   if (spec != given) return intern(spec);
-  auto made = std::make_unique<LocalSpec>(LocalSpec{spec, rank_state().next_id(), local_box(shape(), spec.shape, spec.layout, rank()), {}});
+  auto made = std::make_unique<LocalSpec>(
+      LocalSpec{spec, rank_state().next_id(), local_box(shape(), spec.shape, spec.layout, rank()), {}});
   made->local_shape = made->box.shape();
   return state_->specs.emplace(spec, std::move(made)).first->second.get();
 }

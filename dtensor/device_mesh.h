@@ -13,7 +13,7 @@ namespace dtensor {
 // caches. Axes of one rank are Replicate here: they hold the whole whatever was asked for.
 struct LocalSpec : TensorSpec {
   uint64_t id;
-  Box box;            // this rank's part, in global indices
+  Box box;  // this rank's part, in global indices
   Shape local_shape;
 };
 

@@ -18,34 +18,42 @@ DistributedTensor DistributedTensor::empty(const DeviceMesh& mesh, const TensorS
   return empty(mesh, s, Tensor(rank.allocator(), s->dtype, s->local_shape, rank.device()));
 }
 
-DistributedTensor DistributedTensor::from_local(const Tensor& local, const DeviceMesh& mesh, const Layout& layout, const Shape& shape) {
+DistributedTensor DistributedTensor::from_local(const Tensor& local, const DeviceMesh& mesh, const Layout& layout,
+                                                const Shape& shape) {
   const LocalSpec* s = mesh.intern({local.dtype(), shape, layout});
   if (local.shape() != s->local_shape)
-    fail("[from_local] the part of {} on rank {} has shape {}, not {}", to_string(TensorSpec(*s), mesh.shape()), mesh.rank(),
-         to_string(s->local_shape), to_string(local.shape()));
+    fail("[from_local] the part of {} on rank {} has shape {}, not {}", to_string(TensorSpec(*s), mesh.shape()),
+         mesh.rank(), to_string(s->local_shape), to_string(local.shape()));
   return empty(mesh, s, local);
 }
 
 DistributedTensor DistributedTensor::distribute(const Tensor& whole, const DeviceMesh& mesh, const Layout& layout) {
   Rank& rank = mesh.rank_state();
-  Tensor here = whole.device() == rank.device() ? whole : Tensor(rank.allocator(), whole.dtype(), whole.shape(), rank.device());
+  Tensor here =
+      whole.device() == rank.device() ? whole : Tensor(rank.allocator(), whole.dtype(), whole.shape(), rank.device());
   DistributedTensor x = empty(mesh, mesh.intern({whole.dtype(), whole.shape(), Layout()}), here);
   NoGrad scope(rank);
   return x.redistribute(layout);  // from Replicate every step is local
 }
 
-DistributedTensor DistributedTensor::distribute(const Tensor& whole, const DeviceMesh& mesh, std::initializer_list<Placement> placements) {
-  return distribute(whole, mesh, normalize("distribute", mesh.shape(), whole.dims(), std::span(placements.begin(), placements.size())));
+DistributedTensor DistributedTensor::distribute(const Tensor& whole, const DeviceMesh& mesh,
+                                                std::initializer_list<Placement> placements) {
+  return distribute(
+      whole, mesh,
+      normalize("distribute", mesh.shape(), whole.dims(), std::span(placements.begin(), placements.size())));
 }
 
 DistributedTensor DistributedTensor::redistribute(const Layout& layout, const RedistributeOptions& options) const {
   return dtensor::redistribute(std::span(this, 1), std::span(&layout, 1), options)[0];
 }
 
-DistributedTensor DistributedTensor::redistribute(const Layout& layout) const { return redistribute(layout, RedistributeOptions{}); }
+DistributedTensor DistributedTensor::redistribute(const Layout& layout) const {
+  return redistribute(layout, RedistributeOptions{});
+}
 
 DistributedTensor DistributedTensor::redistribute(std::initializer_list<Placement> placements) const {
-  return redistribute(normalize("redistribute", mesh().shape(), dims(), std::span(placements.begin(), placements.size())));
+  return redistribute(
+      normalize("redistribute", mesh().shape(), dims(), std::span(placements.begin(), placements.size())));
 }
 
 Tensor DistributedTensor::full() const {
@@ -55,7 +63,8 @@ Tensor DistributedTensor::full() const {
 
 double DistributedTensor::item() const {
   if (numel(shape()) != 1) fail("[item] {} has {} elements", to_string(*this), numel(shape()));
-  if (!layout().is_replicated()) fail("[item] {} is not Replicate: redistribute it first, or use full()", to_string(*this));
+  if (!layout().is_replicated())
+    fail("[item] {} is not Replicate: redistribute it first, or use full()", to_string(*this));
   if (is_meta()) fail("[item] a meta tensor has no value: {}", to_string(*this));
   return element(local().contiguous(), 0);
 }
@@ -67,7 +76,8 @@ Tensor& DistributedTensor::local_for_writing() {
 }
 
 void DistributedTensor::copy_(const DistributedTensor& from) {
-  if (&spec() != &from.spec()) fail("[copy_] {} is not {}: redistribute or cast it first", to_string(from), to_string(*this));
+  if (&spec() != &from.spec())
+    fail("[copy_] {} is not {}: redistribute or cast it first", to_string(from), to_string(*this));
   copy(from.local(), local_for_writing());
 }
 
@@ -84,7 +94,8 @@ std::string to_string(const DistributedTensor& x) {
 std::ostream& operator<<(std::ostream& out, const DistributedTensor& x) {
   out << to_string(x);
   if (!x.defined()) return out;
-  out << "\nrank " << x.mesh().rank() << ", " << to_string(x.spec().local_shape) << " at " << to_string(x.spec().box.offset()) << ": ";
+  out << "\nrank " << x.mesh().rank() << ", " << to_string(x.spec().local_shape) << " at "
+      << to_string(x.spec().box.offset()) << ": ";
   if (x.is_meta()) return out << "meta";
   Tensor local = x.local().contiguous();
   constexpr int64_t shown = 64;

@@ -19,11 +19,13 @@ class DistributedTensor {
 
   // The logical tensor of `shape` whose part on this rank is `local`. Nothing is communicated, nothing is checked on
   // other ranks. Errors: a local shape that is not this rank's part.
-  static DistributedTensor from_local(const Tensor& local, const DeviceMesh& mesh, const Layout& layout, const Shape& shape);
+  static DistributedTensor from_local(const Tensor& local, const DeviceMesh& mesh, const Layout& layout,
+                                      const Shape& shape);
   // This rank's part of `whole`, which every rank has. Nothing is communicated. On Partial axes coordinate 0 keeps the
   // value and the others hold the identity of the reduction; of min, max and avg all keep it.
   static DistributedTensor distribute(const Tensor& whole, const DeviceMesh& mesh, const Layout& layout);
-  static DistributedTensor distribute(const Tensor& whole, const DeviceMesh& mesh, std::initializer_list<Placement> placements);
+  static DistributedTensor distribute(const Tensor& whole, const DeviceMesh& mesh,
+                                      std::initializer_list<Placement> placements);
   // Contents undefined, on the rank's device.
   static DistributedTensor empty(const DeviceMesh& mesh, const TensorSpec& spec);
   static DistributedTensor empty(const DeviceMesh& mesh, const LocalSpec* spec, Tensor local);

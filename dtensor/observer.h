@@ -35,8 +35,8 @@ struct CollectiveEvent {
   const Step& step;
   const TensorSpec& tensor;  // shape and type; its layout is what the redistribution started from
   uint64_t group;
-  std::string_view reason;   // of this tensor; "": see the labels
-  bool asked_for;            // law 7: by an explicit redistribute, a plan line, a gradient, a loss or norm reduction
+  std::string_view reason;  // of this tensor; "": see the labels
+  bool asked_for;           // law 7: by an explicit redistribute, a plan line, a gradient, a loss or norm reduction
 };
 
 // A redistribution as a whole: `to` has the same logical value as `from`.

@@ -50,9 +50,12 @@ template <class F>
 void fill_with(const char* who, DistributedTensor& x, const RandomStream& stream, F number) {
   check(!x.layout().partial, "[{}] {} is Partial: random numbers need a Shard or Replicate layout", who, to_string(x));
   if (x.is_meta()) return;
-  if (x.dtype() == DType::f32) fill_with<float>(x, stream.key(), number);
-  else if (x.dtype() == DType::f64) fill_with<double>(x, stream.key(), number);
-  else fail("[{}] {} is not a floating type that the CPU has", who, name(x.dtype()));
+  if (x.dtype() == DType::f32)
+    fill_with<float>(x, stream.key(), number);
+  else if (x.dtype() == DType::f64)
+    fill_with<double>(x, stream.key(), number);
+  else
+    fail("[{}] {} is not a floating type that the CPU has", who, name(x.dtype()));
 }
 
 }  // namespace
@@ -80,7 +83,8 @@ void fill_normal(DistributedTensor& x, const RandomStream& stream, double mean, 
 }
 
 void fill_uniform(DistributedTensor& x, const RandomStream& stream, double low, double high) {
-  fill_with("fill_uniform", x, stream, [=](const Philox& p) { return low + (high - low) * (double(p.word[0]) * 0x1p-32); });
+  fill_with("fill_uniform", x, stream,
+            [=](const Philox& p) { return low + (high - low) * (double(p.word[0]) * 0x1p-32); });
 }
 
 }  // namespace dtensor

@@ -18,7 +18,8 @@ struct RandomStream {
   uint64_t key() const;
 };
 
-// Philox4x32-10, a counter-based generator. Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011).
+// Philox4x32-10, a counter-based generator. Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3"
+// (2011).
 struct Philox {
   uint32_t word[4];
   Philox(uint64_t key, uint64_t counter);

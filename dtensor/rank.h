@@ -15,7 +15,8 @@
 
 namespace dtensor {
 
-// Made by launch() or single(); a DeviceMesh holds it, and every tensor reaches it through its mesh. Used by one thread.
+// Made by launch() or single(); a DeviceMesh holds it, and every tensor reaches it through its mesh. Used by one
+// thread.
 class Rank : public std::enable_shared_from_this<Rank> {
  public:
   Rank(std::shared_ptr<Communicator> world, Device device, int threads)
@@ -84,7 +85,9 @@ class Rank : public std::enable_shared_from_this<Rank> {
 // A label while the scope is open.
 class LabelScope {
  public:
-  LabelScope(Rank& rank, Label::Kind kind, std::string text) : rank_(rank) { rank.labels_.push_back({kind, std::move(text)}); }
+  LabelScope(Rank& rank, Label::Kind kind, std::string text) : rank_(rank) {
+    rank.labels_.push_back({kind, std::move(text)});
+  }
   ~LabelScope() { rank_.labels_.pop_back(); }
   LabelScope(const LabelScope&) = delete;
 

@@ -20,7 +20,9 @@ struct Travel {
   const DeviceMesh& mesh() const { return source.mesh(); }
   Box box(const Layout& l, int rank) const { return local_box(mesh().shape(), source.shape(), l, rank); }
   Box box(const Layout& l) const { return box(l, mesh().rank()); }
-  Tensor make(const Shape& shape) const { return Tensor(mesh().rank_state().allocator(), source.dtype(), shape, local.device()); }
+  Tensor make(const Shape& shape) const {
+    return Tensor(mesh().rank_state().allocator(), source.dtype(), shape, local.device());
+  }
 };
 
 // `inner` in coordinates of a tensor that holds `outer`.
@@ -54,7 +56,8 @@ void embed(Travel& t) {
   const MeshShape& mesh = t.mesh().shape();
   Reduce r = s.to.reduce;
   AxisSet was_shard = s.axes & s.from.sharded(), was_whole = s.axes & ~was_shard;
-  bool keep = mesh.index_in(t.mesh().rank(), was_whole) == 0 || r == Reduce::min || r == Reduce::max || r == Reduce::avg;
+  bool keep =
+      mesh.index_in(t.mesh().rank(), was_whole) == 0 || r == Reduce::min || r == Reduce::max || r == Reduce::avg;
   Box now = t.box(s.to), before = t.box(s.from);
   if (keep && now == before && !(r == Reduce::avg && was_shard)) return;
   Tensor out = t.make(now.shape());
@@ -62,9 +65,12 @@ void embed(Travel& t) {
   if (keep) copy(t.local, out.part(relative(before, now)));
   if (keep && r == Reduce::avg && out.device() != Device::meta) {  // n contributions of which n - 1 are zero
     double n = mesh.product(was_shard);
-    if (out.dtype() == DType::f32) for (int64_t i = 0; i < out.numel(); ++i) out.data<float>()[i] *= float(n);
-    else if (out.dtype() == DType::f64) for (int64_t i = 0; i < out.numel(); ++i) out.data<double>()[i] *= n;
-    else fail("[redistribute] Partial(avg) of {} is not supported", name(out.dtype()));
+    if (out.dtype() == DType::f32)
+      for (int64_t i = 0; i < out.numel(); ++i) out.data<float>()[i] *= float(n);
+    else if (out.dtype() == DType::f64)
+      for (int64_t i = 0; i < out.numel(); ++i) out.data<double>()[i] *= n;
+    else
+      fail("[redistribute] Partial(avg) of {} is not supported", name(out.dtype()));
   }
   t.local = out;
 }
@@ -120,7 +126,8 @@ struct Prepared {
 Prepared prepare_all_gather(Travel& t) {
   std::vector<Box> pieces;
   Box now = t.box(t.step().to), before = t.box(t.step().from);
-  for (int r : t.mesh().shape().group(t.mesh().rank(), t.step().axes)) pieces.push_back(intersection(t.box(t.step().from, r), now));
+  for (int r : t.mesh().shape().group(t.mesh().rank(), t.step().axes))
+    pieces.push_back(intersection(t.box(t.step().from, r), now));
   Tensor in = t.local.part(relative(intersection(before, now), before)).contiguous(), flat = t.make({now.numel()});
   return {{in, flat, sizes_of(pieces)}, [=](Travel& travel) {
             if (in_order(pieces, now)) {
@@ -190,19 +197,29 @@ Prepared prepare_reduce_scatter(Travel& t) {
 
 Prepared prepare(Travel& t) {
   switch (t.step().kind) {
-    case StepKind::all_gather: return prepare_all_gather(t);
-    case StepKind::permute: case StepKind::all_to_all: return prepare_all_to_all(t);
-    case StepKind::reduce_scatter: return prepare_reduce_scatter(t);
-    default: return prepare_all_reduce(t);
+    case StepKind::all_gather:
+      return prepare_all_gather(t);
+    case StepKind::permute:
+    case StepKind::all_to_all:
+      return prepare_all_to_all(t);
+    case StepKind::reduce_scatter:
+      return prepare_reduce_scatter(t);
+    default:
+      return prepare_all_reduce(t);
   }
 }
 
 Work start(Communicator& c, const Step& s, std::vector<Buffers> list) {
   switch (s.kind) {
-    case StepKind::all_gather: return c.all_gather(std::move(list));
-    case StepKind::permute: case StepKind::all_to_all: return c.all_to_all(std::move(list));
-    case StepKind::reduce_scatter: return c.reduce_scatter(std::move(list), s.from.reduce);
-    default: return c.all_reduce(std::move(list), s.from.reduce);
+    case StepKind::all_gather:
+      return c.all_gather(std::move(list));
+    case StepKind::permute:
+    case StepKind::all_to_all:
+      return c.all_to_all(std::move(list));
+    case StepKind::reduce_scatter:
+      return c.reduce_scatter(std::move(list), s.from.reduce);
+    default:
+      return c.all_reduce(std::move(list), s.from.reduce);
   }
 }
 
@@ -219,10 +236,14 @@ void run_collective(std::vector<Travel*> list, const RedistributeOptions& option
   std::vector<Buffers> buffers;
   for (Travel* t : list) {
     if (rank.strict && !options.asked_for)
-      fail("[{}] strict mode: {} of {} ({} bytes), which nobody asked for; bring the operand to {} with redistribute() or a plan line",
-           rank.label(Label::Kind::op), collective_name(t->step().kind), to_string(t->source), t->step().bytes,
-           to_string(t->plan.steps.back().to, mesh.shape()));
-    rank.notify([&](Observer& o) { o.on_collective({mesh, t->step(), t->source.spec(), group, t->reason, options.asked_for}); });
+      fail(
+          "[{}] strict mode: {} of {} ({} bytes), which nobody asked for; bring the operand to {} with redistribute() "
+          "or a plan line",
+          rank.label(Label::Kind::op), collective_name(t->step().kind), to_string(t->source), t->step().bytes,
+          to_string(t->plan.steps.back().to, mesh.shape()));
+    rank.notify([&](Observer& o) {
+      o.on_collective({mesh, t->step(), t->source.spec(), group, t->reason, options.asked_for});
+    });
     prepared.push_back(prepare(*t));
     buffers.push_back(prepared.back().buffers);
   }
@@ -264,12 +285,14 @@ std::vector<DistributedTensor> redistribute(std::span<const DistributedTensor> l
     const DistributedTensor& x = list[i];
     check(x.defined(), "[redistribute] tensor {} is undefined", i);
     if (!(x.mesh() == list[0].mesh()))
-      fail("[redistribute] tensors on two meshes: {} and {}", to_string(list[0].mesh().shape()), to_string(x.mesh().shape()));
+      fail("[redistribute] tensors on two meshes: {} and {}", to_string(list[0].mesh().shape()),
+           to_string(x.mesh().shape()));
     for (int d = x.dims(); d < max_dims; ++d)
       if (layouts[i].split[size_t(d)].count) fail("[redistribute] {} has no dimension {} to shard", to_string(x), d);
     Layout to = strip_narrow_axes(x.mesh().shape(), layouts[i]);
     if (x.layout() == to) continue;
-    travels.push_back({x, plan_of(x, to), x.local(), i < options.reasons.size() ? std::string_view(options.reasons[i]) : std::string_view()});
+    travels.push_back({x, plan_of(x, to), x.local(),
+                       i < options.reasons.size() ? std::string_view(options.reasons[i]) : std::string_view()});
     index.push_back(i);
   }
   run(travels, options);

@@ -27,19 +27,23 @@ struct Options {
   std::string model, mesh = "dp=1", plan, metrics, config, resume = "never";
   std::vector<std::string> data;
   int64_t batch_size = 16, seq_len = 128;
-  nn::TrainerOptions train{.seed = 42, .steps = 0, .lr = 1e-3, .warmup_steps = 0, .clip = 1.0, .adamw = {.weight_decay = 0.1}};
+  nn::TrainerOptions train{
+      .seed = 42, .steps = 0, .lr = 1e-3, .warmup_steps = 0, .clip = 1.0, .adamw = {.weight_decay = 0.1}};
   int threads = 0;
   bool strict = false, dry_run = false, json = false;
 };
 
 // CLI11's own PositiveNumber and NonNegativeNumber print the largest double, all 309 digits.
-const CLI::Validator positive([](std::string& n) { return std::atof(n.c_str()) > 0 ? "" : n + " is not above 0"; }, "POSITIVE");
-const CLI::Validator not_negative([](std::string& n) { return std::atof(n.c_str()) >= 0 ? "" : n + " is below 0"; }, "NONNEGATIVE");
+const CLI::Validator positive([](std::string& n) { return std::atof(n.c_str()) > 0 ? "" : n + " is not above 0"; },
+                              "POSITIVE");
+const CLI::Validator not_negative([](std::string& n) { return std::atof(n.c_str()) >= 0 ? "" : n + " is below 0"; },
+                                  "NONNEGATIVE");
 
 void declare(CLI::App& app, Options& o) {
   app.option_defaults()->always_capture_default();
   app.add_option("--model", o.model, "Hugging Face config.json of a Llama")->capture_default_str();
-  app.add_option("--mesh", o.mesh, "axes and sizes, the last one fastest; dp, dp_replicate and dp_shard divide the batch");
+  app.add_option("--mesh", o.mesh,
+                 "axes and sizes, the last one fastest; dp, dp_replicate and dp_shard divide the batch");
   app.add_option("--plan", o.plan, "JSON plan: how the model is parallelized");
   app.add_option("--data", o.data, "text files; tokens are bytes, then [BOT], [EOT] and [PAD]");
   app.add_option("--steps", o.train.steps, "training steps");
@@ -47,12 +51,15 @@ void declare(CLI::App& app, Options& o) {
   app.add_option("--seq-len", o.seq_len, "tokens per sequence")->check(positive);
   app.add_option("--seed", o.train.seed, "of the initial parameters");
   app.add_option("--lr", o.train.lr, "peak learning rate")->check(not_negative);
-  app.add_option("--warmup-steps", o.train.warmup_steps, "linear warm-up from a tenth; then a cosine to zero")->check(not_negative);
+  app.add_option("--warmup-steps", o.train.warmup_steps, "linear warm-up from a tenth; then a cosine to zero")
+      ->check(not_negative);
   app.add_option("--weight-decay", o.train.adamw.weight_decay, "of AdamW")->check(not_negative);
   app.add_option("--clip", o.train.clip, "largest global gradient norm; 0: no clipping")->check(not_negative);
   app.add_option("--metrics", o.metrics, "JSON lines, one per step");
-  app.add_option("--config", o.config, "JSON file with any of these options, {\"lr\": 0.003, ...}; options on the command line win");
-  app.add_option("--resume", o.resume, "never: start from the seed (checkpoints are not supported yet)")->check(CLI::IsMember({"never"}));
+  app.add_option("--config", o.config,
+                 "JSON file with any of these options, {\"lr\": 0.003, ...}; options on the command line win");
+  app.add_option("--resume", o.resume, "never: start from the seed (checkpoints are not supported yet)")
+      ->check(CLI::IsMember({"never"}));
   app.add_option("--threads", o.threads, "of each rank's kernels; 0: the cores divided by the ranks");
   app.add_flag("--strict", o.strict, "communication that nobody asked for is an error");
   app.add_flag("--dry-run", o.dry_run, "list the collectives of a step and stop; needs neither --data nor --steps");
@@ -70,7 +77,8 @@ std::string message(const CLI::App& app, const CLI::Error& e) {
   if (dynamic_cast<const CLI::ExtrasError*>(&e))
     for (const std::string& word : app.remaining())
       if (std::string name = word.substr(0, word.find('=')); name.starts_with("--"))
-        return fmt::format("there is no option {}; the nearest is --{}", name, nearest(name.substr(2), option_names(app)));
+        return fmt::format("there is no option {}; the nearest is --{}", name,
+                           nearest(name.substr(2), option_names(app)));
   return e.what();
 }
 
@@ -82,11 +90,16 @@ void apply_config(CLI::App& app, const std::string& file) {
   std::erase_if(names, [](const std::string& n) { return n == "config" || n == "help"; });
   for (const auto& [key, value] : json.items()) {
     CLI::Option* option = app.get_option_no_throw("--" + key);
-    check(std::find(names.begin(), names.end(), key) != names.end(), "[config] there is no option \"{}\"; the nearest is \"{}\" (in {})", key, nearest(key, names), file);
+    check(std::find(names.begin(), names.end(), key) != names.end(),
+          "[config] there is no option \"{}\"; the nearest is \"{}\" (in {})", key, nearest(key, names), file);
     if (option->count()) continue;
-    auto add = [&](const nlohmann::ordered_json& v) { option->add_result(v.is_string() ? v.get<std::string>() : v.dump()); };
-    if (value.is_array()) for (const auto& v : value) add(v);
-    else add(value);
+    auto add = [&](const nlohmann::ordered_json& v) {
+      option->add_result(v.is_string() ? v.get<std::string>() : v.dump());
+    };
+    if (value.is_array())
+      for (const auto& v : value) add(v);
+    else
+      add(value);
     option->run_callback();
   }
 }
@@ -99,15 +112,19 @@ struct Run {
 };
 
 Run prepare(const Options& o) {
-  check(!o.model.empty(), "[llama_pretrain] --model is missing: give a Hugging Face config.json, as examples/configs/llama_tiny.json");
+  check(!o.model.empty(),
+        "[llama_pretrain] --model is missing: give a Hugging Face config.json, as examples/configs/llama_tiny.json");
   Run run{MeshShape::parse(o.mesh), nn::LlamaConfig::load(o.model), {}};
   if (!o.plan.empty()) run.plan = nn::ParallelPlan::load(o.plan);
-  check(run.model.vocab_size >= nn::ByteTokenizer::vocab_size, "[llama_pretrain] the model's vocab_size {} is smaller than the tokenizer's {}",
-        run.model.vocab_size, nn::ByteTokenizer::vocab_size);
-  check(o.seq_len <= run.model.max_position_embeddings, "[llama_pretrain] --seq-len {} is more than the model's max_position_embeddings {}", o.seq_len,
+  check(run.model.vocab_size >= nn::ByteTokenizer::vocab_size,
+        "[llama_pretrain] the model's vocab_size {} is smaller than the tokenizer's {}", run.model.vocab_size,
+        nn::ByteTokenizer::vocab_size);
+  check(o.seq_len <= run.model.max_position_embeddings,
+        "[llama_pretrain] --seq-len {} is more than the model's max_position_embeddings {}", o.seq_len,
         run.model.max_position_embeddings);
   int ranks = run.mesh.product(nn::batch_layout(run.mesh).sharded());
-  check(o.batch_size % ranks == 0, "[llama_pretrain] --batch-size {} does not divide over the {} data ranks of mesh {}", o.batch_size, ranks, o.mesh);
+  check(o.batch_size % ranks == 0, "[llama_pretrain] --batch-size {} does not divide over the {} data ranks of mesh {}",
+        o.batch_size, ranks, o.mesh);
   if (!o.dry_run) {
     check(!o.data.empty(), "[llama_pretrain] --data is missing: give text files, or --dry-run");
     check(o.train.steps >= 1, "[llama_pretrain] --steps is missing: give a number of steps, or --dry-run");
@@ -115,7 +132,8 @@ Run prepare(const Options& o) {
   return run;
 }
 
-// One step on meta tensors: what a real one would communicate. Plans and shapes that do not fit are errors here already.
+// One step on meta tensors: what a real one would communicate. Plans and shapes that do not fit are errors here
+// already.
 std::vector<CommLog::Entry> dry_run(const Options& o, const Run& run) {
   auto rank = Rank::recorded(run.mesh.world());
   rank->strict = o.strict;
@@ -130,12 +148,24 @@ void print_json(const Run& run, const std::vector<CommLog::Entry>& entries) {
   nlohmann::ordered_json list = nlohmann::ordered_json::array(), counts = nlohmann::ordered_json::object();
   int64_t bytes = 0;
   for (const CommLog::Entry& e : entries) {
-    list.push_back({{"phase", name(e.phase)}, {"collective", e.collective}, {"axes", e.axes}, {"tensor", e.tensor}, {"from", e.from}, {"to", e.to},
-                    {"bytes", e.bytes}, {"group", e.group}, {"module", e.module}, {"op", e.op}, {"reason", e.reason}, {"plan_line", e.plan_line}, {"asked_for", e.asked_for}});
+    list.push_back({{"phase", name(e.phase)},
+                    {"collective", e.collective},
+                    {"axes", e.axes},
+                    {"tensor", e.tensor},
+                    {"from", e.from},
+                    {"to", e.to},
+                    {"bytes", e.bytes},
+                    {"group", e.group},
+                    {"module", e.module},
+                    {"op", e.op},
+                    {"reason", e.reason},
+                    {"plan_line", e.plan_line},
+                    {"asked_for", e.asked_for}});
     bytes += e.bytes;
   }
   for (const auto& [kind, n] : count_by_kind(entries)) counts[kind] = n;
-  nlohmann::ordered_json out{{"mesh", to_string(run.mesh)}, {"collectives", list}, {"counts", counts}, {"bytes", bytes}};
+  nlohmann::ordered_json out{
+      {"mesh", to_string(run.mesh)}, {"collectives", list}, {"counts", counts}, {"bytes", bytes}};
   std::printf("%s\n", out.dump(2).c_str());
 }
 
@@ -154,18 +184,22 @@ void print_table(const Run& run, const std::vector<CommLog::Entry>& entries) {
     std::string why = fmt::format("{}{}{}", e.module, e.module.empty() || e.reason.empty() ? "" : ": ", e.reason);
     if (!e.plan_line.empty()) why += fmt::format("{}[{}]", why.empty() ? "" : "  ", e.plan_line);
     if (n > 1) why += fmt::format(" and {} more", n - 1);
-    fmt::print("{:<9} {:<14} {:<6} {:>12}  {:<18} {}{}\n", name(e.phase), e.collective, e.axes, bytes, e.tensor, why, e.asked_for ? "" : " (implicit)");
+    fmt::print("{:<9} {:<14} {:<6} {:>12}  {:<18} {}{}\n", name(e.phase), e.collective, e.axes, bytes, e.tensor, why,
+               e.asked_for ? "" : " (implicit)");
   }
   if (entries.empty()) fmt::print("(none)\n");
   fmt::print("\n{:<9} {:<14} {:>8} {:>8} {:>14}\n", "phase", "collective", "launches", "tensors", "bytes");
   for (const auto& [key, total] : totals)
-    fmt::print("{:<9} {:<14} {:>8} {:>8} {:>14}\n", name(key.first), key.second, std::get<0>(total), std::get<1>(total), std::get<2>(total));
+    fmt::print("{:<9} {:<14} {:>8} {:>8} {:>14}\n", name(key.first), key.second, std::get<0>(total), std::get<1>(total),
+               std::get<2>(total));
 }
 
 // One line of the metrics file: numbers have 17 digits, which read back to the same bits.
 std::string metrics_line(const nn::Trainer::Step& s, int64_t tokens, double seconds) {
-  return fmt::format("{{\"step\": {}, \"loss\": {:.17g}, \"grad_norm\": {:.17g}, \"lr\": {:.17g}, \"tokens\": {}, \"tokens_per_second\": {:.17g}, \"step_seconds\": {:.17g}}}\n",
-                     s.step, s.loss, s.grad_norm, s.lr, tokens, double(tokens) / seconds, seconds);
+  return fmt::format(
+      "{{\"step\": {}, \"loss\": {:.17g}, \"grad_norm\": {:.17g}, \"lr\": {:.17g}, \"tokens\": {}, "
+      "\"tokens_per_second\": {:.17g}, \"step_seconds\": {:.17g}}}\n",
+      s.step, s.loss, s.grad_norm, s.lr, tokens, double(tokens) / seconds, seconds);
 }
 
 void train(const Options& o, const Run& run, const nn::PackedText& text, std::ofstream& metrics) {
@@ -176,7 +210,9 @@ void train(const Options& o, const Run& run, const nn::PackedText& text, std::of
     nn::Trainer trainer(mesh, run.model, run.plan, o.train);
     bool first = rank.rank() == 0;
     int64_t tokens = o.batch_size * o.seq_len;
-    if (first) fmt::print("{} parameters, mesh {}, {} tokens per step\n", trainer.parameter_count(), to_string(run.mesh), tokens);
+    if (first)
+      fmt::print("{} parameters, mesh {}, {} tokens per step\n", trainer.parameter_count(), to_string(run.mesh),
+                 tokens);
     Layout layout = nn::batch_layout(run.mesh);
     for (int64_t i = 0; i < o.train.steps; ++i) {
       auto begin = std::chrono::steady_clock::now();

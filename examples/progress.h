@@ -60,8 +60,8 @@ class Progress {
   void summary(const std::string& metrics) {
     if (open_) std::fputs("\n", stdout);
     open_ = false;
-    fmt::print("done: loss {:.4f} at the first step, {:.4f} at the last; {} steps in {:.1f} s, {:.0f} tokens/s\n", first_,
-               last_, done_, seconds_, double(tokens_) / seconds_);
+    fmt::print("done: loss {:.4f} at the first step, {:.4f} at the last; {} steps in {:.1f} s, {:.0f} tokens/s\n",
+               first_, last_, done_, seconds_, double(tokens_) / seconds_);
     if (!metrics.empty()) fmt::print("metrics of every step: {}\n", metrics);
   }
 

@@ -17,10 +17,13 @@ PackedText::PackedText(const std::vector<std::string>& files, int64_t seq_len) :
     tokens_.push_back(ByteTokenizer::eot);
   }
   windows_ = tokens_.empty() ? 0 : int64_t(tokens_.size() - 1) / seq_len;
-  check(windows_ >= 1, "[data] {} tokens are less than one sequence of {} and its target: give more text, or a smaller --seq-len", tokens_.size(), seq_len);
+  check(windows_ >= 1,
+        "[data] {} tokens are less than one sequence of {} and its target: give more text, or a smaller --seq-len",
+        tokens_.size(), seq_len);
 }
 
-PackedText::Batch PackedText::batch(const DeviceMesh& mesh, const Layout& layout, int64_t step, int64_t batch_size) const {
+PackedText::Batch PackedText::batch(const DeviceMesh& mesh, const Layout& layout, int64_t step,
+                                    int64_t batch_size) const {
   const LocalSpec* spec = mesh.intern({DType::i64, {batch_size, seq_len_}, layout});
   Tensor parts[2];
   for (int64_t shift : {0, 1}) {

@@ -13,8 +13,8 @@ struct ByteTokenizer {
   static constexpr int64_t bot = 256, eot = 257, pad = 258, vocab_size = 259;
 };
 
-// Documents (one per file), each wrapped in [BOT] ... [EOT], one after the other, cut into windows of seq_len + 1 tokens
-// that overlap by one: inputs and targets.
+// Documents (one per file), each wrapped in [BOT] ... [EOT], one after the other, cut into windows of seq_len + 1
+// tokens that overlap by one: inputs and targets.
 class PackedText {
  public:
   // Errors: a file that cannot be read; less text than one window.

@@ -6,7 +6,8 @@
 
 namespace dtensor::nn {
 
-// `who` is the public function for the error. Errors: a file that cannot be read; text that is not JSON, with its place.
+// `who` is the public function for the error. Errors: a file that cannot be read; text that is not JSON, with its
+// place.
 nlohmann::ordered_json load_json(const std::string& file, const char* who);
 
 }  // namespace dtensor::nn

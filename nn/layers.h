@@ -15,7 +15,9 @@ class Linear : public Callable<Linear> {
     if (with_bias) bias = std::make_unique<Parameter>(*this, "bias", Shape{out_features}, Init::zeros());
   }
   std::string_view kind() const override { return "Linear"; }
-  DistributedTensor forward(const DistributedTensor& x) { return ops::linear(x, weight(), bias ? (*bias)() : DistributedTensor()); }
+  DistributedTensor forward(const DistributedTensor& x) {
+    return ops::linear(x, weight(), bias ? (*bias)() : DistributedTensor());
+  }
 
   Parameter weight;
   std::unique_ptr<Parameter> bias;

@@ -19,7 +19,8 @@ LlamaConfig LlamaConfig::from_json(const nlohmann::ordered_json& json) {
   check(json.is_object(), "[llama config] the file is not a JSON object");
   auto integer = [&](const char* key, int64_t& value) {
     if (!json.contains(key) || json[key].is_null()) return false;
-    check(json[key].is_number_integer() && json[key].get<int64_t>() > 0, "[llama config] {} is {}; it needs a positive integer", key, json[key].dump());
+    check(json[key].is_number_integer() && json[key].get<int64_t>() > 0,
+          "[llama config] {} is {}; it needs a positive integer", key, json[key].dump());
     value = json[key].get<int64_t>();
     return true;
   };
@@ -31,10 +32,11 @@ LlamaConfig LlamaConfig::from_json(const nlohmann::ordered_json& json) {
   auto number = [&](const char* key, double& value) { number_in(json, key, value); };
   // Fields that change the result: only these values are supported.
   const std::pair<const char*, nlohmann::ordered_json> fixed[] = {
-      {"model_type", "llama"}, {"hidden_act", "silu"}, {"attention_bias", false}, {"mlp_bias", false},
+      {"model_type", "llama"},  {"hidden_act", "silu"},         {"attention_bias", false}, {"mlp_bias", false},
       {"attention_dropout", 0}, {"tie_word_embeddings", false}, {"rope_scaling", nullptr}, {"pretraining_tp", 1}};
   for (const auto& [key, value] : fixed)
-    if (json.contains(key)) check(json[key] == value, "[llama config] {} is {}; only {} is supported", key, json[key].dump(), value.dump());
+    if (json.contains(key))
+      check(json[key] == value, "[llama config] {} is {}; only {} is supported", key, json[key].dump(), value.dump());
 
   integer("vocab_size", c.vocab_size);
   integer("hidden_size", c.hidden_size);
@@ -43,7 +45,8 @@ LlamaConfig LlamaConfig::from_json(const nlohmann::ordered_json& json) {
   integer("num_attention_heads", c.num_attention_heads);
   if (!integer("num_key_value_heads", c.num_key_value_heads)) c.num_key_value_heads = c.num_attention_heads;
   if (!integer("head_dim", c.head_dim)) {
-    check(c.hidden_size % c.num_attention_heads == 0, "[llama config] hidden_size {} does not divide into {} heads", c.hidden_size, c.num_attention_heads);
+    check(c.hidden_size % c.num_attention_heads == 0, "[llama config] hidden_size {} does not divide into {} heads",
+          c.hidden_size, c.num_attention_heads);
     c.head_dim = c.hidden_size / c.num_attention_heads;
   }
   integer("max_position_embeddings", c.max_position_embeddings);
@@ -52,11 +55,14 @@ LlamaConfig LlamaConfig::from_json(const nlohmann::ordered_json& json) {
   number("initializer_range", c.initializer_range);
   if (json.contains("rope_parameters") && json["rope_parameters"].is_object()) {  // where newer files have it
     const auto& rope = json["rope_parameters"];
-    if (rope.contains("rope_type")) check(rope["rope_type"] == "default", "[llama config] rope_type is {}; only \"default\" is supported", rope["rope_type"].dump());
+    if (rope.contains("rope_type"))
+      check(rope["rope_type"] == "default", "[llama config] rope_type is {}; only \"default\" is supported",
+            rope["rope_type"].dump());
     number_in(rope, "rope_theta", c.rope_theta);
   }
-  check(c.num_attention_heads % c.num_key_value_heads == 0, "[llama config] {} attention heads are no multiple of {} key/value heads",
-        c.num_attention_heads, c.num_key_value_heads);
+  check(c.num_attention_heads % c.num_key_value_heads == 0,
+        "[llama config] {} attention heads are no multiple of {} key/value heads", c.num_attention_heads,
+        c.num_key_value_heads);
   check(c.head_dim % 2 == 0, "[llama config] head_dim {} is odd; rotary embeddings turn pairs", c.head_dim);
   return c;
 }
@@ -71,12 +77,16 @@ LlamaAttention::LlamaAttention(Module& parent, std::string name, const LlamaConf
   input_names = {"hidden_states"};
 }
 
-// [batch, sequence, heads * head_dim] -> [batch, sequence, heads, head_dim], sharded by heads where the ranks divide them
+// [batch, sequence, heads * head_dim] -> [batch, sequence, heads, head_dim], sharded by heads where the ranks divide
+// them
 DistributedTensor LlamaAttention::split_heads(const DistributedTensor& x, int64_t heads) const {
   const MeshShape& mesh = x.mesh().shape();
   int ranks = mesh.product(x.layout().split[2].set());
-  check(heads % ranks == 0, "[{}] {} heads do not divide over {} ranks ({}): use fewer ranks on that axis, or let the projection's plan line have "
-        "\"output_layouts\": \"Replicate\"", path(), heads, ranks, mesh.names(x.layout().split[2].set()));
+  check(heads % ranks == 0,
+        "[{}] {} heads do not divide over {} ranks ({}): use fewer ranks on that axis, or let the projection's plan "
+        "line have "
+        "\"output_layouts\": \"Replicate\"",
+        path(), heads, ranks, mesh.names(x.layout().split[2].set()));
   return ops::view(x, {x.size(0), x.size(1), heads, config_.head_dim});
 }
 
@@ -85,8 +95,10 @@ DistributedTensor LlamaAttention::forward(const DistributedTensor& x) {
   DistributedTensor k = ops::rotary(split_heads(k_proj(x), config_.num_key_value_heads), config_.rope_theta);
   DistributedTensor v = split_heads(v_proj(x), config_.num_key_value_heads);
   auto heads_first = [](const DistributedTensor& t) { return ops::transpose(t, 1, 2); };
-  DistributedTensor out = ops::scaled_dot_product_attention(heads_first(q), heads_first(k), heads_first(v), {.causal = true});
-  return o_proj(ops::view(ops::transpose(out, 1, 2), {x.size(0), x.size(1), config_.num_attention_heads * config_.head_dim}));
+  DistributedTensor out =
+      ops::scaled_dot_product_attention(heads_first(q), heads_first(k), heads_first(v), {.causal = true});
+  return o_proj(
+      ops::view(ops::transpose(out, 1, 2), {x.size(0), x.size(1), config_.num_attention_heads * config_.head_dim}));
 }
 
 LlamaMLP::LlamaMLP(Module& parent, std::string name, const LlamaConfig& c)
@@ -126,7 +138,10 @@ DistributedTensor LlamaModel::forward(const DistributedTensor& input_ids) {
 }
 
 LlamaForCausalLM::LlamaForCausalLM(const DeviceMesh& mesh, const LlamaConfig& c)
-    : Callable(mesh), config_(c), model(*this, "model", c), lm_head(*this, "lm_head", c.hidden_size, c.vocab_size, false, c.initializer_range) {
+    : Callable(mesh),
+      config_(c),
+      model(*this, "model", c),
+      lm_head(*this, "lm_head", c.hidden_size, c.vocab_size, false, c.initializer_range) {
   input_names = {"input_ids"};
 }
 

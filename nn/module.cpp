@@ -9,9 +9,11 @@ namespace {
 std::string join(const std::string& path, const std::string& name) { return path.empty() ? name : path + "." + name; }
 }  // namespace
 
-Parameter::Parameter(Module& owner, std::string name, const Shape& shape, Init init) : path_(join(owner.path(), name)), init_(init) {
+Parameter::Parameter(Module& owner, std::string name, const Shape& shape, Init init)
+    : path_(join(owner.path(), name)), init_(init) {
   const DeviceMesh& mesh = owner.mesh();
-  stored_ = DistributedTensor::empty(mesh, mesh.intern({DType::f32, shape, {}}), Tensor(mesh.rank_state().allocator(), DType::f32, shape, Device::meta));
+  stored_ = DistributedTensor::empty(mesh, mesh.intern({DType::f32, shape, {}}),
+                                     Tensor(mesh.rank_state().allocator(), DType::f32, shape, Device::meta));
   owner.parameters_.push_back(this);
 }
 
@@ -25,7 +27,8 @@ void Parameter::store_as(const Layout& layout) {
   check(stored_.is_meta(), "[Parameter] {} has values already: apply plans before materialize()", path_);
   const DeviceMesh& mesh = stored_.mesh();
   const LocalSpec* spec = mesh.intern({stored_.dtype(), shape(), layout});
-  stored_ = DistributedTensor::empty(mesh, spec, Tensor(mesh.rank_state().allocator(), spec->dtype, spec->local_shape, Device::meta));
+  stored_ = DistributedTensor::empty(
+      mesh, spec, Tensor(mesh.rank_state().allocator(), spec->dtype, spec->local_shape, Device::meta));
 }
 
 void Parameter::place(int axis, Placement p) {
@@ -43,11 +46,15 @@ void Parameter::shard_storage(int axis, std::shared_ptr<ParameterGroup> group) {
 void Parameter::materialize(uint64_t seed) {
   stored_.materialize();
   if (stored_.is_meta()) return;  // a dry run
-  if (init_.kind == Init::Kind::normal) fill_normal(stored_, {.seed = seed, .purpose = "init", .path = path_}, 0, init_.std);
-  else fill(stored_.local_for_writing(), init_.kind == Init::Kind::ones ? 1 : 0);
+  if (init_.kind == Init::Kind::normal)
+    fill_normal(stored_, {.seed = seed, .purpose = "init", .path = path_}, 0, init_.std);
+  else
+    fill(stored_.local_for_writing(), init_.kind == Init::Kind::ones ? 1 : 0);
 }
 
-Module::Module(Module& parent, std::string name) : mesh_(parent.mesh_), path_(join(parent.path_, name)) { parent.children_.push_back(this); }
+Module::Module(Module& parent, std::string name) : mesh_(parent.mesh_), path_(join(parent.path_, name)) {
+  parent.children_.push_back(this);
+}
 
 std::vector<Module*> Module::modules() {
   std::vector<Module*> all{this};

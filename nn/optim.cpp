@@ -29,7 +29,9 @@ std::vector<DistributedTensor> reduce_gradients(const Tape& tape, const std::vec
   for (Parameter* p : parameters) {
     DistributedTensor g = tape.gradient(p->stored());
     if (!g.defined()) {
-      g = DistributedTensor::empty(p->stored().mesh(), &p->stored().spec(), Tensor::zeros(p->stored().local().allocator(), p->stored().dtype(), p->stored().spec().local_shape, p->stored().local().device()));
+      g = DistributedTensor::empty(p->stored().mesh(), &p->stored().spec(),
+                                   Tensor::zeros(p->stored().local().allocator(), p->stored().dtype(),
+                                                 p->stored().spec().local_shape, p->stored().local().device()));
     }
     gradients.push_back(g);
     layouts.push_back(p->stored().layout());
@@ -46,9 +48,12 @@ DistributedTensor global_norm(const std::vector<DistributedTensor>& gradients) {
   std::vector<DistributedTensor> sums;  // one per layout
   for (const DistributedTensor& g : gradients) {
     DistributedTensor s = ops::sum_squares(g);
-    auto same = std::find_if(sums.begin(), sums.end(), [&](const DistributedTensor& t) { return t.layout() == s.layout(); });
-    if (same == sums.end()) sums.push_back(s);
-    else *same = ops::add(*same, s);
+    auto same =
+        std::find_if(sums.begin(), sums.end(), [&](const DistributedTensor& t) { return t.layout() == s.layout(); });
+    if (same == sums.end())
+      sums.push_back(s);
+    else
+      *same = ops::add(*same, s);
   }
   LabelScope reason(rank, Label::Kind::reason, "gradient norm");
   sums = redistribute(sums, std::vector<Layout>(sums.size()));
@@ -57,23 +62,31 @@ DistributedTensor global_norm(const std::vector<DistributedTensor>& gradients) {
   return ops::sqrt(total);
 }
 
-AdamW::AdamW(std::vector<Parameter*> parameters, const AdamWOptions& options) : parameters_(std::move(parameters)), options_(options) {}
+AdamW::AdamW(std::vector<Parameter*> parameters, const AdamWOptions& options)
+    : parameters_(std::move(parameters)), options_(options) {}
 
 void AdamW::step(const std::vector<DistributedTensor>& gradients, double lr, double scale) {
-  check(gradients.size() == parameters_.size(), "[AdamW] {} gradients for {} parameters", gradients.size(), parameters_.size());
+  check(gradients.size() == parameters_.size(), "[AdamW] {} gradients for {} parameters", gradients.size(),
+        parameters_.size());
   ++steps_;
   if (parameters_.empty() || parameters_[0]->stored().is_meta()) return;
   if (exp_avg_.empty())
     for (Parameter* p : parameters_)
       for (auto* state : {&exp_avg_, &exp_avg_sq_})
-        state->push_back(Tensor::zeros(p->stored().local().allocator(), p->stored().dtype(), p->stored().spec().local_shape));
-  cpu::AdamW numbers{lr, options_.beta1, options_.beta2, options_.eps, options_.weight_decay, 1 - std::pow(options_.beta1, double(steps_)),
-                     1 - std::pow(options_.beta2, double(steps_)), scale};
+        state->push_back(
+            Tensor::zeros(p->stored().local().allocator(), p->stored().dtype(), p->stored().spec().local_shape));
+  cpu::AdamW numbers{lr,
+                     options_.beta1,
+                     options_.beta2,
+                     options_.eps,
+                     options_.weight_decay,
+                     1 - std::pow(options_.beta1, double(steps_)),
+                     1 - std::pow(options_.beta2, double(steps_)),
+                     scale};
   for (size_t i = 0; i < parameters_.size(); ++i) {
     DistributedTensor& p = parameters_[i]->stored();
     if (gradients[i].layout() != p.layout() || gradients[i].shape() != p.shape())
-      fail("[AdamW] the gradient of {} is {}, not {}", parameters_[i]->path(),
-          to_string(gradients[i]), to_string(p));
+      fail("[AdamW] the gradient of {} is {}, not {}", parameters_[i]->path(), to_string(gradients[i]), to_string(p));
     Tensor gradient = gradients[i].local().contiguous();
     float* value = p.local_for_writing().data<float>();
     const float* g = gradient.data<float>();

@@ -13,8 +13,8 @@ void watch_parameters(Tape& tape, const std::vector<Parameter*>& parameters);
 // loss does not depend on a parameter.
 std::vector<DistributedTensor> reduce_gradients(const Tape& tape, const std::vector<Parameter*>& parameters);
 
-// The Euclidean norm of all gradients, each parameter once: f64, Replicate. Parts of one layout are added first, so that
-// there is one reduction per layout, all in one launch.
+// The Euclidean norm of all gradients, each parameter once: f64, Replicate. Parts of one layout are added first, so
+// that there is one reduction per layout, all in one launch.
 DistributedTensor global_norm(const std::vector<DistributedTensor>& gradients);
 
 struct AdamWOptions {
@@ -27,8 +27,8 @@ class AdamW {
  public:
   AdamW(std::vector<Parameter*> parameters, const AdamWOptions& options);
 
-  // One step in place. `gradients` are those of the parameters, in their order and stored layouts; they are multiplied by
-  // `scale` (clipping). On meta nothing happens.
+  // One step in place. `gradients` are those of the parameters, in their order and stored layouts; they are multiplied
+  // by `scale` (clipping). On meta nothing happens.
   void step(const std::vector<DistributedTensor>& gradients, double lr, double scale = 1);
   int64_t steps() const { return steps_; }
 

@@ -9,8 +9,10 @@ Tape::Tape(Rank& rank) : rank_(rank) { rank_.add(*this); }
 Tape::~Tape() { rank_.remove(*this); }
 
 void Tape::watch(const DistributedTensor& leaf) {
-  check(leaves_.contains(leaf.id()) || !roots_.contains(leaf.id()), "[watch] {} was computed from a watched value, whose gradient would end here: watch values before they are used",
-        to_string(leaf));
+  check(
+      leaves_.contains(leaf.id()) || !roots_.contains(leaf.id()),
+      "[watch] {} was computed from a watched value, whose gradient would end here: watch values before they are used",
+      to_string(leaf));
   leaves_.insert(leaf.id());
   roots_.emplace(leaf.id(), leaf.id());
 }
@@ -57,7 +59,8 @@ Tape::Kept Tape::keep(const DistributedTensor& x) const {
 }
 
 DistributedTensor Tape::Kept::get(std::string_view op) const {
-  if (value.version() != version) fail("[backward] {}, which the gradient of {} needs, was written in place after it was used", to_string(value), op);
+  if (value.version() != version)
+    fail("[backward] {}, which the gradient of {} needs, was written in place after it was used", to_string(value), op);
   if (!recipe) return value;
   if (recipe->results.empty()) {
     LabelScope reason(value.mesh().rank_state(), Label::Kind::reason, "remade for the gradient");
@@ -71,7 +74,14 @@ void Tape::on_call(const CallEvent& e) {
   bool tracked = false;
   for (const DistributedTensor* in : e.inputs) tracked |= root_of(in) != 0;
   if (!tracked) return;
-  Node node{&e.op, e.attributes, {}, {}, {}, {}, std::string(rank_.label(Label::Kind::module)), std::string(rank_.label(Label::Kind::plan_line))};
+  Node node{&e.op,
+            e.attributes,
+            {},
+            {},
+            {},
+            {},
+            std::string(rank_.label(Label::Kind::module)),
+            std::string(rank_.label(Label::Kind::plan_line))};
   for (const DistributedTensor* in : e.inputs) node.inputs.push_back({root_of(in), in ? &in->spec() : nullptr});
   for (const DistributedTensor& out : e.outputs) {
     roots_[out.id()] = out.id();
@@ -115,9 +125,11 @@ void Tape::reduce(const Group& group) {
 // What a card's gradient function sees of a node.
 class Tape::NodeGradient : public Gradient {
  public:
-  NodeGradient(const Node& node, std::vector<DistributedTensor> of_outputs) : node_(node), of_outputs_(std::move(of_outputs)), results(node.inputs.size()) {
+  NodeGradient(const Node& node, std::vector<DistributedTensor> of_outputs)
+      : node_(node), of_outputs_(std::move(of_outputs)), results(node.inputs.size()) {
     // Remade values are made once per node.
-    for (const Kept& k : node.kept_inputs) inputs_.push_back(k.value.defined() ? k.get(node.op->name) : DistributedTensor());
+    for (const Kept& k : node.kept_inputs)
+      inputs_.push_back(k.value.defined() ? k.get(node.op->name) : DistributedTensor());
     for (const Kept& k : node.kept_outputs) outputs_.push_back(k.get(node.op->name));
     for (const Value& v : node.inputs) wanted_.push_back(v.spec ? target_of(*v.spec) : Layout());
   }
@@ -141,7 +153,8 @@ class Tape::NodeGradient : public Gradient {
   }
 
  private:
-  const DistributedTensor& find(const std::vector<int>& names, const std::vector<DistributedTensor>& values, int i, const char* what) const {
+  const DistributedTensor& find(const std::vector<int>& names, const std::vector<DistributedTensor>& values, int i,
+                                const char* what) const {
     for (size_t k = 0; k < names.size(); ++k)
       if (names[k] == i) return values[k];
     fail("[{}] the gradient asks for {} {}, which the card does not keep", node_.op->name, what, i);
@@ -185,19 +198,22 @@ void Tape::run(Node& node) {
     DistributedTensor& g = gradient.results[i];
     if (!g.defined()) continue;
     if (g.shape() != node.inputs[i].spec->shape)
-      fail("[backward] the gradient of {} gives {} for an input of shape {}", node.op->name, to_string(g), to_string(node.inputs[i].spec->shape));
+      fail("[backward] the gradient of {} gives {} for an input of shape {}", node.op->name, to_string(g),
+           to_string(node.inputs[i].spec->shape));
     contribute(node.inputs[i].root, std::move(g));
   }
 }
 
 void Tape::backward(const DistributedTensor& loss) {
-  check(numel(loss.shape()) == 1, "[backward] the loss {} has {} elements; it needs one", to_string(loss), numel(loss.shape()));
+  check(numel(loss.shape()) == 1, "[backward] the loss {} has {} elements; it needs one", to_string(loss),
+        numel(loss.shape()));
   uint64_t root = root_of(&loss);
   check(root, "[backward] no watched value leads to the loss");
   NoGrad scope(rank_);
   PhaseScope phase(rank_, Phase::backward);
-  DistributedTensor one = DistributedTensor::empty(loss.mesh(), loss.mesh().intern({loss.dtype(), loss.shape(), {}}),
-                                                   Tensor(rank_.allocator(), loss.dtype(), loss.shape(), loss.local().device()));
+  DistributedTensor one =
+      DistributedTensor::empty(loss.mesh(), loss.mesh().intern({loss.dtype(), loss.shape(), {}}),
+                               Tensor(rank_.allocator(), loss.dtype(), loss.shape(), loss.local().device()));
   fill(one.local_for_writing(), 1);
   struct End {  // of the record, also after an error
     Tape& tape;

@@ -10,8 +10,8 @@ namespace dtensor::nn {
 
 // Records while it exists: an op is recorded when one of its inputs is tracked and no NoGrad scope is open.
 //
-// Where gradients are reduced: a redistribution passes its gradient through untouched. When all contributions to a value
-// made by an op have arrived (added as they are: Partial stays Partial), their sum is brought once, before the
+// Where gradients are reduced: a redistribution passes its gradient through untouched. When all contributions to a
+// value made by an op have arrived (added as they are: Partial stays Partial), their sum is brought once, before the
 // producer's gradient runs, to the value's own placement on each axis, Replicate where the value is Partial. A leaf's
 // gradient stays as it arrives until the caller brings it somewhere. So every collective of a backward pass is the
 // gradient of a value, and the counts are Megatron's.
@@ -56,20 +56,20 @@ class Tape : public Observer {
   };
   // A value kept for a gradient, or its recipe.
   struct Kept {
-    DistributedTensor value;   // or the recipe's source
+    DistributedTensor value;  // or the recipe's source
     uint32_t version = 0;
     std::shared_ptr<Recipe> recipe;
-    size_t index = 0;          // in the recipe
+    size_t index = 0;  // in the recipe
     DistributedTensor get(std::string_view op) const;
   };
   // Leaves whose gradients are reduced together.
   struct Group {
     std::vector<DistributedTensor> leaves;
     std::vector<std::string> reasons;
-    int uses = 0;              // recorded inputs that the backward pass has not passed yet
+    int uses = 0;  // recorded inputs that the backward pass has not passed yet
   };
   struct Value {
-    uint64_t root = 0;         // 0: absent or not tracked
+    uint64_t root = 0;  // 0: absent or not tracked
     const LocalSpec* spec = nullptr;
   };
   struct Node {
@@ -91,13 +91,13 @@ class Tape : public Observer {
 
   Rank& rank_;
   std::vector<Node> nodes_;
-  std::unordered_map<uint64_t, uint64_t> roots_;       // tracked values; a redistributed one's root is its source's
+  std::unordered_map<uint64_t, uint64_t> roots_;  // tracked values; a redistributed one's root is its source's
   std::unordered_map<uint64_t, std::pair<std::shared_ptr<Recipe>, size_t>> recipes_;  // by the id of the result
-  std::shared_ptr<Recipe> last_recipe_;                // of the batch that is being reported
+  std::shared_ptr<Recipe> last_recipe_;  // of the batch that is being reported
   uint64_t last_batch_ = 0;
   std::unordered_set<uint64_t> leaves_;
   std::vector<Group> groups_;
-  std::unordered_map<uint64_t, size_t> group_of_;      // by leaf
+  std::unordered_map<uint64_t, size_t> group_of_;                        // by leaf
   std::unordered_map<uint64_t, DistributedTensor> pending_, gradients_;  // by root
 };
 

@@ -8,13 +8,16 @@ namespace {
 
 constexpr std::string_view data_axes[] = {"dp", "dp_replicate", "dp_shard"};
 
-bool is_data_axis(std::string_view name) { return std::find(std::begin(data_axes), std::end(data_axes), name) != std::end(data_axes); }
+bool is_data_axis(std::string_view name) {
+  return std::find(std::begin(data_axes), std::end(data_axes), name) != std::end(data_axes);
+}
 
 void check_axes(const MeshShape& mesh, const ParallelPlan& plan) {
   std::vector<std::string> used = plan.axes();
   for (int a = 0; a < mesh.axes(); ++a)
     check(is_data_axis(mesh.name(a)) || std::find(used.begin(), used.end(), mesh.name(a)) != used.end(),
-          "[mesh] nothing uses axis \"{}\" of {}: give a plan that does, or name it dp to divide the batch", mesh.name(a), to_string(mesh));
+          "[mesh] nothing uses axis \"{}\" of {}: give a plan that does, or name it dp to divide the batch",
+          mesh.name(a), to_string(mesh));
 }
 
 // Watches a forward pass for the first op whose result is not finite. Every rank runs the same ops in the same order.
@@ -27,7 +30,8 @@ class FirstBad : public Observer {
     std::string_view module = rank_.label(Label::Kind::module);
     names_.push_back(fmt::format("the output of {}{}{}", e.op.name, module.empty() ? "" : " in ", module));
     for (const DistributedTensor& out : e.outputs)
-      if (first_ < 0 && is_floating(out.dtype()) && !all_finite(out.local().contiguous())) first_ = double(names_.size() - 1);
+      if (first_ < 0 && is_floating(out.dtype()) && !all_finite(out.local().contiguous()))
+        first_ = double(names_.size() - 1);
   }
 
   // The first on any rank: the least number of a call.
@@ -36,7 +40,8 @@ class FirstBad : public Observer {
     Layout partial;
     partial.partial = mesh.shape().all(), partial.reduce = Reduce::min;
     double mine = first_ < 0 ? double(names_.size()) : first_;
-    auto first = size_t(DistributedTensor::from_local(Tensor::of<double>({}, {mine}), mesh, partial, {}).redistribute(Layout()).item());
+    auto first = size_t(
+        DistributedTensor::from_local(Tensor::of<double>({}, {mine}), mesh, partial, {}).redistribute(Layout()).item());
     return first < names_.size() ? names_[first] : "not found again";
   }
 
@@ -52,7 +57,9 @@ class FirstBad : public Observer {
   double first_ = -1;
 };
 
-double value_of(const DistributedTensor& x) { return x.is_meta() ? std::numeric_limits<double>::quiet_NaN() : x.item(); }
+double value_of(const DistributedTensor& x) {
+  return x.is_meta() ? std::numeric_limits<double>::quiet_NaN() : x.item();
+}
 
 }  // namespace
 
@@ -63,8 +70,13 @@ Layout batch_layout(const MeshShape& mesh) {
   return l;
 }
 
-Trainer::Trainer(const DeviceMesh& mesh, const LlamaConfig& config, const ParallelPlan& plan, const TrainerOptions& options)
-    : options_(options), model_(mesh, config), tape_(mesh.rank_state()), parameters_(model_.parameters()), optimizer_(parameters_, options.adamw) {
+Trainer::Trainer(const DeviceMesh& mesh, const LlamaConfig& config, const ParallelPlan& plan,
+                 const TrainerOptions& options)
+    : options_(options),
+      model_(mesh, config),
+      tape_(mesh.rank_state()),
+      parameters_(model_.parameters()),
+      optimizer_(parameters_, options.adamw) {
   check_axes(mesh.shape(), plan);
   plan.apply(model_);
   materialize(model_, options.seed);
@@ -86,7 +98,8 @@ DistributedTensor Trainer::forward(const PackedText::Batch& batch) {
 }
 
 // All ranks get here together, because they have the same loss and norm.
-void Trainer::fail_not_finite(const Step& s, const PackedText::Batch& batch, const std::vector<DistributedTensor>& gradients) {
+void Trainer::fail_not_finite(const Step& s, const PackedText::Batch& batch,
+                              const std::vector<DistributedTensor>& gradients) {
   Rank& rank = model_.mesh().rank_state();
   std::string where;
   NoGrad scope(rank);
@@ -98,8 +111,10 @@ void Trainer::fail_not_finite(const Step& s, const PackedText::Batch& batch, con
     for (size_t i = 0; i < gradients.size() && where.empty(); ++i)
       if (!std::isfinite(global_norm({gradients[i]}).item())) where = "the gradient of " + parameters_[i]->path();
   }
-  fail("[train] step {}: the loss is {} and the gradient norm {}; the first value that is not finite is {}. Lower --lr, or raise --warmup-steps", s.step, s.loss,
-       s.grad_norm, where);
+  fail(
+      "[train] step {}: the loss is {} and the gradient norm {}; the first value that is not finite is {}. Lower --lr, "
+      "or raise --warmup-steps",
+      s.step, s.loss, s.grad_norm, where);
 }
 
 Trainer::Step Trainer::step(const PackedText::Batch& batch) {
@@ -110,8 +125,10 @@ Trainer::Step Trainer::step(const PackedText::Batch& batch) {
   tape_.clear_gradients();
   DistributedTensor norm = global_norm(gradients);
 
-  Step result{optimizer_.steps() + 1, value_of(loss), value_of(norm), warmup_cosine(optimizer_.steps(), options_.lr, options_.warmup_steps, options_.steps)};
-  if (!loss.is_meta() && !(std::isfinite(result.loss) && std::isfinite(result.grad_norm))) fail_not_finite(result, batch, gradients);
+  Step result{optimizer_.steps() + 1, value_of(loss), value_of(norm),
+              warmup_cosine(optimizer_.steps(), options_.lr, options_.warmup_steps, options_.steps)};
+  if (!loss.is_meta() && !(std::isfinite(result.loss) && std::isfinite(result.grad_norm)))
+    fail_not_finite(result, batch, gradients);
   double scale = options_.clip > 0 && result.grad_norm > options_.clip ? options_.clip / (result.grad_norm + 1e-6) : 1;
   optimizer_.step(gradients, result.lr, scale);
   return result;

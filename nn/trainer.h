@@ -27,13 +27,13 @@ class Trainer {
   Trainer(const DeviceMesh& mesh, const LlamaConfig& config, const ParallelPlan& plan, const TrainerOptions& options);
 
   struct Step {
-    int64_t step;       // from 1
-    double loss;        // the mean over every counted token of the global batch
-    double grad_norm;   // before clipping, each parameter once
+    int64_t step;      // from 1
+    double loss;       // the mean over every counted token of the global batch
+    double grad_norm;  // before clipping, each parameter once
     double lr;
   };
-  // Forward, backward, clip, update. Numbers are NaN on meta. Errors: a loss or gradient norm that is not finite, with the
-  // first op or parameter where it is so.
+  // Forward, backward, clip, update. Numbers are NaN on meta. Errors: a loss or gradient norm that is not finite, with
+  // the first op or parameter where it is so.
   Step step(const PackedText::Batch& batch);
 
   LlamaForCausalLM& model() { return model_; }
@@ -41,7 +41,8 @@ class Trainer {
 
  private:
   DistributedTensor forward(const PackedText::Batch& batch);  // the loss
-  [[noreturn]] void fail_not_finite(const Step& s, const PackedText::Batch& batch, const std::vector<DistributedTensor>& gradients);
+  [[noreturn]] void fail_not_finite(const Step& s, const PackedText::Batch& batch,
+                                    const std::vector<DistributedTensor>& gradients);
 
   TrainerOptions options_;
   LlamaForCausalLM model_;

@@ -17,10 +17,10 @@ struct AttentionOptions {
 };
 
 // Exact softmax attention without the matrix of scores. q [batch, heads, s, d], k [batch, kv_heads, t, d],
-// v [batch, kv_heads, t, d] -> [batch, heads, s, d], as torch's scaled_dot_product_attention with enable_gqa. heads is a
-// multiple of kv_heads. Heads shard where the ranks divide kv_heads; queries shard too.
-// Source: Dao et al., "FlashAttention" (2022).
-DistributedTensor scaled_dot_product_attention(const DistributedTensor& q, const DistributedTensor& k, const DistributedTensor& v,
-                                               const AttentionOptions& options = {});
+// v [batch, kv_heads, t, d] -> [batch, heads, s, d], as torch's scaled_dot_product_attention with enable_gqa. heads is
+// a multiple of kv_heads. Heads shard where the ranks divide kv_heads; queries shard too. Source: Dao et al.,
+// "FlashAttention" (2022).
+DistributedTensor scaled_dot_product_attention(const DistributedTensor& q, const DistributedTensor& k,
+                                               const DistributedTensor& v, const AttentionOptions& options = {});
 
 }  // namespace dtensor::ops

@@ -95,9 +95,11 @@ std::unique_ptr<Decision> decide(const Op& op, const DeviceMesh& mesh, std::span
     std::string need;
     for (size_t i = 0; i < inputs.size(); ++i)
       if (inputs[i] && inputs[i]->layout() != choice.inputs[i]) need = to_string(choice.inputs[i], mesh.shape());
-    fail("[{}] {} ({}) cannot keep its sharding on mesh {}: the sharded dimension is not the leading one of its group, or "
-         "the ranks do not divide it; redistribute to {} first",
-         op.name, to_string(*inputs[0]), attributes.to_string(), to_string(mesh.shape()), need);
+    fail(
+        "[{}] {} ({}) cannot keep its sharding on mesh {}: the sharded dimension is not the leading one of its group, "
+        "or "
+        "the ranks do not divide it; redistribute to {} first",
+        op.name, to_string(*inputs[0]), attributes.to_string(), to_string(mesh.shape()), need);
   }
   auto d = std::make_unique<Decision>();
   d->op = &op;
@@ -110,18 +112,22 @@ std::unique_ptr<Decision> decide(const Op& op, const DeviceMesh& mesh, std::span
   }
   check(rule.outputs().size() <= max_outputs, "[{}] more than {} outputs", op.name, max_outputs);
   for (size_t o = 0; o < rule.outputs().size(); ++o)
-    d->outputs.push_back(mesh.intern({op.types(op.name, in, attributes, int(o)), rule.outputs()[o].shape, choice.outputs[o]}));
+    d->outputs.push_back(
+        mesh.intern({op.types(op.name, in, attributes, int(o)), rule.outputs()[o].shape, choice.outputs[o]}));
   for (size_t f = 0; f < rule.factors().size(); ++f) {
     const Factor& factor = rule.factors()[f];
-    d->factors.push_back({factor.name, local_range(mesh.shape(), factor.size, choice.factors[f], mesh.rank()), factor.size});
+    d->factors.push_back(
+        {factor.name, local_range(mesh.shape(), factor.size, choice.factors[f], mesh.rank()), factor.size});
   }
   return d;
 }
 
-const Decision& find_decision(OpsState& state, const Op& op, const DeviceMesh& mesh, std::span<const DistributedTensor* const> inputs,
-                              const Attributes& attributes, const CallOptions& options) {
+const Decision& find_decision(OpsState& state, const Op& op, const DeviceMesh& mesh,
+                              std::span<const DistributedTensor* const> inputs, const Attributes& attributes,
+                              const CallOptions& options) {
   uint64_t wanted = options.wanted ? options.wanted->code() : nothing_wanted;
-  uint64_t h = reinterpret_cast<uintptr_t>(&op) ^ (attributes.empty() ? 0 : attributes.hash()) ^ wanted * 0x9e3779b97f4a7c15u;
+  uint64_t h =
+      reinterpret_cast<uintptr_t>(&op) ^ (attributes.empty() ? 0 : attributes.hash()) ^ wanted * 0x9e3779b97f4a7c15u;
   for (const DistributedTensor* in : inputs) h = (h ^ (in ? in->spec().id : 0)) * 0x9e3779b97f4a7c15u, h ^= h >> 32;
   auto [it, end] = state.decisions.equal_range(h);
   for (; it != end; ++it) {
@@ -133,23 +139,29 @@ const Decision& find_decision(OpsState& state, const Op& op, const DeviceMesh& m
   return *state.decisions.emplace(h, decide(op, mesh, inputs, attributes, options))->second;
 }
 
-void run_kernel(const Op& op, Rank& rank, OpsState& state, const Decision& d, std::span<const DistributedTensor* const> used,
-                std::span<Tensor> locals) {
+void run_kernel(const Op& op, Rank& rank, OpsState& state, const Decision& d,
+                std::span<const DistributedTensor* const> used, std::span<Tensor> locals) {
   check(op.cpu, "[{}] has no CPU kernel", op.name);
   InlineVector<Tensor, max_operands> in;
   for (const DistributedTensor* x : used) {
-    if (!x) in.emplace_back();
-    else if (op.strided) in.emplace_back(x->local());
-    else in.emplace_back(x->local().contiguous());
+    if (!x)
+      in.emplace_back();
+    else if (op.strided)
+      in.emplace_back(x->local());
+    else
+      in.emplace_back(x->local().contiguous());
   }
-  op.cpu(Context(op.name, d.attributes, d.factors, rank.pool(), state.scratch, rank.allocator()), std::span<const Tensor>(in.data(), in.size()), locals);
+  op.cpu(Context(op.name, d.attributes, d.factors, rank.pool(), state.scratch, rank.allocator()),
+         std::span<const Tensor>(in.data(), in.size()), locals);
   for (size_t o = 0; o < locals.size(); ++o)
     if (locals[o].shape() != d.outputs[o]->local_shape)
-      fail("[{}] the kernel left output {} with shape {}, not {}", op.name, o, to_string(locals[o].shape()), to_string(d.outputs[o]->local_shape));
+      fail("[{}] the kernel left output {} with shape {}, not {}", op.name, o, to_string(locals[o].shape()),
+           to_string(d.outputs[o]->local_shape));
 }
 
 // Brings the inputs that the decision moves to their layouts, all in as few launches as possible.
-void bring(const Op& op, Rank& rank, const Decision& d, std::span<const DistributedTensor*> used, std::vector<DistributedTensor>& moved) {
+void bring(const Op& op, Rank& rank, const Decision& d, std::span<const DistributedTensor*> used,
+           std::vector<DistributedTensor>& moved) {
   LabelScope label(rank, Label::Kind::op, std::string(op.name));
   std::vector<Layout> to;
   for (size_t i = 0; i < used.size(); ++i)
@@ -160,7 +172,8 @@ void bring(const Op& op, Rank& rank, const Decision& d, std::span<const Distribu
     if (d.moves >> i & 1) used[i] = &moved[next++];
 }
 
-std::vector<DistributedTensor> run_composite(const Op& op, Rank& rank, std::span<const DistributedTensor* const> inputs, const Attributes& attributes) {
+std::vector<DistributedTensor> run_composite(const Op& op, Rank& rank, std::span<const DistributedTensor* const> inputs,
+                                             const Attributes& attributes) {
   NoGrad scope(rank);
   LabelScope label(rank, Label::Kind::op, std::string(op.name));
   return op.composite(inputs, attributes);
@@ -168,18 +181,21 @@ std::vector<DistributedTensor> run_composite(const Op& op, Rank& rank, std::span
 
 // Runs the call; outputs are given to `take(index, tensor)`.
 template <class Make>
-void dispatch(const Op& op, std::span<const DistributedTensor* const> given, const Attributes& attributes, const CallOptions& options, Make result) {
-  check(given.size() <= max_operands, "[{}] {} operands; at most {} are supported", op.name, given.size(), max_operands);
+void dispatch(const Op& op, std::span<const DistributedTensor* const> given, const Attributes& attributes,
+              const CallOptions& options, Make result) {
+  check(given.size() <= max_operands, "[{}] {} operands; at most {} are supported", op.name, given.size(),
+        max_operands);
   std::array<const DistributedTensor*, max_operands> inputs{}, used{};
   const DistributedTensor* first = nullptr;
   bool meta = false;
   for (size_t i = 0; i < given.size(); ++i) {
     if (!given[i] || !given[i]->defined()) continue;
     inputs[i] = given[i];
-    if (!first) first = given[i];
+    if (!first)
+      first = given[i];
     else if (!(given[i]->mesh() == first->mesh()))
-      fail("[{}] operands on two meshes: {} and {}; a model's tensors all live on one mesh", op.name, to_string(first->mesh().shape()),
-           to_string(given[i]->mesh().shape()));
+      fail("[{}] operands on two meshes: {} and {}; a model's tensors all live on one mesh", op.name,
+           to_string(first->mesh().shape()), to_string(given[i]->mesh().shape()));
     meta |= given[i]->is_meta();
   }
   check(first, "[{}] all operands are absent", op.name);
@@ -207,7 +223,8 @@ void dispatch(const Op& op, std::span<const DistributedTensor* const> given, con
   if (!meta) run_kernel(op, rank, state, d, ready, std::span(locals.data(), locals.size()));
 
   InlineVector<DistributedTensor, max_outputs> outputs;
-  for (size_t o = 0; o < locals.size(); ++o) outputs.emplace_back(DistributedTensor::empty(mesh, d.outputs[o], std::move(locals[o])));
+  for (size_t o = 0; o < locals.size(); ++o)
+    outputs.emplace_back(DistributedTensor::empty(mesh, d.outputs[o], std::move(locals[o])));
   std::span<DistributedTensor> out(outputs.data(), outputs.size());
   rank.notify([&](Observer& o) { o.on_call({op, attributes, in, ready, out}); });
   result(out);
@@ -215,8 +232,8 @@ void dispatch(const Op& op, std::span<const DistributedTensor* const> given, con
 
 }  // namespace
 
-std::vector<DistributedTensor> call_all(const Op& op, std::span<const DistributedTensor* const> inputs, const Attributes& attributes,
-                                        const CallOptions& options) {
+std::vector<DistributedTensor> call_all(const Op& op, std::span<const DistributedTensor* const> inputs,
+                                        const Attributes& attributes, const CallOptions& options) {
   std::vector<DistributedTensor> all;
   dispatch(op, inputs, attributes, options, [&](std::span<DistributedTensor> outputs) {
     all.assign(std::make_move_iterator(outputs.begin()), std::make_move_iterator(outputs.end()));
@@ -224,14 +241,16 @@ std::vector<DistributedTensor> call_all(const Op& op, std::span<const Distribute
   return all;
 }
 
-DistributedTensor call(const Op& op, std::initializer_list<const DistributedTensor*> inputs, const Attributes& attributes, const CallOptions& options) {
+DistributedTensor call(const Op& op, std::initializer_list<const DistributedTensor*> inputs,
+                       const Attributes& attributes, const CallOptions& options) {
   DistributedTensor first;
   dispatch(op, std::span(inputs.begin(), inputs.size()), attributes, options,
            [&](std::span<DistributedTensor> outputs) { first = std::move(outputs[0]); });
   return first;
 }
 
-Explanation explain(const Op& op, const MeshShape& mesh, std::span<const TensorSpec* const> inputs, const Attributes& attributes) {
+Explanation explain(const Op& op, const MeshShape& mesh, std::span<const TensorSpec* const> inputs,
+                    const Attributes& attributes) {
   check(!op.composite, "[explain] {} is a composite of several ops: explain those", op.name);
   std::vector<const Shape*> shapes;
   std::vector<TensorSpec> stripped;
@@ -246,11 +265,14 @@ Explanation explain(const Op& op, const MeshShape& mesh, std::span<const TensorS
   for (Choice& c : all_choices({rule, mesh, specs, {}, {}})) {
     Explanation::Way way{std::move(c), {}};
     for (size_t i = 0; i < specs.size(); ++i)
-      way.plans.push_back(specs[i] ? plan_redistribution(mesh, specs[i]->shape, itemsize(specs[i]->dtype), specs[i]->layout, way.choice.inputs[i]) : Plan{});
+      way.plans.push_back(specs[i] ? plan_redistribution(mesh, specs[i]->shape, itemsize(specs[i]->dtype),
+                                                         specs[i]->layout, way.choice.inputs[i])
+                                   : Plan{});
     e.ways.push_back(std::move(way));
   }
   for (size_t o = 0; o < rule.outputs().size(); ++o)
-    e.outputs.push_back({op.types(op.name, specs, attributes, int(o)), rule.outputs()[o].shape, e.ways[0].choice.outputs[o]});
+    e.outputs.push_back(
+        {op.types(op.name, specs, attributes, int(o)), rule.outputs()[o].shape, e.ways[0].choice.outputs[o]});
   return e;
 }
 

@@ -17,8 +17,8 @@ struct CallOptions {
 std::vector<DistributedTensor> call_all(const Op& op, std::span<const DistributedTensor* const> inputs,
                                         const Attributes& attributes = {}, const CallOptions& options = {});
 // The first output.
-DistributedTensor call(const Op& op, std::initializer_list<const DistributedTensor*> inputs, const Attributes& attributes = {},
-                       const CallOptions& options = {});
+DistributedTensor call(const Op& op, std::initializer_list<const DistributedTensor*> inputs,
+                       const Attributes& attributes = {}, const CallOptions& options = {});
 inline std::vector<DistributedTensor> call_all(const Op& op, std::initializer_list<const DistributedTensor*> inputs,
                                                const Attributes& attributes = {}, const CallOptions& options = {}) {
   return call_all(op, std::span(inputs.begin(), inputs.size()), attributes, options);
@@ -42,7 +42,8 @@ struct Explanation {
   std::vector<TensorSpec> outputs;  // of the best way
   std::vector<Way> ways;            // the best first
 };
-Explanation explain(const Op& op, const MeshShape& mesh, std::span<const TensorSpec* const> inputs, const Attributes& attributes);
+Explanation explain(const Op& op, const MeshShape& mesh, std::span<const TensorSpec* const> inputs,
+                    const Attributes& attributes);
 
 // What the ops layer keeps per rank. Distinct calls seen so far: flat once a loop repeats itself.
 size_t cached_calls(Rank& rank);

@@ -10,9 +10,12 @@ constexpr int64_t pointwise_grain = 16384;  // elements that are worth a thread
 // Calls f.operator()<T>() with the C++ type of a floating element type.
 template <class F>
 void for_floating(const Context& c, DType t, F f) {
-  if (t == DType::f32) f.template operator()<float>();
-  else if (t == DType::f64) f.template operator()<double>();
-  else fail("[{}] has no CPU kernel for {}", c.op, name(t));
+  if (t == DType::f32)
+    f.template operator()<float>();
+  else if (t == DType::f64)
+    f.template operator()<double>();
+  else
+    fail("[{}] has no CPU kernel for {}", c.op, name(t));
 }
 
 // Strides with which `t` reads as a tensor of `shape`, aligned from the right: 0 where it is broadcast.
@@ -40,7 +43,8 @@ void for_rows(const Shape& shape, const std::array<Shape, N>& strides, int64_t b
   }
 }
 
-// An error where operands that a kernel walks together differ in their leading dimensions: its "..." does not broadcast.
+// An error where operands that a kernel walks together differ in their leading dimensions: its "..." does not
+// broadcast.
 struct Rows {
   int operand, trailing;  // the dimensions after "..."
 };
@@ -51,7 +55,8 @@ inline void check_rows(const Context& c, std::span<const Tensor> in, std::initia
   };
   Shape first = leading(*list.begin());
   for (const Rows& r : list)
-    check(leading(r) == first, "[{}] leading dimensions {} and {} differ; they do not broadcast here", c.op, to_string(first), to_string(leading(r)));
+    check(leading(r) == first, "[{}] leading dimensions {} and {} differ; they do not broadcast here", c.op,
+          to_string(first), to_string(leading(r)));
 }
 
 // All dimensions but the last `kept`: how many rows.

@@ -43,14 +43,15 @@ void pick_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor>
     T* y = out[0].data<T>();
     for (int64_t i = 0; i < in[1].numel(); ++i) {
       int64_t t = target[i];
-      check(t == ignore || (t >= 0 && t < c.size('v')), "[cross_entropy] target {} is outside the classes [0,{})", t, c.size('v'));
+      check(t == ignore || (t >= 0 && t < c.size('v')), "[cross_entropy] target {} is outside the classes [0,{})", t,
+            c.size('v'));
       y[i] = t != ignore && t >= here.begin && t < here.end ? x[i * v + t - here.begin] : T(0);
     }
   });
 }
 
-// m [...], log_sum [...], picked [...], target [...] -> (m - picked) + log_sum, 0 where ignored; and 1 for each that counts.
-// Not lse - picked: rounded at the size of the logits, lse would lose the small loss of a confident row.
+// m [...], log_sum [...], picked [...], target [...] -> (m - picked) + log_sum, 0 where ignored; and 1 for each that
+// counts. Not lse - picked: rounded at the size of the logits, lse would lose the small loss of a confident row.
 void rows_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   const int64_t* target = in[3].data<int64_t>();
   int64_t ignore = c.attributes.get<int64_t>("ignore_index");
@@ -64,10 +65,14 @@ void rows_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor>
     }
   });
 }
-DType rows_type(std::string_view, std::span<const TensorSpec* const> in, const Attributes&, int) { return in[0]->dtype; }
-const Op rows_op = {.name = "cross_entropy_rows", .rule = "...,...,...,...->...,...", .types = rows_type, .cpu = rows_kernel};
+DType rows_type(std::string_view, std::span<const TensorSpec* const> in, const Attributes&, int) {
+  return in[0]->dtype;
+}
+const Op rows_op = {
+    .name = "cross_entropy_rows", .rule = "...,...,...,...->...,...", .types = rows_type, .cpu = rows_kernel};
 
-// x [..., v], m [...], log_sum [...], target [...], scale [...] -> (exp(x - m - log_sum) - [target]) * scale, 0 where ignored
+// x [..., v], m [...], log_sum [...], target [...], scale [...] -> (exp(x - m - log_sum) - [target]) * scale, 0 where
+// ignored
 void cross_entropy_backward_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   int64_t v = in[0].shape().back(), ignore = c.attributes.get<int64_t>("ignore_index");
   const int64_t* target = in[3].data<int64_t>();
@@ -81,13 +86,17 @@ void cross_entropy_backward_kernel(const Context& c, std::span<const Tensor> in,
       for (int64_t i = b; i < e; ++i) {
         int64_t t = target[i];
         int64_t column = t >= here.begin && t < here.end ? t - here.begin : -1;
-        if (t == ignore) std::fill_n(dx + i * v, v, T(0));
-        else cpu::cross_entropy_backward(v, x + i * v, m[i], log_sum[i], column, double(scale[i]), dx + i * v);
+        if (t == ignore)
+          std::fill_n(dx + i * v, v, T(0));
+        else
+          cpu::cross_entropy_backward(v, x + i * v, m[i], log_sum[i], column, double(scale[i]), dx + i * v);
       }
     });
   });
 }
-DType backward_type(std::string_view, std::span<const TensorSpec* const> in, const Attributes&, int) { return in[0]->dtype; }
+DType backward_type(std::string_view, std::span<const TensorSpec* const> in, const Attributes&, int) {
+  return in[0]->dtype;
+}
 
 // Only the Partial axes change: what was sharded by rows stays so.
 Layout reduced(const DistributedTensor& x) {
@@ -103,7 +112,8 @@ std::vector<DistributedTensor> redistribute_to_reduced(std::vector<DistributedTe
 }
 
 // -> loss, maximum [...], log of the sum [...], count
-std::vector<DistributedTensor> cross_entropy_composite(std::span<const DistributedTensor* const> in, const Attributes& a) {
+std::vector<DistributedTensor> cross_entropy_composite(std::span<const DistributedTensor* const> in,
+                                                       const Attributes& a) {
   const DistributedTensor &logits = *in[0], &target = *in[1];
   Attributes ignore{{"ignore_index", a.get<int64_t>("ignore_index")}};
   DistributedTensor m = amax(logits, {-1});
@@ -130,24 +140,43 @@ const Attributes ignore_none{{"ignore_index", int64_t(-100)}}, ignore_one{{"igno
 
 }  // namespace
 
-const Op sum_exp_op = {.name = "sum_exp", .rule = "...v,...->...", .cpu = sum_exp_kernel, .sample = {{{{4, 3, 7}, {4, 3}}}, {{{5, 1}, {5}}}}};
-const Op pick_op = {.name = "pick", .rule = "...v,...->...", .linear = {{0}}, .types = first_type, .cpu = pick_kernel,
+const Op sum_exp_op = {.name = "sum_exp",
+                       .rule = "...v,...->...",
+                       .cpu = sum_exp_kernel,
+                       .sample = {{{{4, 3, 7}, {4, 3}}}, {{{5, 1}, {5}}}}};
+const Op pick_op = {.name = "pick",
+                    .rule = "...v,...->...",
+                    .linear = {{0}},
+                    .types = first_type,
+                    .cpu = pick_kernel,
                     .sample = {{{{4, 3, 7}, ids({4, 3}, 7)}, ignore_none}, {{{5, 3}, ids({5}, 3)}, ignore_one}}};
-const Op cross_entropy_backward_op = {.name = "cross_entropy_backward", .rule = "...v,...,...,...,...->...v", .linear = {{4}}, .types = backward_type,
+const Op cross_entropy_backward_op = {.name = "cross_entropy_backward",
+                                      .rule = "...v,...,...,...,...->...v",
+                                      .linear = {{4}},
+                                      .types = backward_type,
                                       .cpu = cross_entropy_backward_kernel,
-                                      .sample = {{{{4, 3, 7}, {4, 3}, {4, 3}, ids({4, 3}, 7), {4, 3}}, ignore_none}, {{{5, 3}, {5}, {5}, ids({5}, 3), {}}, ignore_one}}};
-const Op cross_entropy_op = {.name = "cross_entropy", .composite = cross_entropy_composite, .gradient = cross_entropy_gradient,
+                                      .sample = {{{{4, 3, 7}, {4, 3}, {4, 3}, ids({4, 3}, 7), {4, 3}}, ignore_none},
+                                                 {{{5, 3}, {5}, {5}, ids({5}, 3), {}}, ignore_one}}};
+const Op cross_entropy_op = {.name = "cross_entropy",
+                             .composite = cross_entropy_composite,
+                             .gradient = cross_entropy_gradient,
                              .keeps = {.inputs = {0, 1}, .outputs = {1, 2, 3}},
-                             .sample = {{{{4, 3, 7}, ids({4, 3}, 7)}, loss(-100, Reduction::mean)}, {{{5, 3}, ids({5}, 3)}, loss(1, Reduction::mean)},
-                                        {{{4, 3, 7}, ids({4, 3}, 7)}, loss(2, Reduction::sum)}, {{{5, 8}, ids({5}, 8)}, loss(-100, Reduction::none)},
-                                        {{{1, 5}, ids({1}, 5)}, loss(-100, Reduction::mean)}, {{{0, 3}, ids({0}, 3)}, loss(-100, Reduction::sum)}}};
+                             .sample = {{{{4, 3, 7}, ids({4, 3}, 7)}, loss(-100, Reduction::mean)},
+                                        {{{5, 3}, ids({5}, 3)}, loss(1, Reduction::mean)},
+                                        {{{4, 3, 7}, ids({4, 3}, 7)}, loss(2, Reduction::sum)},
+                                        {{{5, 8}, ids({5}, 8)}, loss(-100, Reduction::none)},
+                                        {{{1, 5}, ids({1}, 5)}, loss(-100, Reduction::mean)},
+                                        {{{0, 3}, ids({0}, 3)}, loss(-100, Reduction::sum)}}};
 
-DistributedTensor cross_entropy(const DistributedTensor& logits, const DistributedTensor& target, const CrossEntropyOptions& options) {
+DistributedTensor cross_entropy(const DistributedTensor& logits, const DistributedTensor& target,
+                                const CrossEntropyOptions& options) {
   Shape rows = logits.shape();
   if (!rows.empty()) rows.erase(rows.dims() - 1);
-  check(logits.dims() > 0 && target.shape() == rows, "[cross_entropy] logits {} and targets {}: one target for each row, the classes last",
-        to_string(logits), to_string(target));
-  return call(cross_entropy_op, {&logits, &target}, {{"ignore_index", options.ignore_index}, {"reduction", int64_t(options.reduction)}});
+  check(logits.dims() > 0 && target.shape() == rows,
+        "[cross_entropy] logits {} and targets {}: one target for each row, the classes last", to_string(logits),
+        to_string(target));
+  return call(cross_entropy_op, {&logits, &target},
+              {{"ignore_index", options.ignore_index}, {"reduction", int64_t(options.reduction)}});
 }
 
 }  // namespace dtensor::ops

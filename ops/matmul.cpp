@@ -28,8 +28,8 @@ Matrix matrix(const Tensor& t) {
 
 // C [M, N] = A B, one product, its rows or columns split over the threads.
 template <class T>
-void product(const Context& c, cpu::Form form, int64_t M, int64_t N, int64_t K, const T* A, int64_t lda, const T* B, int64_t ldb,
-             T* C, int64_t ldc, int64_t l) {
+void product(const Context& c, cpu::Form form, int64_t M, int64_t N, int64_t K, const T* A, int64_t lda, const T* B,
+             int64_t ldb, T* C, int64_t ldc, int64_t l) {
   constexpr int64_t rows = 48, columns = 64;  // multiples of the kernel's tile
   if (M >= N || N < 2 * columns) {
     c.pool.parallel_for(M, rows, [&](int64_t b, int64_t e, int worker) {
@@ -86,10 +86,11 @@ void linear_kernel(const Context& c, std::span<const Tensor> in, std::span<Tenso
     product(c, cpu::Form::NT, M, N, K, x.data<T>(), K, w.data<T>(), K, y, N, c.leaves("k"));
     if (!bias.defined()) return;
     const T* b = bias.data<T>();
-    c.pool.parallel_for(M, std::max<int64_t>(1, pointwise_grain / std::max<int64_t>(N, 1)), [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; ++i)
-        for (int64_t j = 0; j < N; ++j) y[i * N + j] += b[j];
-    });
+    c.pool.parallel_for(M, std::max<int64_t>(1, pointwise_grain / std::max<int64_t>(N, 1)),
+                        [&](int64_t begin, int64_t end, int) {
+                          for (int64_t i = begin; i < end; ++i)
+                            for (int64_t j = 0; j < N; ++j) y[i * N + j] += b[j];
+                        });
   });
 }
 
@@ -98,7 +99,8 @@ void linear_weight_gradient_kernel(const Context& c, std::span<const Tensor> in,
   int64_t N = dy.shape().back(), K = x.shape().back();
   check_rows(c, in, {{0, 1}, {1, 1}});
   for_floating(c, x.dtype(), [&]<class T>() {
-    product(c, cpu::Form::TN, N, K, rows_of(x), dy.data<T>(), N, x.data<T>(), K, out[0].data<T>(), K, c.leaves_of_dots());
+    product(c, cpu::Form::TN, N, K, rows_of(x), dy.data<T>(), N, x.data<T>(), K, out[0].data<T>(), K,
+            c.leaves_of_dots());
   });
 }
 
@@ -143,20 +145,42 @@ const SampleInput absent(SampleInput::Kind::absent, {});
 
 }  // namespace
 
-const Op matmul_op = {.name = "matmul", .rule = "...mk,...kn->...mn", .linear = {{0}, {1}}, .strided = true, .cpu = matmul_kernel,
-                      .gradient = matmul_gradient, .keeps = {.inputs = {0, 1}},
-                      .sample = {{{{5, 7}, {7, 3}}}, {{{2, 5, 7}, {2, 7, 3}}}, {{{2, 5, 7}, {7, 3}}}, {{{5, 7}, {2, 7, 3}}}, {{{1, 1}, {1, 1}}}, {{{4, 0}, {0, 3}}}}};
-const Op linear_op = {.name = "linear", .rule = "...k,nk,n->...n", .linear = {{0, 2}, {1, 2}}, .added = {2}, .cpu = linear_kernel,
-                      .gradient = linear_gradient, .keeps = {.inputs = {0, 1}},
-                      .sample = {{{{5, 7}, {3, 7}, {3}}}, {{{2, 5, 7}, {3, 7}, absent}}, {{{7}, {3, 7}, {3}}}, {{{0, 4}, {6, 4}, {6}}}}};
-const Op linear_weight_gradient_op = {.name = "linear_weight_gradient", .rule = "...n,...k->nk", .linear = {{0}, {1}},
-                                      .cpu = linear_weight_gradient_kernel, .gradient = linear_weight_gradient_gradient,
-                                      .keeps = {.inputs = {0, 1}}, .sample = {{{{5, 3}, {5, 7}}}, {{{2, 5, 3}, {2, 5, 4}}}, {{{0, 3}, {0, 4}}}}};
+const Op matmul_op = {.name = "matmul",
+                      .rule = "...mk,...kn->...mn",
+                      .linear = {{0}, {1}},
+                      .strided = true,
+                      .cpu = matmul_kernel,
+                      .gradient = matmul_gradient,
+                      .keeps = {.inputs = {0, 1}},
+                      .sample = {{{{5, 7}, {7, 3}}},
+                                 {{{2, 5, 7}, {2, 7, 3}}},
+                                 {{{2, 5, 7}, {7, 3}}},
+                                 {{{5, 7}, {2, 7, 3}}},
+                                 {{{1, 1}, {1, 1}}},
+                                 {{{4, 0}, {0, 3}}}}};
+const Op linear_op = {
+    .name = "linear",
+    .rule = "...k,nk,n->...n",
+    .linear = {{0, 2}, {1, 2}},
+    .added = {2},
+    .cpu = linear_kernel,
+    .gradient = linear_gradient,
+    .keeps = {.inputs = {0, 1}},
+    .sample = {{{{5, 7}, {3, 7}, {3}}}, {{{2, 5, 7}, {3, 7}, absent}}, {{{7}, {3, 7}, {3}}}, {{{0, 4}, {6, 4}, {6}}}}};
+const Op linear_weight_gradient_op = {.name = "linear_weight_gradient",
+                                      .rule = "...n,...k->nk",
+                                      .linear = {{0}, {1}},
+                                      .cpu = linear_weight_gradient_kernel,
+                                      .gradient = linear_weight_gradient_gradient,
+                                      .keeps = {.inputs = {0, 1}},
+                                      .sample = {{{{5, 3}, {5, 7}}}, {{{2, 5, 3}, {2, 5, 4}}}, {{{0, 3}, {0, 4}}}}};
 
 DistributedTensor matmul(const DistributedTensor& a, const DistributedTensor& b) { return call(matmul_op, {&a, &b}); }
 DistributedTensor linear(const DistributedTensor& x, const DistributedTensor& weight, const DistributedTensor& bias) {
   return call(linear_op, {&x, &weight, &bias});
 }
-DistributedTensor linear_weight_gradient(const DistributedTensor& dy, const DistributedTensor& x) { return call(linear_weight_gradient_op, {&dy, &x}); }
+DistributedTensor linear_weight_gradient(const DistributedTensor& dy, const DistributedTensor& x) {
+  return call(linear_weight_gradient_op, {&dy, &x});
+}
 
 }  // namespace dtensor::ops

@@ -13,9 +13,9 @@ void rms_norm_kernel(const Context& c, std::span<const Tensor> in, std::span<Ten
   for_floating(c, in[0].dtype(), [&]<class T>() {
     const T *x = in[0].data<T>(), *w = in[1].data<T>();
     T *y = out[0].data<T>(), *rstd = out[1].data<T>();
-    c.pool.parallel_for(rows, std::max<int64_t>(1, pointwise_grain / std::max<int64_t>(d, 1)), [&](int64_t b, int64_t e, int) {
-      cpu::rms_norm(e - b, d, x + b * d, w, eps, y + b * d, rstd + b);
-    });
+    c.pool.parallel_for(
+        rows, std::max<int64_t>(1, pointwise_grain / std::max<int64_t>(d, 1)),
+        [&](int64_t b, int64_t e, int) { cpu::rms_norm(e - b, d, x + b * d, w, eps, y + b * d, rstd + b); });
   });
 }
 
@@ -26,11 +26,13 @@ void rms_norm_backward_kernel(const Context& c, std::span<const Tensor> in, std:
   for_floating(c, in[1].dtype(), [&]<class T>() {
     const T *dy = in[0].data<T>(), *x = in[1].data<T>(), *w = in[2].data<T>(), *rstd = in[3].data<T>();
     T *dx = out[0].data<T>(), *dw = out[1].data<T>();
-    c.pool.parallel_for(rows, std::max<int64_t>(1, pointwise_grain / std::max<int64_t>(d, 1)), [&](int64_t b, int64_t e, int) {
-      cpu::rms_norm_backward(e - b, d, dy + b * d, x + b * d, w, rstd + b, dx + b * d);
-    });
+    c.pool.parallel_for(rows, std::max<int64_t>(1, pointwise_grain / std::max<int64_t>(d, 1)),
+                        [&](int64_t b, int64_t e, int) {
+                          cpu::rms_norm_backward(e - b, d, dy + b * d, x + b * d, w, rstd + b, dx + b * d);
+                        });
     int64_t l = c.leaves_of_dots();
-    c.pool.parallel_for(d, 64, [&](int64_t b, int64_t e, int) { cpu::rms_norm_backward_weight(rows, d, b, e, dy, x, rstd, dw, l); });
+    c.pool.parallel_for(
+        d, 64, [&](int64_t b, int64_t e, int) { cpu::rms_norm_backward_weight(rows, d, b, e, dy, x, rstd, dw, l); });
   });
 }
 
@@ -44,9 +46,15 @@ const Attributes eps{{"eps", 1e-5}};
 
 }  // namespace
 
-const Op rms_norm_op = {.name = "rms_norm", .rule = "...[d],[d]->...[d],...", .cpu = rms_norm_kernel, .gradient = rms_norm_gradient,
-                        .keeps = {.inputs = {0, 1}, .outputs = {1}}, .sample = {{{{4, 3, 6}, {6}}, eps}, {{{1, 5}, {5}}, eps}, {{{0, 5}, {5}}, eps}}};
-const Op rms_norm_backward_op = {.name = "rms_norm_backward", .rule = "...[d],...[d],[d],...->...[d],[d]", .linear = {{0}},
+const Op rms_norm_op = {.name = "rms_norm",
+                        .rule = "...[d],[d]->...[d],...",
+                        .cpu = rms_norm_kernel,
+                        .gradient = rms_norm_gradient,
+                        .keeps = {.inputs = {0, 1}, .outputs = {1}},
+                        .sample = {{{{4, 3, 6}, {6}}, eps}, {{{1, 5}, {5}}, eps}, {{{0, 5}, {5}}, eps}}};
+const Op rms_norm_backward_op = {.name = "rms_norm_backward",
+                                 .rule = "...[d],...[d],[d],...->...[d],[d]",
+                                 .linear = {{0}},
                                  .cpu = rms_norm_backward_kernel,
                                  .sample = {{{{4, 3, 6}, {4, 3, 6}, {6}, {SampleInput::Kind::positive, {4, 3}}}}}};
 

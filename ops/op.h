@@ -47,9 +47,9 @@ class Context {
   std::vector<cpu::Scratch>& scratch_;
 };
 
-// Reads inputs, writes every element of outputs (allocated, contiguous). Absent inputs are undefined tensors. Inputs are
-// contiguous unless the card is `strided`. A `view` card's kernel is given outputs of the right shapes without bytes, and
-// puts its own in their place.
+// Reads inputs, writes every element of outputs (allocated, contiguous). Absent inputs are undefined tensors. Inputs
+// are contiguous unless the card is `strided`. A `view` card's kernel is given outputs of the right shapes without
+// bytes, and puts its own in their place.
 using Kernel = void (*)(const Context&, std::span<const Tensor> inputs, std::span<Tensor> outputs);
 
 // What a card's gradient function sees: what was kept, the outputs' gradients, and where the inputs' gradients go.
@@ -58,12 +58,12 @@ class Gradient {
  public:
   virtual ~Gradient() = default;
   virtual const Attributes& attributes() const = 0;
-  virtual const DistributedTensor& input(int i) const = 0;   // as the kernel saw it; must be among .keeps
+  virtual const DistributedTensor& input(int i) const = 0;  // as the kernel saw it; must be among .keeps
   virtual const DistributedTensor& output(int i) const = 0;
-  virtual const TensorSpec& input_spec(int i) const = 0;     // known for all inputs
+  virtual const TensorSpec& input_spec(int i) const = 0;            // known for all inputs
   virtual const DistributedTensor& of_output(int i = 0) const = 0;  // undefined where nothing depends on output i
-  virtual bool needs(int i) const = 0;                       // whether anybody wants the gradient of input i
-  virtual const Layout* wanted(int i) const = 0;             // the layout that the gradient of input i will be brought to
+  virtual bool needs(int i) const = 0;                              // whether anybody wants the gradient of input i
+  virtual const Layout* wanted(int i) const = 0;  // the layout that the gradient of input i will be brought to
   virtual void set(int i, DistributedTensor gradient) = 0;
 };
 using GradientFunction = void (*)(Gradient&);
@@ -83,11 +83,13 @@ class RuleSource {
 };
 
 // The element types of the outputs, from those of the inputs that are present. Errors: types that do not fit.
-using TypeFunction = DType (*)(std::string_view op, std::span<const TensorSpec* const> inputs, const Attributes&, int output);
+using TypeFunction = DType (*)(std::string_view op, std::span<const TensorSpec* const> inputs, const Attributes&,
+                               int output);
 DType same_types(std::string_view op, std::span<const TensorSpec* const> inputs, const Attributes&, int output);
 
 // A composite is a function of ops and redistributions that the tape records as one node, with the card's gradient.
-using Composite = std::vector<DistributedTensor> (*)(std::span<const DistributedTensor* const> inputs, const Attributes&);
+using Composite = std::vector<DistributedTensor> (*)(std::span<const DistributedTensor* const> inputs,
+                                                     const Attributes&);
 
 // An input of a sample call for the conformance test.
 struct SampleInput {
@@ -112,7 +114,7 @@ struct Keeps {
 struct Op {
   std::string_view name;
   RuleSource rule = RuleFunction(nullptr);
-  std::vector<std::vector<int>> linear = {};    // see Rule
+  std::vector<std::vector<int>> linear = {};  // see Rule
   std::vector<int> added = {};
   std::vector<std::vector<int>> monotone = {};
   std::vector<Reduce> reduce = {};

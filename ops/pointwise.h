@@ -7,8 +7,8 @@ namespace dtensor::ops {
 
 extern const Op add_op, sub_op, mul_op, div_op, maximum_op, minimum_op;
 extern const Op add_scalar_op, mul_scalar_op;
-extern const Op neg_op, abs_op, exp_op, log_op, sqrt_op, rsqrt_op, square_op, reciprocal_op, tanh_op, sigmoid_op, relu_op,
-    relu_backward_op, gelu_op, gelu_backward_op, silu_op, silu_backward_op, abs_backward_op;
+extern const Op neg_op, abs_op, exp_op, log_op, sqrt_op, rsqrt_op, square_op, reciprocal_op, tanh_op, sigmoid_op,
+    relu_op, relu_backward_op, gelu_op, gelu_backward_op, silu_op, silu_backward_op, abs_backward_op;
 extern const Op swiglu_op, swiglu_backward_op;
 extern const Op cast_op;
 

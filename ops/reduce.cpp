@@ -15,7 +15,8 @@ std::vector<int64_t> normalized(const char* who, const std::vector<int64_t>& dim
   std::vector<int64_t> out;
   for (int64_t d : dims) out.push_back(normalize_dim(who, d, count));
   std::sort(out.begin(), out.end());
-  check(std::adjacent_find(out.begin(), out.end()) == out.end(), "[{}] a dimension is named twice in {}", who, fmt::join(dims, ","));
+  check(std::adjacent_find(out.begin(), out.end()) == out.end(), "[{}] a dimension is named twice in {}", who,
+        fmt::join(dims, ","));
   if (dims.empty())
     for (int d = 0; d < count; ++d) out.push_back(d);
   return out;
@@ -33,8 +34,8 @@ Rule reduce_rule(std::span<const Shape* const> in, const Attributes& a) {
 }
 
 struct Reduction {
-  Tensor x;             // contiguous, the reduced dimensions all first or all last
-  int64_t kept, n;      // elements of the result, terms of each
+  Tensor x;         // contiguous, the reduced dimensions all first or all last
+  int64_t kept, n;  // elements of the result, terms of each
   bool leading;
   std::string factors;  // that are reduced
 };
@@ -81,16 +82,17 @@ void amax_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor>
   for_floating(c, out[0].dtype(), [&]<class T>() {
     const T* x = r.x.data<T>();
     T* y = out[0].data<T>();
-    c.pool.parallel_for(r.kept, std::max<int64_t>(1, pointwise_grain / std::max<int64_t>(r.n, 1)), [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; ++i) {
-        if (!r.leading) {
-          y[i] = cpu::max(r.n, x + i * r.n);
-          continue;
-        }
-        y[i] = -std::numeric_limits<T>::infinity();
-        for (int64_t k = 0; k < r.n; ++k) y[i] = std::max(y[i], x[k * r.kept + i]);
-      }
-    });
+    c.pool.parallel_for(r.kept, std::max<int64_t>(1, pointwise_grain / std::max<int64_t>(r.n, 1)),
+                        [&](int64_t begin, int64_t end, int) {
+                          for (int64_t i = begin; i < end; ++i) {
+                            if (!r.leading) {
+                              y[i] = cpu::max(r.n, x + i * r.n);
+                              continue;
+                            }
+                            y[i] = -std::numeric_limits<T>::infinity();
+                            for (int64_t k = 0; k < r.n; ++k) y[i] = std::max(y[i], x[k * r.kept + i]);
+                          }
+                        });
   });
 }
 
@@ -137,9 +139,10 @@ DistributedTensor reduce(const Op& op, const DistributedTensor& x, const std::ve
 }
 
 using Dims = std::vector<int64_t>;
-const std::vector<Sample> samples = {{{{4, 5}}, {{"dims", Dims{1}}}}, {{{4, 5, 3}}, {{"dims", Dims{0, 1}}}}, {{{4, 5, 3}}, {{"dims", Dims{1}}}},
-                                     {{{7}}, {{"dims", Dims{0}}}}, {{{1, 5}}, {{"dims", Dims{0}}}}, {{{4, 5, 3}}, {{"dims", Dims{0, 2}}}},
-                                     {{{4, 5}}, {{"dims", Dims{0, 1}}}}, {{{4, 0}}, {{"dims", Dims{1}}}}, {{{}}, {{"dims", Dims{}}}}};
+const std::vector<Sample> samples = {
+    {{{4, 5}}, {{"dims", Dims{1}}}},    {{{4, 5, 3}}, {{"dims", Dims{0, 1}}}}, {{{4, 5, 3}}, {{"dims", Dims{1}}}},
+    {{{7}}, {{"dims", Dims{0}}}},       {{{1, 5}}, {{"dims", Dims{0}}}},       {{{4, 5, 3}}, {{"dims", Dims{0, 2}}}},
+    {{{4, 5}}, {{"dims", Dims{0, 1}}}}, {{{4, 0}}, {{"dims", Dims{1}}}},       {{{}}, {{"dims", Dims{}}}}};
 std::vector<Sample> with_integers(std::vector<Sample> list) {
   list.push_back({{{SampleInput::Kind::index, {4, 5}, 9}}, {{"dims", Dims{0}}}});
   return list;
@@ -147,14 +150,34 @@ std::vector<Sample> with_integers(std::vector<Sample> list) {
 
 }  // namespace
 
-const Op sum_op = {.name = "sum", .rule = reduce_rule, .linear = {{0}}, .strided = true, .cpu = sum_kernel, .gradient = sum_gradient, .sample = with_integers(samples)};
+const Op sum_op = {.name = "sum",
+                   .rule = reduce_rule,
+                   .linear = {{0}},
+                   .strided = true,
+                   .cpu = sum_kernel,
+                   .gradient = sum_gradient,
+                   .sample = with_integers(samples)};
 // Not monotone in the sense of a card: a Partial(min) of several elements does not pass.
-const Op amax_op = {.name = "amax", .rule = reduce_rule, .reduce = {Reduce::max}, .strided = true, .cpu = amax_kernel, .sample = samples};
-const Op sum_squares_op = {.name = "sum_squares", .rule = "...->", .types = f64_type, .cpu = sum_squares_kernel,
-                           .gradient = sum_squares_gradient, .keeps = {.inputs = {0}}, .sample = {{{{5, 3}}}, {{{0}}}}};
+const Op amax_op = {.name = "amax",
+                    .rule = reduce_rule,
+                    .reduce = {Reduce::max},
+                    .strided = true,
+                    .cpu = amax_kernel,
+                    .sample = samples};
+const Op sum_squares_op = {.name = "sum_squares",
+                           .rule = "...->",
+                           .types = f64_type,
+                           .cpu = sum_squares_kernel,
+                           .gradient = sum_squares_gradient,
+                           .keeps = {.inputs = {0}},
+                           .sample = {{{{5, 3}}}, {{{0}}}}};
 
-DistributedTensor sum(const DistributedTensor& x, const std::vector<int64_t>& dims, bool keepdim) { return reduce(sum_op, x, dims, keepdim); }
-DistributedTensor amax(const DistributedTensor& x, const std::vector<int64_t>& dims, bool keepdim) { return reduce(amax_op, x, dims, keepdim); }
+DistributedTensor sum(const DistributedTensor& x, const std::vector<int64_t>& dims, bool keepdim) {
+  return reduce(sum_op, x, dims, keepdim);
+}
+DistributedTensor amax(const DistributedTensor& x, const std::vector<int64_t>& dims, bool keepdim) {
+  return reduce(amax_op, x, dims, keepdim);
+}
 DistributedTensor mean(const DistributedTensor& x, const std::vector<int64_t>& dims, bool keepdim) {
   double n = 1;
   for (int64_t d : normalized("mean", dims, x.dims())) n *= double(x.shape()[int(d)]);

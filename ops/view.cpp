@@ -14,8 +14,8 @@ Shape shape_of(const Attributes& a) {
 }
 std::vector<int64_t> list_of(const Shape& s) { return {s.begin(), s.end()}; }
 
-// Names for the dimensions of both shapes. Where the strides of both, sorted, divide each other in turn, the shapes have
-// common factors: every dimension is the product of those between its stride and its size times its stride.
+// Names for the dimensions of both shapes. Where the strides of both, sorted, divide each other in turn, the shapes
+// have common factors: every dimension is the product of those between its stride and its size times its stride.
 class ViewRule {
  public:
   ViewRule(const Shape& from, const Shape& to) : from_(from), to_(to) {
@@ -24,7 +24,8 @@ class ViewRule {
     } else if (common_factors()) {
       text_[0] = name(from, 0), text_[1] = name(to, 1);
       for (const One& o : ones_)  // a dimension of size 1 that goes: split, ranks without it would have nothing to show
-        if (size_t at = text_[0].find(o.letter); text_[1].find(o.letter) == std::string::npos) text_[0].replace(at, 1, fmt::format("[{}]", o.letter));
+        if (size_t at = text_[0].find(o.letter); text_[1].find(o.letter) == std::string::npos)
+          text_[0].replace(at, 1, fmt::format("[{}]", o.letter));
     } else {  // nothing in common: whole on every rank
       for (int d = 0; d < from.dims(); ++d) text_[0] += fmt::format("[{}]", next());
       for (int d = 0; d < to.dims(); ++d) text_[1] += output_only(to[d]);
@@ -94,7 +95,11 @@ class ViewRule {
     return output_only(1);
   }
 
-  struct One { int64_t cut; int nth; char letter; };
+  struct One {
+    int64_t cut;
+    int nth;
+    char letter;
+  };
   const Shape &from_, &to_;
   std::string text_[2];
   int count_ = 0;
@@ -106,15 +111,16 @@ class ViewRule {
 
 Rule view_rule(std::span<const Shape* const> in, const Attributes& a) {
   Shape to = shape_of(a);
-  check(numel(to) == numel(*in[0]), "[view] {} elements of {} do not fit {}", numel(*in[0]), to_string(*in[0]), to_string(to));
+  check(numel(to) == numel(*in[0]), "[view] {} elements of {} do not fit {}", numel(*in[0]), to_string(*in[0]),
+        to_string(to));
   return ViewRule(*in[0], to).rule();
 }
 
 void view_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   Tensor y = in[0].view(out[0].shape());
   if (!y.defined())
-    fail("[{}] the local part {} with strides {} has no view of shape {}: use reshape()", c.op, to_string(in[0].shape()),
-        to_string(in[0].strides()), to_string(out[0].shape()));
+    fail("[{}] the local part {} with strides {} has no view of shape {}: use reshape()", c.op,
+         to_string(in[0].shape()), to_string(in[0].strides()), to_string(out[0].shape()));
   out[0] = y;
 }
 void reshape_kernel(const Context&, std::span<const Tensor> in, std::span<Tensor> out) {
@@ -131,8 +137,8 @@ Rule permute_rule(std::span<const Shape* const> in, const Attributes& a) {
   std::string from, to;
   for (int d = 0; d < in[0]->dims(); ++d) from += char('a' + d);
   for (int d : order_of(a)) to += char('a' + normalize_dim("permute", d, in[0]->dims()));
-  check(std::is_permutation(from.begin(), from.end(), to.begin(), to.end()), "[permute] {} is no order of {} dimensions",
-        fmt::join(order_of(a), ","), in[0]->dims());
+  check(std::is_permutation(from.begin(), from.end(), to.begin(), to.end()),
+        "[permute] {} is no order of {} dimensions", fmt::join(order_of(a), ","), in[0]->dims());
   return {from + "->" + to};
 }
 void permute_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
@@ -143,7 +149,8 @@ void permute_kernel(const Context& c, std::span<const Tensor> in, std::span<Tens
 void permute_gradient(Gradient& g) {
   std::vector<int> order = order_of(g.attributes());
   std::vector<int64_t> back(order.size());
-  for (size_t d = 0; d < order.size(); ++d) back[size_t(normalize_dim("permute", order[d], int(order.size())))] = int64_t(d);
+  for (size_t d = 0; d < order.size(); ++d)
+    back[size_t(normalize_dim("permute", order[d], int(order.size())))] = int64_t(d);
   g.set(0, permute(g.of_output(), back));
 }
 
@@ -160,7 +167,8 @@ Rule expand_rule(std::span<const Shape* const> in, const Attributes& a) {
     if (d >= ahead && size == to[d]) {
       from += c;
     } else {  // a new factor, on the output only
-      check(size == 1, "[expand] dimension {} of {} is not 1 and differs from {}", d - ahead, to_string(*in[0]), to_string(to));
+      check(size == 1, "[expand] dimension {} of {} is not 1 and differs from {}", d - ahead, to_string(*in[0]),
+            to_string(to));
       if (d >= ahead) from += fmt::format("[{}]", next++);
       r.sizes.emplace_back(c, to[d]);
     }
@@ -178,45 +186,89 @@ Shape complete(const char* who, const DistributedTensor& x, Shape shape) {
   int64_t known = 1;
   int open = -1;
   for (int d = 0; d < shape.dims(); ++d) {
-    if (shape[d] == -1 && open < 0) open = d;
-    else if (shape[d] < 0) fail("[{}] {} is no shape", who, to_string(shape));
-    else known *= shape[d];
+    if (shape[d] == -1 && open < 0)
+      open = d;
+    else if (shape[d] < 0)
+      fail("[{}] {} is no shape", who, to_string(shape));
+    else
+      known *= shape[d];
   }
   if (open >= 0) {
-    check(known && numel(x.shape()) % known == 0, "[{}] {} does not divide into {}", who, to_string(x), to_string(shape));
+    check(known && numel(x.shape()) % known == 0, "[{}] {} does not divide into {}", who, to_string(x),
+          to_string(shape));
     shape[open] = numel(x.shape()) / known;
   }
   return shape;
 }
 
 using Dims = std::vector<int64_t>;
-const std::vector<Sample> views = {{{{4, 12}}, {{"shape", Dims{4, 4, 3}}}}, {{{4, 4, 3}}, {{"shape", Dims{4, 12}}}}, {{{2, 3, 4}}, {{"shape", Dims{6, 4}}}},
-                                   {{{4, 6}}, {{"shape", Dims{6, 4}}}}, {{{1, 8}}, {{"shape", Dims{1, 2, 4}}}}, {{{5, 1, 3}}, {{"shape", Dims{5, 3}}}},
-                                   {{{0, 3}}, {{"shape", Dims{3, 0}}}}, {{{}}, {{"shape", Dims{1, 1}}}}, {{{1, 1}}, {{"shape", Dims{}}}},
-                                   {{{8, 1, 6}}, {{"shape", Dims{2, 4, 1, 2, 3}}}}};
+const std::vector<Sample> views = {
+    {{{4, 12}}, {{"shape", Dims{4, 4, 3}}}}, {{{4, 4, 3}}, {{"shape", Dims{4, 12}}}},
+    {{{2, 3, 4}}, {{"shape", Dims{6, 4}}}},  {{{4, 6}}, {{"shape", Dims{6, 4}}}},
+    {{{1, 8}}, {{"shape", Dims{1, 2, 4}}}},  {{{5, 1, 3}}, {{"shape", Dims{5, 3}}}},
+    {{{0, 3}}, {{"shape", Dims{3, 0}}}},     {{{}}, {{"shape", Dims{1, 1}}}},
+    {{{1, 1}}, {{"shape", Dims{}}}},         {{{8, 1, 6}}, {{"shape", Dims{2, 4, 1, 2, 3}}}}};
 
 }  // namespace
 
-const Op view_op = {.name = "view", .rule = view_rule, .linear = {{0}}, .monotone = {{0}}, .strided = true, .view = true, .stays = true, .cpu = view_kernel,
-                    .gradient = view_gradient, .sample = views};
-const Op reshape_op = {.name = "reshape", .rule = view_rule, .linear = {{0}}, .monotone = {{0}}, .strided = true, .view = true, .cpu = reshape_kernel,
-                       .gradient = view_gradient, .sample = views};
-const Op permute_op = {.name = "permute", .rule = permute_rule, .linear = {{0}}, .monotone = {{0}}, .strided = true, .view = true,
-                       .cpu = permute_kernel, .gradient = permute_gradient, .sample = {{{{4, 5, 3}}, {{"dims", Dims{2, 0, 1}}}}, {{{0, 5}}, {{"dims", Dims{1, 0}}}}}};
-const Op expand_op = {.name = "expand", .rule = expand_rule, .linear = {{0}}, .monotone = {{0}}, .strided = true, .view = true, .cpu = expand_kernel,
-                      .gradient = expand_gradient, .sample = {{{{5, 1}}, {{"shape", Dims{5, 3}}}}, {{{3}}, {{"shape", Dims{5, 3}}}}, {{{}}, {{"shape", Dims{4}}}},
-                                 {{{2, 1, 5}}, {{"shape", Dims{3, 2, 4, 5}}}}, {{{0, 1}}, {{"shape", Dims{0, 3}}}}, {{{4, 1}}, {{"shape", Dims{4, 0}}}}}};
+const Op view_op = {.name = "view",
+                    .rule = view_rule,
+                    .linear = {{0}},
+                    .monotone = {{0}},
+                    .strided = true,
+                    .view = true,
+                    .stays = true,
+                    .cpu = view_kernel,
+                    .gradient = view_gradient,
+                    .sample = views};
+const Op reshape_op = {.name = "reshape",
+                       .rule = view_rule,
+                       .linear = {{0}},
+                       .monotone = {{0}},
+                       .strided = true,
+                       .view = true,
+                       .cpu = reshape_kernel,
+                       .gradient = view_gradient,
+                       .sample = views};
+const Op permute_op = {.name = "permute",
+                       .rule = permute_rule,
+                       .linear = {{0}},
+                       .monotone = {{0}},
+                       .strided = true,
+                       .view = true,
+                       .cpu = permute_kernel,
+                       .gradient = permute_gradient,
+                       .sample = {{{{4, 5, 3}}, {{"dims", Dims{2, 0, 1}}}}, {{{0, 5}}, {{"dims", Dims{1, 0}}}}}};
+const Op expand_op = {.name = "expand",
+                      .rule = expand_rule,
+                      .linear = {{0}},
+                      .monotone = {{0}},
+                      .strided = true,
+                      .view = true,
+                      .cpu = expand_kernel,
+                      .gradient = expand_gradient,
+                      .sample = {{{{5, 1}}, {{"shape", Dims{5, 3}}}},
+                                 {{{3}}, {{"shape", Dims{5, 3}}}},
+                                 {{{}}, {{"shape", Dims{4}}}},
+                                 {{{2, 1, 5}}, {{"shape", Dims{3, 2, 4, 5}}}},
+                                 {{{0, 1}}, {{"shape", Dims{0, 3}}}},
+                                 {{{4, 1}}, {{"shape", Dims{4, 0}}}}}};
 
-DistributedTensor view(const DistributedTensor& x, const Shape& shape) { return call(view_op, {&x}, {{"shape", list_of(complete("view", x, shape))}}); }
+DistributedTensor view(const DistributedTensor& x, const Shape& shape) {
+  return call(view_op, {&x}, {{"shape", list_of(complete("view", x, shape))}});
+}
 DistributedTensor reshape(const DistributedTensor& x, const Shape& shape) {
   Shape to = complete("reshape", x, shape);
   return x.shape() == to ? x : call(reshape_op, {&x}, {{"shape", list_of(to)}});
 }
-DistributedTensor permute(const DistributedTensor& x, const std::vector<int64_t>& dims) { return call(permute_op, {&x}, {{"dims", dims}}); }
+DistributedTensor permute(const DistributedTensor& x, const std::vector<int64_t>& dims) {
+  return call(permute_op, {&x}, {{"dims", dims}});
+}
 DistributedTensor transpose(const DistributedTensor& x, int64_t dim0, int64_t dim1) {
   std::vector<int64_t> order(size_t(x.dims()));
   std::iota(order.begin(), order.end(), 0);
-  std::swap(order[size_t(normalize_dim("transpose", dim0, x.dims()))], order[size_t(normalize_dim("transpose", dim1, x.dims()))]);
+  std::swap(order[size_t(normalize_dim("transpose", dim0, x.dims()))],
+            order[size_t(normalize_dim("transpose", dim1, x.dims()))]);
   return permute(x, order);
 }
 DistributedTensor expand(const DistributedTensor& x, const Shape& shape) {

@@ -20,7 +20,7 @@ struct Link {
 // The defaults are those of NVLink between H100s: launch and hop as PyTorch's cost model has them, the bandwidth that
 // nccl-tests reach. Plans must not depend on where they are made, so nothing is measured at run time.
 struct CostModel {
-  std::vector<Link> links;  // one per mesh axis; the default Link for those beyond the list
+  std::vector<Link> links;       // one per mesh axis; the default Link for those beyond the list
   Link local{1000, 0, 1500000};  // padding a piece in memory
 
   Link link(int axis) const { return size_t(axis) < links.size() ? links[size_t(axis)] : Link{}; }

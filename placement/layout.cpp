@@ -22,8 +22,8 @@ Layout::Layout(std::span<const Placement> placements) {
       check_dim(p.dim);
       split[size_t(p.dim)].push_back(a);
     } else if (p.is_partial()) {
-      check(!partial || reduce == p.reduce,
-            "[Layout] Partial({}) and Partial({}) do not mix: reduce one of them first", name(reduce), name(p.reduce));
+      check(!partial || reduce == p.reduce, "[Layout] Partial({}) and Partial({}) do not mix: reduce one of them first",
+            name(reduce), name(p.reduce));
       partial |= axis_bit(a);
       reduce = p.reduce;
     }
@@ -55,8 +55,8 @@ Layout Layout::with(int axis, Placement p) const {
   if ((*this)[axis] == p) return *this;
   Layout l = without(*this, axis);
   if (p.is_partial()) {
-    check(!l.partial || l.reduce == p.reduce, "[Layout] Partial({}) and Partial({}) do not mix: reduce one of them first",
-          name(l.reduce), name(p.reduce));
+    check(!l.partial || l.reduce == p.reduce,
+          "[Layout] Partial({}) and Partial({}) do not mix: reduce one of them first", name(l.reduce), name(p.reduce));
     l.partial |= axis_bit(axis);
     l.reduce = p.reduce;
   } else if (p.is_shard()) {

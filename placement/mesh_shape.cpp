@@ -109,8 +109,7 @@ std::string MeshShape::names(AxisSet set) const {
 
 std::string to_string(const MeshShape& mesh) {
   std::string text;
-  for (int a = 0; a < mesh.axes(); ++a)
-    text += fmt::format("{}{}={}", a ? "," : "", mesh.name(a), mesh.size(a));
+  for (int a = 0; a < mesh.axes(); ++a) text += fmt::format("{}{}={}", a ? "," : "", mesh.name(a), mesh.size(a));
   return text.empty() ? "one rank" : text;
 }
 

@@ -76,7 +76,8 @@ Layout parse_layout(std::string_view text, const MeshShape& mesh, int dims) {
   AxisSet seen = 0;
   for (std::string_view word = next_word(text); !word.empty(); word = next_word(text)) {
     size_t equals = word.find('=');
-    check(equals != std::string_view::npos, "[parse_layout] \"{}\" is no axis and placement: write as in tp=Shard(0)", word);
+    check(equals != std::string_view::npos, "[parse_layout] \"{}\" is no axis and placement: write as in tp=Shard(0)",
+          word);
     int axis = mesh.axis(word.substr(0, equals), "parse_layout");
     check(!has(seen, axis), "[parse_layout] axis \"{}\" is named twice", mesh.name(axis));
     seen |= axis_bit(axis);

@@ -14,7 +14,8 @@ class Enumeration {
   explicit Enumeration(const Propagation& p) : p_(p) {
     std::vector<Reduce> reductions;
     for (const TensorSpec* in : p.inputs)
-      if (in && in->layout.partial && std::find(reductions.begin(), reductions.end(), in->layout.reduce) == reductions.end())
+      if (in && in->layout.partial &&
+          std::find(reductions.begin(), reductions.end(), in->layout.reduce) == reductions.end())
         reductions.push_back(in->layout.reduce);
     strategies_ = p.rule.strategies(reductions);
     for (int a = 0; a < p.mesh.axes(); ++a)
@@ -106,7 +107,8 @@ class Enumeration {
     for (size_t o = 0; o < std::min(c.outputs.size(), p_.wanted.size()); ++o) {
       if (!p_.wanted[o]) continue;
       Layout wanted = strip_narrow_axes(p_.mesh, *p_.wanted[o]);
-      c.output_bytes += plan_redistribution(p_.mesh, p_.rule.outputs()[o].shape, 4, c.outputs[o], wanted, p_.cost).bytes();
+      c.output_bytes +=
+          plan_redistribution(p_.mesh, p_.rule.outputs()[o].shape, 4, c.outputs[o], wanted, p_.cost).bytes();
       c.output_moves += c.outputs[o] != wanted;
     }
     return true;

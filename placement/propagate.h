@@ -23,8 +23,8 @@ struct Choice {
 struct Propagation {
   const BoundRule& rule;
   const MeshShape& mesh;
-  std::span<const TensorSpec* const> inputs;  // a null pointer is an absent operand
-  std::span<const Layout* const> wanted = {}; // per output the layout it will be brought to; null where unknown
+  std::span<const TensorSpec* const> inputs;   // a null pointer is an absent operand
+  std::span<const Layout* const> wanted = {};  // per output the layout it will be brought to; null where unknown
   const CostModel& cost;
 };
 

@@ -38,7 +38,8 @@ struct Change {
       AxisSet out = u.set(i), in = v.set(i);
       left |= out, joined |= in, group |= out ? out | in : 0;
       int n = p.mesh.product(out), m = p.mesh.product(in);
-      if (out) sources *= in ? (n + 2 * m - std::gcd(n, m) - 1) / m : n;  // cells of an n-grid that an m-grid's cell can touch
+      if (out)
+        sources *= in ? (n + 2 * m - std::gcd(n, m) - 1) / m : n;  // cells of an n-grid that an m-grid's cell can touch
       for (; i < u.count; ++i) {
         size_t a = u.axis[size_t(i)];
         int k = p.mesh.size(int(a));
@@ -209,7 +210,8 @@ class Planner {
     Layout all_partial = e.layout(0, 0, e.reduced | e.made | e.shard_s);
     attempt({s, all_partial, t});
     attempt({s, all_partial, e.layout(0, 0, e.made), t});
-    if (slices) attempt({s, all_partial, e.layout(0, slices, all_partial.partial & e.moving), e.layout(0, slices, e.made), t});
+    if (slices)
+      attempt({s, all_partial, e.layout(0, slices, all_partial.partial & e.moving), e.layout(0, slices, e.made), t});
   }
 
   // The least that two collectives can take: two launches, and where n contributions are reduced, a whole new piece
@@ -227,8 +229,10 @@ class Planner {
     int64_t n = p_.mesh.product(e.moving), least = INT64_MAX;
     for (int d = 0; d < p_.shape.dims(); ++d) {
       int64_t padded = largest_piece(p_.shape[d], n) * n * 1024 / std::max<int64_t>(1, p_.shape[d]);
-      if (e.source.split[size_t(d)].count || e.target.split[size_t(d)].count) dims.push_back(d);
-      else if (padded < least) other = d, least = padded;
+      if (e.source.split[size_t(d)].count || e.target.split[size_t(d)].count)
+        dims.push_back(d);
+      else if (padded < least)
+        other = d, least = padded;
     }
     if (other >= 0) dims.push_back(other);
     return dims;
@@ -245,7 +249,8 @@ class Planner {
         for (int d : dims) {
           if (!temporary && d != dims[0]) break;
           AxisSet partial = e.reduced & ~arrived & ~temporary;
-          Layout scattered = e.layout(~0u, arrived, partial, temporary, d), reduced = e.layout(~0u, arrived, 0, temporary, d);
+          Layout scattered = e.layout(~0u, arrived, partial, temporary, d),
+                 reduced = e.layout(~0u, arrived, 0, temporary, d);
           attempt({s, scattered, reduced, t});
           attempt({s, e.layout(~0u, 0, e.reduced & ~partial), reduced, t});
           if (e.made) attempt({s, scattered, reduced, e.layout(0, ~0u, 0, e.made, d), t});

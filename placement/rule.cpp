@@ -11,7 +11,9 @@ struct Term {         // one dimension, or "..."
 };
 using Terms = std::vector<Term>;
 
-struct Parsed { std::vector<Terms> inputs, outputs; };
+struct Parsed {
+  std::vector<Terms> inputs, outputs;
+};
 
 Parsed parse(std::string_view text) {
   Parsed p;
@@ -22,14 +24,22 @@ Parsed parse(std::string_view text) {
     char c = text[i];
     Terms& operand = side->back();
     if (c == ' ') continue;
-    if (c == ',') side->emplace_back();
-    else if (c == '-') side = &p.outputs, side->emplace_back(), ++i;
-    else if (c == '[' || c == ']') whole = c == '[';
-    else if (c == '(') group = true, operand.push_back({"", false, whole});
-    else if (c == ')') group = false;
-    else if (c == '.') operand.push_back({"", true, whole}), i += 2;
-    else if (group) operand.back().names += c;
-    else operand.push_back({std::string(1, c), false, whole});
+    if (c == ',')
+      side->emplace_back();
+    else if (c == '-')
+      side = &p.outputs, side->emplace_back(), ++i;
+    else if (c == '[' || c == ']')
+      whole = c == '[';
+    else if (c == '(')
+      group = true, operand.push_back({"", false, whole});
+    else if (c == ')')
+      group = false;
+    else if (c == '.')
+      operand.push_back({"", true, whole}), i += 2;
+    else if (group)
+      operand.back().names += c;
+    else
+      operand.push_back({std::string(1, c), false, whole});
   }
   if (text.substr(0, text.find("->")).find_first_not_of(' ') == std::string_view::npos) p.inputs.clear();  // "->v"
   return p;
@@ -43,7 +53,8 @@ bool has_dots(const Terms& terms) {
 Terms expand(const Terms& terms, int own, int dots) {
   Terms out;
   for (const Term& t : terms) {
-    if (!t.dots) out.push_back(t);
+    if (!t.dots)
+      out.push_back(t);
     else
       for (int d = dots - own; d < dots; ++d) out.push_back({std::string(1, char('A' + d)), false, t.whole});
   }
@@ -77,7 +88,8 @@ BoundRule::BoundRule(std::string_view who, Rule rule, std::span<const Shape* con
   if (const char* error = rule_error(rule_.text)) fail("[{}] the rule \"{}\" is malformed: {}", who, rule_.text, error);
   Parsed parsed = parse(rule_.text);
   if (parsed.inputs.empty() && shapes.size() == 1) parsed.inputs.emplace_back();  // "->v" of one without dimensions
-  check(parsed.inputs.size() == shapes.size(), "[{}] takes {} operands, not {}", who, parsed.inputs.size(), shapes.size());
+  check(parsed.inputs.size() == shapes.size(), "[{}] takes {} operands, not {}", who, parsed.inputs.size(),
+        shapes.size());
 
   // How many dimensions "..." stands for in each operand.
   int dots = 0;
@@ -113,8 +125,10 @@ BoundRule::BoundRule(std::string_view who, Rule rule, std::span<const Shape* con
         int open = -1, count = 0;
         for (char c : t.names) {
           int f = factor(c);
-          if (factors_[size_t(f)].size == unknown) open = f, ++count;
-          else known *= factors_[size_t(f)].size;
+          if (factors_[size_t(f)].size == unknown)
+            open = f, ++count;
+          else
+            known *= factors_[size_t(f)].size;
         }
         bool broadcast = t.names[0] <= 'Z';
         if (count > 1) {

@@ -51,10 +51,10 @@ struct Rule {
 };
 
 struct Factor {
-  char name;             // a dimension of "..." is named by a capital, 'A' the outermost
-  int64_t size;          // global
+  char name;     // a dimension of "..." is named by a capital, 'A' the outermost
+  int64_t size;  // global
   bool shardable = true;
-  bool even = false;     // shards only where the ranks divide it: it leads a product
+  bool even = false;  // shards only where the ranks divide it: it leads a product
 };
 
 // An input or output of a bound rule.

@@ -83,7 +83,8 @@ inline Shape contiguous_strides(const Shape& shape) {
 // "[8,16]", and "[]" without dimensions.
 inline std::string to_string(const Shape& s) { return fmt::format("[{}]", fmt::join(s.begin(), s.end(), ",")); }
 
-// A dimension counted from the front, from one that may count from the back. `who` is the public function for the error.
+// A dimension counted from the front, from one that may count from the back. `who` is the public function for the
+// error.
 inline int normalize_dim(const char* who, int64_t dim, int dims) {
   check(dim >= -dims && dim < dims, "[{}] dimension {} is out of range for {} dimensions", who, dim, dims);
   return int(dim < 0 ? dim + dims : dim);

@@ -26,13 +26,14 @@ constexpr bool is_exchange(StepKind k) {
 
 // The name of the collective in logs and JSON; steps that move nothing are "local".
 constexpr std::string_view collective_name(StepKind k) {
-  constexpr std::string_view names[] = {"local", "local", "all_gather", "permute", "all_to_all", "reduce_scatter", "all_reduce"};
+  constexpr std::string_view names[] = {"local",      "local",          "all_gather", "permute",
+                                        "all_to_all", "reduce_scatter", "all_reduce"};
   return names[int(k)];
 }
 
 struct Step {
   StepKind kind = StepKind::slice;
-  AxisSet axes = 0;      // the group: ranks that differ on these axes only
+  AxisSet axes = 0;  // the group: ranks that differ on these axes only
   Layout from, to;
   int64_t bytes = 0;     // received by the busiest rank, without padding; reductions by a ring's count
   Picoseconds time = 0;  // by the cost model

@@ -19,7 +19,8 @@ namespace dtensor {
 //   all_reduce      its contribution                      the reduction, same size           unused
 //   all_gather      its piece                             all pieces                         that rank r gives
 //   reduce_scatter  its contribution to all pieces        its piece, reduced                 that rank r receives
-//   all_to_all      what it sends, to rank 0 first        what it receives, from 0 first     that it sends to r; out_counts[r] from r
+//   all_to_all      what it sends, to rank 0 first        what it receives, from 0 first     that it sends to r;
+//   out_counts[r] from r
 struct Buffers {
   Tensor in, out;
   std::vector<int64_t> counts = {}, out_counts = {};

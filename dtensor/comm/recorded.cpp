@@ -26,8 +26,8 @@ class Recorded : public Communicator {
   Work started(const char* what, const std::vector<Buffers>& list) const {
     for (const Buffers& b : list)
       check(b.out.device() == Device::meta || size_ == 1,
-            "[{}] the recorded communicator moves no data, but a tensor of {} elements has bytes: run on meta tensors", what,
-            b.out.numel());
+            "[{}] the recorded communicator moves no data, but a tensor of {} elements has bytes: run on meta tensors",
+            what, b.out.numel());
     return Work();
   }
 

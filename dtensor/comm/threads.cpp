@@ -2,7 +2,8 @@
 // pointers), waits until all have, checks that all mean the same, and reads what it needs from the others' tensors.
 //   all_gather, all_to_all   one copy per element received
 //   reduce_scatter           each rank adds its own piece of all contributions
-//   all_reduce               small: each rank adds everything; else each adds its slice and writes it to all, two meetings
+//   all_reduce               small: each rank adds everything; else each adds its slice and writes it to all, two
+//   meetings
 #include <condition_variable>
 #include <cstring>
 #include <map>
@@ -28,9 +29,12 @@ struct Call {
     if (kind == Kind::all_reduce || kind == Kind::reduce_scatter) text += fmt::format("({})", name(reduce));
     for (const Buffers& b : list) {
       text += fmt::format(" {}", name(b.in.dtype()));
-      if (kind == Kind::all_reduce) text += fmt::format("[{}]", b.in.numel());
-      else if (kind == Kind::all_to_all) text += fmt::format("[{}->{}]", fmt::join(b.counts, "+"), fmt::join(b.out_counts, "+"));
-      else text += fmt::format("[{}]", fmt::join(b.counts, "+"));
+      if (kind == Kind::all_reduce)
+        text += fmt::format("[{}]", b.in.numel());
+      else if (kind == Kind::all_to_all)
+        text += fmt::format("[{}->{}]", fmt::join(b.counts, "+"), fmt::join(b.out_counts, "+"));
+      else
+        text += fmt::format("[{}]", fmt::join(b.counts, "+"));
     }
     return text;
   }
@@ -38,7 +42,7 @@ struct Call {
 
 struct Round {
   std::vector<Call> calls;
-  std::vector<char> here;   // which ranks have posted
+  std::vector<char> here;  // which ranks have posted
   int posted = 0, reduced = 0, done = 0;
 };
 
@@ -55,18 +59,22 @@ struct World {
 
 struct Group {
   explicit Group(std::vector<int> global) : ranks(std::move(global)), next(ranks.size()) {}
-  std::vector<int> ranks;       // global
-  std::vector<uint64_t> next;   // per rank, the number of its next round; touched by that rank only
+  std::vector<int> ranks;      // global
+  std::vector<uint64_t> next;  // per rank, the number of its next round; touched by that rank only
   std::map<uint64_t, Round> rounds;
 };
 
 template <class T>
 T combine(Reduce r, T a, T b) {
   switch (r) {
-    case Reduce::product: return T(a * b);
-    case Reduce::min: return std::min(a, b);
-    case Reduce::max: return std::max(a, b);
-    default: return T(a + b);
+    case Reduce::product:
+      return T(a * b);
+    case Reduce::min:
+      return std::min(a, b);
+    case Reduce::max:
+      return std::max(a, b);
+    default:
+      return T(a + b);
   }
 }
 
@@ -104,11 +112,16 @@ void reduce(const std::vector<Call>& calls, size_t item, int64_t at, int64_t n, 
   std::vector<const std::byte*> in;
   for (const Call& c : calls) in.push_back(c.list[item].in.bytes_data());
   switch (calls[0].list[item].in.dtype()) {
-    case DType::f32: return reduce_into<float>(in, at, n, r, out);
-    case DType::f64: return reduce_into<double>(in, at, n, r, out);
-    case DType::i64: return reduce_into<int64_t>(in, at, n, r, out);
-    case DType::boolean: return reduce_into<uint8_t>(in, at, n, r == Reduce::sum ? Reduce::max : r, out);
-    case DType::bf16: break;
+    case DType::f32:
+      return reduce_into<float>(in, at, n, r, out);
+    case DType::f64:
+      return reduce_into<double>(in, at, n, r, out);
+    case DType::i64:
+      return reduce_into<int64_t>(in, at, n, r, out);
+    case DType::boolean:
+      return reduce_into<uint8_t>(in, at, n, r == Reduce::sum ? Reduce::max : r, out);
+    case DType::bf16:
+      break;
   }
   fail("[{}] bf16 is not supported on the CPU", kind_names[int(calls[0].kind)]);
 }
@@ -123,10 +136,18 @@ class Threads : public Communicator {
   int rank() const override { return rank_; }
   int size() const override { return int(group_->ranks.size()); }
 
-  Work all_reduce(std::vector<Buffers> list, Reduce r) override { return start({Kind::all_reduce, r, std::move(list)}); }
-  Work reduce_scatter(std::vector<Buffers> list, Reduce r) override { return start({Kind::reduce_scatter, r, std::move(list)}); }
-  Work all_gather(std::vector<Buffers> list) override { return start({Kind::all_gather, Reduce::sum, std::move(list)}); }
-  Work all_to_all(std::vector<Buffers> list) override { return start({Kind::all_to_all, Reduce::sum, std::move(list)}); }
+  Work all_reduce(std::vector<Buffers> list, Reduce r) override {
+    return start({Kind::all_reduce, r, std::move(list)});
+  }
+  Work reduce_scatter(std::vector<Buffers> list, Reduce r) override {
+    return start({Kind::reduce_scatter, r, std::move(list)});
+  }
+  Work all_gather(std::vector<Buffers> list) override {
+    return start({Kind::all_gather, Reduce::sum, std::move(list)});
+  }
+  Work all_to_all(std::vector<Buffers> list) override {
+    return start({Kind::all_to_all, Reduce::sum, std::move(list)});
+  }
   void barrier() override { start({Kind::barrier, Reduce::sum, {}}).wait(); }
 
   std::shared_ptr<Communicator> split(const std::vector<int>& ranks) override {
@@ -191,9 +212,10 @@ class Threads : public Communicator {
     std::string missing;
     for (size_t r = 0; r < round.here.size(); ++r)
       if (!round.here[r]) missing += fmt::format("{}{}", missing.empty() ? "" : ",", group_->ranks[r]);
-    std::string reason = fmt::format("[{}] not complete after {} s: rank {} waits for {} in {}", kind_names[int(round.calls[size_t(rank_)].kind)],
-                                     double(world_->deadline.count()) / 1000, group_->ranks[size_t(rank_)],
-                                     missing.empty() ? "the others" : "rank " + missing, round.calls[size_t(rank_)].describe());
+    std::string reason = fmt::format(
+        "[{}] not complete after {} s: rank {} waits for {} in {}", kind_names[int(round.calls[size_t(rank_)].kind)],
+        double(world_->deadline.count()) / 1000, group_->ranks[size_t(rank_)],
+        missing.empty() ? "the others" : "rank " + missing, round.calls[size_t(rank_)].describe());
     lock.unlock();
     end_all(reason);
   }
@@ -239,7 +261,9 @@ class Threads : public Communicator {
         int64_t slice = (n + size() - 1) / size(), begin = std::min(n, slice * rank_), end = std::min(n, begin + slice);
         reduce(round.calls, i, begin, end - begin, mine.reduce, out + begin * item);
         for (size_t r = 0; r < round.calls.size(); ++r)
-          if (r != me) std::memcpy(round.calls[r].list[i].out.bytes_data() + begin * item, out + begin * item, size_t((end - begin) * item));
+          if (r != me)
+            std::memcpy(round.calls[r].list[i].out.bytes_data() + begin * item, out + begin * item,
+                        size_t((end - begin) * item));
         return true;
       }
       case Kind::reduce_scatter: {
@@ -263,7 +287,8 @@ class Threads : public Communicator {
           out += from.counts[me] * item;
         }
         return false;
-      case Kind::barrier: return false;
+      case Kind::barrier:
+        return false;
     }
     return false;
   }

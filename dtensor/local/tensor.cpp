@@ -19,7 +19,8 @@ Tensor Tensor::zeros(const std::shared_ptr<Allocator>& allocator, DType dtype, c
 
 void Tensor::check_data(DType wanted) const {
   if (!defined_) fail("[Tensor::data] the tensor is not defined");
-  if (dtype_ != wanted) fail("[Tensor::data] asked for {}, but the tensor is {}{}", name(wanted), name(dtype_), to_string(shape_));
+  if (dtype_ != wanted)
+    fail("[Tensor::data] asked for {}, but the tensor is {}{}", name(wanted), name(dtype_), to_string(shape_));
   if (device_ == Device::meta) fail("[Tensor::data] a meta tensor has no value: {}{}", name(dtype_), to_string(shape_));
 }
 
@@ -101,7 +102,8 @@ void copy_from(const T* from, T* to, const Shape& shape, const Shape& fs, const 
   }
   int64_t n = shape[d], f = fs[d], t = ts[d];
   if (d == shape.dims() - 1) {
-    if (f == 1 && t == 1) std::memcpy(to, from, size_t(n) * sizeof(T));
+    if (f == 1 && t == 1)
+      std::memcpy(to, from, size_t(n) * sizeof(T));
     else
       for (int64_t i = 0; i < n; ++i) to[i * t] = from[i * f];
     return;
@@ -118,24 +120,28 @@ void copy_as(const Tensor& from, const Tensor& to, const Shape& shape, const Sha
 
 void copy(const Tensor& from, const Tensor& to) {
   if (from.shape() != to.shape() || from.dtype() != to.dtype())
-    fail("[copy] {}{} to {}{}", name(from.dtype()),
-        to_string(from.shape()), name(to.dtype()), to_string(to.shape()));
+    fail("[copy] {}{} to {}{}", name(from.dtype()), to_string(from.shape()), name(to.dtype()), to_string(to.shape()));
   if (from.device() == Device::meta || to.device() == Device::meta || from.numel() == 0) return;
   // Neighbouring dimensions that are one run in both tensors are copied as one.
   Shape shape, fs, ts;
   for (int d = 0; d < from.dims(); ++d) {
     if (from.size(d) == 1) continue;
-    if (!shape.empty() && fs.back() == from.strides()[d] * from.size(d) && ts.back() == to.strides()[d] * from.size(d)) {
+    if (!shape.empty() && fs.back() == from.strides()[d] * from.size(d) &&
+        ts.back() == to.strides()[d] * from.size(d)) {
       shape.back() *= from.size(d), fs.back() = from.strides()[d], ts.back() = to.strides()[d];
     } else {
       shape.push_back(from.size(d)), fs.push_back(from.strides()[d]), ts.push_back(to.strides()[d]);
     }
   }
   switch (itemsize(from.dtype())) {
-    case 8: return copy_as<uint64_t>(from, to, shape, fs, ts);
-    case 4: return copy_as<uint32_t>(from, to, shape, fs, ts);
-    case 2: return copy_as<uint16_t>(from, to, shape, fs, ts);
-    default: return copy_as<uint8_t>(from, to, shape, fs, ts);
+    case 8:
+      return copy_as<uint64_t>(from, to, shape, fs, ts);
+    case 4:
+      return copy_as<uint32_t>(from, to, shape, fs, ts);
+    case 2:
+      return copy_as<uint16_t>(from, to, shape, fs, ts);
+    default:
+      return copy_as<uint8_t>(from, to, shape, fs, ts);
   }
 }
 
@@ -144,22 +150,36 @@ void fill(const Tensor& t, double value) {
   check(t.is_contiguous(), "[fill] the tensor is not contiguous");
   int64_t n = t.numel();
   switch (t.dtype()) {
-    case DType::f32: std::fill_n(t.data<float>(), n, float(value)); return;
-    case DType::f64: std::fill_n(t.data<double>(), n, value); return;
-    case DType::i64: std::fill_n(t.data<int64_t>(), n, int64_t(value)); return;
-    case DType::boolean: std::fill_n(t.data<bool>(), n, value != 0); return;
-    case DType::bf16: break;
+    case DType::f32:
+      std::fill_n(t.data<float>(), n, float(value));
+      return;
+    case DType::f64:
+      std::fill_n(t.data<double>(), n, value);
+      return;
+    case DType::i64:
+      std::fill_n(t.data<int64_t>(), n, int64_t(value));
+      return;
+    case DType::boolean:
+      std::fill_n(t.data<bool>(), n, value != 0);
+      return;
+    case DType::bf16:
+      break;
   }
   fail("[fill] {} is not supported on the CPU", name(t.dtype()));
 }
 
 double element(const Tensor& t, int64_t i) {
   switch (t.dtype()) {
-    case DType::f32: return double(t.data<float>()[i]);
-    case DType::f64: return t.data<double>()[i];
-    case DType::i64: return double(t.data<int64_t>()[i]);
-    case DType::boolean: return t.data<bool>()[i];
-    case DType::bf16: break;
+    case DType::f32:
+      return double(t.data<float>()[i]);
+    case DType::f64:
+      return t.data<double>()[i];
+    case DType::i64:
+      return double(t.data<int64_t>()[i]);
+    case DType::boolean:
+      return t.data<bool>()[i];
+    case DType::bf16:
+      break;
   }
   fail("[element] {} is not supported on the CPU", name(t.dtype()));
 }

@@ -11,8 +11,8 @@
 
 namespace dtensor {
 
-// A handle: copies share their elements. Views (permute, narrow, ...) share storage too and are read-only by convention;
-// whoever writes in place asks for unique() first.
+// A handle: copies share their elements. Views (permute, narrow, ...) share storage too and are read-only by
+// convention; whoever writes in place asks for unique() first.
 class Tensor {
  public:
   Tensor() = default;  // undefined
@@ -25,7 +25,8 @@ class Tensor {
   static Tensor of(const Shape& shape, std::initializer_list<T> values) {
     return of<T>(shape, std::span<const T>(values.begin(), values.size()));
   }
-  static Tensor zeros(const std::shared_ptr<Allocator>& allocator, DType dtype, const Shape& shape, Device device = Device::cpu);
+  static Tensor zeros(const std::shared_ptr<Allocator>& allocator, DType dtype, const Shape& shape,
+                      Device device = Device::cpu);
 
   bool defined() const { return defined_; }
   DType dtype() const { return dtype_; }
@@ -51,7 +52,7 @@ class Tensor {
   // Views. Preconditions are the caller's: shapes and ranges must fit.
   Tensor permute(std::span<const int> order) const;
   Tensor narrow(int dim, int64_t begin, int64_t size) const;
-  Tensor part(const Box& box) const;                // the box's ranges of all dimensions
+  Tensor part(const Box& box) const;  // the box's ranges of all dimensions
   Tensor as_strided(const Shape& shape, const Shape& strides) const;
   // The same elements in another shape, without moving them; undefined where strides do not allow it.
   Tensor view(const Shape& shape) const;
@@ -83,7 +84,8 @@ double element(const Tensor& t, int64_t i);
 
 template <class T>
 Tensor Tensor::of(const Shape& shape, std::span<const T> values) {
-  check(dtensor::numel(shape) == int64_t(values.size()), "[Tensor::of] {} values for shape {}", values.size(), to_string(shape));
+  check(dtensor::numel(shape) == int64_t(values.size()), "[Tensor::of] {} values for shape {}", values.size(),
+        to_string(shape));
   Tensor t(std::make_shared<Allocator>(), dtype_of<T>::value, shape);
   std::copy(values.begin(), values.end(), t.data<T>());
   return t;

@@ -27,8 +27,9 @@ class ThreadPool {
     if (n <= 0) return;
     int64_t grains = (n + grain - 1) / grain, workers = grains < size() ? grains : size();
     if (workers == 1) return f(0, n, 0);  // no cost for what is small
-    run({&f, [](const void* p, int64_t begin, int64_t end, int worker) { (*static_cast<const F*>(p))(begin, end, worker); }}, n,
-        (grains + workers - 1) / workers * grain);
+    run({&f, [](const void* p, int64_t begin, int64_t end,
+                int worker) { (*static_cast<const F*>(p))(begin, end, worker); }},
+        n, (grains + workers - 1) / workers * grain);
   }
 
  private:

@@ -16,7 +16,8 @@ void unshard(const ParameterGroup& group, Rank& rank) {
     reasons.push_back("unshard " + p->path());
   }
   LabelScope line(rank, Label::Kind::plan_line, "fully_shard");
-  std::vector<DistributedTensor> whole = redistribute(stored, used, {.remake = group.reshard_after_forward, .reasons = reasons});
+  std::vector<DistributedTensor> whole =
+      redistribute(stored, used, {.remake = group.reshard_after_forward, .reasons = reasons});
   for (size_t i = 0; i < whole.size(); ++i) group.parameters[i]->set_unsharded(whole[i]);
 }
 
@@ -30,7 +31,8 @@ void fully_shard(Module& module, const FullyShardOptions& options) {
   if (group->parameters.empty()) return;
   for (Parameter* p : group->parameters)
     for (int axis : options.axes) p->shard_storage(axis, group);
-  module.add_before_hook([group](Module& m, std::vector<DistributedTensor*>&) { unshard(*group, m.mesh().rank_state()); });
+  module.add_before_hook(
+      [group](Module& m, std::vector<DistributedTensor*>&) { unshard(*group, m.mesh().rank_state()); });
   module.add_after_hook([group](Module&, std::vector<DistributedTensor*>&) {
     for (Parameter* p : group->parameters) p->set_unsharded({});
   });

@@ -19,9 +19,12 @@ struct Place {
 
   Place at(const std::string& key) const {
     bool plain = key.find_first_of(".*\" ") == std::string::npos && !key.empty();
-    return {value.at(key), fmt::format("{}{}{}", path, path.empty() ? "" : ".", plain ? key : fmt::format("\"{}\"", key))};
+    return {value.at(key),
+            fmt::format("{}{}{}", path, path.empty() ? "" : ".", plain ? key : fmt::format("\"{}\"", key))};
   }
-  [[noreturn]] void error(const std::string& what) const { fail("[plan] {}: {}", path.empty() ? "the file" : path, what); }
+  [[noreturn]] void error(const std::string& what) const {
+    fail("[plan] {}: {}", path.empty() ? "the file" : path, what);
+  }
   std::string text() const {
     if (!value.is_string()) error(fmt::format("{} is no string", value.dump()));
     return value.get<std::string>();
@@ -30,7 +33,8 @@ struct Place {
     if (!value.is_object()) error(fmt::format("{} is no object", value.dump()));
     for (const auto& [key, v] : value.items())
       if (std::find(known.begin(), known.end(), key) == known.end())
-        error(fmt::format("there is no field \"{}\"; the nearest is \"{}\" (fields: {})", key, nearest(key, known), fmt::join(known, ", ")));
+        error(fmt::format("there is no field \"{}\"; the nearest is \"{}\" (fields: {})", key, nearest(key, known),
+                          fmt::join(known, ", ")));
   }
 };
 
@@ -48,7 +52,8 @@ std::optional<Placement> parse_optional_layout(const Place& p) {
 std::vector<std::optional<Placement>> parse_layouts(const Place& p) {
   if (!p.value.is_array()) return {parse_optional_layout(p)};
   std::vector<std::optional<Placement>> list;
-  for (size_t i = 0; i < p.value.size(); ++i) list.push_back(parse_optional_layout({p.value[i], fmt::format("{}[{}]", p.path, i)}));
+  for (size_t i = 0; i < p.value.size(); ++i)
+    list.push_back(parse_optional_layout({p.value[i], fmt::format("{}[{}]", p.path, i)}));
   return list;
 }
 
@@ -62,8 +67,12 @@ const std::vector<StyleName>& style_names() {
       {"ColwiseParallel", Style::Kind::colwise, {"style", "input_layouts", "output_layouts", "use_local_output"}},
       {"RowwiseParallel", Style::Kind::rowwise, {"style", "input_layouts", "output_layouts", "use_local_output"}},
       {"SequenceParallel", Style::Kind::sequence, {"style", "sequence_dim", "use_local_output"}},
-      {"PrepareModuleInput", Style::Kind::prepare_input, {"style", "input_layouts", "desired_input_layouts", "use_local_output"}},
-      {"PrepareModuleOutput", Style::Kind::prepare_output, {"style", "output_layouts", "desired_output_layouts", "use_local_output"}},
+      {"PrepareModuleInput",
+       Style::Kind::prepare_input,
+       {"style", "input_layouts", "desired_input_layouts", "use_local_output"}},
+      {"PrepareModuleOutput",
+       Style::Kind::prepare_output,
+       {"style", "output_layouts", "desired_output_layouts", "use_local_output"}},
   };
   return list;
 }
@@ -110,7 +119,8 @@ Style parse_style(const Place& p) {
   }
   if (style->kind == Style::Kind::prepare_input && style->input_layouts.size() != style->desired_input_layouts.size())
     p.error("PrepareModuleInput needs as many input_layouts as desired_input_layouts");
-  if (style->kind == Style::Kind::prepare_output && style->output_layouts.size() != style->desired_output_layouts.size())
+  if (style->kind == Style::Kind::prepare_output &&
+      style->output_layouts.size() != style->desired_output_layouts.size())
     p.error("PrepareModuleOutput needs as many output_layouts as desired_output_layouts");
   style->line = fmt::format("{}: {}", p.path.substr(p.path.find("plan.") + 5), nn::name(style->kind));
   return *style;
@@ -135,7 +145,8 @@ FullyShardPlan parse_fully_shard(const Place& p) {
   auto strings = [](const Place& list) {
     std::vector<std::string> out;
     if (!list.value.is_array()) return out.push_back(list.text()), out;
-    for (size_t i = 0; i < list.value.size(); ++i) out.push_back(Place{list.value[i], fmt::format("{}[{}]", list.path, i)}.text());
+    for (size_t i = 0; i < list.value.size(); ++i)
+      out.push_back(Place{list.value[i], fmt::format("{}[{}]", list.path, i)}.text());
     return out;
   };
   f.axes = strings(p.at("axis"));
@@ -146,7 +157,8 @@ FullyShardPlan parse_fully_shard(const Place& p) {
     f.reshard_after_forward = p.value["reshard_after_forward"].get<bool>();
   }
   for (const char* key : {"param_dtype", "reduce_dtype"})
-    if (p.value.contains(key) && p.at(key).text() != "fp32") p.at(key).error(fmt::format("{} is not supported on the CPU; use \"fp32\"", p.value[key].dump()));
+    if (p.value.contains(key) && p.at(key).text() != "fp32")
+      p.at(key).error(fmt::format("{} is not supported on the CPU; use \"fp32\"", p.value[key].dump()));
   return f;
 }
 
@@ -174,7 +186,8 @@ std::vector<Module*> find_modules(Module& model, const std::string& pattern, con
       if (name.find_first_not_of("0123456789", i) >= end) name.replace(i, end - i, "*"), end = i + 1;
     }
   }
-  if (found.empty()) fail("[plan] {}: \"{}\" matches no module; the nearest is \"{}\"", place, pattern, nearest(pattern, names));
+  if (found.empty())
+    fail("[plan] {}: \"{}\" matches no module; the nearest is \"{}\"", place, pattern, nearest(pattern, names));
   return found;
 }
 
@@ -183,7 +196,8 @@ void apply_tensor_parallel(Module& model, const TensorParallelPlan& plan, std::m
   for (const auto& [pattern, style] : plan.lines)
     for (Module* m : find_modules(model, pattern, "tensor_parallel.plan")) {
       auto [it, fresh] = matched.emplace(m, pattern);
-      check(fresh, "[plan] tensor_parallel.plan: module {} is matched by \"{}\" and \"{}\"; keep one of them", m->path(), it->second, pattern);
+      check(fresh, "[plan] tensor_parallel.plan: module {} is matched by \"{}\" and \"{}\"; keep one of them",
+            m->path(), it->second, pattern);
       nn::apply(*m, axis, style);
     }
 }
@@ -195,10 +209,13 @@ void apply_fully_shard(Module& model, const FullyShardPlan& plan) {
   std::vector<Module*> list;
   for (const std::string& pattern : plan.modules)
     for (Module* m : find_modules(model, pattern, "fully_shard.modules")) {
-      check(std::find(list.begin(), list.end(), m) == list.end(), "[plan] fully_shard.modules: module \"{}\" is named twice", m->path());
+      check(std::find(list.begin(), list.end(), m) == list.end(),
+            "[plan] fully_shard.modules: module \"{}\" is named twice", m->path());
       list.push_back(m);
     }
-  auto depth = [](Module* m) { return m->path().empty() ? 0 : 1 + std::count(m->path().begin(), m->path().end(), '.'); };
+  auto depth = [](Module* m) {
+    return m->path().empty() ? 0 : 1 + std::count(m->path().begin(), m->path().end(), '.');
+  };
   std::stable_sort(list.begin(), list.end(), [&](Module* a, Module* b) { return depth(a) > depth(b); });
   for (Module* m : list) nn::fully_shard(*m, options);
 }
@@ -216,15 +233,18 @@ ParallelPlan ParallelPlan::load(const std::string& file) {
 
 ParallelPlan ParallelPlan::from_json(const Json& object) {
   Place root{object, ""};
-  root.fields({"tensor_parallel", "loss_parallel", "data_parallel", "fully_shard", "activation_checkpoint", "context_parallel"});
+  root.fields({"tensor_parallel", "loss_parallel", "data_parallel", "fully_shard", "activation_checkpoint",
+               "context_parallel"});
   ParallelPlan plan;
   for (const char* later : {"activation_checkpoint", "context_parallel"})
     if (object.contains(later)) root.at(later).error("not supported yet; remove it");
   if (object.contains("tensor_parallel")) {
     Place tp = root.at("tensor_parallel");
-    if (!tp.value.is_array()) plan.tensor_parallel.push_back(parse_tensor_parallel(tp));
+    if (!tp.value.is_array())
+      plan.tensor_parallel.push_back(parse_tensor_parallel(tp));
     else
-      for (size_t i = 0; i < tp.value.size(); ++i) plan.tensor_parallel.push_back(parse_tensor_parallel({tp.value[i], fmt::format("tensor_parallel[{}]", i)}));
+      for (size_t i = 0; i < tp.value.size(); ++i)
+        plan.tensor_parallel.push_back(parse_tensor_parallel({tp.value[i], fmt::format("tensor_parallel[{}]", i)}));
   }
   if (object.contains("loss_parallel")) {
     if (!object["loss_parallel"].is_boolean()) root.at("loss_parallel").error("true or false");
@@ -255,7 +275,8 @@ std::vector<std::string> ParallelPlan::axes() const {
 void ParallelPlan::apply(Module& model) const {
   const MeshShape& mesh = model.mesh().shape();
   for (const std::string& axis : axes())
-    check(mesh.find(axis) >= 0, "[plan] the plan uses axis \"{}\", which mesh {} lacks: add it, as in --mesh {},{}=2", axis, to_string(mesh), to_string(mesh), axis);
+    check(mesh.find(axis) >= 0, "[plan] the plan uses axis \"{}\", which mesh {} lacks: add it, as in --mesh {},{}=2",
+          axis, to_string(mesh), to_string(mesh), axis);
   std::map<std::string, std::map<Module*, std::string>> matched;  // by axis
   for (const auto& t : tensor_parallel) apply_tensor_parallel(model, t, matched[t.axis]);
   if (fully_shard) apply_fully_shard(model, *fully_shard);
@@ -268,8 +289,10 @@ void ParallelPlan::apply(Module& model) const {
       DistributedTensor& logits = *outputs.at(0);
       Placement p = logits.layout()[axis];
       if (keep)
-        check(p == Shard(logits.dims() - 1), "[plan] loss_parallel: logits arrive as {}, not sharded over their classes on {}: give lm_head "
-              "\"output_layouts\": \"Shard(-1)\", or set loss_parallel to false", to_string(logits), m.mesh().shape().name(axis));
+        check(p == Shard(logits.dims() - 1),
+              "[plan] loss_parallel: logits arrive as {}, not sharded over their classes on {}: give lm_head "
+              "\"output_layouts\": \"Shard(-1)\", or set loss_parallel to false",
+              to_string(logits), m.mesh().shape().name(axis));
       if (keep || p.is_replicate()) return;
       LabelScope label(m.mesh().rank_state(), Label::Kind::plan_line, "loss_parallel: false");
       logits = logits.redistribute(logits.layout().with(axis, Replicate()));

@@ -15,16 +15,16 @@ struct TensorParallelPlan {
 };
 
 struct FullyShardPlan {
-  std::vector<std::string> axes;             // to shard over
-  std::optional<std::string> replicate_axis; // hybrid: stored alike on it
-  std::vector<std::string> modules;          // patterns; "" is the root
+  std::vector<std::string> axes;              // to shard over
+  std::optional<std::string> replicate_axis;  // hybrid: stored alike on it
+  std::vector<std::string> modules;           // patterns; "" is the root
   bool reshard_after_forward = true;
 };
 
 struct ParallelPlan {
   std::vector<TensorParallelPlan> tensor_parallel;
-  std::optional<bool> loss_parallel;        // true: logits must arrive sharded over classes; false: they are gathered
-  std::optional<std::string> data_parallel; // axis
+  std::optional<bool> loss_parallel;         // true: logits must arrive sharded over classes; false: they are gathered
+  std::optional<std::string> data_parallel;  // axis
   std::optional<FullyShardPlan> fully_shard;
 
   // Errors name the JSON path: an unknown field or style, a layout that is none.

@@ -12,18 +12,23 @@ struct Line {  // what the hooks of one style know
 
 Placement normalized(const Module& m, const Line& line, const DistributedTensor& t, Placement p) {
   if (!p.is_shard()) return p;
-  if (p.dim < -t.dims() || p.dim >= t.dims()) fail("[{}] {}: {} names no dimension of {}", m.path(), line.text, to_string(p), to_string(t));
+  if (p.dim < -t.dims() || p.dim >= t.dims())
+    fail("[{}] {}: {} names no dimension of {}", m.path(), line.text, to_string(p), to_string(t));
   return Shard(p.dim < 0 ? p.dim + t.dims() : p.dim);
 }
 
 // What a plan line says of a value that passes: it must be at `claim`, and is brought to `desired`.
-void pass(Module& m, const Line& line, const char* what, size_t i, DistributedTensor& t, std::optional<Placement> claim, std::optional<Placement> desired) {
+void pass(Module& m, const Line& line, const char* what, size_t i, DistributedTensor& t, std::optional<Placement> claim,
+          std::optional<Placement> desired) {
   if (m.mesh().shape().size(line.axis) == 1) return;
   if (claim) {
     Placement p = normalized(m, line, t, *claim);
     if (t.layout()[line.axis] != p)
-      fail("[{}] {} claims that {} {} arrives as {}={}, but it is {}: correct the claim, or prepare the {} with a line before",
-          m.path().empty() ? "the root module" : m.path(), line.text, what, i, m.mesh().shape().name(line.axis), to_string(p), to_string(t), what);
+      fail(
+          "[{}] {} claims that {} {} arrives as {}={}, but it is {}: correct the claim, or prepare the {} with a line "
+          "before",
+          m.path().empty() ? "the root module" : m.path(), line.text, what, i, m.mesh().shape().name(line.axis),
+          to_string(p), to_string(t), what);
   }
   if (!desired) return;
   Placement p = normalized(m, line, t, *desired);
@@ -36,9 +41,11 @@ void pass(Module& m, const Line& line, const char* what, size_t i, DistributedTe
 Module::Hook hook(Line line, const char* what, Layouts claims, Layouts desired) {
   return [=](Module& m, std::vector<DistributedTensor*>& tensors) {
     size_t n = std::max(claims.size(), desired.size());
-    check(n <= tensors.size(), "[{}] {} gives layouts of {} {}s, but the module has {} tensor {}s", m.path(), line.text, n, what, tensors.size(), what);
+    check(n <= tensors.size(), "[{}] {} gives layouts of {} {}s, but the module has {} tensor {}s", m.path(), line.text,
+          n, what, tensors.size(), what);
     for (size_t i = 0; i < n; ++i)
-      pass(m, line, what, i, *tensors[i], i < claims.size() ? claims[i] : std::nullopt, i < desired.size() ? desired[i] : std::nullopt);
+      pass(m, line, what, i, *tensors[i], i < claims.size() ? claims[i] : std::nullopt,
+           i < desired.size() ? desired[i] : std::nullopt);
   };
 }
 
@@ -67,7 +74,8 @@ void apply_column_or_row(Module& m, const Line& line, const Style& s) {
 }  // namespace
 
 std::string_view name(Style::Kind kind) {
-  constexpr std::string_view names[] = {"ColwiseParallel", "RowwiseParallel", "SequenceParallel", "PrepareModuleInput", "PrepareModuleOutput"};
+  constexpr std::string_view names[] = {"ColwiseParallel", "RowwiseParallel", "SequenceParallel", "PrepareModuleInput",
+                                        "PrepareModuleOutput"};
   return names[int(kind)];
 }
 
@@ -75,10 +83,17 @@ void apply(Module& m, int axis, const Style& s) {
   Line line{axis, s.line};
   switch (s.kind) {
     case Style::Kind::colwise:
-    case Style::Kind::rowwise: return apply_column_or_row(m, line, s);
-    case Style::Kind::sequence: m.add_before_hook(hook(line, "input", {}, {Shard(s.sequence_dim)})); return;
-    case Style::Kind::prepare_input: m.add_before_hook(hook(line, "input", s.input_layouts, s.desired_input_layouts)); return;
-    case Style::Kind::prepare_output: m.add_after_hook(hook(line, "output", s.output_layouts, s.desired_output_layouts)); return;
+    case Style::Kind::rowwise:
+      return apply_column_or_row(m, line, s);
+    case Style::Kind::sequence:
+      m.add_before_hook(hook(line, "input", {}, {Shard(s.sequence_dim)}));
+      return;
+    case Style::Kind::prepare_input:
+      m.add_before_hook(hook(line, "input", s.input_layouts, s.desired_input_layouts));
+      return;
+    case Style::Kind::prepare_output:
+      m.add_after_hook(hook(line, "output", s.output_layouts, s.desired_output_layouts));
+      return;
   }
 }
 

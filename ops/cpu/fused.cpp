@@ -113,8 +113,9 @@ void rotary(int64_t batch, int64_t positions, int64_t heads, int64_t dim, const 
 template <class T>
 void cross_entropy_backward(int64_t v, const T* x, double max, double log_sum, int64_t target, double scale, T* dx) {
   const Tag<T> d;
-  const auto probability = [=](const T* at, int64_t m)
-                               HWY_ATTR { return exp(d, hn::Sub(hn::Sub(load(d, at, m), splat(d, max)), splat(d, log_sum))); };
+  const auto probability = [=](const T* at, int64_t m) HWY_ATTR {
+    return exp(d, hn::Sub(hn::Sub(load(d, at, m), splat(d, max)), splat(d, log_sum)));
+  };
   const auto own = target < 0 ? hn::Zero(d) : probability(x + target, 1);  // read now, dx may be x
   each(d, v,
        [=](int64_t i, int64_t m) HWY_ATTR { store(d, hn::Mul(probability(x + i, m), splat(d, scale)), dx + i, m); });
@@ -231,7 +232,7 @@ void adamw(int64_t n, const AdamW& step, T* param, const T* grad, T* exp_avg, T*
   template void swiglu_backward(int64_t, const T*, const T*, const T*, T*, T*);                                       \
   template void rotary_table(int64_t, int64_t, int64_t, double, T*, T*);                                              \
   template void rotary(int64_t, int64_t, int64_t, int64_t, const T*, Strides, const T*, const T*, bool, T*, Strides); \
-  template void cross_entropy_backward(int64_t, const T*, double, double, int64_t, double, T*);                               \
+  template void cross_entropy_backward(int64_t, const T*, double, double, int64_t, double, T*);                       \
   template void adamw(int64_t, const AdamW&, T*, const T*, T*, T*);
 INSTANTIATE(float)
 INSTANTIATE(double)

@@ -1,5 +1,5 @@
-// Host time of one dispatched op whose decision is cached: add of two Shard(0) tensors of 8 elements on two thread ranks,
-// rank 0 measuring while the other has ended its part. Prints medians over batches, with and without a tape.
+// Host time of one dispatched op whose decision is cached: add of two Shard(0) tensors of 8 elements on two thread
+// ranks, rank 0 measuring while the other has ended its part. Prints medians over batches, with and without a tape.
 //
 //     build/bench/dispatch
 #include <algorithm>
@@ -40,10 +40,12 @@ int main() {
     std::printf("add of two Shard(0) tensors of 8 elements, cached: %.0f ns\n", median_ns([&] { ops::add(x, y); }));
     cached = cached_calls(rank);
     std::printf("mul by a scalar attribute, cached:                  %.0f ns\n", median_ns([&] { ops::mul(x, 2.0); }));
-    std::printf("of which allocating an output tensor:               %.0f ns\n", median_ns([&] { DistributedTensor::empty(mesh, x.spec()); }));
+    std::printf("of which allocating an output tensor:               %.0f ns\n",
+                median_ns([&] { DistributedTensor::empty(mesh, x.spec()); }));
     int64_t bytes = rank.allocator()->bytes_in_use();
     for (int i = 0; i < 10000; ++i) ops::add(x, y);
-    std::printf("after 10,000 more calls: %+lld bytes in use, %+d cached calls\n", static_cast<long long>(rank.allocator()->bytes_in_use() - bytes),
+    std::printf("after 10,000 more calls: %+lld bytes in use, %+d cached calls\n",
+                static_cast<long long>(rank.allocator()->bytes_in_use() - bytes),
                 int(cached_calls(rank)) - int(cached) - 1);
   });
 }

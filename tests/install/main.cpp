@@ -17,8 +17,12 @@ static void cube_kernel(const Context& c, std::span<const Tensor> in, std::span<
   });
 }
 static void cube_gradient(Gradient& g) { g.set(0, g.of_output() * ops::square(g.input(0)) * 3.0); }
-static const Op cube_op = {.name = "cube", .rule = "...->...", .cpu = cube_kernel, .gradient = cube_gradient,
-                           .keeps = {.inputs = {0}}, .sample = {{{{5, 3}}}}};
+static const Op cube_op = {.name = "cube",
+                           .rule = "...->...",
+                           .cpu = cube_kernel,
+                           .gradient = cube_gradient,
+                           .keeps = {.inputs = {0}},
+                           .sample = {{{{5, 3}}}}};
 
 int main() {
   testing::Report report = testing::check(cube_op);
@@ -28,6 +32,7 @@ int main() {
     auto x = DistributedTensor::distribute(Tensor::of<float>({3}, {1, 2, 3}), mesh, {Shard(0)});
     auto y = call(cube_op, {&x});
     Tensor whole = y.full();
-    if (rank.rank() == 0) std::printf("%s: %g %g %g\n", to_string(y).c_str(), element(whole, 0), element(whole, 1), element(whole, 2));
+    if (rank.rank() == 0)
+      std::printf("%s: %g %g %g\n", to_string(y).c_str(), element(whole, 0), element(whole, 1), element(whole, 2));
   });
 }
