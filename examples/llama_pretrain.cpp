@@ -122,7 +122,7 @@ Run prepare(const Options& o) {
   check(o.seq_len <= run.model.max_position_embeddings,
         "[llama_pretrain] --seq-len {} is more than the model's max_position_embeddings {}", o.seq_len,
         run.model.max_position_embeddings);
-  int ranks = run.mesh.product(nn::batch_layout(run.mesh).sharded());
+  int ranks = run.mesh.product(nn::batch_layout(run.mesh, run.plan).sharded());
   check(o.batch_size % ranks == 0, "[llama_pretrain] --batch-size {} does not divide over the {} data ranks of mesh {}",
         o.batch_size, ranks, o.mesh);
   if (!o.dry_run) {
@@ -140,7 +140,7 @@ std::vector<CommLog::Entry> dry_run(const Options& o, const Run& run) {
   DeviceMesh mesh(*rank, run.mesh);
   nn::Trainer trainer(mesh, run.model, run.plan, o.train);
   CommLog log(*rank);
-  trainer.step(nn::meta_batch(mesh, nn::batch_layout(run.mesh), o.batch_size, o.seq_len));
+  trainer.step(nn::meta_batch(mesh, nn::batch_layout(run.mesh, run.plan), o.batch_size, o.seq_len));
   return log.entries();
 }
 
@@ -213,7 +213,7 @@ void train(const Options& o, const Run& run, const nn::PackedText& text, std::of
     if (first)
       fmt::print("{} parameters, mesh {}, {} tokens per step\n", trainer.parameter_count(), to_string(run.mesh),
                  tokens);
-    Layout layout = nn::batch_layout(run.mesh);
+    Layout layout = nn::batch_layout(run.mesh, run.plan);
     for (int64_t i = 0; i < o.train.steps; ++i) {
       auto begin = std::chrono::steady_clock::now();
       nn::Trainer::Step s = trainer.step(text.batch(mesh, layout, i, o.batch_size));

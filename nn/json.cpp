@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "placement/error.h"
 
@@ -12,8 +13,19 @@ nlohmann::ordered_json load_json(const std::string& file, const char* who) {
   check(!std::filesystem::is_directory(file), "[{}] cannot read {}: it is a folder", who, file);
   std::ifstream in(file);
   check(in.good(), "[{}] cannot read {}: no such file, or no permission", who, file);
+  // A key that stands twice in one object would silently lose one of its values.
+  using Json = nlohmann::ordered_json;
+  std::vector<std::set<std::string>> keys;
+  Json::parser_callback_t no_duplicates = [&](int, Json::parse_event_t event, Json& parsed) {
+    if (event == Json::parse_event_t::object_start) keys.emplace_back();
+    if (event == Json::parse_event_t::object_end) keys.pop_back();
+    if (event == Json::parse_event_t::key)
+      check(keys.back().insert(parsed.get<std::string>()).second, "[{}] {}: the key {} stands twice in one object", who,
+            file, parsed.dump());
+    return true;
+  };
   try {
-    return nlohmann::ordered_json::parse(in);
+    return Json::parse(in, no_duplicates);
   } catch (const nlohmann::json::parse_error& e) {
     fail("[{}] {} is not JSON: {}", who, file, e.what());
   }

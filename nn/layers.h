@@ -40,10 +40,15 @@ class RMSNorm : public Callable<RMSNorm> {
  public:
   RMSNorm(Module& parent, std::string name, int64_t dim, double eps)
       : Callable(parent, std::move(name)), weight(*this, "weight", {dim}, Init::ones()), eps_(eps) {
-    input_names = {"input"};
+    input_names = {"input", "residual"};
   }
   std::string_view kind() const override { return "RMSNorm"; }
   DistributedTensor forward(const DistributedTensor& x) { return ops::rms_norm(x, weight(), eps_); }
+  // The norm of x + residual, and the sum itself, in one pass.
+  std::tuple<DistributedTensor, DistributedTensor> forward(const DistributedTensor& x,
+                                                           const DistributedTensor& residual) {
+    return ops::add_rms_norm(x, residual, weight(), eps_);
+  }
 
   Parameter weight;
 

@@ -7,8 +7,9 @@
 namespace dtensor::nn {
 
 LlamaConfig LlamaConfig::load(const std::string& file) {
+  nlohmann::ordered_json json = load_json(file, "llama config");
   try {
-    return from_json(load_json(file, "llama config"));
+    return from_json(json);
   } catch (const Error& e) {
     fail("{} (in {})", e.what(), file);
   }
@@ -32,8 +33,9 @@ LlamaConfig LlamaConfig::from_json(const nlohmann::ordered_json& json) {
   auto number = [&](const char* key, double& value) { number_in(json, key, value); };
   // Fields that change the result: only these values are supported.
   const std::pair<const char*, nlohmann::ordered_json> fixed[] = {
-      {"model_type", "llama"},  {"hidden_act", "silu"},         {"attention_bias", false}, {"mlp_bias", false},
-      {"attention_dropout", 0}, {"tie_word_embeddings", false}, {"rope_scaling", nullptr}, {"pretraining_tp", 1}};
+      {"model_type", "llama"},   {"hidden_act", "silu"},   {"attention_bias", false},
+      {"mlp_bias", false},       {"attention_dropout", 0}, {"tie_word_embeddings", false},
+      {"rope_scaling", nullptr}, {"pretraining_tp", 1},    {"quantization_config", nullptr}};
   for (const auto& [key, value] : fixed)
     if (json.contains(key))
       check(json[key] == value, "[llama config] {} is {}; only {} is supported", key, json[key].dump(), value.dump());
@@ -58,6 +60,9 @@ LlamaConfig LlamaConfig::from_json(const nlohmann::ordered_json& json) {
     if (rope.contains("rope_type"))
       check(rope["rope_type"] == "default", "[llama config] rope_type is {}; only \"default\" is supported",
             rope["rope_type"].dump());
+    if (rope.contains("partial_rotary_factor"))
+      check(rope["partial_rotary_factor"] == 1, "[llama config] partial_rotary_factor is {}; only 1 is supported",
+            rope["partial_rotary_factor"].dump());
     number_in(rope, "rope_theta", c.rope_theta);
   }
   check(c.num_attention_heads % c.num_key_value_heads == 0,
@@ -91,8 +96,8 @@ DistributedTensor LlamaAttention::split_heads(const DistributedTensor& x, int64_
 }
 
 DistributedTensor LlamaAttention::forward(const DistributedTensor& x) {
-  DistributedTensor q = ops::rotary(split_heads(q_proj(x), config_.num_attention_heads), config_.rope_theta);
-  DistributedTensor k = ops::rotary(split_heads(k_proj(x), config_.num_key_value_heads), config_.rope_theta);
+  auto [q, k] = ops::rotary(split_heads(q_proj(x), config_.num_attention_heads),
+                            split_heads(k_proj(x), config_.num_key_value_heads), config_.rope_theta);
   DistributedTensor v = split_heads(v_proj(x), config_.num_key_value_heads);
   auto heads_first = [](const DistributedTensor& t) { return ops::transpose(t, 1, 2); };
   DistributedTensor out =
@@ -119,8 +124,8 @@ LlamaDecoderLayer::LlamaDecoderLayer(Module& parent, std::string name, const Lla
 }
 
 DistributedTensor LlamaDecoderLayer::forward(const DistributedTensor& x) {
-  DistributedTensor h = x + self_attn(input_layernorm(x));
-  return h + mlp(post_attention_layernorm(h));
+  auto [normed, h] = post_attention_layernorm(self_attn(input_layernorm(x)), x);
+  return h + mlp(normed);
 }
 
 LlamaModel::LlamaModel(Module& parent, std::string name, const LlamaConfig& c)

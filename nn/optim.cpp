@@ -83,18 +83,29 @@ void AdamW::step(const std::vector<DistributedTensor>& gradients, double lr, dou
                      1 - std::pow(options_.beta1, double(steps_)),
                      1 - std::pow(options_.beta2, double(steps_)),
                      scale};
+  // All tensors in one launch: the elements of one follow those of another.
+  struct Piece {
+    float *value, *m, *v;
+    Tensor gradient;
+    int64_t begin;
+  };
+  std::vector<Piece> pieces;
+  int64_t total = 0;
   for (size_t i = 0; i < parameters_.size(); ++i) {
     DistributedTensor& p = parameters_[i]->stored();
     if (gradients[i].layout() != p.layout() || gradients[i].shape() != p.shape())
       fail("[AdamW] the gradient of {} is {}, not {}", parameters_[i]->path(), to_string(gradients[i]), to_string(p));
-    Tensor gradient = gradients[i].local().contiguous();
-    float* value = p.local_for_writing().data<float>();
-    const float* g = gradient.data<float>();
-    float *m = exp_avg_[i].data<float>(), *v = exp_avg_sq_[i].data<float>();
-    p.mesh().rank_state().pool().parallel_for(gradient.numel(), pointwise_grain, [&](int64_t b, int64_t e, int) {
-      cpu::adamw(e - b, numbers, value + b, g + b, m + b, v + b);
-    });
+    pieces.push_back({p.local_for_writing().data<float>(), exp_avg_[i].data<float>(), exp_avg_sq_[i].data<float>(),
+                      gradients[i].local().contiguous(), total});
+    total += pieces.back().gradient.numel();
   }
+  parameters_[0]->stored().mesh().rank_state().pool().parallel_for(
+      total, pointwise_grain, [&](int64_t begin, int64_t end, int) {
+        for (const Piece& p : pieces) {
+          int64_t b = std::max(begin - p.begin, int64_t(0)), e = std::min(end - p.begin, p.gradient.numel());
+          if (b < e) cpu::adamw(e - b, numbers, p.value + b, p.gradient.data<float>() + b, p.m + b, p.v + b);
+        }
+      });
 }
 
 double warmup_cosine(int64_t step, double peak, int64_t warmup, int64_t total) {

@@ -127,16 +127,18 @@ class Tape::NodeGradient : public Gradient {
  public:
   NodeGradient(const Node& node, std::vector<DistributedTensor> of_outputs)
       : node_(node), of_outputs_(std::move(of_outputs)), results(node.inputs.size()) {
-    // Remade values are made once per node.
-    for (const Kept& k : node.kept_inputs)
-      inputs_.push_back(k.value.defined() ? k.get(node.op->name) : DistributedTensor());
-    for (const Kept& k : node.kept_outputs) outputs_.push_back(k.get(node.op->name));
+    inputs_.resize(node.kept_inputs.size());
+    outputs_.resize(node.kept_outputs.size());
     for (const Value& v : node.inputs) wanted_.push_back(v.spec ? target_of(*v.spec) : Layout());
   }
 
   const Attributes& attributes() const override { return node_.attributes; }
-  const DistributedTensor& input(int i) const override { return find(node_.op->keeps.inputs, inputs_, i, "input"); }
-  const DistributedTensor& output(int i) const override { return find(node_.op->keeps.outputs, outputs_, i, "output"); }
+  const DistributedTensor& input(int i) const override {
+    return find(node_.op->keeps.inputs, node_.kept_inputs, inputs_, i, "input");
+  }
+  const DistributedTensor& output(int i) const override {
+    return find(node_.op->keeps.outputs, node_.kept_outputs, outputs_, i, "output");
+  }
   const TensorSpec& input_spec(int i) const override { return *node_.inputs[size_t(i)].spec; }
   const DistributedTensor& of_output(int i) const override { return of_outputs_[size_t(i)]; }
   bool needs(int i) const override { return node_.inputs[size_t(i)].root != 0; }
@@ -153,15 +155,20 @@ class Tape::NodeGradient : public Gradient {
   }
 
  private:
-  const DistributedTensor& find(const std::vector<int>& names, const std::vector<DistributedTensor>& values, int i,
-                                const char* what) const {
-    for (size_t k = 0; k < names.size(); ++k)
-      if (names[k] == i) return values[k];
+  // Taken, or remade, when it is asked for the first time.
+  const DistributedTensor& find(const std::vector<int>& names, const std::vector<Kept>& kept,
+                                std::vector<DistributedTensor>& values, int i, const char* what) const {
+    for (size_t k = 0; k < names.size(); ++k) {
+      if (names[k] != i) continue;
+      if (!values[k].defined() && kept[k].value.defined()) values[k] = kept[k].get(node_.op->name);
+      return values[k];
+    }
     fail("[{}] the gradient asks for {} {}, which the card does not keep", node_.op->name, what, i);
   }
 
   const Node& node_;
-  std::vector<DistributedTensor> of_outputs_, inputs_, outputs_;
+  std::vector<DistributedTensor> of_outputs_;
+  mutable std::vector<DistributedTensor> inputs_, outputs_;
   std::vector<Layout> wanted_;
 
  public:

@@ -63,10 +63,12 @@ double value_of(const DistributedTensor& x) {
 
 }  // namespace
 
-Layout batch_layout(const MeshShape& mesh) {
+Layout batch_layout(const MeshShape& mesh, const ParallelPlan& plan) {
+  std::vector<std::string> named = plan.data_axes();
   Layout l;
   for (int a = 0; a < mesh.axes(); ++a)
-    if (is_data_axis(mesh.name(a))) l = l.with(a, Shard(0));
+    if (is_data_axis(mesh.name(a)) || std::find(named.begin(), named.end(), mesh.name(a)) != named.end())
+      l = l.with(a, Shard(0));
   return l;
 }
 

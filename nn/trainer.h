@@ -17,8 +17,9 @@ struct TrainerOptions {
   AdamWOptions adamw;
 };
 
-// The layout of a batch [batch, sequence]: axes dp, dp_replicate and dp_shard shard the rows.
-Layout batch_layout(const MeshShape& mesh);
+// The layout of a batch [batch, sequence]: axes dp, dp_replicate and dp_shard shard the rows, and so do those that the
+// plan names for data parallelism or fully sharding.
+Layout batch_layout(const MeshShape& mesh, const ParallelPlan& plan = {});
 
 // A model built on meta, its plan applied, its parts filled, with optimizer and schedule. Every rank makes one.
 class Trainer {

@@ -13,29 +13,45 @@ namespace {
 // [batch, sequence, heads, d] with contiguous heads, any other strides.
 Tensor with_whole_heads(const Tensor& t) { return t.strides().back() == 1 || t.shape().back() == 1 ? t : t.clone(); }
 
+// One tensor or several, of one sequence and head size.
 void rotary_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
-  Tensor x = with_whole_heads(in[0]);
-  int64_t batch = x.size(0), heads = x.size(2), d = x.size(3);
+  int64_t d = in[0].size(3);
   Range s = c.range('s');
   check(d % 2 == 0, "[rotary] heads of {} elements; pairs need an even number", d);
   auto strides = [](const Tensor& t) { return cpu::Strides{t.strides()[0], t.strides()[1], t.strides()[2]}; };
-  for_floating(c, x.dtype(), [&]<class T>() {
+  for_floating(c, in[0].dtype(), [&]<class T>() {
     std::vector<T> cos(size_t(s.size() * d / 2)), sin(cos.size());
     cpu::rotary_table(s.begin, s.end, d, c.attributes.get<double>("theta"), cos.data(), sin.data());
-    const T* from = x.data<T>();
-    T* to = out[0].data<T>();
     bool inverse = c.attributes.get<bool>("inverse");
-    int64_t grain = std::max<int64_t>(1, pointwise_grain / std::max<int64_t>(batch * heads * d, 1));
-    c.pool.parallel_for(s.size(), grain, [&](int64_t b, int64_t e, int) {
-      cpu::rotary(batch, e - b, heads, d, from + b * x.strides()[1], strides(x), cos.data() + b * (d / 2),
-                  sin.data() + b * (d / 2), inverse, to + b * out[0].strides()[1], strides(out[0]));
-    });
+    for (size_t i = 0; i < in.size(); ++i) {
+      Tensor x = with_whole_heads(in[i]);
+      const Tensor& y = out[i];
+      int64_t batch = x.size(0), heads = x.size(2);
+      const T* from = x.data<T>();
+      T* to = y.data<T>();
+      int64_t grain = std::max<int64_t>(1, pointwise_grain / std::max<int64_t>(batch * heads * d, 1));
+      c.pool.parallel_for(s.size(), grain, [&](int64_t b, int64_t e, int) {
+        cpu::rotary(batch, e - b, heads, d, from + b * x.strides()[1], strides(x), cos.data() + b * (d / 2),
+                    sin.data() + b * (d / 2), inverse, to + b * y.strides()[1], strides(y));
+      });
+    }
   });
 }
 
-void rotary_gradient(Gradient& g) {
-  g.set(0, call(rotary_op, {&g.of_output()},
-                {{"theta", g.attributes().get<double>("theta")}, {"inverse", !g.attributes().get<bool>("inverse")}}));
+Attributes turned_back(const Attributes& a) {
+  return {{"theta", a.get<double>("theta")}, {"inverse", !a.get<bool>("inverse")}};
+}
+void rotary_gradient(Gradient& g) { g.set(0, call(rotary_op, {&g.of_output()}, turned_back(g.attributes()))); }
+void rotary_pair_gradient(Gradient& g) {
+  const DistributedTensor &dq = g.of_output(0), &dk = g.of_output(1);
+  Attributes back = turned_back(g.attributes());
+  if (dq.defined() && dk.defined()) {
+    auto d = call_all(rotary_pair_op, {&dq, &dk}, back);
+    g.set(0, d[0]);
+    g.set(1, d[1]);
+  } else {  // one of them is not used
+    g.set(dq.defined() ? 0 : 1, call(rotary_op, {dq.defined() ? &dq : &dk}, back));
+  }
 }
 
 // Heads [first, first + n) of the queries read key head `first / n`.
@@ -124,6 +140,14 @@ const Op rotary_op = {.name = "rotary",
                       .gradient = rotary_gradient,
                       .sample = {{{{2, 5, 3, 4}}, {{"theta", 100.0}, {"inverse", false}}},
                                  {{{1, 0, 2, 2}}, {{"theta", 100.0}, {"inverse", true}}}}};
+const Op rotary_pair_op = {.name = "rotary_pair",
+                           .rule = "bs(gr)[d],bsg[d]->bs(gr)[d],bsg[d]",
+                           .linear = {{0, 1}},
+                           .strided = true,
+                           .cpu = rotary_kernel,
+                           .gradient = rotary_pair_gradient,
+                           .sample = {{{{2, 5, 6, 4}, {2, 5, 3, 4}}, {{"theta", 100.0}, {"inverse", false}}},
+                                      {{{1, 3, 4, 2}, {1, 3, 4, 2}}, {{"theta", 100.0}, {"inverse", true}}}}};
 const Op attention_op = {.name = "attention",
                          .rule = "bs(gr)[d],b[t]g[d],b[t]g[d]->bs(gr)[d],b(gr)s",
                          .strided = true,
@@ -147,6 +171,12 @@ const Op attention_backward_op = {
 
 DistributedTensor rotary(const DistributedTensor& x, double theta) {
   return call(rotary_op, {&x}, {{"theta", theta}, {"inverse", false}});
+}
+
+std::tuple<DistributedTensor, DistributedTensor> rotary(const DistributedTensor& q, const DistributedTensor& k,
+                                                        double theta) {
+  auto outputs = call_all(rotary_pair_op, {&q, &k}, {{"theta", theta}, {"inverse", false}});
+  return {outputs[0], outputs[1]};
 }
 
 DistributedTensor scaled_dot_product_attention(const DistributedTensor& q, const DistributedTensor& k,

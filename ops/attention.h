@@ -1,15 +1,20 @@
 // Attention and the rotary position embedding.
 #pragma once
 
+#include <tuple>
+
 #include "ops/call.h"
 
 namespace dtensor::ops {
 
-extern const Op rotary_op, attention_op, attention_backward_op;
+extern const Op rotary_op, rotary_pair_op, attention_op, attention_backward_op;
 
 // x [batch, sequence, heads, d]: rotates the pairs (i, i + d/2) by position * theta^(-2i/d), Hugging Face's rotate_half
 // order. The position is the global index, so the sequence may be sharded.
 DistributedTensor rotary(const DistributedTensor& x, double theta);
+// Queries and keys at once, with one table of angles. The heads of q are a multiple of k's.
+std::tuple<DistributedTensor, DistributedTensor> rotary(const DistributedTensor& q, const DistributedTensor& k,
+                                                        double theta);
 
 struct AttentionOptions {
   bool causal = false;

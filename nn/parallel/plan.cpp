@@ -117,6 +117,10 @@ Style parse_style(const Place& p) {
       style->sequence_dim = p.value["sequence_dim"].get<int>();
     }
   }
+  if (style->kind == Style::Kind::prepare_input && style->input_layouts.empty())
+    p.error("PrepareModuleInput needs input_layouts and desired_input_layouts");
+  if (style->kind == Style::Kind::prepare_output && style->output_layouts.empty())
+    p.error("PrepareModuleOutput needs output_layouts and desired_output_layouts");
   if (style->kind == Style::Kind::prepare_input && style->input_layouts.size() != style->desired_input_layouts.size())
     p.error("PrepareModuleInput needs as many input_layouts as desired_input_layouts");
   if (style->kind == Style::Kind::prepare_output &&
@@ -261,14 +265,20 @@ ParallelPlan ParallelPlan::from_json(const Json& object) {
   return plan;
 }
 
-std::vector<std::string> ParallelPlan::axes() const {
+std::vector<std::string> ParallelPlan::data_axes() const {
   std::vector<std::string> list;
-  for (const auto& t : tensor_parallel) list.push_back(t.axis);
   if (data_parallel) list.push_back(*data_parallel);
   if (fully_shard) {
     list.insert(list.end(), fully_shard->axes.begin(), fully_shard->axes.end());
     if (fully_shard->replicate_axis) list.push_back(*fully_shard->replicate_axis);
   }
+  return list;
+}
+
+std::vector<std::string> ParallelPlan::axes() const {
+  std::vector<std::string> list, data = data_axes();
+  for (const auto& t : tensor_parallel) list.push_back(t.axis);
+  list.insert(list.end(), data.begin(), data.end());
   return list;
 }
 

@@ -31,6 +31,8 @@ struct ParallelPlan {
   static ParallelPlan load(const std::string& file);
   static ParallelPlan from_json(const nlohmann::ordered_json& json);
 
+  // Mesh axes that the plan names for data parallelism: they divide the batch.
+  std::vector<std::string> data_axes() const;
   // Mesh axes that the plan uses.
   std::vector<std::string> axes() const;
   // Places the parameters and adds the hooks; before materialize(). Errors: an axis that the mesh lacks, a key that

@@ -20,7 +20,7 @@ Placement normalized(const Module& m, const Line& line, const DistributedTensor&
 // What a plan line says of a value that passes: it must be at `claim`, and is brought to `desired`.
 void pass(Module& m, const Line& line, const char* what, size_t i, DistributedTensor& t, std::optional<Placement> claim,
           std::optional<Placement> desired) {
-  if (m.mesh().shape().size(line.axis) == 1) return;
+  if (m.mesh().shape().size(line.axis) == 1 || !t.defined()) return;
   if (claim) {
     Placement p = normalized(m, line, t, *claim);
     if (t.layout()[line.axis] != p)

@@ -30,7 +30,7 @@ std::string_view name(Style::Kind kind);
 // Inputs or outputs from one layout to another.
 //   PrepareModuleInput(input_layouts, desired_input_layouts), PrepareModuleOutput(output_layouts,
 //   desired_output_layouts)
-// Errors: a kind of module that the style does not fit; a size that the axis does not divide.
+// Errors: a kind of module that the style does not fit. Sizes that the axis does not divide are sharded unevenly.
 void apply(Module& module, int axis, const Style& style);
 
 }  // namespace dtensor::nn

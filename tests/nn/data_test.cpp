@@ -82,6 +82,9 @@ TEST_CASE("the batch is sharded over the data axes") {
   for (Case c : {Case{"dp=2", "dp=Shard(0)"}, {"tp=2", "tp=Replicate"}, {"dp=2,tp=2", "dp=Shard(0) tp=Replicate"},
                  {"dp_replicate=2,dp_shard=2,tp=2", "dp_replicate=Shard(0) dp_shard=Shard(0) tp=Replicate"}})
     CHECK(to_string(batch_layout(MeshShape::parse(c.mesh)), MeshShape::parse(c.mesh)) == c.layout);
+  // and over those that a plan names
+  MeshShape mesh = MeshShape::parse("data=2,tp=2");
+  CHECK(to_string(batch_layout(mesh, {.data_parallel = "data"}), mesh) == "data=Shard(0) tp=Replicate");
 }
 
 TEST_CASE("errors of the data") {

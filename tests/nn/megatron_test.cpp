@@ -93,7 +93,7 @@ TEST_CASE("collectives of a block name their module, their plan line and their v
   for (const auto& e : entries)
     if (below(e.module, "model.layers") && e.phase == Phase::backward) backward.push_back(fmt::format("{} {}: {}", e.collective, e.module, e.reason));
   CHECK(backward == std::vector<std::string>{
-      "all_gather " + block + ".mlp.down_proj: gradient of linear", "reduce_scatter " + block + ".post_attention_layernorm: gradient of rms_norm",
+      "all_gather " + block + ".mlp.down_proj: gradient of linear", "reduce_scatter " + block + ".post_attention_layernorm: gradient of add_rms_norm",
       "all_gather " + block + ".self_attn.o_proj: gradient of linear", "reduce_scatter " + block + ".input_layernorm: gradient of rms_norm"});
 }
 

@@ -38,7 +38,7 @@ TEST_CASE("AdamW is the published algorithm") {
     AdamWOptions options;
     double scale;
   };
-  const Case cases[] = {{{}, 1}, {{.beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.01}, 1}, {{.weight_decay = 0}, 0.25}, {{.beta1 = 0, .beta2 = 0.5, .eps = 1e-2, .weight_decay = 1}, 1}};
+  const Case cases[] = {{{}, 1}, {{.beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.01}, 1}, {{.eps = 0.1, .weight_decay = 0}, 0.25}, {{.beta1 = 0, .beta2 = 0.5, .eps = 1e-2, .weight_decay = 1}, 1}};
   for (const Case& c : cases) {
     constexpr int steps = 5;
     auto lr = [](int step) { return 0.1 / (1 + step); };

@@ -72,10 +72,12 @@ TEST_CASE("plans that cannot be read: the error names the place and what is near
       {tp(R"("lm_head": {"style": "SequenceParallel", "input_layouts": "Replicate"})"), {"there is no field \"input_layouts\""}},
       {tp(R"j("lm_head": {"style": "ColwiseParallel", "output_layouts": "Shard"})j"), {"[plan] tensor_parallel.plan.lm_head.output_layouts: ", "Shard"}},
       {tp(R"j("lm_head": {"style": "ColwiseParallel", "output_layouts": "Sharded(0)"})j"), {"[plan] tensor_parallel.plan.lm_head.output_layouts: ", "Sharded(0)"}},
+      {tp(R"j("model.norm": "PrepareModuleInput")j"), {"[plan] tensor_parallel.plan.\"model.norm\": PrepareModuleInput needs input_layouts and"}},
       {tp(R"j("model.norm": {"style": "PrepareModuleInput", "input_layouts": ["Shard(1)", "Replicated"], "desired_input_layouts": [null, null]})j"),
        {"[plan] tensor_parallel.plan.\"model.norm\".input_layouts[1]: ", "Replicated"}},
       {tp(R"j("lm_head": {"style": "ColwiseParallel", "output_layouts": 5})j"), {"[plan] tensor_parallel.plan.lm_head.output_layouts: 5 is no string"}},
       {tp(R"j("model.norm": {"style": "SequenceParallel", "sequence_dim": "1"})j"), {"[plan] tensor_parallel.plan.\"model.norm\".sequence_dim: a dimension is an integer"}},
+      {tp(R"j("model.norm": "PrepareModuleInput")j"), {"[plan] tensor_parallel.plan.\"model.norm\": PrepareModuleInput needs input_layouts and"}},
       {tp(R"j("model.norm": {"style": "PrepareModuleInput", "input_layouts": ["Shard(1)"]})j"), {"[plan] tensor_parallel.plan.\"model.norm\": PrepareModuleInput needs as many"}},
       {tp(R"j("model.norm": {"style": "PrepareModuleOutput", "output_layouts": ["Shard(1)"]})j"), {"[plan] tensor_parallel.plan.\"model.norm\": PrepareModuleOutput needs as many"}},
       {tp(R"("lm_head": "ColwiseParallel")", R"(, "loss_parallel": 1)"), {"[plan] loss_parallel: true or false"}},
@@ -120,6 +122,7 @@ TEST_CASE("plans that do not fit the model or the mesh: the error says what woul
        {"[lm_head] lm_head: ColwiseParallel: Shard(3) names no dimension of f32[2,8,259]"}},
       {tp(R"j("": {"style": "PrepareModuleInput", "input_layouts": "Shard(1)", "desired_input_layouts": "Replicate"})j"), "tp=2",
        {"[the root module] \"\": PrepareModuleInput claims that input 0 arrives as tp=Shard(1), but it is i64[2,8] tp=Replicate"}},
+      {tp(R"j("model.norm": "PrepareModuleInput")j"), {"[plan] tensor_parallel.plan.\"model.norm\": PrepareModuleInput needs input_layouts and"}},
       {tp(R"j("model.norm": {"style": "PrepareModuleInput", "input_layouts": ["Replicate", null], "desired_input_layouts": ["Replicate", "Shard(0)"]})j"), "tp=2",
        {"[model.norm] ", "gives layouts of 2 inputs, but the module has 1 tensor inputs"}},
       {tp(R"j("lm_head": {"style": "ColwiseParallel", "output_layouts": "Replicate"})j", R"(, "loss_parallel": true)"), "tp=2",
@@ -142,6 +145,8 @@ TEST_CASE("a plan file that cannot be read") {
   CHECK_THAT(error_of([&] { ParallelPlan::load("/nowhere/plan.json"); }), StartsWith("[plan] cannot read /nowhere/plan.json: no such file, or no permission"));
   std::string file = folder.write("plan.json", "{\"tensor_parallel\": ");
   CHECK_THAT(error_of([&] { ParallelPlan::load(file); }), StartsWith("[plan] " + file + " is not JSON: ") && Contains("line 1"));
+  file = folder.write("twice.json", R"({"data_parallel": {"axis": "dp", "axis": "tp"}})");
+  CHECK_THAT(error_of([&] { ParallelPlan::load(file); }), Contains("the key \"axis\" stands twice in one object"));
   file = folder.write("other.json", "{\"loss\": true}");
   CHECK_THAT(error_of([&] { ParallelPlan::load(file); }), Contains("there is no field \"loss\"") && Contains("(in " + file + ")"));
 }
