@@ -115,6 +115,55 @@ TEST_CASE("gathered weights are dropped after forward") {
   CHECK(bytes(false) - bytes(true) >= gathered);
 }
 
+// fsdp.json: what one rank of N holds of parameters, gradients and optimizer state is a Nth, by the allocator's count.
+TEST_CASE("one rank of N holds a Nth of parameters, gradients and optimizer state") {
+  ParallelPlan plan = ParallelPlan::load(std::string(DTENSOR_SOURCE_DIR) + "/examples/plans/fsdp.json");
+  int64_t peak_before = INT64_MAX;
+  for (int n : {1, 2, 4, 8}) {
+    struct Bytes {
+      int64_t parameters, with_gradients, peak, after;
+    };
+    int64_t whole = 0;  // bytes of all parameters
+    Bytes b = on_mesh(fmt::format("dp={}", n).c_str(), [&](const DeviceMesh& m) {
+      Rank& rank = m.rank_state();
+      auto in_use = [&] {
+        m.communicator(m.shape().all()).barrier();  // nobody reads a published tensor any more
+        return rank.allocator()->bytes_in_use();
+      };
+      Tape tape(rank);
+      LlamaForCausalLM model(m, small_llama(2, 264));
+      plan.apply(model);
+      materialize(model, 1);
+      auto parameters = model.parameters();
+      watch_parameters(tape, parameters);
+      Bytes bytes{in_use(), 0, 0, 0};
+      if (m.rank() == 0)
+        for (Parameter* p : parameters) whole += 4 * numel(p->shape());
+      AdamW optimizer(parameters, {});
+      rank.allocator()->reset_peak();
+      {
+        std::vector<int64_t> ids(8 * 16, 3);
+        auto x = DistributedTensor::distribute(Tensor::of<int64_t>({8, 16}, ids), m, batch_layout(m.shape()));
+        tape.backward(ops::cross_entropy(model(x), x));
+      }
+      bytes.with_gradients = in_use();
+      bytes.peak = rank.allocator()->peak_bytes();
+      auto gradients = reduce_gradients(tape, parameters);
+      tape.clear_gradients();
+      optimizer.step(gradients, 1e-3);
+      gradients.clear();
+      bytes.after = in_use();
+      return bytes;
+    })[0];
+    INFO(n);
+    CHECK(b.parameters == whole / n);
+    CHECK(b.with_gradients == 2 * whole / n);
+    CHECK(b.after == 3 * whole / n);  // parameters and two moments
+    CHECK(b.peak < peak_before);
+    peak_before = b.peak;
+  }
+}
+
 TEST_CASE("micro-batches add up in fully sharded gradients") {
   auto gradients = [](const char* mesh, const char* plan, int passes) {
     return on_mesh(mesh, [&](const DeviceMesh& m) {
