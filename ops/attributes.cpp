@@ -12,6 +12,7 @@ std::string to_string(const AttributeValue& value) {
     std::string operator()(double d) const { return fmt::format("{}", d); }
     std::string operator()(const std::vector<int64_t>& v) const { return fmt::format("{}", fmt::join(v, ",")); }
     std::string operator()(DType t) const { return std::string(name(t)); }
+    std::string operator()(const std::string& s) const { return s; }
   };
   return std::visit(Print{}, value);
 }
@@ -35,6 +36,7 @@ uint64_t Attributes::hash() const {
     if (auto* i = std::get_if<int64_t>(&v)) mix(uint64_t(*i));
     if (auto* d = std::get_if<double>(&v)) mix(std::bit_cast<uint64_t>(*d));
     if (auto* t = std::get_if<DType>(&v)) mix(uint64_t(*t));
+    if (auto* s = std::get_if<std::string>(&v)) mix(std::hash<std::string_view>{}(*s));
     if (auto* l = std::get_if<std::vector<int64_t>>(&v))
       for (int64_t i : *l) mix(uint64_t(i));
   }

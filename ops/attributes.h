@@ -1,4 +1,4 @@
-// Attributes: what an op is told besides its tensors, as named values: dim=-1, shape=8,4,4, eps=1e-06.
+// Attributes: what an op is told besides its tensors, as named values: dim=-1, shape=8,4,4, eps=1e-06, reduction=mean.
 #pragma once
 
 #include <initializer_list>
@@ -13,7 +13,7 @@
 
 namespace dtensor {
 
-using AttributeValue = std::variant<bool, int64_t, double, std::vector<int64_t>, DType>;
+using AttributeValue = std::variant<bool, int64_t, double, std::vector<int64_t>, DType, std::string>;
 
 std::string to_string(const AttributeValue& value);
 

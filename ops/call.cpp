@@ -43,13 +43,14 @@ BoundRule bind_rule(const Op& op, std::span<const Shape* const> inputs, const At
   if (rule.linear.empty()) rule.linear = op.linear;
   if (rule.added.empty()) rule.added = op.added;
   if (rule.monotone.empty()) rule.monotone = op.monotone;
+  if (rule.passes.empty()) rule.passes = op.passes;
   if (rule.reduce.empty()) rule.reduce = op.reduce;
   return BoundRule(op.name, std::move(rule), inputs);
 }
 
 namespace {
 
-constexpr size_t max_operands = 16, max_outputs = 4;
+constexpr size_t max_operands = 64, max_outputs = 64;
 
 // What was decided for a call: found by op, interned input specs, attributes and wanted layout.
 struct Decision {
@@ -59,7 +60,7 @@ struct Decision {
   uint64_t wanted;
 
   std::vector<Layout> inputs;
-  uint32_t moves = 0;  // bit i: input i is brought to another layout
+  uint64_t moves = 0;  // bit i: input i is brought to another layout
   std::vector<const LocalSpec*> outputs;
   std::vector<Context::FactorRange> factors;
 };
@@ -108,7 +109,7 @@ std::unique_ptr<Decision> decide(const Op& op, const DeviceMesh& mesh, std::span
   d->inputs = choice.inputs;
   for (size_t i = 0; i < inputs.size(); ++i) {
     d->ids.push_back(inputs[i] ? inputs[i]->spec().id : 0);
-    if (inputs[i] && inputs[i]->layout() != choice.inputs[i]) d->moves |= 1u << i;
+    if (inputs[i] && inputs[i]->layout() != choice.inputs[i]) d->moves |= uint64_t(1) << i;
   }
   check(rule.outputs().size() <= max_outputs, "[{}] more than {} outputs", op.name, max_outputs);
   for (size_t o = 0; o < rule.outputs().size(); ++o)
@@ -185,7 +186,8 @@ void dispatch(const Op& op, std::span<const DistributedTensor* const> given, con
               const CallOptions& options, Make result) {
   check(given.size() <= max_operands, "[{}] {} operands; at most {} are supported", op.name, given.size(),
         max_operands);
-  std::array<const DistributedTensor*, max_operands> inputs{}, used{};
+  std::array<const DistributedTensor*, max_operands> inputs, used;
+  std::fill_n(inputs.begin(), given.size(), nullptr);
   const DistributedTensor* first = nullptr;
   bool meta = false;
   for (size_t i = 0; i < given.size(); ++i) {
@@ -213,7 +215,7 @@ void dispatch(const Op& op, std::span<const DistributedTensor* const> given, con
   OpsState& state = state_of(rank);
   const Decision& d = find_decision(state, op, mesh, in, attributes, options);
   std::vector<DistributedTensor> moved;
-  used = inputs;
+  std::copy_n(inputs.begin(), given.size(), used.begin());
   if (d.moves) bring(op, rank, d, std::span(used.data(), given.size()), moved);
   std::span<const DistributedTensor* const> ready(used.data(), given.size());
 

@@ -18,6 +18,24 @@ void for_floating(const Context& c, DType t, F f) {
     fail("[{}] has no CPU kernel for {}", c.op, name(t));
 }
 
+// The same for the types of numbers: f32, f64, i64.
+template <class F>
+void for_numbers(const Context& c, DType t, F f) {
+  if (t == DType::i64)
+    f.template operator()<int64_t>();
+  else
+    for_floating(c, t, f);
+}
+
+// The same for all types that have CPU kernels: f32, f64, i64, bool.
+template <class F>
+void for_all_types(const Context& c, DType t, F f) {
+  if (t == DType::boolean)
+    f.template operator()<bool>();
+  else
+    for_numbers(c, t, f);
+}
+
 // Strides with which `t` reads as a tensor of `shape`, aligned from the right: 0 where it is broadcast.
 inline Shape broadcast_strides(const Tensor& t, const Shape& shape) {
   Shape s = Shape::filled(shape.dims(), 0);

@@ -93,7 +93,7 @@ using Composite = std::vector<DistributedTensor> (*)(std::span<const Distributed
 
 // An input of a sample call for the conformance test.
 struct SampleInput {
-  enum class Kind : uint8_t { normal, positive, index, absent };
+  enum class Kind : uint8_t { normal, positive, index, boolean, absent };
   Shape shape = {};
   Kind kind = Kind::normal;
   int64_t bound = 0;  // indices are below it
@@ -117,6 +117,7 @@ struct Op {
   std::vector<std::vector<int>> linear = {};  // see Rule
   std::vector<int> added = {};
   std::vector<std::vector<int>> monotone = {};
+  std::vector<Pass> passes = {};
   std::vector<Reduce> reduce = {};
   TypeFunction types = same_types;
   bool strided = false;  // the kernel takes any strides

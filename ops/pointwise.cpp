@@ -503,6 +503,7 @@ const Op swiglu_op = {.name = "swiglu",
 const Op swiglu_backward_op = {.name = "swiglu_backward",
                                .rule = same_shapes,
                                .linear = {{0}},
+                               .passes = {{.inputs = {2}, .outputs = {0}}},
                                .cpu = swiglu_backward_kernel,
                                .sample = {{{{5, 3}, {5, 3}, {5, 3}}}}};
 const Op cast_op = {.name = "cast",

@@ -295,7 +295,7 @@ class Checker {
       const Operand& o = s.rule().inputs()[i];
       for (int f = 0; f < int(s.rule().factors().size()); ++f)
         if ((sharded >> f & 1) && o.has_factor(f)) inputs[i] = Shard(o.dim_of(f));
-      if (o.present && inputs[i].is_replicate() && s.of().kinds[i] != SampleInput::Kind::index) open.push_back(i);
+      if (o.present && inputs[i].is_replicate() && s.of().inputs[i].dtype() == DType::f64) open.push_back(i);
     }
     for (uint32_t partial = 0; partial < 1u << open.size(); ++partial) {
       if (!sharded && !partial) continue;  // all replicated

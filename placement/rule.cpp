@@ -212,16 +212,20 @@ std::vector<Strategy> BoundRule::strategies(std::span<const Reduce> reductions) 
   std::vector<Placement> whole(inputs_.size(), Replicate());
   std::vector<Strategy> found{{-1, whole, std::vector<Placement>(outputs_.size(), Replicate())}};
   strategies_by_factor(found);
-  auto pass = [&](const std::vector<std::vector<int>>& groups, Reduce r) {
-    for (const auto& group : groups) {
-      Strategy s{-1, whole, std::vector<Placement>(outputs_.size(), Partial(r))};
-      for (int i : group) s.inputs[size_t(i)] = Partial(r);
-      found.push_back(std::move(s));
-    }
+  auto pass = [&](const Pass& p) {
+    Strategy s{-1, whole, std::vector<Placement>(outputs_.size(), p.outputs.empty() ? Partial(p.to) : Replicate())};
+    for (int i : p.inputs) s.inputs[size_t(i)] = Partial(p.from);
+    for (int o : p.outputs) s.outputs[size_t(o)] = Partial(p.to);
+    found.push_back(std::move(s));
   };
   for (Reduce r : reductions) {
-    if (r == Reduce::sum || r == Reduce::avg) pass(rule_.linear, r);
-    if (r == Reduce::max || r == Reduce::min) pass(rule_.monotone, r);
+    bool linear = r == Reduce::sum || r == Reduce::avg, monotone = r == Reduce::max || r == Reduce::min;
+    for (const auto& group : rule_.linear)
+      if (linear) pass({group, r, r});
+    for (const auto& group : rule_.monotone)
+      if (monotone) pass({group, r, r});
+    for (const Pass& p : rule_.passes)
+      if (p.from == r) pass(p);
   }
   return found;
 }

@@ -35,6 +35,14 @@ class RuleText {
   std::string_view text_;
 };
 
+// Inputs that may be Partial(from) together and leave outputs Partial(to): f applied to each rank's contributions, then
+// combined by `to`, is f of what they combine to by `from`. Negation passes max as min, a product passes products.
+struct Pass {
+  std::vector<int> inputs;
+  Reduce from = Reduce::sum, to = Reduce::sum;
+  std::vector<int> outputs = {};  // none: all; the others must not depend on these inputs, and stay Replicate
+};
+
 struct Rule {
   std::string text;
   // Groups of inputs in which the op is jointly linear, {{0, 1}} for add and {{0}, {1}} for matmul: those of one group
@@ -42,12 +50,15 @@ struct Rule {
   std::vector<std::vector<int>> linear = {};
   // Inputs that are added, as a bias is: where a factor they lack is contracted and sharded they must be Partial.
   std::vector<int> added = {};
-  // Groups of inputs in which the op never decreases: Partial(max) and Partial(min) pass.
+  // Groups of inputs of each of which an output element reads one element and never decreases with it: Partial(max)
+  // and Partial(min) pass, one input at a time.
   std::vector<std::vector<int>> monotone = {};
   // What a contracted, sharded factor leaves behind on each output; a sum where the list is shorter.
   std::vector<Reduce> reduce = {};
   // Sizes of factors that the input shapes do not tell.
   std::vector<std::pair<char, int64_t>> sizes = {};
+  // What Partial placements may pass besides.
+  std::vector<Pass> passes = {};
 };
 
 struct Factor {

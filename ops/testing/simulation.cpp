@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <memory>
 
 namespace dtensor::testing {
 namespace {
@@ -20,6 +21,11 @@ Tensor values(const SampleInput& in, uint64_t seed) {
     std::vector<int64_t> v;
     for (int64_t i = 0; i < n; ++i) v.push_back(random.below(int(std::max<int64_t>(in.bound, 1))));
     return Tensor::of<int64_t>(in.shape, v);
+  }
+  if (in.kind == SampleInput::Kind::boolean) {
+    Tensor t(std::make_shared<Allocator>(), DType::boolean, in.shape);
+    for (int64_t i = 0; i < n; ++i) t.data<bool>()[i] = random.below(2);
+    return t;
   }
   std::vector<double> v;
   for (int64_t i = 0; i < n; ++i) {
@@ -92,6 +98,8 @@ void set_element(Tensor& t, int64_t i, double x) {
     t.data<double>()[i] = x;
   else if (t.dtype() == DType::i64)
     t.data<int64_t>()[i] = std::llround(x);
+  else if (t.dtype() == DType::boolean)
+    t.data<bool>()[i] = x != 0;
   else
     fail("[testing] contributions to {} are not supported", name(t.dtype()));
 }
@@ -102,9 +110,9 @@ void add_tree(std::span<const Tensor> parts, Reduce r, T* to, int64_t n) {
     std::copy_n(parts[0].data<T>(), n, to);
     return;
   }
-  std::vector<T> right(size_t(n), T(0));
+  auto right = std::make_unique<T[]>(size_t(n));
   add_tree(parts.first(parts.size() / 2), r, to, n);
-  add_tree(parts.subspan(parts.size() / 2), r, right.data(), n);
+  add_tree(parts.subspan(parts.size() / 2), r, right.get(), n);
   for (int64_t i = 0; i < n; ++i) {
     T a = to[i], b = right[size_t(i)];
     if constexpr (std::is_floating_point_v<T>) {
@@ -235,6 +243,9 @@ Tensor combined(std::span<const Tensor> parts, Reduce r) {
       break;
     case DType::i64:
       add_tree(std::span<const Tensor>(list), r, sum.data<int64_t>(), n);
+      break;
+    case DType::boolean:
+      add_tree(std::span<const Tensor>(list), r, sum.data<bool>(), n);
       break;
     default:
       fail("[testing] Partial {} is not supported", name(sum.dtype()));

@@ -19,22 +19,10 @@ struct Known {
 };
 
 constexpr Known not_offered[] = {
-    {"swiglu_backward", "Replicate,Replicate,Partial(sum)->Partial(sum),Replicate",
-     "dup does not depend on up; a linear group leaves all outputs Partial"},
-    {"rms_norm", "Replicate,Partial(sum)->Partial(sum),Replicate", "rstd does not depend on the weight; as above"},
-    {"rms_norm_backward", "Replicate,Replicate,Partial(sum),Replicate->Partial(sum),Replicate",
-     "dweight does not depend on the weight; as above"},
-    {"add_rms_norm", "Replicate,Replicate,Partial(sum)->Partial(sum),Replicate,Replicate",
-     "h and rstd do not depend on the weight; as above"},
-    {"add_rms_norm_backward", "Replicate,Replicate,Partial(sum),Replicate,Partial(sum)->Partial(sum),Replicate",
-     "dweight does not depend on the weight; as above"},
-    {"rotary_pair", "Partial(sum),Replicate->Partial(sum),Replicate", "k does not depend on q; as above"},
-    {"rotary_pair", "Replicate,Partial(sum)->Replicate,Partial(sum)", "q does not depend on k; as above"},
-    {"attention", "Replicate,Replicate,Partial(sum)->Partial(sum),Replicate", "lse does not depend on v; as above"},
     {"attention_backward", "Partial(sum),Replicate,Replicate,Replicate,Replicate,Replicate->",
      "dout alone is cheaper to reduce than dq, dk and dv"},
     {"attention_backward", "Replicate,Replicate,Replicate,Partial(sum),Partial(sum),Replicate->",
-     "dv does not depend on v and out"},
+     "dv does not depend on v and out: of use to nobody"},
 };
 
 constexpr Known other_bits[] = {
