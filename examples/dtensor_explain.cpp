@@ -3,17 +3,19 @@
 //     dtensor_explain --mesh dp=2,tp=4 layout "f32[5,16] dp=Shard(0) tp=Replicate"
 //     dtensor_explain --mesh tp=4 redistribute "f32[8,16] tp=Shard(0)" "tp=Replicate"
 //     dtensor_explain --mesh tp=4 op matmul "f32[8,16] tp=Shard(1)" "f32[16,4] tp=Shard(0)"
+//     dtensor_explain ops
 //
-// prints who holds what; the steps and their bytes; what an op makes of its operands, and the ways it did not take.
-// Attributes of an op follow its operands: dim=-1, shape=8,4,4, keepdim=true. Exit codes: 0 done, 2 bad input.
+// prints who holds what; the steps and their bytes; what an op makes of its operands, why, and the ways it did not
+// take; the names and arguments of ops. Attributes of an op follow its operands: dim=-1, shape=8,4,4, keepdim=true.
+// Exit codes: 0 done, 2 bad input.
 #include <CLI/CLI.hpp>
 #include <charconv>
 #include <cstdio>
 #include <nlohmann/json.hpp>
-#include <numeric>
-#include <set>
+#include <optional>
 
-#include "ops/all.h"
+#include "ops/explain.h"
+#include "ops/functions.h"
 #include "placement/redistribution.h"
 
 using namespace dtensor;
@@ -110,7 +112,7 @@ bool is_identifier(std::string_view s) {
   return !s.empty() && std::all_of(s.begin(), s.end(), [](char c) { return std::isalnum(uint8_t(c)) || c == '_'; });
 }
 
-// true, -1, 0.5, f32, 8,4,4
+// true, -1, 0.5, f32, 8,4,4, mean
 AttributeValue parse_value(std::string_view key, std::string_view text) {
   if (text == "true" || text == "false") return text == "true";
   for (DType t : {DType::f32, DType::f64, DType::bf16, DType::i64, DType::boolean})
@@ -119,7 +121,8 @@ AttributeValue parse_value(std::string_view key, std::string_view text) {
     auto [end, error] = std::from_chars(s.data(), s.data() + s.size(), value);
     return error == std::errc() && end == s.data() + s.size();
   };
-  bool list = key == "shape" || key == "dims" || text.find(',') != std::string_view::npos;
+  bool list =
+      text.find(',') != std::string_view::npos && text.find_first_not_of("0123456789,-") == std::string_view::npos;
   if (list) {
     std::vector<int64_t> values;
     for (size_t at = 0; at <= text.size();) {
@@ -135,101 +138,145 @@ AttributeValue parse_value(std::string_view key, std::string_view text) {
   int64_t i;
   double d;
   if (number(text, i)) return i;
-  check(number(text, d), "[dtensor_explain] \"{}={}\" has no value that an op takes", key, text);
-  return d;
+  if (number(text, d)) return d;
+  return std::string(text);
 }
 
-// The card behind a name of torch's, and its attributes: transpose is a permute, sum takes dim.
-const Op& card_of(std::string op, std::span<const TensorSpec> inputs, Attributes& a) {
-  int dims = inputs.empty() ? 0 : inputs[0].shape.dims();
-  auto integer = [&](const char* key) { return int64_t(normalize_dim(op.c_str(), a.get<int64_t>(key), dims)); };
-  if (op == "transpose") {
-    std::vector<int64_t> order(static_cast<size_t>(dims));
-    std::iota(order.begin(), order.end(), 0);
-    std::swap(order[size_t(integer("dim0"))], order[size_t(integer("dim1"))]);
-    a = {{"dims", order}};
-    return ops::permute_op;
-  }
-  const Op& card = ops::find(op, "dtensor_explain");
-  if (&card == &ops::sum_op || &card == &ops::amax_op) {
-    std::vector<int64_t> over;
-    if (a.has("dims"))
-      over = a.get<std::vector<int64_t>>("dims");
-    else if (a.has("dim"))
-      over = {integer("dim")};
-    else
-      for (int d = 0; d < dims; ++d) over.push_back(d);
-    check(!a.get<bool>("keepdim", false),
-          "[dtensor_explain] keepdim=true is a {} and a reshape: explain them one by one", op);
-    a = {{"dims", over}};
-  }
-  if (&card == &ops::rms_norm_op && !a.has("eps")) a.set("eps", 1e-6);
-  return card;
-}
-
-Json op_command(const MeshShape& mesh, const std::vector<std::string>& words, std::string& text) {
-  check(!words.empty(),
-        "[dtensor_explain] op takes a name and its operands, as in op matmul \"f32[8,16]\" \"f32[16,4]\"");
-  std::vector<TensorSpec> specs;
+// Operands as in "f32[8,16] tp=Shard(0)", `none` for an absent one, and attributes as in dim=-1.
+struct CallWords {
+  std::vector<std::optional<TensorSpec>> operands;
   Attributes attributes;
-  for (size_t i = 1; i < words.size(); ++i) {
-    size_t equals = words[i].find('=');
-    if (words[i].find('[') == std::string::npos && equals != std::string::npos &&
-        is_identifier(std::string_view(words[i]).substr(0, equals)))
-      attributes.set(words[i].substr(0, equals), parse_value(std::string_view(words[i]).substr(0, equals),
-                                                             std::string_view(words[i]).substr(equals + 1)));
-    else
-      specs.push_back(parse_spec(words[i], mesh));
-  }
-  const Op& card = card_of(words[0], specs, attributes);
-  std::vector<const TensorSpec*> inputs;
-  for (const TensorSpec& s : specs) inputs.push_back(&s);
-  if (&card == &ops::linear_op && inputs.size() == 2) inputs.push_back(nullptr);  // no bias
-  Explanation e = explain(card, mesh, inputs, attributes);
+};
 
-  const Explanation::Way& way = e.ways[0];
-  check(!card.stays || !way.choice.bytes,
-        "[{}] {} has no view of that shape where it is: redistribute it to {} first, or use reshape", card.name,
-        inputs.empty() ? "" : to_string(*inputs[0], mesh), inputs.empty() ? "" : to_string(way.choice.inputs[0], mesh));
-  Json j{{"op", card.name}, {"inputs", Json::array()}, {"outputs", Json::array()}, {"bytes", way.choice.bytes}};
-  text = fmt::format("{}{}{}\n", card.name, attributes.empty() ? "" : " ", attributes.to_string());
-  auto in_layout = [&](const TensorSpec& s, const Layout& l) {
-    return to_string(TensorSpec{s.dtype, s.shape, l}, mesh);
-  };
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    if (!inputs[i]) continue;
-    std::string from = to_string(*inputs[i], mesh), to = in_layout(*inputs[i], way.choice.inputs[i]);
-    j["inputs"].push_back({{"from", from}, {"to", to}, {"steps", steps_json(way.plans[i], mesh)}});
-    text += fmt::format("  input {}   {}\n", i, from);
-    for (const Step& s : way.plans[i].steps) text += fmt::format("            {}\n", step_text(s, mesh));
+CallWords parse_call(const MeshShape& mesh, std::span<const std::string> words) {
+  CallWords call;
+  for (const std::string& word : words) {
+    size_t equals = word.find('=');
+    bool attribute = word.find('[') == std::string::npos && equals != std::string::npos;
+    if (attribute && is_identifier(std::string_view(word).substr(0, equals)))
+      call.attributes.set(word.substr(0, equals),
+                          parse_value(std::string_view(word).substr(0, equals), word.substr(equals + 1)));
+    else
+      call.operands.push_back(word == "none" ? std::nullopt : std::optional(parse_spec(word, mesh)));
   }
-  for (const TensorSpec& out : e.outputs) {
+  return call;
+}
+
+std::string in_layout(const TensorSpec& s, const Layout& l, const MeshShape& mesh) {
+  return to_string(TensorSpec{s.dtype, s.shape, l}, mesh);
+}
+
+Json inputs_json(const std::vector<Explanation::Move>& moves, const MeshShape& mesh) {
+  Json list = Json::array();
+  for (const Explanation::Move& m : moves)
+    list.push_back({{"from", to_string(m.from, mesh)},
+                    {"to", in_layout(m.from, m.to, mesh)},
+                    {"steps", steps_json(m.plan, mesh)}});
+  return list;
+}
+
+Json outputs_json(const std::vector<TensorSpec>& outputs, const MeshShape& mesh) {
+  Json list = Json::array();
+  for (const TensorSpec& out : outputs) {
     Json o{{"layout", to_string(out, mesh)},
            {"shape", std::vector<int64_t>(out.shape.begin(), out.shape.end())},
            {"placements", placements(out.layout, mesh)}};
     add_order(o, out.layout, mesh);
-    j["outputs"].push_back(o);
-    text += fmt::format("  output    {}\n", to_string(out, mesh));
+    list.push_back(o);
   }
-  text += fmt::format("  {} bytes received by one rank\n", way.choice.bytes);
+  return list;
+}
 
-  j["alternatives"] = Json::array();
-  for (size_t k = 1; k < e.ways.size() && k <= shown_alternatives; ++k) {
-    const Choice& c = e.ways[k].choice;
-    Json alternative{{"inputs", Json::array()}, {"outputs", Json::array()}, {"bytes", c.bytes}};
-    std::string line;
-    for (size_t i = 0; i < inputs.size(); ++i) {
-      if (!inputs[i]) continue;
-      alternative["inputs"].push_back(to_string(c.inputs[i], mesh));
-      line += (line.empty() ? "" : ", ") + to_string(c.inputs[i], mesh);
-    }
-    line += " ->";
-    for (const Layout& o : c.outputs)
-      alternative["outputs"].push_back(to_string(o, mesh)), line += " " + to_string(o, mesh);
-    j["alternatives"].push_back(alternative);
-    text += fmt::format("  {}{} bytes: {}\n", k == 1 ? "rejected  " : "          ", c.bytes, line);
+// The ways not taken, the cheapest first.
+Json alternatives_json(const Ways& ways, const MeshShape& mesh) {
+  Json list = Json::array();
+  for (size_t k = 1; k < ways.list.size() && k <= shown_alternatives; ++k) {
+    const Choice& c = ways.list[k].choice;
+    Json way{{"inputs", Json::array()}, {"outputs", Json::array()}, {"bytes", c.bytes}};
+    for (const Layout& in : c.inputs) way["inputs"].push_back(to_string(in, mesh));
+    for (const Layout& out : c.outputs) way["outputs"].push_back(to_string(out, mesh));
+    list.push_back(way);
   }
+  return list;
+}
+
+std::string alternatives_text(const Ways& ways, const MeshShape& mesh) {
+  std::string text;
+  for (size_t k = 1; k < ways.list.size() && k <= shown_alternatives; ++k) {
+    const Choice& c = ways.list[k].choice;
+    text += fmt::format("  {:<9} {} bytes: ", k == 1 ? "rejected" : "", c.bytes);
+    for (size_t i = 0; i < c.inputs.size(); ++i) text += (i ? ", " : "") + to_string(c.inputs[i], mesh);
+    text += " ->";
+    for (size_t o = 0; o < c.outputs.size(); ++o) text += (o ? ", " : " ") + to_string(c.outputs[o], mesh);
+    text += "\n";
+  }
+  if (ways.list.size() > shown_alternatives + 1)
+    text += fmt::format("            and {} more\n", ways.list.size() - shown_alternatives - 1);
+  return text;
+}
+
+// One line for each collective, then one for the op.
+std::string event_text(const Explanation::Event& e, const MeshShape& mesh) {
+  std::string text;
+  for (const Explanation::Move& m : e.inputs)
+    for (const Step& s : m.plan.steps)
+      text += fmt::format("            {}{}\n", step_text(s, mesh), e.reason.empty() ? "" : ", for " + e.reason);
+  if (!e.op) return text;
+  text += fmt::format("  {:<22}", e.op->name);
+  for (size_t o = 0; o < e.outputs.size(); ++o) text += (o ? ", " : " ") + to_string(e.outputs[o], mesh);
+  return text + "\n";
+}
+
+Json op_command(const MeshShape& mesh, const std::vector<std::string>& words, std::string& text) {
+  check(!words.empty(),
+        "[dtensor_explain] op takes a name and its operands, as in op matmul \"f32[8,16]\" \"f32[16,4]\"; "
+        "`dtensor_explain ops` lists the names");
+  CallWords call = parse_call(mesh, std::span(words).subspan(1));
+  std::vector<const TensorSpec*> operands;
+  for (const auto& s : call.operands) operands.push_back(s ? &*s : nullptr);
+  Explanation e = explain(words[0], mesh, operands, call.attributes);
+  // One card tells its alternatives; of several, those that the function is made of, each tells its own.
+  const Ways* ways = e.events.size() == 1 && e.events[0].op ? &e.events[0].ways : nullptr;
+
+  Json j{{"op", words[0]},
+         {"inputs", inputs_json(e.inputs, mesh)},
+         {"outputs", outputs_json(e.outputs, mesh)},
+         {"bytes", e.bytes()},
+         {"alternatives", ways ? alternatives_json(*ways, mesh) : Json::array()}};
+  text = fmt::format("{}{}{}\n", words[0], call.attributes.empty() ? "" : " ", call.attributes.to_string());
+  for (size_t i = 0; i < e.inputs.size(); ++i) {
+    text += fmt::format("  input {}   {}\n", i, call.operands[i] ? to_string(e.inputs[i].from, mesh) : "none");
+    for (const Step& s : e.inputs[i].plan.steps)
+      if (ways) text += fmt::format("            {}\n", step_text(s, mesh));
+  }
+  if (!ways) {
+    j["calls"] = Json::array();
+    for (const Explanation::Event& event : e.events) {
+      Json c{{"op", event.op ? event.op->name : "redistribute"},
+             {"inputs", inputs_json(event.inputs, mesh)},
+             {"outputs", outputs_json(event.outputs, mesh)},
+             {"bytes", event.bytes()}};
+      if (event.op) c["alternatives"] = alternatives_json(event.ways, mesh);
+      if (!event.reason.empty()) c["reason"] = event.reason;
+      j["calls"].push_back(c);
+      text += event_text(event, mesh);
+    }
+  }
+  for (const TensorSpec& out : e.outputs) text += fmt::format("  output    {}\n", to_string(out, mesh));
+  text += fmt::format("  {} bytes received by one rank", e.bytes());
+  text += ways ? fmt::format(": {}\n", ways->why()) + alternatives_text(*ways, mesh)
+               : fmt::format(", {} collectives in {} launches\n", e.collectives(), e.launches);
   return j;
+}
+
+// What `op` takes.
+Json ops_command(std::string& text) {
+  Json list = Json::array();
+  for (const ops::Function& f : ops::functions()) {
+    list.push_back({{"name", f.name}, {"signature", f.signature}});
+    text += fmt::format("{}\n", f.signature);
+  }
+  return list;
 }
 
 }  // namespace
@@ -239,12 +286,12 @@ int main(int argc, char** argv) {
   std::string mesh_text, command;
   std::vector<std::string> words;
   bool json = false;
-  app.add_option("--mesh", mesh_text, "axes and sizes, the last one fastest: dp=2,tp=4")->required();
+  app.add_option("--mesh", mesh_text, "axes and sizes, the last one fastest: dp=2,tp=4");
   app.add_flag("--json", json, "print JSON");
   app.add_option("command", command,
-                 "layout TENSOR | redistribute TENSOR LAYOUT | op NAME TENSOR... ATTRIBUTE=VALUE...")
+                 "layout TENSOR | redistribute TENSOR LAYOUT | op NAME TENSOR... ATTRIBUTE=VALUE... | ops")
       ->required()
-      ->check(CLI::IsMember({"layout", "redistribute", "op"}));
+      ->check(CLI::IsMember({"layout", "redistribute", "op", "ops"}));
   app.add_option("arguments", words, "tensors as in \"f32[8,16] tp=Shard(0)\"");
   app.positionals_at_end(false);
   try {
@@ -256,11 +303,17 @@ int main(int argc, char** argv) {
     return 2;
   }
   try {
-    MeshShape mesh = MeshShape::parse(mesh_text);
     std::string text;
-    Json j = command == "layout" ? layout_command(mesh, words, text)
-             : command == "op"   ? op_command(mesh, words, text)
-                                 : redistribute_command(mesh, words, text);
+    Json j;
+    if (command == "ops") {
+      j = ops_command(text);
+    } else {
+      check(!mesh_text.empty(), "[dtensor_explain] --mesh is required, as in --mesh dp=2,tp=4");
+      MeshShape mesh = MeshShape::parse(mesh_text);
+      j = command == "layout" ? layout_command(mesh, words, text)
+          : command == "op"   ? op_command(mesh, words, text)
+                              : redistribute_command(mesh, words, text);
+    }
     std::fputs(json ? (j.dump(2) + "\n").c_str() : text.c_str(), stdout);
   } catch (const std::exception& e) {
     std::fprintf(stderr, "dtensor_explain: %s\n", e.what());

@@ -251,33 +251,6 @@ DistributedTensor call(const Op& op, std::initializer_list<const DistributedTens
   return first;
 }
 
-Explanation explain(const Op& op, const MeshShape& mesh, std::span<const TensorSpec* const> inputs,
-                    const Attributes& attributes) {
-  check(!op.composite, "[explain] {} is a composite of several ops: explain those", op.name);
-  std::vector<const Shape*> shapes;
-  std::vector<TensorSpec> stripped;
-  for (const TensorSpec* in : inputs) {
-    shapes.push_back(in ? &in->shape : nullptr);
-    stripped.push_back(in ? TensorSpec{in->dtype, in->shape, strip_narrow_axes(mesh, in->layout)} : TensorSpec{});
-  }
-  std::vector<const TensorSpec*> specs;
-  for (size_t i = 0; i < inputs.size(); ++i) specs.push_back(inputs[i] ? &stripped[i] : nullptr);
-  BoundRule rule = bind_rule(op, shapes, attributes);
-  Explanation e;
-  for (Choice& c : all_choices({rule, mesh, specs, {}, {}})) {
-    Explanation::Way way{std::move(c), {}};
-    for (size_t i = 0; i < specs.size(); ++i)
-      way.plans.push_back(specs[i] ? plan_redistribution(mesh, specs[i]->shape, itemsize(specs[i]->dtype),
-                                                         specs[i]->layout, way.choice.inputs[i])
-                                   : Plan{});
-    e.ways.push_back(std::move(way));
-  }
-  for (size_t o = 0; o < rule.outputs().size(); ++o)
-    e.outputs.push_back(
-        {op.types(op.name, specs, attributes, int(o)), rule.outputs()[o].shape, e.ways[0].choice.outputs[o]});
-  return e;
-}
-
 size_t cached_calls(Rank& rank) { return state_of(rank).decisions.size(); }
 
 }  // namespace dtensor

@@ -33,18 +33,6 @@ struct CallEvent {
   std::span<const DistributedTensor> outputs;
 };
 
-// What the dispatcher would do, without data: for tools and documents.
-struct Explanation {
-  struct Way {
-    Choice choice;
-    std::vector<Plan> plans;  // per input
-  };
-  std::vector<TensorSpec> outputs;  // of the best way
-  std::vector<Way> ways;            // the best first
-};
-Explanation explain(const Op& op, const MeshShape& mesh, std::span<const TensorSpec* const> inputs,
-                    const Attributes& attributes);
-
 // What the ops layer keeps per rank. Distinct calls seen so far: flat once a loop repeats itself.
 size_t cached_calls(Rank& rank);
 

@@ -99,7 +99,7 @@ TEST_CASE("explain op: matmul keeps a sharded inner dimension Partial") {
         "  input 0   f32[8,16] tp=Shard(1)\n"
         "  input 1   f32[16,4] tp=Shard(0)\n"
         "  output    f32[8,4] tp=Partial(sum)\n"
-        "  0 bytes received by one rank\n"
+        "  0 bytes received by one rank: the fewest of 4 ways\n"
         "  rejected  288 bytes: tp=Shard(0), tp=Replicate -> tp=Shard(0)\n"
         "            432 bytes: tp=Replicate, tp=Shard(1) -> tp=Shard(1)\n"
         "            576 bytes: tp=Replicate, tp=Replicate -> tp=Replicate\n");
@@ -135,6 +135,34 @@ TEST_CASE("explain op: layouts of other ops") {
   CHECK(output({"--mesh", "tp=2", "amax", "f32[4,6] tp=Shard(1)", "dim=1"}) == "f32[4] tp=Partial(max), 0 bytes");
 }
 
+TEST_CASE("explain op: of a function of several ops, each op and each collective") {
+  Words arguments = {"--mesh", "dp=2,tp=4", "op", "cross_entropy", "f32[8,100] dp=Shard(0) tp=Shard(1)", "i64[8] dp=Shard(0)"};
+  CHECK_THAT(text_of(arguments), Contains("  amax                   f32[8] dp=Shard(0) tp=Partial(max)\n"
+                                          "            all_reduce over tp, 24 bytes  -> dp=Shard(0) tp=Replicate, for cross_entropy\n") &&
+                                     Contains("collectives in 3 launches\n"));
+  Json j = json_of(arguments);
+  CHECK(keys(j) == Words{"op", "inputs", "outputs", "bytes", "alternatives", "calls"});
+  CHECK(j["inputs"][0]["steps"].empty());
+  CHECK(j["outputs"][0]["layout"] == "f32[] dp=Replicate tp=Replicate");
+  int64_t bytes = 0;
+  for (const Json& c : j["calls"]) bytes += c["bytes"].get<int64_t>();
+  CHECK(j["bytes"] == bytes);
+  CHECK(j["calls"][0]["op"] == "amax");
+  CHECK(j["calls"][0]["alternatives"].size() == 5);
+  CHECK(j["calls"][1]["op"] == "redistribute");
+  CHECK(j["calls"][1]["reason"] == "cross_entropy");
+  CHECK(j["calls"][1]["inputs"][0]["steps"][0]["collective"] == "all_reduce");
+  // An absent operand is `none`.
+  CHECK(json_of({"--mesh", "tp=2", "op", "linear", "f32[4,6]", "f32[8,6]", "none"})["outputs"][0]["layout"] == "f32[4,8] tp=Replicate");
+}
+
+TEST_CASE("explain ops: every function with its arguments") {
+  CHECK_THAT(text_of({"ops"}), Contains("matmul(x, y)\n"));
+  Json j = json_of({"ops"});
+  CHECK(j.size() > 30);
+  CHECK(keys(j[0]) == Words{"name", "signature"});
+}
+
 TEST_CASE("explain: options may stand anywhere") {
   std::string expected = text_of({"--mesh", "tp=2", "op", "sum", "f32[4,6] tp=Shard(1)", "dim=-1"});
   CHECK(text_of({"op", "sum", "f32[4,6] tp=Shard(1)", "dim=-1", "--mesh", "tp=2"}) == expected);
@@ -152,9 +180,9 @@ TEST_CASE("explain: bad input is one line on standard error and exit code 2") {
     std::string error;
   };
   const Case cases[] = {
-      {{"layout", "f32[4]"}, "--mesh is required; see --help"},
+      {{"layout", "f32[4]"}, "[dtensor_explain] --mesh is required, as in --mesh dp=2,tp=4"},
       {{"--mesh", "tp=2"}, "command is required; see --help"},
-      {{"--mesh", "tp=2", "lay", "f32[4]"}, "command: lay not in {layout,redistribute,op}; see --help"},
+      {{"--mesh", "tp=2", "lay", "f32[4]"}, "command: lay not in {layout,redistribute,op,ops}; see --help"},
       {{"--mesh", "tp=2", "layout", "f32[4]", "--jsn"}, "The following argument was not expected: --jsn; see --help"},
       {{"--mesh", "tp", "layout", "f32[4]"}, R"([mesh] "tp" is no mesh: write axes and sizes as in dp=2,tp=4)"},
       {{"--mesh", "tp=2", "layout"}, R"_([dtensor_explain] layout takes one tensor, as in layout "f32[5,16] tp=Shard(0)")_"},
@@ -164,13 +192,15 @@ TEST_CASE("explain: bad input is one line on standard error and exit code 2") {
       {{"--mesh", "tp=2", "layout", "f32[4,6] tp=Shard(2)"}, "[parse_layout] dimension 2 is out of range for 2 dimensions"},
       {{"--mesh", "tp=2", "layout", "f32[4,6] tp=Shrd(1)"}, R"_([parse_layout] "Shrd(1)" is no placement: write Replicate, Shard(dim), or Partial(sum|avg|product|min|max))_"},
       {{"--mesh", "tp=2", "layout", "f31[4,6]"}, R"([parse_spec] "f31[4,6]" is no tensor: write as in f32[8,16] dp=Shard(0) (dtypes f32 f64 bf16 i64 bool))"},
-      {{"--mesh", "tp=2", "op", "matmull", "f32[4,6]", "f32[6,4]"}, R"([dtensor_explain] there is no op "matmull"; the nearest is "matmul")"},
+      {{"--mesh", "tp=2", "op", "matmull", "f32[4,6]", "f32[6,4]"}, R"([call_function] there is no function "matmull"; the nearest is "matmul")"},
       {{"--mesh", "tp=2", "op", "matmul", "f32[4,6]", "f32[7,6]"}, "[matmul] sizes of k differ: 6 and 7 in operands [4,6], [7,6]"},
       {{"--mesh", "tp=2", "op", "view", "f32[8,6] tp=Shard(1)", "shape=8,3,2"},
-       "[view] f32[8,6] tp=Shard(1) has no view of that shape where it is: redistribute it to tp=Shard(0) first, or use reshape"},
+       "[view] f32[8,6] tp=Shard(1) (shape=8,3,2) cannot keep its sharding on mesh tp=2: "},
       {{"--mesh", "tp=2", "op", "view", "f32[8,6]", "shape=8,7"}, "[view] 48 elements of [8,6] do not fit [8,7]"},
-      {{"--mesh", "tp=2", "op", "sum", "f32[8,6]", "dim=x"}, R"([dtensor_explain] "dim=x" has no value that an op takes)"},
-      {{"--mesh", "tp=2", "op", "sum", "f32[8,6]", "keepdim=true"}, "[dtensor_explain] keepdim=true is a sum and a reshape: explain them one by one"},
+      {{"--mesh", "tp=2", "op", "sum", "f32[8,6]", "dim=x"}, R"([sum] "dim=x" is no list of integers)"},
+      {{"--mesh", "tp=2", "op", "sum", "f32[8,6]", "keepdm=true"}, R"([sum] takes no "keepdm"; it takes )"},
+      {{"--mesh", "tp=2", "op", "relu", "f32[8,6]", "f32[8,6]"}, "[relu] takes 1 tensors, not 2"},
+      {{"--mesh", "tp=2", "op", "add", "f32[8,6]"}, "[add] tensor 1 is missing; 1 are given"},
   };
   for (const Case& c : cases) {
     Result r = run("dtensor_explain", c.arguments);

@@ -108,14 +108,3 @@ TEST_CASE("a column-parallel and a row-parallel linear layer need one all-reduce
     expect(moved.launches, 2);
   });
 }
-
-TEST_CASE("explain() lists the ways to run a call, the cheapest first") {
-  MeshShape mesh = MeshShape::parse("tp=2");
-  TensorSpec a = parse_spec("f32[4,6] tp=Shard(1)", mesh), b = parse_spec("f32[6,8] tp=Shard(0)", mesh);
-  const TensorSpec* inputs[] = {&a, &b};
-  Explanation e = explain(ops::matmul_op, mesh, inputs, {});
-  REQUIRE(!e.ways.empty());
-  CHECK(e.ways[0].choice.bytes == 0);
-  CHECK(to_string(e.outputs[0], mesh) == "f32[4,8] tp=Partial(sum)");
-  for (size_t i = 1; i < e.ways.size(); ++i) CHECK(e.ways[i - 1].choice.bytes <= e.ways[i].choice.bytes);
-}
