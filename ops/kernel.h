@@ -7,7 +7,7 @@ namespace dtensor {
 
 constexpr int64_t pointwise_grain = 16384;  // elements that are worth a thread
 
-// Calls f.operator()<T>() with the C++ type of a floating element type.
+// Calls f with the C++ type of a floating element type as its template argument.
 template <class F>
 void for_floating(const Context& c, DType t, F f) {
   if (t == DType::f32)
