@@ -101,7 +101,7 @@ struct Folder {
   std::filesystem::path path;
   Folder() {
     std::string name = (std::filesystem::temp_directory_path() / "dtensor_nn_XXXXXX").string();
-    check(mkdtemp(name.data()) != nullptr, "no temporary folder {}", name);
+    dtensor::check(mkdtemp(name.data()) != nullptr, "no temporary folder {}", name);
     path = name;
   }
   Folder(const Folder&) = delete;

@@ -1,0 +1,285 @@
+// Long random programs: hundreds of ops on random layouts give what one rank gives, values and gradients. The seed is
+// printed on failure; PROGRAM_SEED=n runs that program alone.
+#include <cstdlib>
+#include <functional>
+
+#include "nn/tape.h"
+#include "ops/functions.h"
+#include "ops/testing/simulation.h"
+#include "tests/nn/helpers.h"
+
+using namespace dtensor;
+using namespace dtensor::testing;
+
+namespace {
+
+using Numbers = std::vector<int64_t>;
+
+// A call whose operands and results are numbered values.
+struct Step {
+  std::string function;
+  std::vector<int> operands;
+  Attributes attributes = {};
+};
+struct Program {
+  uint64_t seed = 0;
+  std::vector<Tensor> leaves;  // f64: the first values
+  std::vector<Step> steps;
+  std::vector<Tensor> values;  // what one rank has: leaves and results
+  std::vector<int> roots;      // values that the loss is made of
+  std::vector<Tensor> gradients;
+};
+
+// Runs steps on one rank's part of a mesh.
+class Machine {
+ public:
+  Machine(const DeviceMesh& mesh, uint64_t seed) : mesh_(mesh), random_(seed), tape_(mesh.rank_state()) {}
+
+  const std::vector<DistributedTensor>& values() const { return values_; }
+
+  void leaf(const Tensor& t) {
+    values_.push_back(DistributedTensor::distribute(t, mesh_, random_layout(t.shape(), false)));
+    tape_.watch(values_.back());
+  }
+
+  // Operands are moved at random before.
+  std::vector<DistributedTensor> run(const Step& s) {
+    std::vector<DistributedTensor> operands;
+    for (int i : s.operands) {
+      const DistributedTensor& x = values_[size_t(i)];
+      bool move = random_.below(3) == 0;
+      Layout to = random_layout(x.shape(), x.dtype() == DType::f64);
+      operands.push_back(move ? x.redistribute(to) : x);
+    }
+    std::vector<const DistributedTensor*> pointers;
+    for (const DistributedTensor& x : operands) pointers.push_back(&x);
+    auto results = ops::call_function(s.function, pointers, s.attributes);
+    values_.insert(values_.end(), results.begin(), results.end());
+    return results;
+  }
+
+  // The gradients of sum(root x weight) over all roots, by leaf.
+  std::vector<Tensor> gradients(const std::vector<int>& roots, size_t leaves) {
+    DistributedTensor loss;
+    for (int r : roots) {
+      const DistributedTensor& x = values_[size_t(r)];
+      DistributedTensor part = ops::sum(ops::mul(x, DistributedTensor::distribute(f64(x.shape(), r), mesh_, Layout())));
+      loss = loss.defined() ? ops::add(loss, part) : part;
+    }
+    tape_.backward(loss.redistribute(Layout()));
+    std::vector<Tensor> list;
+    for (size_t i = 0; i < leaves; ++i) {
+      DistributedTensor g = tape_.gradient(values_[i]);
+      list.push_back(g.defined() ? g.full() : Tensor());
+    }
+    return list;
+  }
+
+ private:
+  Layout random_layout(const Shape& shape, bool partial) {
+    constexpr Reduce some[] = {Reduce::sum, Reduce::sum, Reduce::avg, Reduce::max, Reduce::min};
+    Reduce reduce = some[random_.below(5)];
+    Layout l;
+    bool backwards = random_.below(2);
+    for (int i = 0; i < mesh_.shape().axes(); ++i) {
+      int axis = backwards ? mesh_.shape().axes() - 1 - i : i, kind = random_.below(5);
+      if (kind == 0 && partial)
+        l = l.with(axis, Partial(reduce));
+      else if (kind >= 2 && shape.dims() > 0)
+        l = l.with_innermost(axis, random_.below(shape.dims()));
+    }
+    return l;
+  }
+
+  DeviceMesh mesh_;
+  Random random_;
+  nn::Tape tape_;
+  std::vector<DistributedTensor> values_;
+};
+
+// Makes up a program while one rank runs it, so that shapes fit and values stay of moderate size.
+class Generator {
+ public:
+  Generator(uint64_t seed, int length) : random_(seed) {
+    program_.seed = seed;
+    auto rank = Rank::single();
+    Machine machine(DeviceMesh(*rank, "x=1"), seed);
+    machine_ = &machine;
+    for (const Shape& s : {Shape{4, 6}, Shape{6, 5}, Shape{3, 4, 6}, Shape{7}, Shape{1, 6}, Shape{2, 4, 8}}) {
+      program_.leaves.push_back(f64(s, int(program_.leaves.size())));
+      machine.leaf(program_.leaves.back());
+      program_.values.push_back(program_.leaves.back());
+      pool_.push_back(int(pool_.size()));
+    }
+    while (int(program_.steps.size()) < length) step();
+    program_.roots = pool_;
+    program_.gradients = machine.gradients(program_.roots, program_.leaves.size());
+  }
+  Program take() { return std::move(program_); }
+
+ private:
+  static constexpr size_t pool_size = 12;
+
+  const Shape& shape(int value) const { return program_.values[size_t(value)].shape(); }
+  int any() { return pool_[size_t(random_.below(int(pool_.size())))]; }
+  // One of the pool for which `fits` holds, or -1.
+  int find(const std::function<bool(const Shape&)>& fits) {
+    int start = random_.below(int(pool_.size()));
+    for (size_t k = 0; k < pool_.size(); ++k) {
+      int v = pool_[(size_t(start) + k) % pool_.size()];
+      if (fits(shape(v))) return v;
+    }
+    return -1;
+  }
+  int64_t any_dim(int x) { return random_.below(shape(x).dims()); }
+  static Numbers list(const Shape& s) { return {s.begin(), s.end()}; }
+
+  static bool broadcasts(const Shape& a, const Shape& b) {
+    for (int i = 1; i <= std::min(a.dims(), b.dims()); ++i)
+      if (int64_t m = a[a.dims() - i], n = b[b.dims() - i]; m != n && m != 1 && n != 1) return false;
+    return true;
+  }
+
+  // Runs a step; its float results join the pool, smaller where they grew large.
+  void emit(Step s) {
+    std::vector<DistributedTensor> results = machine_->run(s);
+    program_.steps.push_back(std::move(s));
+    std::vector<int> large;
+    for (const DistributedTensor& x : results) {
+      int number = int(program_.values.size());
+      program_.values.push_back(x.full());
+      if (x.dtype() != DType::f64 || numel(x.shape()) > 400) continue;
+      pool_.push_back(number);
+      for (int64_t i = 0; i < x.local().numel(); ++i)
+        if (std::abs(element(program_.values.back(), i)) > 3) {
+          large.push_back(number), pool_.pop_back();
+          break;
+        }
+    }
+    while (pool_.size() > pool_size) pool_.erase(pool_.begin() + random_.below(int(pool_.size()) - 2));
+    for (int x : large) emit({"tanh", {x}});
+  }
+  int last() const { return int(program_.values.size()) - 1; }
+
+  void step() {
+    static constexpr void (Generator::*makers[])() = {&Generator::unary,    &Generator::unary,     &Generator::binary,
+                                                      &Generator::binary,   &Generator::reduction, &Generator::product,
+                                                      &Generator::shape_op, &Generator::shape_op,  &Generator::layer};
+    (this->*makers[random_.below(int(std::size(makers)))])();
+  }
+
+  void unary() {
+    constexpr const char* names[] = {"neg", "abs", "exp", "square", "tanh", "sigmoid", "relu", "gelu", "silu"};
+    int x = find([](const Shape&) { return true; });
+    emit({names[random_.below(int(std::size(names)))], {x}});
+  }
+
+  void binary() {
+    constexpr const char* names[] = {"add", "sub", "mul", "add", "mul"};
+    int x = any(), y = find([&](const Shape&s) { return broadcasts(s, shape(x)); });
+    emit({names[random_.below(int(std::size(names)))], {x, y}});
+  }
+
+  void reduction() {
+    constexpr const char* names[] = {"sum", "mean"};
+    int x = find([](const Shape& s) { return s.dims() > 0; });
+    if (x < 0) return;
+    emit({names[random_.below(int(std::size(names)))], {x}, {{"dim", any_dim(x)}, {"keepdim", random_.below(2) == 1}}});
+  }
+
+  // a b^T, or linear where a weight fits.
+  void product() {
+    int x = find([](const Shape& s) { return s.dims() >= 2; });
+    if (x < 0) return;
+    int y = find([&](const Shape& s) {
+      return s.dims() >= 2 && s.back() == shape(x).back() &&
+             broadcasts(Shape(s.begin(), s.end() - 2), Shape(shape(x).begin(), shape(x).end() - 2));
+    });
+    if (shape(y).dims() == 2 && random_.below(2)) return emit({"linear", {x, y}});
+    emit({"transpose", {y}, {{"dim0", int64_t(-1)}, {"dim1", int64_t(-2)}}});
+    emit({"matmul", {x, last()}});
+  }
+
+  void shape_op() {
+    int x = find([](const Shape& s) { return s.dims() > 0; });
+    if (x < 0) return;
+    const Shape s = shape(x);
+    switch (random_.below(3)) {
+      case 0:
+        return emit({"transpose", {x}, {{"dim0", any_dim(x)}, {"dim1", any_dim(x)}}});
+      case 1: {  // two dimensions become one, or one becomes two
+        Shape to = s;
+        int d = int(any_dim(x));
+        if (d + 1 < s.dims() && random_.below(2)) {
+          to[d] *= to[d + 1];
+          to.erase(d + 1);
+        } else if (s.dims() < 4) {
+          int64_t a = s[d] % 3 == 0 && s[d] ? 3 : s[d] % 2 == 0 && s[d] ? 2 : 1;
+          to[d] = s[d] / a;
+          to.insert(d, a);
+        }
+        return emit({"reshape", {x}, {{"shape", list(to)}}});
+      }
+      default: {
+        if (numel(s) > 100 || s.dims() > 3) return;
+        Shape to = s;
+        to.insert(0, 2);
+        return emit({"expand", {x}, {{"shape", list(to)}}});
+      }
+    }
+  }
+
+  void layer() {
+    int x = find([](const Shape& s) { return s.dims() >= 1 && s.back() > 0; });
+    if (x < 0) return;
+    int w = find([&](const Shape& s) { return s == Shape{shape(x).back()}; });
+    if (w >= 0) emit({"rms_norm", {x, w}, {{"eps", 0.1}}});
+  }
+
+  Random random_;
+  Program program_;
+  Machine* machine_ = nullptr;
+  std::vector<int> pool_;  // f64 values that steps may use
+};
+
+// Every value as it is made, then the gradients: the first that differs names its step.
+std::string first_difference(const Program& p, const DeviceMesh& mesh) {
+  Machine machine(mesh, p.seed + 1);
+  for (const Tensor& t : p.leaves) machine.leaf(t);
+  size_t next = p.leaves.size();
+  for (size_t i = 0; i < p.steps.size(); ++i)
+    for (const DistributedTensor& x : machine.run(p.steps[i])) {
+      std::string d = difference(x.full(), p.values[next++], 1e-9);
+      if (!d.empty())
+        return fmt::format("step {}, {} ({}): {} {}", i, p.steps[i].function, p.steps[i].attributes.to_string(),
+                           to_string(x), d);
+    }
+  std::vector<Tensor> gradients = machine.gradients(p.roots, p.leaves.size());
+  for (size_t i = 0; i < gradients.size(); ++i) {
+    if (gradients[i].defined() != p.gradients[i].defined()) return fmt::format("only one has a gradient of leaf {}", i);
+    if (!gradients[i].defined()) continue;
+    std::string d = difference(gradients[i], p.gradients[i], 1e-8);
+    if (!d.empty()) return fmt::format("the gradient of leaf {} {}", i, d);
+  }
+  return "";
+}
+
+void check_programs(int count, int length) {
+  const char* only = std::getenv("PROGRAM_SEED");
+  for (uint64_t seed = only ? std::strtoull(only, nullptr, 10) : 1, end = only ? seed + 1 : uint64_t(count) + 1;
+       seed < end; ++seed) {
+    INFO("PROGRAM_SEED=" << seed);
+    Program p = Generator(seed, length).take();
+    for (const char* text : {"x=2", "x=3", "x=2,y=2"}) {
+      INFO("mesh " << text);
+      for (const std::string& found : on_mesh(text, [&](const DeviceMesh& m) { return first_difference(p, m); }))
+        CHECK(found == "");
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("law 2: random programs of hundreds of ops, values and gradients") { check_programs(10, 300); }
+
+TEST_CASE("law 2: many random programs", "[nightly]") { check_programs(200, 500); }
