@@ -179,7 +179,6 @@ BoundRule::BoundRule(std::string_view who, Rule rule, std::span<const Shape* con
     if (!shapes[i]) inputs_.back().leading.fill(-1);
   }
   for (const Terms& out : parsed.outputs) outputs_.push_back(operand(expand(out, dots, dots), nullptr));
-  check(factors_.size() <= 64, "[{}] a rule of more than 64 factors", who);
 }
 
 void BoundRule::strategies_by_factor(std::vector<Strategy>& found) const {

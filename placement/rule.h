@@ -73,7 +73,7 @@ struct Operand {
   bool present = true;
   Shape shape;
   std::array<int8_t, max_dims> leading{};  // per dimension, the factor that leads it; -1 where there is none
-  uint64_t factors = 0;                    // bit f: it has factor f somewhere
+  uint64_t factors = 0;                    // bit f: it has factor f somewhere; 26 letters and 8 of "..." fit
 
   bool has_factor(int f) const { return factors >> f & 1; }
   // The dimension that factor f leads, or -1.

@@ -186,8 +186,8 @@ TEST_CASE("explain: bad input is one line on standard error and exit code 2") {
       {{"--mesh", "tp=2", "layout", "f32[4]", "--jsn"}, "The following argument was not expected: --jsn; see --help"},
       {{"--mesh", "tp", "layout", "f32[4]"}, R"([mesh] "tp" is no mesh: write axes and sizes as in dp=2,tp=4)"},
       {{"--mesh", "tp=2", "layout"}, R"_([dtensor_explain] layout takes one tensor, as in layout "f32[5,16] tp=Shard(0)")_"},
-      {{"--mesh", "tp=2", "redistribute", "f32[4]"}, "[dtensor_explain] redistribute takes a tensor and a layout, as in redistribute "},
-      {{"--mesh", "tp=2", "op"}, "[dtensor_explain] op takes a name and its operands, as in op matmul "},
+      {{"--mesh", "tp=2", "redistribute", "f32[4]"}, R"_([dtensor_explain] redistribute takes a tensor and a layout, as in redistribute "f32[8,16] tp=Shard(0)" "tp=Replicate")_"},
+      {{"--mesh", "tp=2", "op"}, R"([dtensor_explain] op takes a name and its operands, as in op matmul "f32[8,16]" "f32[16,4]"; `dtensor_explain ops` lists the names)"},
       {{"--mesh", "tp=2", "layout", "f32[4,6] tpp=Shard(1)"}, R"([parse_layout] the mesh has no axis "tpp": it is tp=2)"},
       {{"--mesh", "tp=2", "layout", "f32[4,6] tp=Shard(2)"}, "[parse_layout] dimension 2 is out of range for 2 dimensions"},
       {{"--mesh", "tp=2", "layout", "f32[4,6] tp=Shrd(1)"}, R"_([parse_layout] "Shrd(1)" is no placement: write Replicate, Shard(dim), or Partial(sum|avg|product|min|max))_"},
@@ -199,6 +199,7 @@ TEST_CASE("explain: bad input is one line on standard error and exit code 2") {
       {{"--mesh", "tp=2", "op", "view", "f32[8,6]", "shape=8,7"}, "[view] 48 elements of [8,6] do not fit [8,7]"},
       {{"--mesh", "tp=2", "op", "sum", "f32[8,6]", "dim=x"}, R"([sum] "dim=x" is no list of integers)"},
       {{"--mesh", "tp=2", "op", "sum", "f32[8,6]", "keepdm=true"}, R"([sum] takes no "keepdm"; it takes )"},
+      {{"--mesh", "tp=2", "op", "sum", "f32[8,6]", "dim=0,,1"}, R"([dtensor_explain] "dim=0,,1": a list is integers with commas)"},
       {{"--mesh", "tp=2", "op", "relu", "f32[8,6]", "f32[8,6]"}, "[relu] takes 1 tensors, not 2"},
       {{"--mesh", "tp=2", "op", "add", "f32[8,6]"}, "[add] tensor 1 is missing; 1 are given"},
   };

@@ -69,10 +69,15 @@ TEST_CASE("bad input ends llama_pretrain with exit code 2 and an error that name
   }
   Result no_model = run("llama_pretrain", {"--data", small.text, "--steps", "1"});
   CHECK(no_model.code == 2);
-  CHECK_THAT(no_model.err, StartsWith("llama_pretrain: [llama_pretrain] --model is missing: give a Hugging Face config.json"));
+  CHECK_THAT(no_model.err, StartsWith("llama_pretrain: [llama_pretrain] --model is missing: give a Hugging Face config.json, as examples/configs/llama_tiny.json"));
   Result no_data = run("llama_pretrain", model + Words{"--steps", "1"});
   CHECK(no_data.code == 2);
   CHECK_THAT(no_data.err, StartsWith("llama_pretrain: [llama_pretrain] --data is missing: give text files, or --dry-run"));
+  const std::string small_vocabulary = small.folder.write(
+      "vocab.json", R"({"vocab_size": 100, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1})");
+  Result vocabulary = run("llama_pretrain", {"--model", small_vocabulary, "--dry-run"});
+  CHECK(vocabulary.code == 2);
+  CHECK_THAT(vocabulary.err, Contains("the model's vocab_size 100 is smaller than the tokenizer's 259"));
   Result long_sequence = run("llama_pretrain", model + Words{"--seq-len", "4096", "--dry-run"});
   CHECK(long_sequence.code == 2);
   CHECK_THAT(long_sequence.err, Contains("--seq-len 4096 is more than the model's max_position_embeddings 2048"));
@@ -199,6 +204,13 @@ TEST_CASE("law 7: every shipped plan passes --strict, and so does data paralleli
   }
   CHECK(tested >= 6);
   CHECK(small({"--strict", "--mesh", "dp=2", "--steps", "1"}).code == 0);
+}
+
+TEST_CASE("metrics that cannot be written end a run with exit code 1") {
+  Small small;
+  Result r = small({"--steps", "2", "--metrics", "/dev/full"});
+  CHECK(r.code == 1);
+  CHECK_THAT(r.err, Contains("[llama_pretrain] cannot write to --metrics /dev/full: is the disk full?"));
 }
 
 TEST_CASE("a run whose loss is no number ends with exit code 1 and names the step") {

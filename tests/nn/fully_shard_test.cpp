@@ -239,4 +239,16 @@ TEST_CASE("errors of fully_shard") {
     INFO(c.plan);
     CHECK_THAT(plan_error(c.plan), StartsWith(c.error));
   }
+  struct Scalar : Module {
+    explicit Scalar(const DeviceMesh& m) : Module(m) {}
+    std::string_view kind() const override { return "Scalar"; }
+    Parameter scale{*this, "scale", {}, Init::ones()};
+  };
+  std::string error = error_of([] {
+    on_mesh("dp=2", [](const DeviceMesh& m) {
+      Scalar s(m);
+      fully_shard(s, {{0}, true});
+    });
+  });
+  CHECK_THAT(error, Contains("[fully_shard] scale has no dimension to shard"));
 }

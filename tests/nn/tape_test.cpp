@@ -521,5 +521,5 @@ TEST_CASE("a value that was computed cannot be watched") {
   tape.watch(x);
   tape.watch(x);  // twice is once
   DistributedTensor h = ops::square(x);
-  CHECK_THAT(error_of([&] { tape.watch(h); }), Contains("[watch] f64[2,3] x=Replicate"));
+  CHECK_THAT(error_of([&] { tape.watch(h); }), Contains("[watch] f64[2,3] x=Replicate was computed from a watched value, whose gradient would end here: watch values before they are used"));
 }
