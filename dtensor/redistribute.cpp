@@ -47,7 +47,7 @@ void fill_identity(const Tensor& t, Reduce r) {
 
 void slice(Travel& t) {
   Box now = t.box(t.step().to), before = t.box(t.step().from);
-  t.local = t.local.part(relative(now, before)).contiguous();
+  t.local = now.numel() ? t.local.part(relative(now, before)).contiguous() : t.make(now.shape());
 }
 
 // Law 1: of a replicated group one rank keeps the value; min, max and avg let all keep it. A shard is padded.

@@ -14,7 +14,9 @@ struct Link {
   int64_t hop_ns = 600;            // each message that a rank receives
   int64_t mb_per_second = 370000;  // received by one rank
 
-  Picoseconds transfer(int64_t bytes) const { return bytes * 1'000'000 / mb_per_second; }
+  Picoseconds transfer(int64_t bytes) const {  // bytes * 1e6 / mb_per_second, which petabytes would overflow
+    return bytes / mb_per_second * 1'000'000 + bytes % mb_per_second * 1'000'000 / mb_per_second;
+  }
 };
 
 // The defaults are those of NVLink between H100s: launch and hop as PyTorch's cost model has them, the bandwidth that

@@ -8,10 +8,12 @@ namespace dtensor {
 MeshShape::MeshShape(std::vector<int> sizes, std::vector<std::string> names)
     : sizes_(std::move(sizes)), names_(std::move(names)) {
   check(sizes_.size() == names_.size(), "[MeshShape] {} sizes and {} names", sizes_.size(), names_.size());
+  check(!sizes_.empty(), "[MeshShape] a mesh without axes: one rank is an axis of size 1, as in dp=1");
   check(sizes_.size() <= size_t(max_axes), "[MeshShape] {} axes; at most {} are supported", sizes_.size(), max_axes);
+  constexpr std::string_view letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_";
   for (int a = 0; a < axes(); ++a) {
     check(size(a) >= 1, "[MeshShape] axis \"{}\" has size {}; a size is at least 1", name(a), size(a));
-    check(!name(a).empty() && name(a).find_first_of(" =,()") == std::string::npos,
+    check(!name(a).empty() && name(a).find_first_not_of(letters) == std::string::npos,
           "[MeshShape] \"{}\" is no axis name: use letters, digits and _", name(a));
     check(find(name(a)) == a, "[MeshShape] axis \"{}\" is named twice", name(a));
   }

@@ -22,7 +22,7 @@ constexpr AxisSet axis_bit(int axis) { return AxisSet(1) << axis; }
 class MeshShape {
  public:
   MeshShape() = default;  // one rank, no axes
-  // Errors: no or too many axes, sizes below 1, names that are empty or repeated.
+  // Errors: no or too many axes, sizes below 1, names that are repeated or not of letters, digits and _.
   MeshShape(std::vector<int> sizes, std::vector<std::string> names);
 
   // From "dp=2,tp=4".

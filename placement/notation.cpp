@@ -90,6 +90,9 @@ Layout parse_layout(std::string_view text, const MeshShape& mesh, int dims) {
   return layout;
 }
 
+// Costs count bytes times ranks in 63 bits.
+constexpr int64_t max_elements = int64_t(1) << 48;
+
 TensorSpec parse_spec(std::string_view text, const MeshShape& mesh) {
   std::string_view rest = text, word = next_word(rest);
   size_t bracket = word.find('[');
@@ -97,6 +100,7 @@ TensorSpec parse_spec(std::string_view text, const MeshShape& mesh) {
   bool known = false;
   for (DType t : {DType::f32, DType::f64, DType::bf16, DType::i64, DType::boolean})
     if (word.substr(0, bracket) == name(t)) spec.dtype = t, known = true;
+  int64_t elements = 1;
   bool ok = known && bracket != std::string_view::npos && word.back() == ']';
   if (ok) {
     std::string_view sizes = word.substr(bracket + 1, word.size() - bracket - 2);
@@ -104,7 +108,11 @@ TensorSpec parse_spec(std::string_view text, const MeshShape& mesh) {
       size_t comma = std::min(sizes.find(','), sizes.size());
       int64_t n = 0;
       ok = parse_int(sizes.substr(0, comma), n) && n >= 0 && (comma == sizes.size() || comma + 1 < sizes.size());
-      if (ok) spec.shape.push_back(n);
+      if (ok) {
+        check(spec.shape.dims() < max_dims, "[parse_spec] \"{}\" has more than {} dimensions", text, max_dims);
+        check(n <= max_elements / elements, "[parse_spec] \"{}\" has more than 2^48 elements", text);
+        spec.shape.push_back(n), elements *= std::max<int64_t>(n, 1);
+      }
       sizes.remove_prefix(std::min(comma + 1, sizes.size()));
     }
   }

@@ -24,7 +24,8 @@ std::string to_string(const Layout& layout, const MeshShape& mesh);
 std::string to_string(const TensorSpec& spec, const MeshShape& mesh);
 
 // The inverses. Axes that are not named are Replicate; negative dimensions count from the back of `dims`.
-// Errors: an unknown axis, placement or dtype; an axis named twice; a dimension that does not exist.
+// Errors: an unknown axis, placement or dtype; an axis named twice; a dimension that does not exist; more than 2^48
+// elements, dimensions of size 0 counted as 1.
 Layout parse_layout(std::string_view text, const MeshShape& mesh, int dims);
 TensorSpec parse_spec(std::string_view text, const MeshShape& mesh);
 

@@ -7,6 +7,8 @@
 namespace dtensor {
 namespace {
 
+constexpr Picoseconds slice_time = 1000;
+
 struct Problem {
   const MeshShape& mesh;
   const Shape& shape;
@@ -14,6 +16,17 @@ struct Problem {
   const CostModel& cost;
 
   int64_t bytes_of(const Layout& l) const { return largest_part(mesh, shape, l) * itemsize; }
+  // What a rank lacks of its new box.
+  int64_t missing(const Layout& from, const Layout& to, int rank) const {
+    Box now = local_box(mesh, shape, to, rank);
+    return (now.numel() - intersection(now, local_box(mesh, shape, from, rank)).numel()) * itemsize;
+  }
+  // Whether every rank holds its new box: of small tensors most ranks hold nothing.
+  bool fits(const Layout& from, const Layout& to) const {
+    for (int r = 0; r < mesh.world(); ++r)
+      if (missing(from, to, r)) return false;
+    return true;
+  }
 };
 
 struct Node {
@@ -90,7 +103,7 @@ std::optional<Move> move_between(const Problem& p, const Node& from, const Node&
   Change c(p, x, y);
   Move move;
   Step& step = move.step;
-  step = {StepKind::slice, c.joined, x, y, 0, 1000};
+  step = {StepKind::slice, c.joined, x, y, 0, slice_time};
   if (made) {
     if (c.joined || c.left & ~made) return {};
     step.kind = StepKind::embed, step.axes = made;
@@ -186,6 +199,11 @@ class Planner {
       std::vector<Step> steps = plan(source, between), rest = plan(between, target);
       steps.insert(steps.end(), rest.begin(), rest.end());
       return steps;
+    }
+    if (source.partial == target.partial) {
+      Change c(p_, source, target);
+      if (c.left && p_.fits(source, target))
+        return {{StepKind::slice, c.left | c.joined, source, target, 0, slice_time}};
     }
     best_.clear(), best_time_ = INT64_MAX;
     Ends ends(p_.mesh, source, target);
@@ -291,7 +309,8 @@ class Planner {
   std::optional<Node> split(const Move& whole, const Node& from, const Node& to) const {
     AxisSet axes = whole.step.axes;
     bool several = axes & (axes - 1), many = whole.messages * fastest_.hop_ns > fastest_.launch_ns;
-    if (!several || !(many || uneven_)) return {};
+    bool padded = whole.step.kind == StepKind::reduce_scatter && to.bytes * p_.mesh.product(axes) > from.bytes;
+    if (!several || !(many || uneven_ || padded)) return {};
     Ends e(p_.mesh, from.layout, to.layout);
     std::optional<Node> found;
     Picoseconds best = whole.step.time;
@@ -324,14 +343,11 @@ class Planner {
   int outermost_reduced_ = max_axes;
 };
 
-// What the busiest rank of an exchange receives, exactly: its new box less what it holds of it.
-int64_t exchange_bytes(const Problem& p, const Step& step) {
-  int64_t most = 0;
-  for (int r = 0; r < p.mesh.world(); ++r) {
-    Box now = local_box(p.mesh, p.shape, step.to, r), before = local_box(p.mesh, p.shape, step.from, r);
-    most = std::max(most, now.numel() - intersection(now, before).numel());
-  }
-  return most * p.itemsize;
+// The bytes of an exchange, exactly: what the busiest rank lacks. Where no rank lacks any, it is local.
+void settle(const Problem& p, Step& step) {
+  step.bytes = 0;
+  for (int r = 0; r < p.mesh.world(); ++r) step.bytes = std::max(step.bytes, p.missing(step.from, step.to, r));
+  if (!step.bytes) step.kind = StepKind::slice, step.time = slice_time;
 }
 
 }  // namespace
@@ -341,7 +357,7 @@ Plan plan_redistribution(const MeshShape& mesh, const Shape& shape, int64_t item
   Problem problem{mesh, shape, itemsize, cost};
   Plan plan{Planner(problem).plan(strip_narrow_axes(mesh, from), strip_narrow_axes(mesh, to))};
   for (Step& step : plan.steps)
-    if (is_exchange(step.kind)) step.bytes = exchange_bytes(problem, step);
+    if (is_exchange(step.kind)) settle(problem, step);
   return plan;
 }
 

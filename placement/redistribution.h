@@ -12,7 +12,9 @@
 
 namespace dtensor {
 
-// Law 1: whatever the plan, the logical value stays the same. Empty where nothing has to be done.
+// Law 1: whatever the plan, the logical value stays the same. Empty where nothing has to be done, local where every
+// rank already holds its new piece. Under costs that count bytes only, plans receive the least that any steps can:
+// always without Partial, and with it on one or two axes that divide the sizes (tests/placement/proof_test.cpp).
 // Several axes are always reduced innermost first, so that the sum's tree over ranks does not depend on the plan.
 Plan plan_redistribution(const MeshShape& mesh, const Shape& shape, int64_t itemsize, const Layout& from,
                          const Layout& to, const CostModel& cost = {});

@@ -133,6 +133,7 @@ constexpr const char* rule_error(std::string_view text) {
       whole = true;
     } else if (c == ']') {
       if (!whole || group) return "an unmatched ']'";
+      if (text[text.find_last_not_of(' ', i - 1)] == '[') return "an empty bracket";
       whole = false;
     } else if (c == '(') {
       if (group) return "products do not nest";

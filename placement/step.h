@@ -10,7 +10,7 @@
 
 namespace dtensor {
 
-// slice           replicated axes become shards, innermost                                local
+// slice           every rank keeps a part of what it holds, replicated axes become shards local
 // embed           replicated axes or innermost shards become Partial, padded with zeros   local
 // all_gather      innermost shards become replicated; replicated axes may be sliced along
 // permute         shards change place; every new piece comes whole from one rank

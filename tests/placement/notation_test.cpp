@@ -8,7 +8,6 @@
 
 using namespace dtensor;
 using namespace dtensor::testing;
-using Catch::Matchers::Equals;
 
 TEST_CASE("placements are written and read") {
   for (int d = 0; d < max_dims; ++d) CHECK(parse_placement(to_string(Shard(d))) == Shard(d));
@@ -20,15 +19,6 @@ TEST_CASE("placements are written and read") {
   CHECK(parse_placement("Partial") == Partial());
   CHECK(parse_placement("Partial()") == Partial());
   CHECK(parse_placement("Replicate()") == Replicate());
-  for (const char* text : {"", "R", "Shard", "Shard()", "Shard(a)", "Shard(1", "Shard(8)", "Shard(-9)", "Shard(1)x",
-                           "Shard(1 )", "Shard(99999999999999999999)", "Shard[1]", "Partial(mean)", "Partial(sum",
-                           "partial", "replicate", "Replicate(0)"}) {
-    INFO(text);
-    CHECK_THROWS_WITH(
-        parse_placement(text, "plan"),
-        Equals(fmt::format(
-            "[plan] \"{}\" is no placement: write Replicate, Shard(dim), or Partial(sum|avg|product|min|max)", text)));
-  }
 }
 
 TEST_CASE("law 4: every layout is read as it was written") {
@@ -65,33 +55,8 @@ TEST_CASE("the notation by example") {
   CHECK(text("f32[4,4] tp=Shard(1) cp=Shard(1) dp=Shard(0)", three) == "f32[4,4] dp=Shard(0) tp=Shard(1) cp=Shard(1)");
   CHECK(to_string(TensorSpec{DType::f32, {3}, {}}, MeshShape()) == "f32[3]");
   CHECK(parse_spec("f32[3]", MeshShape()) == TensorSpec{DType::f32, {3}, {}});
+  for (const char* large : {"f32[281474976710656]", "f32[16777216,0,16777216]"})  // 2^48 elements
+    CHECK(text(large, mesh) == fmt::format("{} dp=Replicate tp=Replicate", large));
   for (DType t : {DType::f32, DType::f64, DType::bf16, DType::i64, DType::boolean})
     CHECK(parse_spec(fmt::format("{}[2]", name(t)), mesh).dtype == t);
-}
-
-TEST_CASE("law 9: what is no tensor or layout is an error that shows it") {
-  MeshShape mesh = MeshShape::parse("dp=2,tp=4");
-  for (const char* text :
-       {"", " ", "f32", "f32[", "f32]", "f32[8", "f32[8,]", "f32[,8]", "f32[8,,4]", "f32[-1]", "f32[a]", "f32[8 ,4]",
-        "f16[8]", "[8]", "f32[8]x", "f32[99999999999999999999]", "f32[8][4]", "float[2] dp=Shard(0)"}) {
-    INFO(text);
-    CHECK_THROWS_WITH(
-        parse_spec(text, mesh),
-        Equals(fmt::format(
-            "[parse_spec] \"{}\" is no tensor: write as in f32[8,16] dp=Shard(0) (dtypes f32 f64 bf16 i64 bool)",
-            text)));
-  }
-  CHECK_THROWS_WITH(parse_spec("f32[1,1,1,1,1,1,1,1,1]", mesh), Equals("[Shape] more than 8 dimensions"));
-  auto bad = [&](const char* text, const char* message) {
-    INFO(text);
-    CHECK_THROWS_WITH(parse_layout(text, mesh, 2), Equals(message));
-  };
-  bad("pp=Shard(0)", "[parse_layout] the mesh has no axis \"pp\": it is dp=2,tp=4");
-  bad("=Shard(0)", "[parse_layout] the mesh has no axis \"\": it is dp=2,tp=4");
-  bad("Shard(0)", "[parse_layout] \"Shard(0)\" is no axis and placement: write as in tp=Shard(0)");
-  bad("dp=Shard(0) dp=Replicate", "[parse_layout] axis \"dp\" is named twice");
-  bad("dp=Shard(2)", "[parse_layout] dimension 2 is out of range for 2 dimensions");
-  bad("dp=Shard(-3)", "[parse_layout] dimension -3 is out of range for 2 dimensions");
-  bad("dp=", "[parse_layout] \"\" is no placement: write Replicate, Shard(dim), or Partial(sum|avg|product|min|max)");
-  bad("dp=Partial(sum) tp=Partial(min)", "[Layout] Partial(sum) and Partial(min) do not mix: reduce one of them first");
 }

@@ -1,0 +1,163 @@
+// Law 9: every error of layouts, meshes, notation and pictures, by its text.
+#include <catch2/catch.hpp>
+
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <iterator>
+#include <regex>
+
+#include "placement/visualize.h"
+
+using namespace dtensor;
+
+namespace {
+
+struct Case {
+  std::function<void()> call;
+  std::string message;
+};
+
+std::vector<Case> all_errors() {
+  const MeshShape mesh = MeshShape::parse("dp=2,tp=4");
+  std::vector<Case> all;
+  auto add = [&](std::function<void()> call, std::string message) { all.push_back({std::move(call), message}); };
+
+  auto shape = [&](std::initializer_list<int64_t> sizes, const char* message) {
+    add([sizes = std::vector(sizes)] { Shape(sizes.begin(), sizes.end()); }, message);
+  };
+  shape({1, 1, 1, 1, 1, 1, 1, 1, 1}, "[Shape] more than 8 dimensions");
+
+  auto mesh_text = [&](std::string text, std::string message) { add([=] { MeshShape::parse(text); }, message); };
+  for (const char* text :
+       {"", "dp", "dp=", "dp=2,", ",dp=2", "dp=two", "dp=2x", "dp=2,,tp=2", "dp=99999999999", "=", "dp=2,tp"})
+    mesh_text(text, fmt::format("[mesh] \"{}\" is no mesh: write axes and sizes as in dp=2,tp=4", text));
+  mesh_text("dp=0", "[MeshShape] axis \"dp\" has size 0; a size is at least 1");
+  mesh_text("dp=2,tp=-4", "[MeshShape] axis \"tp\" has size -4; a size is at least 1");
+  mesh_text("dp=2,dp=2", "[MeshShape] axis \"dp\" is named twice");
+  for (const char* name : {"", " tp", "d(p", "d\tp", "d-p", "d\"p", "d\u00e9"})
+    mesh_text(fmt::format("{}=2", name),
+              fmt::format("[MeshShape] \"{}\" is no axis name: use letters, digits and _", name));
+  mesh_text("a=1,b=1,c=1,d=1,e=1,f=1,g=1", "[MeshShape] 7 axes; at most 6 are supported");
+  mesh_text("a=65536,b=32768", "[MeshShape] a mesh of more than 2^31 ranks");
+  mesh_text("a=65536,b=65536,c=65536,d=65536,e=65536", "[MeshShape] a mesh of more than 2^31 ranks");
+  add([] { MeshShape({2, 2}, {"dp"}); }, "[MeshShape] 2 sizes and 1 names");
+  add([] { MeshShape({}, {}); }, "[MeshShape] a mesh without axes: one rank is an axis of size 1, as in dp=1");
+  add([=] { mesh.axis("pp"); }, "[MeshShape] the mesh has no axis \"pp\": it is dp=2,tp=4");
+  add([=] { mesh.axis("", "plan"); }, "[plan] the mesh has no axis \"\": it is dp=2,tp=4");
+
+  add(
+      [] {
+        Layout{Partial(), Partial(Reduce::max)};
+      },
+      "[Layout] Partial(sum) and Partial(max) do not mix: reduce one of them first");
+  add(
+      [] {
+        Layout{Partial(), Replicate()}.with(1, Partial(Reduce::avg));
+      },
+      "[Layout] Partial(sum) and Partial(avg) do not mix: reduce one of them first");
+  for (int dim : {-1, 8}) {
+    std::string message = fmt::format("[Layout] Shard({}) needs a tensor's dimensions: use normalize()", dim);
+    add([=] { Layout{Shard(dim)}; }, message);
+    add([=] { Layout{}.with(0, Shard(dim)); }, message);
+    add([=] { Layout{}.with_innermost(0, dim); }, message);
+  }
+  add([] { Layout(std::span<const Placement>(std::vector<Placement>(7))); },
+      "[Layout] 7 placements; a mesh has at most 6 axes");
+  for (const Layout& l : {Layout{Replicate(), Replicate(), Shard(0)}, Layout{Replicate(), Replicate(), Partial()}})
+    add([=] { strip_narrow_axes(mesh, l); },
+        "[Layout] the layout has placements on more axes than the mesh has (dp=2,tp=4)");
+  auto normal = [&](int dims, std::vector<Placement> p, const char* message) {
+    add([=] { normalize("f", mesh, dims, p); }, message);
+  };
+  normal(2, {Shard(2)}, "[f] dimension 2 is out of range for 2 dimensions");
+  normal(2, {Replicate(), Shard(-3)}, "[f] dimension -3 is out of range for 2 dimensions");
+  normal(0, {Shard(0)}, "[f] dimension 0 is out of range for 0 dimensions");
+  normal(2, {Replicate(), Replicate(), Shard(0)}, "[f] 3 placements on a mesh of 2 axes (dp=2,tp=4)");
+
+  for (const char* text : {"", "R", "Shard", "Shard()", "Shard(a)", "Shard(1", "Shard(8)", "Shard(-9)", "Shard(1)x",
+                           "Shard(1 )", "Shard(99999999999999999999)", "Shard[1]", "Partial(mean)", "Partial(sum",
+                           "partial", "replicate", "Replicate(0)"})
+    add([=] { parse_placement(text, "plan"); },
+        fmt::format("[plan] \"{}\" is no placement: write Replicate, Shard(dim), or Partial(sum|avg|product|min|max)",
+                    text));
+  auto layout = [&](const char* text, const char* message) { add([=] { parse_layout(text, mesh, 2); }, message); };
+  layout("pp=Shard(0)", "[parse_layout] the mesh has no axis \"pp\": it is dp=2,tp=4");
+  layout("=Shard(0)", "[parse_layout] the mesh has no axis \"\": it is dp=2,tp=4");
+  layout("Shard(0)", "[parse_layout] \"Shard(0)\" is no axis and placement: write as in tp=Shard(0)");
+  layout("dp=Shard(0) dp=Replicate", "[parse_layout] axis \"dp\" is named twice");
+  layout("dp=Shard(2)", "[parse_layout] dimension 2 is out of range for 2 dimensions");
+  layout("dp=Shard(-3)", "[parse_layout] dimension -3 is out of range for 2 dimensions");
+  layout("dp=",
+         "[parse_layout] \"\" is no placement: write Replicate, Shard(dim), or Partial(sum|avg|product|min|max)");
+  layout("dp=Partial(sum) tp=Partial(min)",
+         "[Layout] Partial(sum) and Partial(min) do not mix: reduce one of them first");
+  auto spec = [&](std::string text, std::string message) { add([=] { parse_spec(text, mesh); }, message); };
+  for (const char* text :
+       {"", " ", "f32", "f32[", "f32]", "f32[8", "f32[8,]", "f32[,8]", "f32[8,,4]", "f32[-1]", "f32[a]", "f32[8 ,4]",
+        "f16[8]", "[8]", "f32[8]x", "f32[99999999999999999999]", "f32[8][4]", "float[2] dp=Shard(0)"})
+    spec(text, fmt::format("[parse_spec] \"{}\" is no tensor: write as in f32[8,16] dp=Shard(0) "
+                           "(dtypes f32 f64 bf16 i64 bool)",
+                           text));
+  spec("f32[1,1,1,1,1,1,1,1,1]", "[parse_spec] \"f32[1,1,1,1,1,1,1,1,1]\" has more than 8 dimensions");
+  for (const char* text : {"f32[281474976710657]", "f32[16777216,16777217]", "f32[0,281474976710657]"})
+    spec(text, fmt::format("[parse_spec] \"{}\" has more than 2^48 elements", text));
+
+  add(
+      [=] {
+        visualize({DType::f32, {5, 8}, {Replicate(), Shard(2)}}, mesh);
+      },
+      "[visualize] f32[5,8] dp=Replicate tp=Shard(2) has no dimension 2");
+  return all;
+}
+
+std::string text_of(const std::filesystem::path& path) {
+  std::ifstream file(path);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+// The messages in a source's text, outside comments, as the pieces between their {}.
+std::vector<std::vector<std::string>> messages_in(const std::string& source) {
+  static const std::regex comment("//[^\n]*"), message(R"re("(\[[^\]"]*\] (?:[^"\\]|\\.)*)")re"), field(R"(\{[^}]*\})");
+  std::string code = std::regex_replace(source, comment, "");
+  std::vector<std::vector<std::string>> found;
+  for (std::sregex_iterator m(code.begin(), code.end(), message), end; m != end; ++m) {
+    std::string text = std::regex_replace(m->str(1), std::regex(R"(\\")"), "\"");
+    found.emplace_back(std::sregex_token_iterator(text.begin(), text.end(), field, -1), std::sregex_token_iterator());
+  }
+  return found;
+}
+
+bool is_of(const std::string& message, const std::vector<std::string>& pieces) {
+  size_t at = 0;
+  for (const std::string& piece : pieces) {
+    size_t found = message.find(piece, at);
+    if (found == std::string::npos || (at == 0 && found != 0)) return false;
+    at = found + piece.size();
+  }
+  return true;
+}
+
+}  // namespace
+
+TEST_CASE("law 9: bad input is an error that shows it") {
+  for (const Case& c : all_errors()) {
+    INFO(c.message);
+    CHECK_THROWS_WITH(c.call(), Catch::Matchers::Equals(c.message));
+  }
+}
+
+TEST_CASE("law 9: every error message of the layer is tested") {
+  std::vector<Case> tested = all_errors();
+  size_t messages = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(DTENSOR_SOURCE_DIR "/placement")) {
+    std::string stem = entry.path().stem();
+    if (stem == "rule" || stem == "propagate") continue;  // rule_test.cpp has theirs
+    for (const auto& pieces : messages_in(text_of(entry.path()))) {
+      ++messages;
+      INFO(entry.path().filename() << ": " << fmt::format("{}", fmt::join(pieces, "{}")));
+      CHECK(std::any_of(tested.begin(), tested.end(), [&](const Case& c) { return is_of(c.message, pieces); }));
+    }
+  }
+  CHECK(messages > 15);
+}
