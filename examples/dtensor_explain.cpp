@@ -1,13 +1,14 @@
 // dtensor_explain: answers questions about layouts without running anything.
 //
 //     dtensor_explain --mesh dp=2,tp=4 layout "f32[5,16] dp=Shard(0) tp=Replicate"
+//     dtensor_explain --mesh dp=2,tp=4 visualize "f32[5,16] dp=Shard(0) tp=Shard(1)"
 //     dtensor_explain --mesh tp=4 redistribute "f32[8,16] tp=Shard(0)" "tp=Replicate"
 //     dtensor_explain --mesh tp=4 op matmul "f32[8,16] tp=Shard(1)" "f32[16,4] tp=Shard(0)"
 //     dtensor_explain ops
 //
-// prints who holds what; the steps and their bytes; what an op makes of its operands, why, and the ways it did not
-// take; the names and arguments of ops. Attributes of an op follow its operands: dim=-1, shape=8,4,4, keepdim=true.
-// Exit codes: 0 done, 2 bad input.
+// prints who holds what, as a list or a picture; the steps and their bytes; what an op makes of its operands, why, and
+// the ways it did not take; the names and arguments of ops. Attributes of an op follow its operands: dim=-1,
+// shape=8,4,4, keepdim=true. Exit codes: 0 done, 2 bad input.
 #include <CLI/CLI.hpp>
 #include <charconv>
 #include <cstdio>
@@ -17,6 +18,7 @@
 #include "ops/explain.h"
 #include "ops/functions.h"
 #include "placement/redistribution.h"
+#include "placement/visualize.h"
 
 using namespace dtensor;
 using Json = nlohmann::ordered_json;
@@ -64,7 +66,7 @@ std::string step_text(const Step& s, const MeshShape& mesh) {
 
 Json layout_command(const MeshShape& mesh, const std::vector<std::string>& words, std::string& text) {
   check(words.size() == 1, "[dtensor_explain] layout takes one tensor, as in layout \"f32[5,16] {}=Shard(0)\"",
-        mesh.axes() ? mesh.name(0) : "dp");
+        mesh.name(0));
   TensorSpec spec = parse_spec(words[0], mesh);
   Json j{{"layout", to_string(spec, mesh)},
          {"shape", std::vector<int64_t>(spec.shape.begin(), spec.shape.end())},
@@ -89,6 +91,15 @@ Json layout_command(const MeshShape& mesh, const std::vector<std::string>& words
                         spec.layout.partial ? "  (one contribution)" : "");
   }
   return j;
+}
+
+Json visualize_command(const MeshShape& mesh, const std::vector<std::string>& words, std::string& text) {
+  check(words.size() == 1, "[dtensor_explain] visualize takes one tensor, as in visualize \"f32[5,16] {}=Shard(0)\"",
+        mesh.name(0));
+  TensorSpec spec = parse_spec(words[0], mesh);
+  std::string picture = visualize(spec, mesh);
+  text = to_string(spec, mesh) + "\n" + picture;
+  return {{"layout", to_string(spec, mesh)}, {"picture", picture}};
 }
 
 Json redistribute_command(const MeshShape& mesh, const std::vector<std::string>& words, std::string& text) {
@@ -288,10 +299,11 @@ int main(int argc, char** argv) {
   bool json = false;
   app.add_option("--mesh", mesh_text, "axes and sizes, the last one fastest: dp=2,tp=4");
   app.add_flag("--json", json, "print JSON");
-  app.add_option("command", command,
-                 "layout TENSOR | redistribute TENSOR LAYOUT | op NAME TENSOR... ATTRIBUTE=VALUE... | ops")
+  app.add_option(
+         "command", command,
+         "layout TENSOR | visualize TENSOR | redistribute TENSOR LAYOUT | op NAME TENSOR... ATTRIBUTE=VALUE... | ops")
       ->required()
-      ->check(CLI::IsMember({"layout", "redistribute", "op", "ops"}));
+      ->check(CLI::IsMember({"layout", "visualize", "redistribute", "op", "ops"}));
   app.add_option("arguments", words, "tensors as in \"f32[8,16] tp=Shard(0)\"");
   app.positionals_at_end(false);
   try {
@@ -310,9 +322,10 @@ int main(int argc, char** argv) {
     } else {
       check(!mesh_text.empty(), "[dtensor_explain] --mesh is required, as in --mesh dp=2,tp=4");
       MeshShape mesh = MeshShape::parse(mesh_text);
-      j = command == "layout" ? layout_command(mesh, words, text)
-          : command == "op"   ? op_command(mesh, words, text)
-                              : redistribute_command(mesh, words, text);
+      j = command == "layout"      ? layout_command(mesh, words, text)
+          : command == "visualize" ? visualize_command(mesh, words, text)
+          : command == "op"        ? op_command(mesh, words, text)
+                                   : redistribute_command(mesh, words, text);
     }
     std::fputs(json ? (j.dump(2) + "\n").c_str() : text.c_str(), stdout);
   } catch (const std::exception& e) {

@@ -151,6 +151,8 @@ BoundRule::BoundRule(std::string_view who, Rule rule, std::span<const Shape* con
     }
 
   auto operand = [&](const Terms& dims, const Shape* shape) {
+    check(dims.size() <= size_t(max_dims), "[{}] an output of {} dimensions; at most {} are supported (rule {})", who,
+          dims.size(), max_dims, rule_.text);
     Operand o;
     o.leading.fill(-1);
     for (size_t d = 0; d < dims.size(); ++d) {

@@ -67,6 +67,19 @@ TEST_CASE("explain layout: uneven and empty parts, and the order of axes") {
   CHECK_THAT(text_of({"--mesh", "tp=2", "layout", "f32[4] tp=Partial"}), Contains("f32[4] tp=Partial(sum)\n") && Contains("(one contribution)"));
 }
 
+TEST_CASE("explain visualize: a picture of who holds what") {
+  Words arguments = {"--mesh", "dp=2,tp=2", "visualize", "f32[3,4] dp=Shard(0) tp=Shard(1)"};
+  const std::string picture =
+      "        0:2   2:4\n"
+      "      +-----+-----+\n"
+      "  0:2 |  0  |  1  |\n"
+      "      +-----+-----+\n"
+      "  2:3 |  2  |  3  |\n"
+      "      +-----+-----+\n";
+  CHECK(text_of(arguments) == "f32[3,4] dp=Shard(0) tp=Shard(1)\n" + picture);
+  CHECK(json_of(arguments) == Json({{"layout", "f32[3,4] dp=Shard(0) tp=Shard(1)"}, {"picture", picture}}));
+}
+
 TEST_CASE("explain redistribute: the steps and their bytes") {
   Words arguments = {"--mesh", "tp=4", "redistribute", "f32[8,16] tp=Shard(0)", "tp=Replicate"};
   CHECK(text_of(arguments) ==
@@ -182,10 +195,11 @@ TEST_CASE("explain: bad input is one line on standard error and exit code 2") {
   const Case cases[] = {
       {{"layout", "f32[4]"}, "[dtensor_explain] --mesh is required, as in --mesh dp=2,tp=4"},
       {{"--mesh", "tp=2"}, "command is required; see --help"},
-      {{"--mesh", "tp=2", "lay", "f32[4]"}, "command: lay not in {layout,redistribute,op,ops}; see --help"},
+      {{"--mesh", "tp=2", "lay", "f32[4]"}, "command: lay not in {layout,visualize,redistribute,op,ops}; see --help"},
       {{"--mesh", "tp=2", "layout", "f32[4]", "--jsn"}, "The following argument was not expected: --jsn; see --help"},
       {{"--mesh", "tp", "layout", "f32[4]"}, R"([mesh] "tp" is no mesh: write axes and sizes as in dp=2,tp=4)"},
       {{"--mesh", "tp=2", "layout"}, R"_([dtensor_explain] layout takes one tensor, as in layout "f32[5,16] tp=Shard(0)")_"},
+      {{"--mesh", "tp=2", "visualize"}, R"_([dtensor_explain] visualize takes one tensor, as in visualize "f32[5,16] tp=Shard(0)")_"},
       {{"--mesh", "tp=2", "redistribute", "f32[4]"}, R"_([dtensor_explain] redistribute takes a tensor and a layout, as in redistribute "f32[8,16] tp=Shard(0)" "tp=Replicate")_"},
       {{"--mesh", "tp=2", "op"}, R"([dtensor_explain] op takes a name and its operands, as in op matmul "f32[8,16]" "f32[16,4]"; `dtensor_explain ops` lists the names)"},
       {{"--mesh", "tp=2", "layout", "f32[4,6] tpp=Shard(1)"}, R"([parse_layout] the mesh has no axis "tpp": it is tp=2)"},

@@ -160,6 +160,8 @@ TEST_CASE("law 9: shapes that a rule does not take are errors that show them") {
   for (const Case& c : std::vector<Case>{
            {{{"...mk,...kn->...mn"}, {"[5,7]", "[6,3]"}, "matmul"},
             "[matmul] sizes of k differ: 7 and 6 in operands [5,7], [6,3] (rule ...mk,...kn->...mn)"},
+           {{{"...a->...ab", {}, {}, {}, {}, {{'b', 2}}}, {"[1,1,1,1,1,1,1,1]"}, "op"},
+            "[op] an output of 9 dimensions; at most 8 are supported (rule ...a->...ab)"},
            {{{"...mk,...kn->...mn"}, {"[5,1]", "[6,3]"}, "matmul"},  // only "..." broadcasts
             "[matmul] sizes of k differ: 1 and 6 in operands [5,1], [6,3] (rule ...mk,...kn->...mn)"},
            {{{"...mk,...kn->...mn"}, {"[5,7]"}, "matmul"}, "[matmul] takes 2 operands, not 1"},
