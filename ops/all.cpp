@@ -35,6 +35,7 @@ std::span<const Op* const> all() {
       &swiglu_backward_op,
       &cast_op,
       &sum_op,
+      &count_nonzero_op,
       &prod_op,
       &prod_parts_op,
       &prod_backward_op,

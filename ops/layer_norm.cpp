@@ -36,6 +36,13 @@ struct Size {
   }
   int64_t grain() const { return std::max<int64_t>(1, pointwise_grain / std::max<int64_t>(d, 1)); }
 };
+// An error where operands with "..." and then the normalized dimensions, or only the former, differ in "...".
+void check_sizes(const Context& c, In in, std::initializer_list<int> rows, std::initializer_list<int> statistics) {
+  int n = normalized_dims_of(c.attributes);
+  for (int i : rows) check_rows(c, in, {{*rows.begin(), n}, {i, n}});
+  for (int i : statistics)
+    if (in[size_t(i)].defined()) check_rows(c, in, {{*rows.begin(), n}, {i, 0}});
+}
 template <class T>
 const T* data_of(const Tensor& t) {
   return t.defined() ? t.data<T>() : nullptr;
@@ -65,6 +72,7 @@ void layer_norm_kernel(const Context& c, In in, Out out) {
 // x, weight, bias, mean, rstd -> y
 void normalize_kernel(const Context& c, In in, Out out) {
   Size s(c, in[0]);
+  check_sizes(c, in, {0}, {3, 4});
   for_floating(c, in[0].dtype(), [&]<class T>() {
     const T *x = in[0].data<T>(), *w = data_of<T>(in[1]), *b = data_of<T>(in[2]), *mean = data_of<T>(in[3]),
             *rstd = in[4].data<T>();
@@ -77,6 +85,7 @@ void normalize_kernel(const Context& c, In in, Out out) {
 }
 // sum (or none: zeros), centred squares -> mean, rstd
 void norm_statistics_kernel(const Context& c, In in, Out out) {
+  if (in[0].defined()) check_rows(c, in, {{0, 0}, {1, 0}});
   double eps = c.attributes.get<double>("eps");
   for_floating(c, in[1].dtype(), [&]<class T>() {
     const T *sum = data_of<T>(in[0]), *squares = in[1].data<T>();
@@ -91,6 +100,7 @@ void norm_statistics_kernel(const Context& c, In in, Out out) {
 // dy, x, weight, mean, rstd -> this rank's sums over a row of dy*weight, and of that times the normalized x
 void norm_gradient_sums_kernel(const Context& c, In in, Out out) {
   Size s(c, in[1]);
+  check_sizes(c, in, {1, 0}, {3, 4});
   for_floating(c, in[1].dtype(), [&]<class T>() {
     const T *dy = in[0].data<T>(), *x = in[1].data<T>(), *w = data_of<T>(in[2]), *mean = data_of<T>(in[3]),
             *rstd = in[4].data<T>();
@@ -105,6 +115,7 @@ void norm_gradient_sums_kernel(const Context& c, In in, Out out) {
 // dy, x, weight, mean, rstd and, where the row is sharded, those sums -> dx, dweight, dbias
 void layer_norm_backward_kernel(const Context& c, In in, Out out) {
   Size s(c, in[1]);
+  check_sizes(c, in, {1, 0}, {3, 4, 5, 6});
   for_floating(c, in[1].dtype(), [&]<class T>() {
     const T *dy = in[0].data<T>(), *x = in[1].data<T>(), *w = data_of<T>(in[2]), *mean = data_of<T>(in[3]),
             *rstd = in[4].data<T>(), *sums = data_of<T>(in[5]), *alongs = data_of<T>(in[6]);
@@ -148,7 +159,10 @@ Rule norm_gradient_sums_rule(std::span<const Shape* const>, const Attributes& a)
 Rule layer_norm_backward_rule(std::span<const Shape* const> in, const Attributes& a) {
   std::string d = names(a, !in[5]);
   bool affine = a.get<bool>("affine");
-  return {fmt::format("...{0},...{0},{0},...,...,...,...->...{0}{1}", d, affine ? fmt::format(",{0},{0}", d) : "")};
+  Rule r{fmt::format("...{0},...{0},{0},...,...,...,...->...{0}{1}", d, affine ? fmt::format(",{0},{0}", d) : "")};
+  r.linear = {in[5] ? std::vector{0, 5, 6} : std::vector{0}};
+  if (in[2] && !in[5]) r.passes = {{.inputs = {2}, .outputs = {0}}};
+  return r;
 }
 DType type_of_x(std::string_view, std::span<const TensorSpec* const> in, const Attributes&, int) {
   return in[1]->dtype;
@@ -174,7 +188,7 @@ void layer_norm_gradient(Gradient& g) {
   set_affine(g, d);
 }
 
-// x, weight, bias -> y, mean, rstd; without `centre` the mean counts as zero: RMS normalization
+// x, weight, bias -> y, mean, rstd; without `centre` RMS normalization: no bias, no mean
 template <bool centre>
 std::vector<DistributedTensor> sharded(std::span<const DistributedTensor* const> in, const Attributes& a) {
   const DistributedTensor &x = *in[0], *bias = centre ? in[2] : nullptr;
@@ -185,12 +199,14 @@ std::vector<DistributedTensor> sharded(std::span<const DistributedTensor* const>
   auto statistics = call_all(norm_statistics_op, {present(s), &squares},
                              {{"n", slice_size(x.shape(), dims)}, {"eps", a.get<double>("eps")}});
   const DistributedTensor *mean = centre ? &statistics[0] : nullptr, *rstd = &statistics[1];
-  return {call(normalize_op, {&x, in[1], bias, mean, rstd}, dims_only(a)), statistics[0], statistics[1]};
+  statistics.insert(statistics.begin(), call(normalize_op, {&x, in[1], bias, mean, rstd}, dims_only(a)));
+  if (!centre) statistics.erase(statistics.begin() + 1);
+  return statistics;
 }
 template <bool centre>
 void sharded_gradient(Gradient& g) {
   const DistributedTensor *dy = &g.of_output(), *x = &g.input(0), *w = present(g.input(1)),
-                          *mean = centre ? &g.output(1) : nullptr, *rstd = &g.output(2);
+                          *mean = centre ? &g.output(1) : nullptr, *rstd = &g.output(centre ? 2 : 1);
   auto sums = reduced(call_all(norm_gradient_sums_op, {dy, x, w, mean, rstd}, dims_only(g.attributes())));
   bool affine = g.needs(1) || (centre && g.needs(2));
   auto d =
@@ -236,7 +252,7 @@ const Op sharded_rms_norm_op = {
     .name = "sharded_rms_norm",
     .composite = sharded<false>,
     .gradient = sharded_gradient<false>,
-    .keeps = {.inputs = {0, 1}, .outputs = {1, 2}},
+    .keeps = {.inputs = {0, 1}, .outputs = {1}},
     .sample = {{{{4, 3, 6}, {6}}, norm_of(1)}, {{{1, 5}, {5}}, norm_of(1)}, {{{0, 5}, {5}}, norm_of(1)}}};
 const Op normalize_op = {.name = "normalize",
                          .rule = normalize_rule,

@@ -180,13 +180,17 @@ std::string resized(int count, const Dims& dims) {
   return text;
 }
 Rule topk_rule(std::span<const Shape* const> in, const Attributes& a) {
+  int64_t k = a.get<int64_t>("k"), n = slice_size(*in[0], dims_of(a));
+  check(k >= 0 && k <= n && (k || in[0]->dims()), "[topk] k={} of {} elements along dimension {} of {}", k, n,
+        fmt::join(dims_of(a), ","), to_string(*in[0]));
   std::string to = resized(in[0]->dims(), dims_of(a));
   Rule r{factors(in[0]->dims(), dims_of(a)) + "->" + to + "," + to};
-  if (in[0]->dims()) r.sizes = {{'z', a.get<int64_t>("k")}};
+  if (in[0]->dims()) r.sizes = {{'z', k}};
   return r;
 }
+// "abc,abc->a[z]c"
 Rule scatter_rule(std::span<const Shape* const> in, const Attributes& a) {
-  std::string from = factors(in[0]->dims(), dims_of(a));
+  std::string from = factors(in[0]->dims());
   Rule r{from + "," + from + "->" + resized(in[0]->dims(), dims_of(a))};
   if (in[0]->dims()) r.sizes = {{'z', a.get<int64_t>("n")}};
   return r;
@@ -225,7 +229,6 @@ const Op first_index_op = {.name = "first_index",
                            .rule = first_index_rule,
                            .reduce = {Reduce::min},
                            .types = index_type,
-                           .strided = true,
                            .cpu = first_index_kernel,
                            .sample = {{{{Kind::index, {4, 9, 3}, 3}, {Kind::index, {4, 3}, 3}}, over({1})},
                                       {{{Kind::index, {4, 5}, 9}, {Kind::index, {}, 9}}, over({0, 1})}}};
@@ -280,9 +283,6 @@ DistributedTensor argsort(const DistributedTensor& x, int64_t dim, bool descendi
 std::tuple<DistributedTensor, DistributedTensor> topk(const DistributedTensor& x, int64_t k, int64_t dim, bool largest,
                                                       bool) {
   Dims dims = normalized_dims("topk", {dim}, x.dims());
-  int64_t n = slice_size(x.shape(), dims);
-  check(k >= 0 && k <= n, "[topk] k={} is outside [0,{}], the size of dimension {} of {}", k, n, dim, to_string(x));
-  if (x.dims() == 0 && k == 0) fail("[topk] k=0 of a tensor without dimensions; reshape it to [1]");
   return pair(call_all(topk_op, {&x}, first(dims, k, largest)));
 }
 

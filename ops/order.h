@@ -23,7 +23,7 @@ std::tuple<DistributedTensor, DistributedTensor> sort(const DistributedTensor& x
                                                       bool descending = false, bool stable = true);
 DistributedTensor argsort(const DistributedTensor& x, int64_t dim = -1, bool descending = false, bool stable = true);
 // {values, indices i64} of the k largest (smallest) elements along `dim`, which must be whole on every rank; in order,
-// whether `sorted` or not; of equal ones the first. Errors: k outside [0, size of dim].
+// whether `sorted` or not; of equal ones the first. Errors: a k that is negative or larger than the dimension.
 std::tuple<DistributedTensor, DistributedTensor> topk(const DistributedTensor& x, int64_t k, int64_t dim = -1,
                                                       bool largest = true, bool sorted = true);
 

@@ -36,24 +36,25 @@ struct Terms {
     int64_t grain = std::max<int64_t>(64, pointwise_grain / std::max<int64_t>(n, 1) / 64 * 64);
     c.pool.parallel_for(kept, grain, [&](int64_t begin, int64_t end, int) { f(begin, end); });
   }
+  // y = the sum of term(place in x).
+  template <class F>
+  void sum_integers(const Context& c, int64_t* y, F term) const {
+    parallel_for(c, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        y[i] = 0;
+        for (int64_t k = 0; k < n; ++k) y[i] += term(at(i, k));
+      }
+    });
+  }
   int64_t at(int64_t i, int64_t k) const { return leading ? k * kept + i : i * n + k; }
 };
 
-template <class From>
-void sum_integers(const Context& c, const Terms& t, int64_t* y) {
-  const From* x = t.x.data<From>();
-  t.parallel_for(c, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      y[i] = 0;
-      for (int64_t k = 0; k < t.n; ++k) y[i] += x[t.at(i, k)];
-    }
-  });
-}
-
 void sum_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   Terms t(c, in[0]);
-  if (in[0].dtype() == DType::i64) return sum_integers<int64_t>(c, t, out[0].data<int64_t>());
-  if (in[0].dtype() == DType::boolean) return sum_integers<bool>(c, t, out[0].data<int64_t>());
+  if (in[0].dtype() == DType::i64) {
+    const int64_t* x = t.x.data<int64_t>();
+    return t.sum_integers(c, out[0].data<int64_t>(), [x](int64_t at) { return x[at]; });
+  }
   int64_t l = c.leaves(factors_in(dims_of(c.attributes)));
   for_floating(c, in[0].dtype(), [&]<class T>() {
     const T* x = t.x.data<T>();
@@ -64,8 +65,19 @@ void sum_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> 
     });
   });
 }
-DType sum_type(std::string_view, std::span<const TensorSpec* const> in, const Attributes&, int) {
-  return in[0]->dtype == DType::boolean ? DType::i64 : in[0]->dtype;
+void count_nonzero_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+  Terms t(c, in[0]);
+  for_all_types(c, in[0].dtype(), [&]<class T>() {
+    const T* x = t.x.data<T>();
+    t.sum_integers(c, out[0].data<int64_t>(), [x](int64_t at) { return int64_t(x[at] != T(0)); });
+  });
+}
+DType i64_type(std::string_view, std::span<const TensorSpec* const>, const Attributes&, int) { return DType::i64; }
+DType product_and_count(std::string_view, std::span<const TensorSpec* const> in, const Attributes&, int output) {
+  return output == 0 ? in[0]->dtype : DType::i64;
+}
+DType type_of_x(std::string_view, std::span<const TensorSpec* const> in, const Attributes&, int) {
+  return in[1]->dtype;
 }
 
 // The product of term(k) over [0, n), as a tree of l leaves: the law of cpu::sum.
@@ -99,7 +111,8 @@ void prod_parts_kernel(const Context& c, std::span<const Tensor> in, std::span<T
   int64_t l = c.leaves(factors_in(dims_of(c.attributes)));
   for_floating(c, in[0].dtype(), [&]<class T>() {
     const T* x = t.x.data<T>();
-    T *y = out[0].data<T>(), *zeros = out[1].data<T>();
+    T* y = out[0].data<T>();
+    int64_t* zeros = out[1].data<int64_t>();
     t.parallel_for(c, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         zeros[i] = 0;
@@ -116,7 +129,8 @@ void prod_parts_kernel(const Context& c, std::span<const Tensor> in, std::span<T
 void prod_backward_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   Slices s = slices_of(in[1], dims_of(c.attributes));
   for_floating(c, in[1].dtype(), [&]<class T>() {
-    const T *dy = in[0].data<T>(), *x = s.x.data<T>(), *p = in[2].data<T>(), *zeros = in[3].data<T>();
+    const T *dy = in[0].data<T>(), *x = s.x.data<T>(), *p = in[2].data<T>();
+    const int64_t* zeros = in[3].data<int64_t>();
     write_slices(c, out[0], dims_of(c.attributes), [&](Tensor& to) {
       T* dx = to.data<T>();
       each_slice(c, s, [&](int64_t i, int) {
@@ -189,7 +203,7 @@ void extreme_kernel(const Context& c, std::span<const Tensor> in, std::span<Tens
 // x, y -> how many elements of x equal y
 void ties_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   Terms t(c, in[0]);
-  for_floating(c, in[0].dtype(), [&]<class T>() {
+  for_numbers(c, in[0].dtype(), [&]<class T>() {
     const T *x = t.x.data<T>(), *y = in[1].data<T>();
     T* count = out[0].data<T>();
     t.parallel_for(c, [&](int64_t begin, int64_t end) {
@@ -204,7 +218,7 @@ void ties_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor>
 // dy / ties, x, y -> dx: where x equals y. Elsewhere 0 * (dy / ties), which is NaN where y is, as in PyTorch.
 void extreme_backward_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   Slices s = slices_of(in[1], dims_of(c.attributes));
-  for_floating(c, in[1].dtype(), [&]<class T>() {
+  for_numbers(c, in[1].dtype(), [&]<class T>() {
     const T *share = in[0].data<T>(), *x = s.x.data<T>(), *y = in[2].data<T>();
     write_slices(c, out[0], dims_of(c.attributes), [&](Tensor& to) {
       T* dx = to.data<T>();
@@ -285,19 +299,22 @@ std::vector<Sample> with(std::vector<Sample> list, std::initializer_list<Kind> k
   for (Kind kind : kinds) list.push_back({{{kind, {4, 5}, 9}}, {{"dims", Dims{0}}}});
   return list;
 }
-const std::vector<Sample> backward_samples = {{{{4, 3}, {4, 5, 3}, {4, 3}}, {{"dims", Dims{1}}}},
-                                              {{{}, {5}, {}}, {{"dims", Dims{0}}}}};
 
 }  // namespace
 
 const Op sum_op = {.name = "sum",
                    .rule = reduce_rule,
                    .linear = {{0}},
-                   .types = sum_type,
                    .strided = true,
                    .cpu = sum_kernel,
                    .gradient = sum_gradient,
-                   .sample = with(samples, {Kind::index, Kind::boolean})};
+                   .sample = with(samples, {Kind::index})};
+const Op count_nonzero_op = {.name = "count_nonzero",
+                             .rule = reduce_rule,
+                             .types = i64_type,
+                             .strided = true,
+                             .cpu = count_nonzero_kernel,
+                             .sample = with({}, {Kind::index, Kind::boolean, Kind::normal})};
 const Op prod_op = {.name = "prod",
                     .rule = reduce_rule,
                     .passes = {{.inputs = {0}, .from = Reduce::product, .to = Reduce::product}},
@@ -310,6 +327,7 @@ const Op prod_op = {.name = "prod",
 const Op prod_parts_op = {.name = "prod_parts",
                           .rule = two_outputs_rule,
                           .reduce = {Reduce::product, Reduce::sum},
+                          .types = product_and_count,
                           .strided = true,
                           .cpu = prod_parts_kernel,
                           .sample = {{{{4, 5, 3}}, {{"dims", Dims{1}}}}, {{{7}}, {{"dims", Dims{0}}}}}};
@@ -317,8 +335,9 @@ const Op prod_backward_op = {.name = "prod_backward",
                              .rule = backward_rule,
                              .linear = {{0}},
                              .passes = {{.inputs = {2}}},
+                             .types = type_of_x,
                              .cpu = prod_backward_kernel,
-                             .sample = {{{{4, 3}, {4, 5, 3}, {4, 3}, {Kind::positive, {4, 3}}}, {{"dims", Dims{1}}}}}};
+                             .sample = {{{{4, 3}, {4, 5, 3}, {4, 3}, {Kind::index, {4, 3}, 2}}, {{"dims", Dims{1}}}}}};
 // Not monotone in the sense of a card: a Partial(min) of several elements does not pass.
 const Op amax_op = {.name = "amax",
                     .rule = reduce_rule,
@@ -340,14 +359,15 @@ const Op amin_op = {.name = "amin",
                     .sample = with(samples, {Kind::index, Kind::boolean})};
 const Op ties_op = {.name = "ties",
                     .rule = ties_rule,
-                    .strided = true,
                     .cpu = ties_kernel,
-                    .sample = {{{{4, 5, 3}, {4, 3}}, {{"dims", Dims{1}}}}}};
-const Op extreme_backward_op = {.name = "extreme_backward",
-                                .rule = backward_rule,
-                                .linear = {{0}},
-                                .cpu = extreme_backward_kernel,
-                                .sample = backward_samples};
+                    .sample = {{{{Kind::index, {4, 5, 3}, 3}, {Kind::index, {4, 3}, 3}}, {{"dims", Dims{1}}}}}};
+const Op extreme_backward_op = {
+    .name = "extreme_backward",
+    .rule = backward_rule,
+    .linear = {{0}},
+    .cpu = extreme_backward_kernel,
+    .sample = {
+        {{{Kind::index, {4, 3}, 9}, {Kind::index, {4, 5, 3}, 3}, {Kind::index, {4, 3}, 3}}, {{"dims", Dims{1}}}}}};
 const Op sum_squares_op = {.name = "sum_squares",
                            .rule = "...->",
                            .types = f64_type,
@@ -357,7 +377,7 @@ const Op sum_squares_op = {.name = "sum_squares",
                            .sample = {{{{5, 3}}}, {{{0}}}}};
 
 DistributedTensor sum(const DistributedTensor& x, const Dims& dims, bool keepdim) {
-  return reduce(sum_op, x, dims, keepdim, "sum");
+  return reduce(x.dtype() == DType::boolean ? count_nonzero_op : sum_op, x, dims, keepdim, "sum");
 }
 DistributedTensor mean(const DistributedTensor& x, const Dims& dims, bool keepdim) {
   check(is_floating(x.dtype()), "[mean] element type {} of {}: use cast() to a floating type", name(x.dtype()),
@@ -381,7 +401,7 @@ DistributedTensor all(const DistributedTensor& x, const Dims& dims, bool keepdim
   return reduce(amin_op, cast(x, DType::boolean), dims, keepdim, "all");
 }
 DistributedTensor count_nonzero(const DistributedTensor& x, const Dims& dims) {
-  return reduce(sum_op, cast(x, DType::boolean), dims, false, "count_nonzero");
+  return reduce(count_nonzero_op, x, dims, false, "count_nonzero");
 }
 DistributedTensor sum_squares(const DistributedTensor& x) { return call(sum_squares_op, {&x}); }
 

@@ -201,7 +201,7 @@ const Op log_softmax_shifted_op = {.name = "log_softmax_shifted",
 // dy, y, and the sum that the cards above take themselves
 const Op sharded_softmax_backward_op = {.name = "sharded_softmax_backward",
                                         .rule = sharded_backward_rule,
-                                        .linear = {{0, 2}},
+                                        .linear = {{0, 2}, {1}},
                                         .cpu = backward_kernel<false>,
                                         .sample = {{{{4, 5, 3}, {4, 5, 3}, {4, 3}}, over({1})}}};
 const Op sharded_log_softmax_backward_op = {.name = "sharded_log_softmax_backward",

@@ -278,9 +278,9 @@ Attributes var_of(Dims d, double correction, bool root) {
   return {{"dims", d}, {"correction", correction}, {"std", root}};
 }
 Attributes norm_of(Dims d, double p) { return {{"dims", d}, {"p", p}}; }
-const std::vector<Sample> var_samples = {{{{4, 5, 3}}, var_of({1}, 1, false)}, {{{4, 5}}, var_of({1}, 1, true)},
-                                         {{{5, 3}}, var_of({0, 1}, 0, true)},  {{{3, 4, 2}}, var_of({0, 2}, 2, false)},
-                                         {{{0, 5}}, var_of({1}, 1, false)},    {{{}}, var_of({}, 0, false)}};
+const std::vector<Sample> var_samples = {
+    {{{4, 5, 3}}, var_of({1}, 1, false)},      {{{4, 5}}, var_of({1}, 1, true)},  {{{5, 3}}, var_of({0, 1}, 0, true)},
+    {{{3, 4, 2}}, var_of({0, 2}, 0.5, false)}, {{{0, 5}}, var_of({1}, 1, false)}, {{{}}, var_of({}, 0, false)}};
 const std::vector<Sample> norm_samples = {{{{4, 5, 3}}, norm_of({1}, 2)}, {{{4, 5}}, norm_of({1}, 3)},
                                           {{{5, 3}}, norm_of({0, 1}, 1)}, {{{5, 3}}, norm_of({0}, 0.5)},
                                           {{{4, 3}}, norm_of({1}, -1.5)}, {{{5, 3}}, norm_of({0}, 0)},
@@ -307,15 +307,14 @@ const Op sharded_var_op = {.name = "sharded_var",
 const Op centred_squares_op = {
     .name = "centred_squares",
     .rule = part_rule,
-    .strided = true,
     .cpu = centred_squares_kernel,
     .sample = {{{{4, 5, 3}, {4, 3}}, over({1})}, {{{7}, {SampleInput::Kind::absent, {}}}, over({0})}}};
 const Op var_backward_op = {.name = "var_backward",
                             .rule = backward_rule,
-                            .linear = {{0}},
+                            .linear = {{0}, {1, 2}},
                             .cpu = var_backward_kernel,
-                            .sample = {{{{4, 3}, {4, 5, 3}, {4, 3}, counts}, var_of({1}, 1, false)},
-                                       {{{4, 3}, {4, 5, 3}, {4, 3}, counts}, var_of({1}, 1, true)}}};
+                            .sample = {{{{4, 3}, {4, 5, 3}, {4, 3}, counts}, var_of({1}, 0.5, false)},
+                                       {{{4, 3}, {4, 5, 3}, {4, 3}, counts}, var_of({1}, 0.5, true)}}};
 
 const Op norm_op = {.name = "norm",
                     .rule = whole_rule,
@@ -332,7 +331,6 @@ const Op sharded_norm_op = {.name = "sharded_norm",
                             .sample = norm_samples};
 const Op power_sum_op = {.name = "power_sum",
                          .rule = part_rule,
-                         .strided = true,
                          .cpu = power_sum_kernel,
                          .sample = {{{{4, 5, 3}, {4, 3}}, norm_of({1}, 2)}, {{{7}, {}}, norm_of({0}, 3)}}};
 const Op norm_root_op = {.name = "norm_root",
@@ -361,7 +359,6 @@ const Op sharded_logsumexp_op = {.name = "sharded_logsumexp",
                                  .sample = exp_samples};
 const Op exp_sum_op = {.name = "exp_sum",
                        .rule = part_rule,
-                       .strided = true,
                        .cpu = exp_sum_kernel,
                        .sample = {{{{4, 5, 3}, {4, 3}}, over({1})}, {{{7}, {}}, over({0})}}};
 const Op logsumexp_backward_op = {.name = "logsumexp_backward",

@@ -52,13 +52,14 @@ Case case_of(const Op& op, const Sample& s, const std::string& sample, uint64_t 
   return c;
 }
 
-double combine(double a, double b, Reduce r) {
+template <class T>
+T combine(T a, T b, Reduce r) {
   switch (r) {
     case Reduce::sum:
     case Reduce::avg:
-      return a + b;
+      return T(a + b);
     case Reduce::product:
-      return a * b;
+      return T(a * b);
     case Reduce::min:
       return std::min(a, b);
     case Reduce::max:
@@ -125,7 +126,7 @@ void add_tree(std::span<const Tensor> parts, Reduce r, T* to, int64_t n) {
         continue;
       }
     }
-    to[i] = r == Reduce::sum || r == Reduce::avg ? T(a + b) : T(combine(double(a), double(b), r));
+    to[i] = combine(a, b, r);
   }
 }
 
