@@ -261,6 +261,7 @@ const Op normalize_op = {.name = "normalize",
                                     {{{4, 2, 3}, {2, 3}, none, none, positive({4})}, norm_of(2)}}};
 const Op norm_statistics_op = {.name = "norm_statistics",
                                .rule = "...,...->...,...",
+                               .passes = {{.inputs = {0}, .outputs = {0}}},
                                .types = type_of_x,
                                .cpu = norm_statistics_kernel,
                                .sample = {{{{4, 3}, positive({4, 3})}, {{"n", int64_t(5)}, {"eps", 1e-5}}},

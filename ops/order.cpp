@@ -111,10 +111,11 @@ DistributedTensor arg(const Op& whole, const Op& sharded, const DistributedTenso
 
 // --- sort, topk
 
-// The first `k` of each slice in order, with their places.
-void sort_slices(const Context& c, In in, Out out, int64_t k, bool descending) {
+// The first of each slice in order, as many as the outputs have, with their places.
+void sort_slices(const Context& c, In in, Out out, bool descending) {
   const Dims& dims = dims_of(c.attributes);
   Slices s = slices_of(in[0], dims);
+  int64_t k = std::min(s.n, slice_size(out[0].shape(), dims));
   for_all_types(c, in[0].dtype(), [&]<class T>() {
     write_slices(c, out[0], dims, [&](Tensor& values) {
       write_slices(c, out[1], dims, [&](Tensor& indices) {
@@ -136,24 +137,21 @@ void sort_slices(const Context& c, In in, Out out, int64_t k, bool descending) {
     });
   });
 }
-void sort_kernel(const Context& c, In in, Out out) {
-  sort_slices(c, in, out, slice_size(in[0].shape(), dims_of(c.attributes)), c.attributes.get<bool>("descending"));
-}
-void topk_kernel(const Context& c, In in, Out out) {
-  sort_slices(c, in, out, c.attributes.get<int64_t>("k"), c.attributes.get<bool>("largest"));
-}
+void sort_kernel(const Context& c, In in, Out out) { sort_slices(c, in, out, c.attributes.get<bool>("descending")); }
+void topk_kernel(const Context& c, In in, Out out) { sort_slices(c, in, out, c.attributes.get<bool>("largest")); }
 
 // dy, indices -> dx: dy added at its index along the dimension
 void scatter_kernel(const Context& c, In in, Out out) {
   const Dims& dims = dims_of(c.attributes);
   Slices dy = slices_of(in[0], dims), indices = slices_of(in[1], dims);
-  int64_t n = slice_size(out[0].shape(), dims);
+  int64_t n = slice_size(out[0].shape(), dims), begin = dims.empty() ? 0 : c.range('z').begin;
   for_floating(c, in[0].dtype(), [&]<class T>() {
     write_slices(c, out[0], dims, [&](Tensor& to) {
       std::fill_n(to.data<T>(), to.numel(), T(0));
       each_slice(c, dy, [&](int64_t i, int) {
         for (int64_t k = i * dy.n; k < (i + 1) * dy.n; ++k)
-          to.data<T>()[i * n + indices.x.data<int64_t>()[k]] += dy.x.data<T>()[k];
+          if (int64_t at = indices.x.data<int64_t>()[k] - begin; at >= 0 && at < n)  // else another rank has it
+            to.data<T>()[i * n + at] += dy.x.data<T>()[k];
       });
     });
   });
@@ -173,25 +171,23 @@ Rule sort_rule(std::span<const Shape* const> in, const Attributes& a) {
   std::string all = factors(in[0]->dims(), dims_of(a));
   return {all + "->" + all + "," + all};
 }
-// Of a dimension that changes its size: "a[b]c" and "a[z]c".
-std::string resized(int count, const Dims& dims) {
-  std::string text = factors(count, dims);
-  if (!dims.empty()) text[text.find('[') + 1] = 'z';
-  return text;
-}
+// "a[b]c->a[z]c,a[z]c"
 Rule topk_rule(std::span<const Shape* const> in, const Attributes& a) {
   int64_t k = a.get<int64_t>("k"), n = slice_size(*in[0], dims_of(a));
   check(k >= 0 && k <= n && (k || in[0]->dims()), "[topk] k={} of {} elements along dimension {} of {}", k, n,
         fmt::join(dims_of(a), ","), to_string(*in[0]));
-  std::string to = resized(in[0]->dims(), dims_of(a));
-  Rule r{factors(in[0]->dims(), dims_of(a)) + "->" + to + "," + to};
+  std::string from = factors(in[0]->dims(), dims_of(a)), to = from;
+  if (in[0]->dims()) to[from.find('[') + 1] = 'z';
+  Rule r{from + "->" + to + "," + to};
   if (in[0]->dims()) r.sizes = {{'z', k}};
   return r;
 }
-// "abc,abc->a[z]c"
+// "abc,abc->azc"
 Rule scatter_rule(std::span<const Shape* const> in, const Attributes& a) {
   std::string from = factors(in[0]->dims());
-  Rule r{from + "," + from + "->" + resized(in[0]->dims(), dims_of(a))};
+  std::string to = from;
+  if (!dims_of(a).empty()) to[size_t(dims_of(a)[0])] = 'z';
+  Rule r{from + "," + from + "->" + to};
   if (in[0]->dims()) r.sizes = {{'z', a.get<int64_t>("n")}};
   return r;
 }

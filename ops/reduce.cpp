@@ -314,7 +314,7 @@ const Op count_nonzero_op = {.name = "count_nonzero",
                              .types = i64_type,
                              .strided = true,
                              .cpu = count_nonzero_kernel,
-                             .sample = with({}, {Kind::index, Kind::boolean, Kind::normal})};
+                             .sample = with({}, {Kind::index, Kind::boolean})};
 const Op prod_op = {.name = "prod",
                     .rule = reduce_rule,
                     .passes = {{.inputs = {0}, .from = Reduce::product, .to = Reduce::product}},

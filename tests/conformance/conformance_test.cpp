@@ -46,6 +46,7 @@ constexpr Known other_bits[] = {
     {"add_rms_norm_backward", "B of sample 0", "as above"},
     {"layer_norm_backward", "B of sample", "as above"},
     {"embedding_backward", "", "rows are added in the order of tokens, in no tree"},
+    {"scatter_along", "", "added in the order of the indices, in no tree"},
     {"attention_backward", "s of sample 0", "dk and dv under context parallelism agree to rounding"},
 };
 
