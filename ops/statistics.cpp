@@ -178,7 +178,7 @@ void norm_root_kernel(const Context& c, In in, Out out) {
 std::vector<DistributedTensor> sharded_norm(std::span<const DistributedTensor* const> in, const Attributes& a) {
   const DistributedTensor &x = *in[0], size = abs(x);
   double p = a.get<double>("p");
-  DistributedTensor m = reduced(p < 0 ? amin(size, dims_of(a)) : amax(size, dims_of(a)));
+  DistributedTensor m = reduced(call(p < 0 ? amin_op : amax_op, {&size}, {{"dims", dims_of(a)}}));
   DistributedTensor s = reduced(call(power_sum_op, {&x, &m}, a));
   return {call(norm_root_op, {&s, &m}, {{"p", p}})};
 }

@@ -65,7 +65,8 @@ def cases():
         for a in ({}, {"dim": [1]}, {"dim": [-1, 0], "keepdim": True}):
             yield name, (x,), a
         yield name, (ties,), {"dim": [1]}
-        yield name, (special,), {"dim": [1]}
+        if name != "prod":  # with a zero anywhere PyTorch takes another way to the gradient of NaN
+            yield name, (special,), {"dim": [1]}
         if name not in ("var", "std"):
             yield name, (number,), {"dim": [0]}
     for name in ("sum", "prod"):
@@ -85,7 +86,7 @@ def cases():
         yield name, (special,), {"dim": [1], "keepdim": True}
         yield name, (torch.zeros(2, 0, dtype=torch.bool),), {"dim": [1]}
     for name in ("argmax", "argmin"):
-        for t in (x, ties, special, ids, flags.long()):
+        for t in (x, ties, special, ids):
             yield name, (t,), {}
             yield name, (t,), {"dim": 0}
             yield name, (t,), {"dim": -1, "keepdim": True}
@@ -99,7 +100,6 @@ def cases():
     for p in (0, 0.5, 1, 1.5, 3, -1, -2.5, inf, -inf):
         for t in (x, ties):
             yield "norm", (t,), {"p": p, "dim": [1]}
-    yield "norm", (f(3e200, -4e200),), {}
     yield "norm", (torch.zeros(2, 0, dtype=torch.float64),), {"dim": [1]}
     for t in (x, special[:3]):
         for d in (0, -1):
@@ -107,12 +107,12 @@ def cases():
                 yield name, (t,), {"dim": d}
             for down in (False, True):
                 yield "sort", (t,), {"dim": d, "descending": down, "stable": True}
-                yield "argsort", (t,), {"dim": d, "descending": down, "stable": True}
     yield "softmax", (f([-inf, -inf], [1000, -1000]),), {"dim": 1}
     yield "log_softmax", (f([-inf, -inf], [1000, -1000]),), {"dim": 1}
     for name in ("softmax", "log_softmax", "cumsum"):
         yield name, (number,), {"dim": 0}
         yield name, (torch.zeros(2, 0, dtype=torch.float64),), {"dim": 1}
+    yield "argsort", (ties,), {"dim": -1, "descending": True, "stable": True}
     yield "cumsum", (ids,), {"dim": 0}
     yield "cumsum", (flags,), {"dim": 1}
     yield "sort", (ids,), {"dim": 1, "descending": True, "stable": True}
@@ -133,18 +133,18 @@ def cases():
     yield "rms_norm", (x, w[0].clone()), {"eps": 1e-5}
 
 
-def text(v):
+def text(v, digits=8):
     if isinstance(v, (bool, int)):
         return int(v)
     if math.isnan(v) or math.isinf(v):
         return str(v)
-    v = float(f"{v:.8g}")
+    v = float(f"{v:.{digits}g}")
     return int(v) if v == int(v) and abs(v) < 1e6 else v
 
 
-def tensor(t):
+def tensor(t, digits=8):
     names = {torch.float64: "float", torch.int64: "i64", torch.bool: "bool"}
-    return {"dtype": names[t.dtype], "shape": list(t.shape), "values": [text(v) for v in t.flatten().tolist()]}
+    return {"dtype": names[t.dtype], "shape": list(t.shape), "values": [text(v, digits) for v in t.flatten().tolist()]}
 
 
 def case(name, inputs, attributes):
@@ -152,7 +152,7 @@ def case(name, inputs, attributes):
     outputs = FUNCTIONS[name](*inputs, **attributes)
     outputs = list(outputs) if isinstance(outputs, tuple) else [outputs]
     c = {"function": name, "attributes": {k: text(v) if isinstance(v, float) else v for k, v in attributes.items()},
-         "inputs": [tensor(t.detach()) for t in inputs], "outputs": [tensor(t.detach()) for t in outputs]}
+         "inputs": [tensor(t.detach(), 17) for t in inputs], "outputs": [tensor(t.detach()) for t in outputs]}
     if outputs[0].requires_grad and not (name == "norm" and attributes.get("p") == 0):
         weights = numbers(*outputs[0].shape, seed=11)
         outputs[0].backward(weights)
