@@ -62,7 +62,7 @@ TEST_CASE("what reductions and their family refuse, and how they say it") {
 }
 
 // What moves, in strict mode, for x [4,6] in f32 sharded along its reduced dimension: nothing is gathered.
-TEST_CASE("a sharded dimension costs small all-reduces, forward and backward, and none where it is whole") {
+TEST_CASE("a sharded dimension costs small all-reduces, and none where it is whole") {
   struct Row {
     const char* what;
     std::function<DistributedTensor(const DistributedTensor& x, const DistributedTensor& w)> f;
