@@ -5,11 +5,16 @@
 
 #include "ops/attention.h"
 #include "ops/embedding.h"
+#include "ops/layer_norm.h"
 #include "ops/loss.h"
 #include "ops/matmul.h"
 #include "ops/norm.h"
+#include "ops/order.h"
 #include "ops/pointwise.h"
 #include "ops/reduce.h"
+#include "ops/scan.h"
+#include "ops/softmax.h"
+#include "ops/statistics.h"
 #include "ops/view.h"
 
 namespace dtensor::ops {

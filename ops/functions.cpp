@@ -133,6 +133,59 @@ constexpr Function list[] = {
      [](Arguments& a) -> List { return {mean(a.tensor(0), a.dims(), a.flag("keepdim"))}; }},
     {"amax", "amax(x, dim=all, keepdim=false)",
      [](Arguments& a) -> List { return {amax(a.tensor(0), a.dims(), a.flag("keepdim"))}; }},
+    {"prod", "prod(x, dim=all, keepdim=false)",
+     [](Arguments& a) -> List { return {prod(a.tensor(0), a.dims(), a.flag("keepdim"))}; }},
+    {"amin", "amin(x, dim=all, keepdim=false)",
+     [](Arguments& a) -> List { return {amin(a.tensor(0), a.dims(), a.flag("keepdim"))}; }},
+    {"any", "any(x, dim=all, keepdim=false)",
+     [](Arguments& a) -> List { return {any(a.tensor(0), a.dims(), a.flag("keepdim"))}; }},
+    {"all", "all(x, dim=all, keepdim=false)",
+     [](Arguments& a) -> List { return {all(a.tensor(0), a.dims(), a.flag("keepdim"))}; }},
+    {"count_nonzero", "count_nonzero(x, dim=all)",
+     [](Arguments& a) -> List { return {count_nonzero(a.tensor(0), a.dims())}; }},
+    {"argmax", "argmax(x, dim=none, keepdim=false)",
+     [](Arguments& a) -> List {
+       std::optional<int64_t> dim;
+       if (a.has("dim")) dim = a.integer("dim");
+       return {argmax(a.tensor(0), dim, a.flag("keepdim"))};
+     }},
+    {"argmin", "argmin(x, dim=none, keepdim=false)",
+     [](Arguments& a) -> List {
+       std::optional<int64_t> dim;
+       if (a.has("dim")) dim = a.integer("dim");
+       return {argmin(a.tensor(0), dim, a.flag("keepdim"))};
+     }},
+    {"var", "var(x, dim=all, correction=1, keepdim=false)",
+     [](Arguments& a) -> List {
+       return {ops::var(a.tensor(0), a.dims(), a.number("correction", 1), a.flag("keepdim"))};
+     }},
+    {"std", "std(x, dim=all, correction=1, keepdim=false)",
+     [](Arguments& a) -> List {
+       return {ops::std(a.tensor(0), a.dims(), a.number("correction", 1), a.flag("keepdim"))};
+     }},
+    {"norm", "norm(x, p=2, dim=all, keepdim=false)",
+     [](Arguments& a) -> List { return {norm(a.tensor(0), a.number("p", 2), a.dims(), a.flag("keepdim"))}; }},
+    {"logsumexp", "logsumexp(x, dim=all, keepdim=false)",
+     [](Arguments& a) -> List { return {logsumexp(a.tensor(0), a.dims(), a.flag("keepdim"))}; }},
+    {"cumsum", "cumsum(x, dim=)", [](Arguments& a) -> List { return {cumsum(a.tensor(0), a.integer("dim"))}; }},
+    {"sort", "sort(x, dim=-1, descending=false, stable=true)",
+     [](Arguments& a) -> List {
+       auto [values, indices] = sort(a.tensor(0), a.integer("dim", -1), a.flag("descending"), a.flag("stable", true));
+       return {values, indices};
+     }},
+    {"argsort", "argsort(x, dim=-1, descending=false, stable=true)",
+     [](Arguments& a) -> List {
+       return {argsort(a.tensor(0), a.integer("dim", -1), a.flag("descending"), a.flag("stable", true))};
+     }},
+    {"topk", "topk(x, k=, dim=-1, largest=true, sorted=true)",
+     [](Arguments& a) -> List {
+       auto [values, indices] =
+           topk(a.tensor(0), a.integer("k"), a.integer("dim", -1), a.flag("largest", true), a.flag("sorted", true));
+       return {values, indices};
+     }},
+    {"softmax", "softmax(x, dim=)", [](Arguments& a) -> List { return {softmax(a.tensor(0), a.integer("dim"))}; }},
+    {"log_softmax", "log_softmax(x, dim=)",
+     [](Arguments& a) -> List { return {log_softmax(a.tensor(0), a.integer("dim"))}; }},
 
     // Shapes and indices.
     {"view", "view(x, shape=)", [](Arguments& a) -> List { return {view(a.tensor(0), a.shape("shape"))}; }},
@@ -148,6 +201,11 @@ constexpr Function list[] = {
      [](Arguments& a) -> List { return {linear(a.tensor(0), a.tensor(1), a.optional_tensor(2))}; }},
     {"rms_norm", "rms_norm(x, weight, eps=1e-6)",
      [](Arguments& a) -> List { return {rms_norm(a.tensor(0), a.tensor(1), a.number("eps", 1e-6))}; }},
+    {"layer_norm", "layer_norm(x, weight=none, bias=none, normalized_shape=, eps=1e-5)",
+     [](Arguments& a) -> List {
+       return {layer_norm(a.tensor(0), a.shape("normalized_shape"), a.optional_tensor(1), a.optional_tensor(2),
+                          a.number("eps", 1e-5))};
+     }},
     {"embedding", "embedding(ids, weight)", [](Arguments& a) -> List { return {embedding(a.tensor(0), a.tensor(1))}; }},
     {"rotary", "rotary(x, theta=10000)",
      [](Arguments& a) -> List { return {rotary(a.tensor(0), a.number("theta", 10000))}; }},

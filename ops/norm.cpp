@@ -1,7 +1,8 @@
 #include "ops/norm.h"
 
 #include "ops/cpu/fused.h"
-#include "ops/kernel.h"
+#include "ops/dims.h"
+#include "ops/layer_norm.h"
 
 namespace dtensor::ops {
 namespace {
@@ -114,6 +115,8 @@ const Op add_rms_norm_backward_op = {
     .sample = {{{{4, 3, 6}, {4, 3, 6}, {6}, {SampleInput::Kind::positive, {4, 3}}, {4, 3, 6}}}}};
 
 DistributedTensor rms_norm(const DistributedTensor& x, const DistributedTensor& weight, double e) {
+  if (x.dims() > 0 && sharded_along(x, {x.dims() - 1}))
+    return call(sharded_rms_norm_op, {&x, &weight}, {{"normalized_dims", int64_t(1)}, {"eps", e}});
   return call(rms_norm_op, {&x, &weight}, {{"eps", e}});
 }
 

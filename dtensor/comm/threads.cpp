@@ -64,15 +64,16 @@ struct Group {
   std::map<uint64_t, Round> rounds;
 };
 
+// NaN wins, as in a sum.
 template <class T>
 T combine(Reduce r, T a, T b) {
   switch (r) {
     case Reduce::product:
       return T(a * b);
     case Reduce::min:
-      return std::min(a, b);
+      return b < a || b != b ? b : a;
     case Reduce::max:
-      return std::max(a, b);
+      return a < b || b != b ? b : a;
     default:
       return T(a + b);
   }

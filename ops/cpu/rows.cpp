@@ -19,7 +19,7 @@ struct RowKernels {
   void (*map)(Map, int64_t, const T*, T*);
   void (*gradient)(Map, int64_t, const T*, const T*, T*);
   decltype(&cpu::scale<T>) scale;
-  decltype(&cpu::max<T>) max;
+  decltype(&cpu::max<T>) max, min;
   decltype(&cpu::sum<T>) sum;
   decltype(&cpu::dot<T>) dot;
   decltype(&cpu::sum_exp<T>) sum_exp;
@@ -93,19 +93,23 @@ void scale(int64_t n, std::type_identity_t<T> a, const T* x, T* y) {
   each(d, n, [=](int64_t i, int64_t m) HWY_ATTR { store(d, hn::Mul(hn::Set(d, a), load(d, x + i, m)), y + i, m); });
 }
 
-template <class T>
-T max(int64_t n, const T* x) {
+/// The extreme of sign * x, times sign; once a lane is NaN it stays so.
+template <class T, int sign>
+T extreme(int64_t n, const T* x) {
   const Tag<T> d;
-  const auto lowest = hn::Set(d, -std::numeric_limits<T>::infinity());
-  auto best = lowest;
+  const auto none = splat(d, -sign * std::numeric_limits<double>::infinity());
+  auto best = none;
   each(d, n, [&](int64_t i, int64_t m) HWY_ATTR {
     auto v = load(d, x + i, m);
-    if (m < lanes<Tag<T>>) v = hn::IfThenElse(hn::FirstN(d, m), v, lowest);
-    best = hn::IfThenElse(hn::Gt(v, best), v, best);
+    if (m < lanes<Tag<T>>) v = hn::IfThenElse(hn::FirstN(d, m), v, none);
+    const auto beyond = sign > 0 ? hn::Gt(v, best) : hn::Lt(v, best);
+    best = hn::IfThenElse(hn::Or(beyond, hn::IsNaN(v)), v, best);
   });
   T t[lanes<Tag<T>>];
   hn::StoreU(best, d, t);
-  return *std::max_element(t, t + lanes<Tag<T>>) + T(0);
+  for (const T& v : t)
+    if ((sign > 0 ? v > t[0] : v < t[0]) || v != v) t[0] = v;
+  return t[0] + T(0);
 }
 
 template <class T>
@@ -142,7 +146,8 @@ void sum_rows(int64_t rows, int64_t n, const T* x, int64_t stride, T* y, bool ac
 }
 
 template <class T>
-constexpr RowKernels<T> row_kernels{map<T>, gradient<T>, scale<T>, max<T>, sum<T>, dot<T>, sum_exp<T>, sum_rows<T>};
+constexpr RowKernels<T> row_kernels{map<T>, gradient<T>, scale<T>,   extreme<T, 1>, extreme<T, -1>,
+                                    sum<T>, dot<T>,      sum_exp<T>, sum_rows<T>};
 const RowKernels<float>& float_row_kernels() { return row_kernels<float>; }
 const RowKernels<double>& double_row_kernels() { return row_kernels<double>; }
 
@@ -213,6 +218,10 @@ T max(int64_t n, const T* x) {
   return kernels<T>().max(n, x);
 }
 template <class T>
+T min(int64_t n, const T* x) {
+  return kernels<T>().min(n, x);
+}
+template <class T>
 T sum(int64_t n, const T* x, int64_t l) {
   return kernels<T>().sum(n, x, l ? l : leaves(n));
 }
@@ -246,6 +255,7 @@ void sum_rows(int64_t rows, int64_t n, const T* x, int64_t stride, T* y, bool ac
   template void gelu_tanh_gradient(int64_t, const T*, const T*, T*); \
   template void scale<T>(int64_t, T, const T*, T*);                  \
   template T max(int64_t, const T*);                                 \
+  template T min(int64_t, const T*);                                 \
   template T sum(int64_t, const T*, int64_t);                        \
   template T sum_squares(int64_t, const T*, int64_t);                \
   template T dot(int64_t, const T*, const T*, int64_t);              \

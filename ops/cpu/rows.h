@@ -42,9 +42,11 @@ void gelu_tanh_gradient(int64_t n, const T* dy, const T* x, T* dx);
 template <class T>
 void scale(int64_t n, std::type_identity_t<T> a, const T* x, T* y);
 
-/// The largest element, NaN ignored; -inf if n == 0. +0 for either zero.
+/// The largest and the smallest element, NaN if there is one; -inf and +inf if n == 0. +0 for either zero.
 template <class T>
 T max(int64_t n, const T* x);
+template <class T>
+T min(int64_t n, const T* x);
 
 template <class T>
 T sum(int64_t n, const T* x, int64_t l = 0);

@@ -231,6 +231,7 @@ template <class D, class Term>
 HWY_INLINE Lane<D> sum_of(D d, int64_t n, int64_t l, Term term) {
   constexpr int vectors = 16 / lanes<D>;
   Lane<D> part[64];  // sums of complete subtrees, as in a binary counter
+  part[0] = 0;       // compilers do not see that l > 0
   int top = 0;
   for (int64_t leaf = 0, k = 0; leaf < l; leaf++) {
     const int64_t end = (leaf + 1) * n / l;

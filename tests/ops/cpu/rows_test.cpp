@@ -214,6 +214,7 @@ TEST_CASE("rows: n == 0") {
   const float* none = nullptr;
   for (const Map& map : maps) map.f(0, none, nullptr);
   CHECK(cpu::max(0, none) == -inf);
+  CHECK(cpu::min(0, none) == inf);
   CHECK(same(cpu::sum(0, none), 0.f));
   CHECK(same(cpu::sum_squares(0, none), 0.f));
   CHECK(same(cpu::dot(0, none, none, 8), 0.f));
@@ -239,6 +240,7 @@ TEST_CASE("rows: sums follow the law and agree with float64") {
     }
     CAPTURE(n);
     CHECK(m == *std::max_element(x.begin(), x.end()));
+    CHECK(cpu::min(n, x.data()) == *std::min_element(x.begin(), x.end()));
     CHECK(same(cpu::sum(n, x.data()), law(x.data(), n, 0, l, l)));
     CHECK(std::abs(cpu::sum(n, x.data()) - sum) <= 1e-6 * size);
     CHECK(std::abs(cpu::dot(n, x.data(), w.data()) - dot) <= 1e-6 * size);
@@ -316,8 +318,13 @@ TEST_CASE("rows: scale and max") {
   for (int i = 0; i < 37; i++) equal = equal && same(y[i], 0.3f * x[i]);
   CHECK(equal);
   const std::vector<float> negative = {-3, NaN, -1, -2};
-  CHECK(cpu::max(4, negative.data()) == -1);
-  CHECK(cpu::max(1, negative.data()) == -3);
+  for (int n = 1; n <= 4; ++n) {  // NaN is the second
+    CHECK(std::isnan(cpu::max(n, negative.data())) == (n > 1));
+    CHECK(std::isnan(cpu::min(n, negative.data())) == (n > 1));
+  }
+  CHECK(cpu::max(2, negative.data() + 2) == -1);
+  CHECK(cpu::min(2, negative.data() + 2) == -2);
+  CHECK(!std::signbit(cpu::max(1, std::vector<float>{-0.0f}.data())));
 }
 
 TEST_CASE("rows: the same bits on every instruction set") {

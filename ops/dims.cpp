@@ -1,0 +1,90 @@
+#include "ops/dims.h"
+
+#include <numeric>
+
+#include "dtensor/redistribute.h"
+
+namespace dtensor::ops {
+
+Dims normalized_dims(std::string_view who, const Dims& dims, int count) {
+  Dims out;
+  for (int64_t d : dims) out.push_back(normalize_dim(std::string(who).c_str(), d, std::max(count, 1)));
+  std::sort(out.begin(), out.end());
+  check(std::adjacent_find(out.begin(), out.end()) == out.end(), "[{}] a dimension is named twice in {}", who,
+        fmt::join(dims, ","));
+  if (dims.empty() || count == 0) out.resize(size_t(count)), std::iota(out.begin(), out.end(), 0);
+  return out;
+}
+
+std::string factors(int count, const Dims& whole) {
+  std::string text;
+  for (int d = 0; d < count; ++d) {
+    char name = char('a' + d);
+    text += std::binary_search(whole.begin(), whole.end(), d) ? fmt::format("[{}]", name) : std::string(1, name);
+  }
+  return text;
+}
+std::string other_factors(int count, const Dims& dims) {
+  std::string text;
+  for (int d = 0; d < count; ++d)
+    if (!std::binary_search(dims.begin(), dims.end(), d)) text += char('a' + d);
+  return text;
+}
+std::string factors_in(const Dims& dims) {
+  std::string text;
+  for (int64_t d : dims) text += char('a' + d);
+  return text;
+}
+
+Shape dropped_shape(const Shape& shape, const Dims& dims) {
+  Shape s;
+  for (int d = 0; d < shape.dims(); ++d)
+    if (!std::binary_search(dims.begin(), dims.end(), d)) s.push_back(shape[d]);
+  return s;
+}
+Shape kept_shape(const Shape& shape, const Dims& dims) {
+  Shape s = shape;
+  for (int64_t d : dims) s[int(d)] = 1;
+  return s;
+}
+int64_t slice_size(const Shape& shape, const Dims& dims) {
+  int64_t n = 1;
+  for (int64_t d : dims) n *= shape[int(d)];
+  return n;
+}
+
+bool sharded_along(const DistributedTensor& x, const Dims& dims) {
+  return std::any_of(dims.begin(), dims.end(), [&](int64_t d) { return x.layout().split[size_t(d)].count > 0; });
+}
+
+std::vector<DistributedTensor> reduced(std::vector<DistributedTensor> list) {
+  std::vector<Layout> to;
+  for (const DistributedTensor& x : list) {
+    to.push_back(x.layout());
+    to.back().partial = 0, to.back().reduce = Reduce::sum;
+  }
+  return redistribute(list, to);
+}
+DistributedTensor reduced(const DistributedTensor& x) { return reduced(std::vector{x})[0]; }
+
+DType floating_types(std::string_view op, std::span<const TensorSpec* const> in, const Attributes& a, int output) {
+  DType t = same_types(op, in, a, output);
+  check(is_floating(t), "[{}] element type {} of {}: use cast() to a floating type", op, name(t),
+        to_string(in[0]->shape));
+  return t;
+}
+
+std::vector<int> dims_last(int count, const Dims& dims) {
+  std::vector<int> order;
+  for (int d = 0; d < count; ++d)
+    if (!std::binary_search(dims.begin(), dims.end(), d)) order.push_back(d);
+  order.insert(order.end(), dims.begin(), dims.end());
+  return order;
+}
+
+Slices slices_of(const Tensor& x, const Dims& dims) {
+  int64_t n = slice_size(x.shape(), dims), count = numel(dropped_shape(x.shape(), dims));
+  return {x.permute(dims_last(x.dims(), dims)).contiguous(), count, n};
+}
+
+}  // namespace dtensor::ops

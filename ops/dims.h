@@ -1,0 +1,67 @@
+// What ops along some dimensions share: names for a rule's dimensions, operands as slices, and who is sharded.
+#pragma once
+
+#include "ops/call.h"
+#include "ops/kernel.h"
+
+namespace dtensor::ops {
+
+using Dims = std::vector<int64_t>;
+
+// Counted from the front and sorted; all of them where none is given. What has no dimensions takes 0 and -1, as in
+// PyTorch. Errors: a dimension that does not exist, or is named twice.
+Dims normalized_dims(std::string_view who, const Dims& dims, int count);
+// The attribute "dims", normalized by whoever made the call.
+inline const Dims& dims_of(const Attributes& a) { return a.get<Dims>("dims"); }
+
+// For rules, of a tensor of `count` dimensions: "abc"; "a[b]c" where `whole` must be whole on every rank.
+std::string factors(int count, const Dims& whole = {});
+// "ac": those that are not in `dims`.
+std::string other_factors(int count, const Dims& dims);
+// "b": those that are.
+std::string factors_in(const Dims& dims);
+
+// The shape without the dimensions, and with them, of size 1.
+Shape dropped_shape(const Shape& shape, const Dims& dims);
+Shape kept_shape(const Shape& shape, const Dims& dims);
+// Elements per slice: the product of the sizes.
+int64_t slice_size(const Shape& shape, const Dims& dims);
+
+// Whether any of the dimensions is split over ranks.
+bool sharded_along(const DistributedTensor& x, const Dims& dims);
+// The values reduced where they are Partial, all in as few launches as possible; what is sharded stays so.
+std::vector<DistributedTensor> reduced(std::vector<DistributedTensor> list);
+DistributedTensor reduced(const DistributedTensor& x);
+
+// All outputs have the floating type of the inputs. Errors: other types, which cast() changes.
+DType floating_types(std::string_view op, std::span<const TensorSpec* const> inputs, const Attributes&, int output);
+
+// For kernels: a tensor as `count` slices of n elements each, which lie along `dims`; contiguous, slice by slice.
+struct Slices {
+  Tensor x;
+  int64_t count, n;
+};
+Slices slices_of(const Tensor& x, const Dims& dims);
+// The order of dimensions that puts `dims` last.
+std::vector<int> dims_last(int count, const Dims& dims);
+
+// f(i) for every slice, on the pool.
+template <class F>
+void each_slice(const Context& c, const Slices& s, F f) {
+  c.pool.parallel_for(s.count, std::max<int64_t>(1, pointwise_grain / std::max<int64_t>(s.n, 1)),
+                      [&](int64_t begin, int64_t end, int worker) {
+                        for (int64_t i = begin; i < end; ++i) f(i, worker);
+                      });
+}
+
+// write(t): t shows `out`, or takes its place, with `dims` last and contiguous.
+template <class F>
+void write_slices(const Context& c, Tensor& out, const Dims& dims, F write) {
+  Tensor view = out.permute(dims_last(out.dims(), dims));
+  if (view.is_contiguous()) return write(view);
+  Tensor t(c.allocator, out.dtype(), view.shape());
+  write(t);
+  copy(t, view);
+}
+
+}  // namespace dtensor::ops
