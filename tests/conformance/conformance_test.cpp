@@ -23,6 +23,11 @@ constexpr Known not_offered[] = {
      "dout alone is cheaper to reduce than dq, dk and dv"},
     {"attention_backward", "Replicate,Replicate,Replicate,Partial(sum),Partial(sum),Replicate->",
      "dv does not depend on v and out: of use to nobody"},
+    {"eq", "", "random numbers are never equal, but others are"},
+    {"ne", "", "as above"},
+    {"isfinite", "Partial(sum)->Replicate", "no sample has them: finite contributions may add up to infinity"},
+    {"isinf", "Partial(sum)->Replicate", "as above"},
+    {"isnan", "Partial(sum)->Replicate", "as above"},
 };
 
 constexpr Known other_bits[] = {
