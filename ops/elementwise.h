@@ -91,13 +91,17 @@ void run_of_elements(int64_t n, To* to, F f, const std::array<int64_t, sizeof...
   (std::index_sequence_for<From...>());
 }
 
+// How an element is read: g++ vectorizes no loop that reads bools.
+template <class T>
+using Read = std::conditional_t<std::is_same_v<T, bool>, uint8_t, T>;
+
 // out = f(x...) by element. The inputs, of types From, broadcast to the output and have any strides.
 template <class To, class... From, class F>
 void elementwise(const Context& c, const std::array<const Tensor*, sizeof...(From)>& in, Tensor& out, F f) {
   constexpr size_t count = sizeof...(From);
   To* to = out.data<To>();
   [&]<size_t... k>(std::index_sequence<k...>) {
-    std::tuple<const From*...> x{in[k]->template data<From>()...};
+    std::tuple x{reinterpret_cast<const Read<From>*>(in[k]->template data<From>())...};
     bool plain = ((in[k]->shape() == out.shape() && in[k]->is_contiguous()) && ...);
     if (plain)
       return c.pool.parallel_for(out.numel(), pointwise_grain, [&](int64_t begin, int64_t end, int) {

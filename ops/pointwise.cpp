@@ -178,10 +178,14 @@ void extreme_gradient(Gradient& g) {
     }
 }
 
-// a = q * b + r: by b, the derivative is -q.
+// a = q * b + r with a whole q: by b, the derivative is -q.
+template <bool of_divisor>
 void remainder_gradient(Gradient& g) {
   set_reduced(g, 0, g.of_output());
-  if (g.needs(1)) set_reduced(g, 1, neg(mul(g.of_output(), round(div(sub(g.input(0), g.output(0)), g.input(1))))));
+  if (!g.needs(1)) return;
+  DistributedTensor q = div(g.input(0), g.input(1));
+  q = of_divisor ? floor(q) : mul(sign(q), floor(abs(q)));
+  set_reduced(g, 1, neg(mul(g.of_output(), q)));
 }
 
 void lerp_gradient(Gradient& g) {
@@ -301,13 +305,13 @@ const Op extreme_backward_op = {.name = "extreme_backward",
                                                            {{{5, 3}, absent, {5, 3}}, {{"value", 0.2}}}})};
 const Op remainder_op = binary({.name = "remainder",
                                 .cpu = remainder_kernel<true>,
-                                .gradient = remainder_gradient,
-                                .keeps = {.inputs = {0, 1}, .outputs = {0}},
+                                .gradient = remainder_gradient<true>,
+                                .keeps = {.inputs = {0, 1}},
                                 .sample = quotients({{"value", -0.75}})});
 const Op fmod_op = binary({.name = "fmod",
                            .cpu = remainder_kernel<false>,
-                           .gradient = remainder_gradient,
-                           .keeps = {.inputs = {0, 1}, .outputs = {0}},
+                           .gradient = remainder_gradient<false>,
+                           .keeps = {.inputs = {0, 1}},
                            .sample = quotients({{"value", -0.75}})});
 const Op lerp_op = {.name = "lerp",
                     .rule = "...,...,...->...",

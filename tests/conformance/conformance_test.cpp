@@ -45,7 +45,8 @@ constexpr Known other_bits[] = {
     {"attention_backward", "s of sample 0", "dk and dv under context parallelism agree to rounding"},
 };
 
-// Entries that the table lacks, and entries of the table that are no more; adds the others to `list` with their reasons.
+// Entries that the table lacks, and entries of the table that are no more; adds the others to `list` with their
+// reasons.
 template <size_t N>
 void compare(const Op& op, const std::vector<std::string>& found, const Known (&table)[N], const char* what,
              std::string& list) {
@@ -81,8 +82,9 @@ TEST_CASE("law 2: soundness of every card, every strategy, forward and gradient"
     ++cards, strategies += r.strategies, cases += r.cases;
     failures += r.failures.size(), open += r.not_offered.size(), bits += r.other_bits.size();
   }
-  std::cout << fmt::format("{} cards, {} strategies, {} cases: unsound {}\nsound, not offered: {}\n{}other bits: {}\n{}",
-                           cards, strategies, cases, failures, open, open_list, bits, bits_list);
+  std::cout << fmt::format(
+      "{} cards, {} strategies, {} cases: unsound {}\nsound, not offered: {}\n{}other bits: {}\n{}", cards, strategies,
+      cases, failures, open, open_list, bits, bits_list);
   CHECK(strategies > 0);
 }
 
