@@ -132,6 +132,63 @@ HWY_INLINE Vec<D> log(D d, Vec<D> x) {
   }
 }
 
+/// log(1 + x), with the rounding error of 1 + x put back.
+template <class D>
+HWY_INLINE Vec<D> log1p(D d, Vec<D> x) {
+  if constexpr (is_double<D>) {
+    return by_lane(d, x, std::log1p);
+  } else {
+    const Vec<D> one = splat(d, 1), u = hn::Add(one, x), y = log(d, u);
+    const Vec<D> rest = hn::Div(hn::Sub(x, hn::Sub(u, one)), u);
+    const auto plain = hn::And(hn::Gt(u, hn::Zero(d)), hn::IsFinite(u));
+    return hn::IfThenElse(hn::Eq(u, one), x, hn::IfThenElse(plain, hn::Add(y, rest), y));
+  }
+}
+
+/// The polynomial of exp without its 1 near 0, exp(x) - 1 elsewhere.
+template <class D>
+HWY_INLINE Vec<D> expm1(D d, Vec<D> x) {
+  if constexpr (is_double<D>) {
+    return by_lane(d, x, std::expm1);
+  } else {
+    const Vec<D> p = polynomial(
+        d, x, {5.0000001201e-1, 1.6666665459e-1, 4.1665795894e-2, 8.3334519073e-3, 1.3981999507e-3, 1.9875691500e-4});
+    const Vec<D> near = hn::MulAdd(p, hn::Mul(x, x), x), far = hn::Sub(exp(d, x), splat(d, 1));
+    const Vec<D> y = hn::IfThenElse(hn::Lt(hn::Abs(x), splat(d, 0.34657359)), near, far);
+    return hn::IfThenElse(hn::Eq(x, hn::Zero(d)), x, y);  // the sign of zero
+  }
+}
+
+/// cos(x) where quarter = 1, sin(x) where it is 0. Up to 8192 our own: x less the nearest multiple of pi/2, which
+/// three floats give to 72 bits, then a polynomial; beyond, the C library's float64. Source: sinf of Cephes.
+template <class D>
+HWY_INLINE Vec<D> sin_cos(D d, Vec<D> x, int quarter) {
+  double (*const far)(double) = quarter ? +[](double a) { return std::cos(a); } : +[](double a) { return std::sin(a); };
+  if constexpr (is_double<D>) {
+    return by_lane(d, x, far);
+  } else {
+    const hn::RebindToSigned<D> di;
+    const auto near = hn::Le(hn::Abs(x), splat(d, 8192));
+    const Vec<D> v = hn::IfThenElseZero(near, x), n = hn::Round(hn::Mul(v, splat(d, 0.63661977)));
+    Vec<D> r = hn::NegMulAdd(n, splat(d, 1.5707963705062866), v);
+    r = hn::NegMulAdd(n, splat(d, -4.3711390001862412e-8), r);
+    r = hn::NegMulAdd(n, splat(d, -1.7151245100058819e-15), r);
+    const Vec<D> z = hn::Mul(r, r);
+    const Vec<D> odd =
+        hn::MulAdd(hn::Mul(polynomial(d, z, {-1.6666654611e-1, 8.3321608736e-3, -1.9515295891e-4}), z), r, r);
+    const Vec<D> even =
+        hn::MulAdd(hn::Mul(polynomial(d, z, {4.166664568298827e-2, -1.388731625493765e-3, 2.443315711809948e-5}), z), z,
+                   hn::NegMulAdd(z, splat(d, 0.5), splat(d, 1)));
+    const auto q = hn::Add(hn::ConvertTo(di, n), hn::Set(di, quarter)), one = hn::Set(di, 1), two = hn::Set(di, 2);
+    const auto swapped = hn::RebindMask(d, hn::Eq(hn::And(q, one), one));
+    const auto negative = hn::RebindMask(d, hn::Eq(hn::And(q, two), two));
+    Vec<D> y = hn::IfThenElse(swapped, even, odd);
+    y = hn::IfThenElse(negative, hn::Neg(y), y);
+    if (quarter == 0) y = hn::IfThenElse(hn::Eq(v, hn::Zero(d)), v, y);  // the sign of zero
+    return hn::AllTrue(d, near) ? y : hn::IfThenElse(near, y, by_lane(d, x, far));
+  }
+}
+
 /// An odd polynomial near 0, 1 - 2 / (exp(2x) + 1) elsewhere. Source: tanhf of Cephes.
 template <class D>
 HWY_INLINE Vec<D> tanh(D d, Vec<D> x) {
@@ -143,7 +200,8 @@ HWY_INLINE Vec<D> tanh(D d, Vec<D> x) {
         polynomial(d, z, {-3.33332819422e-1, 1.33314422036e-1, -5.37397155531e-2, 2.06390887954e-2, -5.70498872745e-3});
     const Vec<D> near = hn::MulAdd(hn::Mul(p, z), x, x);
     const Vec<D> far = hn::CopySign(hn::Sub(one, hn::Div(two, hn::Add(exp(d, hn::Mul(two, a)), one))), x);
-    return hn::IfThenElse(hn::Lt(a, splat(d, 0.625)), near, far);
+    const Vec<D> y = hn::IfThenElse(hn::Lt(a, splat(d, 0.625)), near, far);
+    return hn::IfThenElse(hn::Eq(x, hn::Zero(d)), x, y);  // the sign of zero
   }
 }
 
@@ -181,6 +239,22 @@ HWY_INLINE Vec<D> normal_cdf(D d, Vec<D> x) {
                                  -0.0365128859, 0.0358933678, 0.0199256533, -0.0209143597});
     const Vec<D> tail = hn::Mul(hn::Mul(u, p), bell(d, x));
     return hn::IfThenElse(hn::Lt(x, hn::Zero(d)), tail, hn::Sub(one, tail));
+  }
+}
+
+/// An odd polynomial near 0, from the normal distribution elsewhere. Source: erff of Cephes.
+template <class D>
+HWY_INLINE Vec<D> erf(D d, Vec<D> x) {
+  if constexpr (is_double<D>) {
+    return by_lane(d, x, std::erf);
+  } else {
+    const Vec<D> a = hn::Abs(x), z = hn::Mul(x, x), one = splat(d, 1);
+    const Vec<D> p = polynomial(d, z,
+                                {1.128379165726710, -3.761262582423300e-1, 1.128358514861418e-1, -2.685381193529856e-2,
+                                 5.188327685732524e-3, -8.010193625184903e-4, 7.853861353153693e-5});
+    const Vec<D> beyond = normal_cdf(d, hn::Mul(a, splat(d, -1.41421356237309505)));
+    const Vec<D> far = hn::CopySign(hn::NegMulAdd(splat(d, 2), beyond, one), x);
+    return hn::IfThenElse(hn::Lt(a, one), hn::Mul(x, p), far);
   }
 }
 

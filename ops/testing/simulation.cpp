@@ -68,9 +68,9 @@ T combine(T a, T b, Reduce r) {
   return 0;
 }
 
-double identity_of(Reduce r, DType t) {
-  if (t == DType::boolean) return r == Reduce::min || r == Reduce::product;
-  double infinity = t == DType::i64 ? 1e9 : std::numeric_limits<double>::infinity();
+double identity_of(Reduce r, SampleInput::Kind kind) {
+  if (kind == SampleInput::Kind::boolean) return r == Reduce::min || r == Reduce::product;
+  double infinity = kind == SampleInput::Kind::index ? 1e9 : std::numeric_limits<double>::infinity();
   return r == Reduce::max ? -infinity : r == Reduce::min ? infinity : r == Reduce::product;
 }
 
@@ -81,14 +81,13 @@ double contribution(double value, SampleInput::Kind kind, int n, int mine, Reduc
        boolean = kind == SampleInput::Kind::boolean;
   int last = random.below(n);  // the rank that makes up for the others
   double all = r == Reduce::avg ? n * value : value, rest = r == Reduce::product ? 1 : 0, own = 0;
-  DType type = whole ? DType::i64 : boolean ? DType::boolean : DType::f64;
-  if (how == Contributions::identity) return mine == last ? all : identity_of(r, type);
+  if (how == Contributions::identity) return mine == last ? all : identity_of(r, kind);
   for (int q = 0; q < n; ++q) {
     double u = whole ? random.below(9) : random.uniform(0.2, 0.9), x = random.below(2) ? u : -u;
     if (r == Reduce::product) x = u;
     if (r == Reduce::max) x = positive ? value * u : value - u;
     if (r == Reduce::min) x = value + u;
-    if (boolean) x = r == Reduce::max ? value * random.below(2) : std::max(value, double(random.below(2)));
+    if (kind == SampleInput::Kind::boolean) x = r == Reduce::min ? value + (x > 0) : value * (x > 0);
     if (q == mine) own = x;
     if (q != last) rest = r == Reduce::product ? rest * x : rest + x;
   }

@@ -27,6 +27,11 @@ constexpr Known not_offered[] = {
     {"layer_norm_backward", "", "statistics and their sums come reduced: of use to nobody"},
     {"normalize", "", "as above"},
     {"norm_gradient_sums", "", "as above"},
+    {"eq", "", "random numbers are never equal, but others are"},
+    {"ne", "", "as above"},
+    {"isfinite", "Partial(sum)->Replicate", "no sample has them: finite contributions may add up to infinity"},
+    {"isinf", "Partial(sum)->Replicate", "as above"},
+    {"isnan", "Partial(sum)->Replicate", "as above"},
 };
 
 constexpr Known other_bits[] = {

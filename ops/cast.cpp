@@ -1,0 +1,51 @@
+#include "ops/cast.h"
+
+#include "ops/elementwise.h"
+
+namespace dtensor::ops {
+namespace {
+
+// A conversion to i64 of what it cannot hold is undefined in C++; here it is the smallest one, as x86-64 has it.
+template <class To, class From>
+To converted(From v) {
+  if constexpr (std::is_same_v<To, bool>)
+    return v != From(0);
+  else if constexpr (std::is_floating_point_v<From> && std::is_same_v<To, int64_t>)
+    return v >= From(-0x1p63) && v < From(0x1p63) ? To(v) : std::numeric_limits<To>::min();
+  else
+    return To(v);
+}
+
+void cast_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+  for_all_types(c, in[0].dtype(), [&]<class From>() {
+    for_all_types(c, out[0].dtype(),
+                  [&]<class To>() { elementwise<To, From>(c, {&in[0]}, out[0], converted<To, From>); });
+  });
+}
+
+DType cast_type(std::string_view op, std::span<const TensorSpec* const> in, const Attributes& a, int) {
+  DType to = a.get<DType>("dtype");
+  for (DType t : {in[0]->dtype, to}) check(t != DType::bf16, "[{}] bf16 is not supported on the CPU", op);
+  return to;
+}
+
+void cast_gradient(Gradient& g) { g.set(0, cast(g.of_output(), g.input_spec(0).dtype)); }
+
+std::vector<Sample> samples() {
+  std::vector<Sample> list;
+  for (DType to : {DType::f32, DType::f64, DType::i64, DType::boolean})
+    for (auto kind : {SampleInput::Kind::normal, SampleInput::Kind::index, SampleInput::Kind::boolean})
+      list.push_back({{{kind, {5, 3}, 3}}, {{"dtype", to}}});
+  return list;
+}
+
+}  // namespace
+
+const Op cast_op =
+    unary({.name = "cast", .types = cast_type, .cpu = cast_kernel, .gradient = cast_gradient, .sample = samples()});
+
+DistributedTensor cast(const DistributedTensor& x, DType dtype) {
+  return x.dtype() == dtype ? x : call(cast_op, {&x}, {{"dtype", dtype}});
+}
+
+}  // namespace dtensor::ops

@@ -1,0 +1,186 @@
+#include "ops/compare.h"
+
+#include <functional>
+
+#include "ops/elementwise.h"
+
+namespace dtensor::ops {
+namespace {
+
+using Kind = SampleInput::Kind;
+
+template <auto f>
+void test_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+  for_types<Types::all>(c, in[0].dtype(), [&]<class T>() { elementwise<bool, T>(c, {&in[0]}, out[0], f); });
+}
+template <auto f>
+void compare_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+  for_types<Types::all>(c, in[0].dtype(),
+                        [&]<class T>() { elementwise_pair<bool, T>(c, &in[0], present(in, 1), out[0], f); });
+}
+template <auto f>
+void logic_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+  elementwise<bool, bool, bool>(c, {&in[0], &in[1]}, out[0], f);
+}
+
+// No Partial passes a comparison: of contributions to a maximum one may be NaN, which makes the result false.
+template <auto f>
+Op comparison(std::string_view name) {
+  SampleInput absent(Kind::absent, {});
+  return binary({.name = name,
+                 .types = compared_types,
+                 .cpu = compare_kernel<f>,
+                 .sample = joined(joined(binary_samples(), binary_samples(Kind::index, Kind::index)),
+                                  {{{{Kind::boolean, {5, 3}}, {Kind::boolean, {3}}}},
+                                   {{{5, 3}, absent}, {{"value", 0.25}}},
+                                   {{{Kind::index, {5}, 4}, absent}, {{"value", 2.0}}}})});
+}
+
+// Any passes or, all passes and: a maximum and a minimum of bools.
+template <auto f>
+Op logic(std::string_view name, std::vector<std::vector<int>> monotone = {}, std::vector<Pass> passes = {}) {
+  return binary({.name = name,
+                 .monotone = std::move(monotone),
+                 .passes = std::move(passes),
+                 .types = bool_types,
+                 .cpu = logic_kernel<f>,
+                 .sample = binary_samples(Kind::boolean, Kind::boolean)});
+}
+
+template <auto f>
+Op test(std::string_view name) {
+  return unary({.name = name,
+                .types = compared_types,
+                .cpu = test_kernel<f>,
+                .sample = joined(unary_samples(), unary_samples(Kind::index))});
+}
+
+DType selected_types(std::string_view op, std::span<const TensorSpec* const> in, const Attributes& a, int output) {
+  bool fills = a.has("value");  // masked_fill(x, mask) or where(condition, a, b)
+  const TensorSpec* choice = in[fills ? 1 : 0];
+  check(choice->dtype == DType::boolean, "[{}] the {} is bool, not {}{}: compare, or use cast()", op,
+        fills ? "mask" : "condition", name(choice->dtype), to_string(choice->shape));
+  return same_types(op, fills ? in.first(1) : in.subspan(1), a, output);
+}
+
+void where_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+  for_all_types(c, out[0].dtype(), [&]<class T>() {
+    elementwise<T, bool, T, T>(c, {&in[0], &in[1], &in[2]}, out[0], [](bool p, T a, T b) { return p ? a : b; });
+  });
+}
+void where_gradient(Gradient& g) {
+  if (g.needs(1)) set_reduced(g, 1, masked_fill(g.of_output(), logical_not(g.input(0)), 0));
+  if (g.needs(2)) set_reduced(g, 2, masked_fill(g.of_output(), g.input(0), 0));
+}
+
+void masked_fill_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+  for_all_types(c, out[0].dtype(), [&]<class T>() {
+    elementwise<T, T, bool>(c, {&in[0], &in[1]}, out[0],
+                            [v = scalar<T>(c, "value")](T x, bool p) { return p ? v : x; });
+  });
+}
+// Filled with zeros it is linear, as a gradient needs; each rank would add another value.
+Rule masked_fill_rule(std::span<const Shape* const>, const Attributes& a) {
+  Rule rule{"...,...->...", {}, {}, {{0}}};
+  if (a.get<double>("value") == 0)
+    rule.linear = {{0}};
+  else
+    rule.passes = {{{0}, Reduce::avg, Reduce::avg}};
+  return rule;
+}
+
+}  // namespace
+
+const Op eq_op = comparison<std::equal_to<>{}>("eq");
+const Op ne_op = comparison<std::not_equal_to<>{}>("ne");
+const Op lt_op = comparison<std::less<>{}>("lt");
+const Op le_op = comparison<std::less_equal<>{}>("le");
+const Op gt_op = comparison<std::greater<>{}>("gt");
+const Op ge_op = comparison<std::greater_equal<>{}>("ge");
+
+const Op logical_and_op =
+    logic<[](bool a, bool b) { return bool(a & b); }>("logical_and", {{0}, {1}}, {{{0, 1}, Reduce::min, Reduce::min}});
+const Op logical_or_op =
+    logic<[](bool a, bool b) { return bool(a | b); }>("logical_or", {{0}, {1}}, {{{0, 1}, Reduce::max, Reduce::max}});
+const Op logical_xor_op = logic<[](bool a, bool b) { return a != b; }>("logical_xor");
+const Op logical_not_op = unary({.name = "logical_not",
+                                 .passes = {{{0}, Reduce::max, Reduce::min}, {{0}, Reduce::min, Reduce::max}},
+                                 .types = bool_types,
+                                 .cpu = test_kernel<[](auto a) { return !a; }>,
+                                 .sample = unary_samples(Kind::boolean)});
+
+const Op isfinite_op = test<[](auto a) { return a - a == 0; }>("isfinite");
+const Op isnan_op = test<[](auto a) { return a != a; }>("isnan");
+const Op isinf_op = test<[](auto a) { return a - a != 0 && a == a; }>("isinf");
+
+const Op where_op = {.name = "where",
+                     .rule = "...,...,...->...",
+                     .linear = {{1, 2}},
+                     .monotone = {{1}, {2}, {1, 2}},
+                     .passes = {{{1}, Reduce::avg, Reduce::avg}, {{2}, Reduce::avg, Reduce::avg}},
+                     .types = selected_types,
+                     .strided = true,
+                     .cpu = where_kernel,
+                     .gradient = where_gradient,
+                     .keeps = {.inputs = {0}},
+                     .sample = {{{{Kind::boolean, {5, 3}}, {5, 3}, {5, 3}}},
+                                {{{Kind::boolean, {5, 1}}, {5, 3}, {3}}},
+                                {{{Kind::boolean, {2, 5, 3}}, {5, 1}, {}}},
+                                {{{Kind::boolean, {}}, {1}, {0}}},
+                                {{{Kind::boolean, {4}}, {Kind::index, {4}, 9}, {Kind::index, {1}, 9}}}}};
+const Op masked_fill_op = {
+    .name = "masked_fill",
+    .rule = masked_fill_rule,
+    .types = selected_types,
+    .strided = true,
+    .cpu = masked_fill_kernel,
+    .gradient = [](Gradient& g) { set_reduced(g, 0, masked_fill(g.of_output(), g.input(1), 0)); },
+    .keeps = {.inputs = {1}},
+    .sample = {{{{5, 3}, {Kind::boolean, {5, 3}}}, {{"value", -1.5}}},
+               {{{5, 3}, {Kind::boolean, {3}}}, {{"value", 0.0}}},
+               {{{5, 1}, {Kind::boolean, {2, 1, 3}}}, {{"value", 0.5}}},
+               {{{0}, {Kind::boolean, {}}}, {{"value", 0.0}}},
+               {{{Kind::index, {4}, 9}, {Kind::boolean, {4}}}, {{"value", 3.0}}}}};
+
+DistributedTensor eq(const DistributedTensor& a, const DistributedTensor& b) { return call(eq_op, {&a, &b}); }
+DistributedTensor ne(const DistributedTensor& a, const DistributedTensor& b) { return call(ne_op, {&a, &b}); }
+DistributedTensor lt(const DistributedTensor& a, const DistributedTensor& b) { return call(lt_op, {&a, &b}); }
+DistributedTensor le(const DistributedTensor& a, const DistributedTensor& b) { return call(le_op, {&a, &b}); }
+DistributedTensor gt(const DistributedTensor& a, const DistributedTensor& b) { return call(gt_op, {&a, &b}); }
+DistributedTensor ge(const DistributedTensor& a, const DistributedTensor& b) { return call(ge_op, {&a, &b}); }
+DistributedTensor eq(const DistributedTensor& a, double v) { return call(eq_op, {&a, nullptr}, {{"value", v}}); }
+DistributedTensor ne(const DistributedTensor& a, double v) { return call(ne_op, {&a, nullptr}, {{"value", v}}); }
+DistributedTensor lt(const DistributedTensor& a, double v) { return call(lt_op, {&a, nullptr}, {{"value", v}}); }
+DistributedTensor le(const DistributedTensor& a, double v) { return call(le_op, {&a, nullptr}, {{"value", v}}); }
+DistributedTensor gt(const DistributedTensor& a, double v) { return call(gt_op, {&a, nullptr}, {{"value", v}}); }
+DistributedTensor ge(const DistributedTensor& a, double v) { return call(ge_op, {&a, nullptr}, {{"value", v}}); }
+
+DistributedTensor logical_and(const DistributedTensor& a, const DistributedTensor& b) {
+  return call(logical_and_op, {&a, &b});
+}
+DistributedTensor logical_or(const DistributedTensor& a, const DistributedTensor& b) {
+  return call(logical_or_op, {&a, &b});
+}
+DistributedTensor logical_xor(const DistributedTensor& a, const DistributedTensor& b) {
+  return call(logical_xor_op, {&a, &b});
+}
+DistributedTensor logical_not(const DistributedTensor& x) { return call(logical_not_op, {&x}); }
+
+DistributedTensor isfinite(const DistributedTensor& x) { return call(isfinite_op, {&x}); }
+DistributedTensor isnan(const DistributedTensor& x) { return call(isnan_op, {&x}); }
+DistributedTensor isinf(const DistributedTensor& x) { return call(isinf_op, {&x}); }
+
+DistributedTensor where(const DistributedTensor& condition, const DistributedTensor& a, const DistributedTensor& b) {
+  return call(where_op, {&condition, &a, &b});
+}
+DistributedTensor where(const DistributedTensor& condition, const DistributedTensor& a, double b) {
+  return masked_fill(a, logical_not(condition), b);
+}
+DistributedTensor where(const DistributedTensor& condition, double a, const DistributedTensor& b) {
+  return masked_fill(b, condition, a);
+}
+DistributedTensor masked_fill(const DistributedTensor& x, const DistributedTensor& mask, double value) {
+  return call(masked_fill_op, {&x, &mask}, {{"value", value}});
+}
+
+}  // namespace dtensor::ops
