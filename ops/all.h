@@ -5,11 +5,15 @@
 
 #include "ops/attention.h"
 #include "ops/embedding.h"
+#include "ops/gather.h"
+#include "ops/join.h"
 #include "ops/loss.h"
 #include "ops/matmul.h"
 #include "ops/norm.h"
 #include "ops/pointwise.h"
+#include "ops/rearrange.h"
 #include "ops/reduce.h"
+#include "ops/slice.h"
 #include "ops/view.h"
 
 namespace dtensor::ops {
