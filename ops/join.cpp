@@ -74,6 +74,9 @@ void cat_gradient(Gradient& g) {
 }
 
 Rule split_rule(std::span<const Shape* const> in, const Attributes& a) {
+  int64_t n = (*in[0])[dim_of(a)];
+  check(total(sizes_of(a)) == n, "[split] sizes {} do not sum to {}, dimension {} of {}", fmt::join(sizes_of(a), ","),
+        n, dim_of(a), to_string(*in[0]));
   Rule r = pieces_rule(in[0]->dims(), a);
   std::string from("abcdefgh", size_t(in[0]->dims()));
   from.replace(size_t(dim_of(a)), 1, fmt::format("[{}]", char('a' + dim_of(a))));

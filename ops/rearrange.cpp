@@ -146,7 +146,7 @@ SampleInput ids(Shape s) { return {SampleInput::Kind::index, s, 9}; }
 SampleInput flags(Shape s) { return {SampleInput::Kind::boolean, s}; }
 Attributes diagonal(int64_t k) { return {{"diagonal", k}}; }
 const std::vector<Sample> triangles = {
-    {{{5, 5}}, diagonal(0)}, {{{4, 7}}, diagonal(2)},      {{{2, 6, 4}}, diagonal(-1)},   {{{3, 3}}, diagonal(-9)},
+    {{{5, 5}}, diagonal(0)}, {{{4, 7}}, diagonal(2)},      {{{2, 6, 4}}, diagonal(-1)},   {{{3, 3}}, diagonal(-2)},
     {{{0, 3}}, diagonal(0)}, {{ids({4, 5})}, diagonal(1)}, {{flags({4, 5})}, diagonal(0)}};
 
 }  // namespace

@@ -16,10 +16,19 @@ Tensor stepped(const Tensor& t, int dim, int64_t begin, int64_t count, int64_t s
   return part.as_strided(shape, strides);
 }
 
+// An error where the last of `length` elements is not there.
+void check_part(const char* who, const Attributes& a, int64_t length, int64_t size) {
+  int64_t start = a.get<int64_t>("start"), step = a.get<int64_t>("step");
+  check(start >= 0 && step >= 1 && length >= 0 && (length == 0 || start + (length - 1) * step < size),
+        "[{}] {} elements, {} apart, from {} on are not within dimension {} of size {}", who, length, step, start,
+        dim_of(a), size);
+}
+
 // "a[b]c->a[z]c": the part is whole as well, its elements fall to other ranks than in x.
 Rule slice_rule(std::span<const Shape* const> in, const Attributes& a) {
   std::string from("abcdefgh", size_t(in[0]->dims())), to = from;
   size_t d = size_t(dim_of(a));
+  check_part("slice", a, a.get<int64_t>("length"), (*in[0])[int(d)]);
   from.replace(d, 1, fmt::format("[{}]", from[d]));
   to.replace(d, 1, "[z]");
   Rule r{from + "->" + to};
@@ -45,6 +54,7 @@ void slice_gradient(Gradient& g) {
 Rule slice_backward_rule(std::span<const Shape* const> in, const Attributes& a) {
   std::string to("abcdefgh", size_t(in[0]->dims())), from = to;
   size_t d = size_t(dim_of(a));
+  check_part("slice_backward", a, (*in[0])[int(d)], a.get<int64_t>("size"));
   from.replace(d, 1, "[z]");
   Rule r{from + "->" + to};
   r.sizes = {{to[d], a.get<int64_t>("size")}};
@@ -70,6 +80,8 @@ void slice_backward_gradient(Gradient& g) {
 // "abc->ac": the ranks that do not have the index leave zeros.
 Rule select_rule(std::span<const Shape* const> in, const Attributes& a) {
   std::string from("abcdefgh", size_t(in[0]->dims())), to = from;
+  int64_t n = (*in[0])[dim_of(a)], index = a.get<int64_t>("index");
+  check(index >= 0 && index < n, "[select] index {} is outside [0,{}) of dimension {}", index, n, dim_of(a));
   to.erase(size_t(dim_of(a)), 1);
   Rule r{from + "->" + to};
   if (a.get<bool>("any", false)) r.reduce = {Reduce::max};

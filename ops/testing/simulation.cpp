@@ -52,13 +52,14 @@ Case case_of(const Op& op, const Sample& s, const std::string& sample, uint64_t 
   return c;
 }
 
-double combine(double a, double b, Reduce r) {
+template <class T>
+T combine(T a, T b, Reduce r) {
   switch (r) {
     case Reduce::sum:
     case Reduce::avg:
-      return a + b;
+      return T(a + b);
     case Reduce::product:
-      return a * b;
+      return T(a * b);
     case Reduce::min:
       return std::min(a, b);
     case Reduce::max:
@@ -68,6 +69,7 @@ double combine(double a, double b, Reduce r) {
 }
 
 double identity_of(Reduce r, DType t) {
+  if (t == DType::boolean) return r == Reduce::min || r == Reduce::product;
   double infinity = t == DType::i64 ? 1e9 : std::numeric_limits<double>::infinity();
   return r == Reduce::max ? -infinity : r == Reduce::min ? infinity : r == Reduce::product;
 }
@@ -75,15 +77,18 @@ double identity_of(Reduce r, DType t) {
 // The contribution `mine` of n to one element.
 double contribution(double value, SampleInput::Kind kind, int n, int mine, Reduce r, Contributions how,
                     Random& random) {
-  bool whole = kind == SampleInput::Kind::index, positive = kind == SampleInput::Kind::positive;
+  bool whole = kind == SampleInput::Kind::index, positive = kind == SampleInput::Kind::positive,
+       boolean = kind == SampleInput::Kind::boolean;
   int last = random.below(n);  // the rank that makes up for the others
   double all = r == Reduce::avg ? n * value : value, rest = r == Reduce::product ? 1 : 0, own = 0;
-  if (how == Contributions::identity) return mine == last ? all : identity_of(r, whole ? DType::i64 : DType::f64);
+  DType type = whole ? DType::i64 : boolean ? DType::boolean : DType::f64;
+  if (how == Contributions::identity) return mine == last ? all : identity_of(r, type);
   for (int q = 0; q < n; ++q) {
     double u = whole ? random.below(9) : random.uniform(0.2, 0.9), x = random.below(2) ? u : -u;
     if (r == Reduce::product) x = u;
     if (r == Reduce::max) x = positive ? value * u : value - u;
     if (r == Reduce::min) x = value + u;
+    if (boolean) x = r == Reduce::max ? value * random.below(2) : std::max(value, double(random.below(2)));
     if (q == mine) own = x;
     if (q != last) rest = r == Reduce::product ? rest * x : rest + x;
   }
@@ -121,7 +126,7 @@ void add_tree(std::span<const Tensor> parts, Reduce r, T* to, int64_t n) {
         continue;
       }
     }
-    to[i] = r == Reduce::sum || r == Reduce::avg ? T(a + b) : T(combine(double(a), double(b), r));
+    to[i] = combine(a, b, r);
   }
 }
 
@@ -227,6 +232,14 @@ bool same_bits(const Tensor& a, const Tensor& b) {
   Tensor x = a.contiguous(), y = b.contiguous();
   if (x.dtype() != y.dtype() || x.shape() != y.shape()) return false;
   return x.bytes() == 0 || std::memcmp(x.bytes_data(), y.bytes_data(), size_t(x.bytes())) == 0;
+}
+
+bool exists(const Case& c, const Strategy& s) {
+  for (size_t i = 0; i < s.inputs.size(); ++i)
+    if (c.kinds[i] == SampleInput::Kind::boolean && s.inputs[i].is_partial() && s.inputs[i].reduce != Reduce::max &&
+        s.inputs[i].reduce != Reduce::min)
+      return false;
+  return true;
 }
 
 Tensor combined(std::span<const Tensor> parts, Reduce r) {

@@ -37,6 +37,8 @@ constexpr Known other_bits[] = {
     {"rms_norm_backward", "B of sample 0", "as above: norm weights under sequence sharding"},
     {"add_rms_norm_backward", "B of sample 0", "as above"},
     {"embedding_backward", "", "rows are added in the order of tokens, in no tree"},
+    {"index_add", "i of sample", "slices are added in the order of indices, in no tree"},
+    {"scatter_add", "i of sample", "as above"},
     {"attention_backward", "s of sample 0", "dk and dv under context parallelism agree to rounding"},
 };
 
