@@ -194,6 +194,49 @@ constexpr Function list[] = {
     {"transpose", "transpose(x, dim0=, dim1=)",
      [](Arguments& a) -> List { return {transpose(a.tensor(0), a.integer("dim0"), a.integer("dim1"))}; }},
     {"expand", "expand(x, shape=)", [](Arguments& a) -> List { return {expand(a.tensor(0), a.shape("shape"))}; }},
+    {"flatten", "flatten(x, start_dim=0, end_dim=-1)",
+     [](Arguments& a) -> List { return {flatten(a.tensor(0), a.integer("start_dim", 0), a.integer("end_dim", -1))}; }},
+    {"unflatten", "unflatten(x, dim=, sizes=)",
+     [](Arguments& a) -> List { return {unflatten(a.tensor(0), a.integer("dim"), a.shape("sizes"))}; }},
+    {"squeeze", "squeeze(x, dim=all)", [](Arguments& a) -> List { return {squeeze(a.tensor(0), a.dims())}; }},
+    {"unsqueeze", "unsqueeze(x, dim=)",
+     [](Arguments& a) -> List { return {unsqueeze(a.tensor(0), a.integer("dim"))}; }},
+    {"slice", "slice(x, dim=0, start=none, end=none, step=1)",
+     [](Arguments& a) -> List {
+       auto bound = [&](const char* name) { return a.has(name) ? std::optional(a.integer(name)) : std::nullopt; };
+       return {slice(a.tensor(0), a.integer("dim", 0), bound("start"), bound("end"), a.integer("step", 1))};
+     }},
+    {"narrow", "narrow(x, dim=, start=, length=)",
+     [](Arguments& a) -> List {
+       return {narrow(a.tensor(0), a.integer("dim"), a.integer("start"), a.integer("length"))};
+     }},
+    {"select", "select(x, dim=, index=)",
+     [](Arguments& a) -> List { return {select(a.tensor(0), a.integer("dim"), a.integer("index"))}; }},
+    {"cat", "cat(x..., dim=0)", [](Arguments& a) -> List { return {cat(a.tensors(), a.integer("dim", 0))}; }},
+    {"stack", "stack(x..., dim=0)", [](Arguments& a) -> List { return {stack(a.tensors(), a.integer("dim", 0))}; }},
+    {"split", "split(x, split_size= | split_sizes=, dim=0)",
+     [](Arguments& a) -> List {
+       return a.has("split_sizes") ? split(a.tensor(0), a.list("split_sizes"), a.integer("dim", 0))
+                                   : split(a.tensor(0), a.integer("split_size"), a.integer("dim", 0));
+     }},
+    {"chunk", "chunk(x, chunks=, dim=0)",
+     [](Arguments& a) -> List { return chunk(a.tensor(0), a.integer("chunks"), a.integer("dim", 0)); }},
+    {"repeat", "repeat(x, repeats=)", [](Arguments& a) -> List { return {repeat(a.tensor(0), a.list("repeats"))}; }},
+    {"flip", "flip(x, dims=)", [](Arguments& a) -> List { return {flip(a.tensor(0), a.list("dims"))}; }},
+    {"roll", "roll(x, shifts=, dims=flattened)",
+     [](Arguments& a) -> List { return {roll(a.tensor(0), a.list("shifts"), a.dims())}; }},
+    {"tril", "tril(x, diagonal=0)", [](Arguments& a) -> List { return {tril(a.tensor(0), a.integer("diagonal", 0))}; }},
+    {"triu", "triu(x, diagonal=0)", [](Arguments& a) -> List { return {triu(a.tensor(0), a.integer("diagonal", 0))}; }},
+    {"index_select", "index_select(x, index, dim=)",
+     [](Arguments& a) -> List { return {index_select(a.tensor(0), a.integer("dim"), a.tensor(1))}; }},
+    {"index_add", "index_add(x, index, source, dim=)",
+     [](Arguments& a) -> List { return {index_add(a.tensor(0), a.integer("dim"), a.tensor(1), a.tensor(2))}; }},
+    {"gather", "gather(x, index, dim=)",
+     [](Arguments& a) -> List { return {gather(a.tensor(0), a.integer("dim"), a.tensor(1))}; }},
+    {"scatter_add", "scatter_add(x, index, source, dim=)",
+     [](Arguments& a) -> List { return {scatter_add(a.tensor(0), a.integer("dim"), a.tensor(1), a.tensor(2))}; }},
+    {"one_hot", "one_hot(x, num_classes=)",
+     [](Arguments& a) -> List { return {one_hot(a.tensor(0), a.integer("num_classes"))}; }},
 
     // Matrix products, layers, losses.
     {"matmul", "matmul(x, y)", [](Arguments& a) -> List { return {matmul(a.tensor(0), a.tensor(1))}; }},

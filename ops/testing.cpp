@@ -70,7 +70,8 @@ class Checker {
     check_whole(s, whole);
     std::vector<Strategy> offered = s.rule().strategies(reductions);
     for (const Strategy& strategy : offered)
-      for (int world : options_.worlds) check_strategy(s, strategy, world, whole);
+      for (int world : options_.worlds)
+        if (exists(c, strategy)) check_strategy(s, strategy, world, whole);
     check_f32(c, whole);
     if (c.derived) return;
     check_broadcast(c);
@@ -342,7 +343,8 @@ class Checker {
   // Finds the placement for which an output is right, the same for every number of ranks.
   bool search_output(Simulation& s, const std::vector<Tensor>& whole, uint64_t sharded, std::span<const Tensor> parts,
                      size_t o, const MeshShape& mesh, Placement& found) {
-    std::vector<Placement> tried{Replicate(), Partial(Reduce::sum), Partial(Reduce::max)};
+    std::vector<Placement> tried{Replicate(), Partial(Reduce::max)};
+    if (whole[o].dtype() != DType::boolean) tried.insert(tried.begin() + 1, Partial(Reduce::sum));
     const Operand& operand = s.rule().outputs()[o];
     for (int f = 0; f < int(s.rule().factors().size()); ++f)
       if ((sharded >> f & 1) && operand.has_factor(f)) tried = {Shard(operand.dim_of(f))};

@@ -109,10 +109,14 @@ class ViewRule {
   std::vector<std::pair<char, int64_t>> sizes_;
 };
 
+void check_elements(const char* who, const Shape& from, const Shape& to) {
+  check(numel(to) == numel(from), "[{}] {} elements of {} do not fit {}", who, numel(from), to_string(from),
+        to_string(to));
+}
+
 Rule view_rule(std::span<const Shape* const> in, const Attributes& a) {
   Shape to = shape_of(a);
-  check(numel(to) == numel(*in[0]), "[view] {} elements of {} do not fit {}", numel(*in[0]), to_string(*in[0]),
-        to_string(to));
+  check_elements("view", *in[0], to);
   return ViewRule(*in[0], to).rule();
 }
 
@@ -182,23 +186,37 @@ void expand_kernel(const Context&, std::span<const Tensor> in, std::span<Tensor>
 }
 void expand_gradient(Gradient& g) { g.set(0, sum_to(g.of_output(), g.input_spec(0).shape)); }
 
-Shape complete(const char* who, const DistributedTensor& x, Shape shape) {
+// `sizes` with its -1, if any, replaced so that they multiply to n.
+Shape complete(const char* who, const DistributedTensor& x, int64_t n, Shape sizes) {
   int64_t known = 1;
   int open = -1;
-  for (int d = 0; d < shape.dims(); ++d) {
-    if (shape[d] == -1 && open < 0)
+  for (int d = 0; d < sizes.dims(); ++d) {
+    if (sizes[d] == -1 && open < 0)
       open = d;
-    else if (shape[d] < 0)
-      fail("[{}] {} is no shape", who, to_string(shape));
+    else if (sizes[d] < 0)
+      fail("[{}] {} is no shape", who, to_string(sizes));
     else
-      known *= shape[d];
+      known *= sizes[d];
   }
   if (open >= 0) {
-    check(known && numel(x.shape()) % known == 0, "[{}] {} does not divide into {}", who, to_string(x),
-          to_string(shape));
-    shape[open] = numel(x.shape()) / known;
+    check(known && n % known == 0, "[{}] {} does not divide into {}", who, to_string(x), to_string(sizes));
+    sizes[open] = n / known;
   }
-  return shape;
+  return sizes;
+}
+Shape complete(const char* who, const DistributedTensor& x, const Shape& shape) {
+  Shape to = complete(who, x, numel(x.shape()), shape);
+  check_elements(who, x.shape(), to);
+  return to;
+}
+
+// The same card under another name, for errors and logs.
+Op named(Op op, std::string_view name) {
+  op.name = name;
+  return op;
+}
+DistributedTensor show(const Op& op, const DistributedTensor& x, const Shape& shape) {
+  return x.shape() == shape ? x : call(op, {&x}, {{"shape", list_of(shape)}});
 }
 
 using Dims = std::vector<int64_t>;
@@ -221,6 +239,8 @@ const Op view_op = {.name = "view",
                     .cpu = view_kernel,
                     .gradient = view_gradient,
                     .sample = views};
+const Op unflatten_op = named(view_op, "unflatten"), squeeze_op = named(view_op, "squeeze"),
+         unsqueeze_op = named(view_op, "unsqueeze");
 const Op reshape_op = {.name = "reshape",
                        .rule = view_rule,
                        .linear = {{0}},
@@ -258,8 +278,42 @@ DistributedTensor view(const DistributedTensor& x, const Shape& shape) {
   return call(view_op, {&x}, {{"shape", list_of(complete("view", x, shape))}});
 }
 DistributedTensor reshape(const DistributedTensor& x, const Shape& shape) {
-  Shape to = complete("reshape", x, shape);
-  return x.shape() == to ? x : call(reshape_op, {&x}, {{"shape", list_of(to)}});
+  return show(reshape_op, x, complete("reshape", x, shape));
+}
+DistributedTensor flatten(const DistributedTensor& x, int64_t start_dim, int64_t end_dim) {
+  int dims = std::max(x.dims(), 1);  // without dimensions: as one of size 1
+  int first = normalize_dim("flatten", start_dim, dims), last = normalize_dim("flatten", end_dim, dims);
+  check(first <= last, "[flatten] start_dim {} lies behind end_dim {} in {}", start_dim, end_dim, to_string(x));
+  const Shape& from = x.shape();
+  Shape to(from.begin(), from.begin() + first);
+  to.push_back(std::accumulate(from.begin() + first, from.begin() + std::min(last + 1, x.dims()), int64_t(1),
+                               std::multiplies<>()));
+  for (int d = last + 1; d < x.dims(); ++d) to.push_back(from[d]);
+  return reshape(x, to);
+}
+DistributedTensor unflatten(const DistributedTensor& x, int64_t dim, const Shape& sizes) {
+  int d = normalize_dim("unflatten", dim, x.dims());
+  Shape parts = complete("unflatten", x, x.shape()[d], sizes);
+  check(!sizes.empty() && numel(parts) == x.shape()[d],
+        "[unflatten] sizes {} do not multiply to {}, dimension {} of {}", to_string(sizes), x.shape()[d], d,
+        to_string(x));
+  Shape to = x.shape();
+  to.erase(d);
+  for (int k = 0; k < parts.dims(); ++k) to.insert(d + k, parts[k]);
+  return show(unflatten_op, x, to);
+}
+DistributedTensor squeeze(const DistributedTensor& x, const std::vector<int64_t>& dims) {
+  std::vector<bool> goes(size_t(std::max(x.dims(), 1)), dims.empty());
+  for (int64_t d : dims) goes[size_t(normalize_dim("squeeze", d, int(goes.size())))] = true;
+  Shape to;
+  for (int d = 0; d < x.dims(); ++d)
+    if (x.shape()[d] != 1 || !goes[size_t(d)]) to.push_back(x.shape()[d]);
+  return show(squeeze_op, x, to);
+}
+DistributedTensor unsqueeze(const DistributedTensor& x, int64_t dim) {
+  Shape to = x.shape();
+  to.insert(normalize_dim("unsqueeze", dim, x.dims() + 1), 1);
+  return show(unsqueeze_op, x, to);
 }
 DistributedTensor permute(const DistributedTensor& x, const std::vector<int64_t>& dims) {
   return call(permute_op, {&x}, {{"dims", dims}});
@@ -272,7 +326,14 @@ DistributedTensor transpose(const DistributedTensor& x, int64_t dim0, int64_t di
   return permute(x, order);
 }
 DistributedTensor expand(const DistributedTensor& x, const Shape& shape) {
-  return x.shape() == shape ? x : call(expand_op, {&x}, {{"shape", list_of(shape)}});
+  Shape to = shape;
+  int ahead = to.dims() - x.dims();
+  for (int d = 0; d < to.dims(); ++d) {
+    if (to[d] == -1 && d >= ahead) to[d] = x.shape()[d - ahead];
+    check(to[d] >= 0, "[expand] {} is no shape for {}: -1 keeps the size of a dimension that is there",
+          to_string(shape), to_string(x));
+  }
+  return show(expand_op, x, to);
 }
 
 }  // namespace dtensor::ops

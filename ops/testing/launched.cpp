@@ -381,6 +381,7 @@ void add_strategies(const Reference& r, const MeshShape& mesh, Random& random, J
   Simulation s(r.of);
   constexpr Reduce reductions[] = {Reduce::sum, Reduce::avg, Reduce::max, Reduce::min};
   for (const Strategy& strategy : s.rule().strategies(reductions)) {
+    if (!exists(r.of, strategy)) continue;
     const Factor* f = strategy.factor < 0 ? nullptr : &s.rule().factors()[size_t(strategy.factor)];
     if (f && f->even && f->size % mesh.world()) continue;
     std::vector<Layout> layouts;

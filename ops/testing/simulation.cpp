@@ -77,8 +77,7 @@ double identity_of(Reduce r, SampleInput::Kind kind) {
 // The contribution `mine` of n to one element.
 double contribution(double value, SampleInput::Kind kind, int n, int mine, Reduce r, Contributions how,
                     Random& random) {
-  bool whole = kind == SampleInput::Kind::index, positive = kind == SampleInput::Kind::positive,
-       boolean = kind == SampleInput::Kind::boolean;
+  bool whole = kind == SampleInput::Kind::index, positive = kind == SampleInput::Kind::positive;
   int last = random.below(n);  // the rank that makes up for the others
   double all = r == Reduce::avg ? n * value : value, rest = r == Reduce::product ? 1 : 0, own = 0;
   if (how == Contributions::identity) return mine == last ? all : identity_of(r, kind);
@@ -231,6 +230,14 @@ bool same_bits(const Tensor& a, const Tensor& b) {
   Tensor x = a.contiguous(), y = b.contiguous();
   if (x.dtype() != y.dtype() || x.shape() != y.shape()) return false;
   return x.bytes() == 0 || std::memcmp(x.bytes_data(), y.bytes_data(), size_t(x.bytes())) == 0;
+}
+
+bool exists(const Case& c, const Strategy& s) {
+  for (size_t i = 0; i < s.inputs.size(); ++i)
+    if (c.kinds[i] == SampleInput::Kind::boolean && s.inputs[i].is_partial() && s.inputs[i].reduce != Reduce::max &&
+        s.inputs[i].reduce != Reduce::min)
+      return false;
+  return true;
 }
 
 Tensor combined(std::span<const Tensor> parts, Reduce r) {

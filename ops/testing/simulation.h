@@ -49,6 +49,8 @@ Tensor part(const Tensor& whole, SampleInput::Kind kind, const MeshShape& mesh, 
 // "" where `got` has the type, shape and values of `expected`: up to tolerance x the largest one. NaN equals NaN.
 std::string difference(const Tensor& got, const Tensor& expected, double tolerance);
 bool same_bits(const Tensor& a, const Tensor& b);
+// Whether its Partial inputs can be: bool has no sums and products.
+bool exists(const Case& c, const Strategy& s);
 // What the ranks' Partial parts combine to, as a balanced binary tree over rank order.
 Tensor combined(std::span<const Tensor> parts, Reduce reduce);
 

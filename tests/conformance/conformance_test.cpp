@@ -52,6 +52,8 @@ constexpr Known other_bits[] = {
     {"layer_norm_backward", "B of sample", "as above"},
     {"embedding_backward", "", "rows are added in the order of tokens, in no tree"},
     {"scatter_along", "", "added in the order of the indices, in no tree"},
+    {"index_add", "i of sample", "slices are added in the order of indices, in no tree"},
+    {"scatter_add", "i of sample", "as above"},
     {"attention_backward", "s of sample 0", "dk and dv under context parallelism agree to rounding"},
 };
 

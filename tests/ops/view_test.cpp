@@ -1,3 +1,5 @@
+#include <random>
+
 #include "tests/ops/helpers.h"
 
 using namespace dtensor;
@@ -60,4 +62,123 @@ TEST_CASE("a view that cannot keep its sharding is an error that says what to do
     expect(moved.launches, 1);
     expect(numbers(y.full()), numbers(iota({24})));
   });
+}
+
+TEST_CASE("flatten, unflatten, squeeze, unsqueeze and expand: shapes, and errors that show the values") {
+  OneRank one;
+  DistributedTensor x = one({4, 6}), ones = one({1, 3, 1}), scalar = one(Shape{});
+  struct Row {
+    DistributedTensor got;
+    Shape expected;
+  };
+  for (const Row& r : {Row{ops::flatten(x), {24}}, Row{ops::flatten(one({2, 3, 4}), -2), {2, 12}},
+                       Row{ops::flatten(scalar), {1}}, Row{ops::flatten(one({0, 3}), 0, 0), {0, 3}},
+                       Row{ops::unflatten(x, 1, {-1, 2}), {4, 3, 2}}, Row{ops::unflatten(one({0}), 0, {0, 2}), {0, 2}},
+                       Row{ops::squeeze(ones), {3}}, Row{ops::squeeze(ones, {-1, 1}), {1, 3}},
+                       Row{ops::squeeze(one({1, 1})), {}}, Row{ops::unsqueeze(x, -1), {4, 6, 1}},
+                       Row{ops::unsqueeze(scalar, 0), {1}}, Row{ops::expand(ones, {2, -1, -1, 5}), {2, 1, 3, 5}}}) {
+    INFO(to_string(r.got));
+    CHECK(r.got.shape() == r.expected);
+    CHECK(r.got.local().shape() == r.expected);
+  }
+  CHECK(ops::unsqueeze(ops::squeeze(ops::unflatten(x, 1, {1, 6})), 0).local().shares_storage(x.local()));
+  CHECK(ops::squeeze(x).id() == x.id());
+
+  CHECK_THROWS_WITH(ops::reshape(x, {5, 5}), Contains("[reshape] 24 elements of [4,6] do not fit [5,5]"));
+  CHECK_THROWS_WITH(ops::flatten(x, 1, 0), Contains("[flatten] start_dim 1 lies behind end_dim 0 in f32[4,6]"));
+  CHECK_THROWS_WITH(ops::unflatten(x, 1, {4, 2}),
+                    Contains("[unflatten] sizes [4,2] do not multiply to 6, dimension 1 of f32[4,6]"));
+  CHECK_THROWS_WITH(ops::unflatten(x, 1, {4, -1}), Contains("[unflatten] f32[4,6]") && Contains("[4,-1]"));
+  CHECK_THROWS_WITH(ops::squeeze(x, {2}), Contains("[squeeze] dimension 2 is out of range for 2 dimensions"));
+  CHECK_THROWS_WITH(ops::unsqueeze(x, 3), Contains("[unsqueeze] dimension 3 is out of range for 3 dimensions"));
+  CHECK_THROWS_WITH(ops::expand(x, {-1, 4, 6}), Contains("[expand] [-1,4,6] is no shape for f32[4,6]"));
+}
+
+TEST_CASE("a sharded size stays sharded when it is split into a size that the ranks divide") {
+  launch(4, [](Rank& rank) {
+    DeviceMesh mesh(rank, "tp=4");
+    DistributedTensor x = DistributedTensor::distribute(iota({8, 16}), mesh, {Shard(1)});
+    DistributedTensor heads = ops::view(x, {8, 4, 4});
+    expect(heads.layout(), Layout{Shard(1)});
+    expect(ops::unflatten(x, 1, {4, 4}).layout(), Layout{Shard(1)});
+    expect(ops::flatten(heads, 1).layout(), Layout{Shard(1)});
+    expect(ops::unsqueeze(x, 0).layout(), Layout{Shard(2)});
+    expect(numbers(heads.full()), numbers(iota({128})));
+  });
+  CHECK_THROWS_WITH(launch(4,
+                           [](Rank& rank) {
+                             DeviceMesh mesh(rank, "tp=4");
+                             auto x = DistributedTensor::distribute(iota({8, 12}), mesh, {Shard(1)});
+                             ops::unflatten(x, 1, {6, 2});
+                           }),
+                    Contains("[unflatten] f32[8,12] tp=Shard(1) (shape=8,6,2) cannot keep its sharding"));
+}
+
+namespace {
+
+// A shape of `n` elements: its divisors one after another, with dimensions of size 1 between.
+Shape random_shape(int64_t n, std::minstd_rand& random) {
+  Shape s;
+  while (s.dims() < 6 && (n > 1 || random() % 3 == 0)) {
+    std::vector<int64_t> divisors;
+    for (int64_t d = 1; d <= n; ++d)
+      if (n % d == 0) divisors.push_back(d);
+    int64_t d = s.dims() == 5 ? n : divisors[random() % divisors.size()];
+    s.push_back(d), n /= d;
+  }
+  return s;
+}
+
+Layout random_layout(int axes, int dims, std::minstd_rand& random) {
+  Layout l;
+  for (int a = 0; a < axes; ++a) {
+    int axis = axes == 2 && random() % 2 ? 1 - a : a, kind = int(random() % 5);
+    if (l[axis] != Placement(Replicate())) continue;
+    if (kind == 0)
+      l = l.with(axis, Partial());
+    else if (kind > 1 && dims > 0)
+      l = l.with_innermost(axis, int(random() % size_t(dims)));
+  }
+  return l;
+}
+
+}  // namespace
+
+TEST_CASE("view is right or refused, and reshape always right: random shapes, layouts and meshes") {
+  int kept = 0, refused = 0;
+  for (const char* text : {"x=2", "x=3", "x=4", "x=2,y=2", "x=2,y=3"}) {
+    MeshShape shape = MeshShape::parse(text);
+    launch(shape.world(), [&](Rank& rank) {
+      DeviceMesh mesh(rank, shape);
+      for (unsigned seed = 1; seed <= 150; ++seed) {
+        std::minstd_rand random(seed * 7919);
+        random.discard(8);
+        constexpr int64_t counts[] = {0, 1, 6, 8, 12, 24, 36, 64, 120};
+        int64_t n = counts[random() % 9];
+        Shape from = n ? random_shape(n, random) : Shape{3, 0, 2}, to = n ? random_shape(n, random) : Shape{0, 6};
+        Layout layout = random_layout(shape.axes(), from.dims(), random);
+        auto x = DistributedTensor::distribute(iota(from), mesh, layout);
+        auto check_values = [&](const DistributedTensor& y, const char* what) {
+          if (y.shape() != to || numbers(y.full()) != numbers(iota({n})))
+            fail("seed {} on {}: {} of {} to {} is wrong", seed, text, what, to_string(x), to_string(to));
+        };
+        check_values(ops::reshape(x, to), "reshape");
+        DistributedTensor y;
+        try {
+          Moved moved(rank);
+          y = ops::view(x, to);
+          if (moved.launches) fail("seed {} on {}: view of {} moves {}", seed, text, to_string(x), moved.log);
+        } catch (const Error& e) {
+          if (std::string(e.what()).find("cannot keep its sharding") == std::string::npos) throw;
+          if (rank.rank() == 0) ++refused;
+          continue;
+        }
+        if (rank.rank() == 0) ++kept;
+        check_values(y, "view");
+      }
+    });
+  }
+  INFO(kept << " kept, " << refused << " refused");
+  CHECK(kept > 100);
+  CHECK(refused > 100);
 }

@@ -1,0 +1,247 @@
+#include "ops/rearrange.h"
+
+#include <numeric>
+
+#include "ops/kernel.h"
+#include "ops/reduce.h"
+#include "ops/view.h"
+
+namespace dtensor::ops {
+namespace {
+
+using Dims = std::vector<int64_t>;
+const Dims& list(const Attributes& a, std::string_view name) { return a.get<Dims>(name); }
+
+// Dimension d of the output, where it is read anew: 'a' + d, sharded freely. That of the input is whole: 'i' + d.
+Rule reading_rule(const Shape& x, const Shape& y, const std::vector<bool>& anew) {
+  Rule r;
+  int ahead = y.dims() - x.dims();
+  for (int d = 0; d < y.dims(); ++d) {
+    if (anew[size_t(d)]) r.sizes.emplace_back(char('a' + d), y[d]);
+    if (d >= ahead) r.text += anew[size_t(d)] ? fmt::format("[{}]", char('i' + d)) : std::string(1, char('a' + d));
+  }
+  r.text += "->" + std::string("abcdefgh", size_t(y.dims()));
+  return r;
+}
+
+// y[i, j, ...] = x[from(0, i), from(1, j), ...]: `from` maps a dimension's global index, where it is read anew.
+template <class From>
+void read_anew(const Context& c, const Tensor& x, const Tensor& y, const std::vector<bool>& anew, From from) {
+  std::vector<std::vector<int64_t>> offset(size_t(y.dims()));  // in x, for each index of a dimension
+  for (int d = 0; d < y.dims(); ++d) {
+    int in_x = d - (y.dims() - x.dims());
+    for (int64_t i = 0; i < y.size(d); ++i) {
+      int64_t at = anew[size_t(d)] ? from(d, c.range(char('a' + d)).begin + i) : i;
+      check(in_x < 0 || at < x.size(in_x), "[{}] dimension {} of the input must be whole", c.op, in_x);
+      offset[size_t(d)].push_back(in_x < 0 ? 0 : at * x.strides()[in_x]);
+    }
+  }
+  int last = y.dims() - 1;
+  int64_t width = last < 0 ? 1 : y.size(last);
+  for_all_types(c, y.dtype(), [&]<class T>() {
+    int64_t grain = std::max<int64_t>(1, pointwise_grain / std::max<int64_t>(width, 1));
+    c.pool.parallel_for(rows_of(y), grain, [&](int64_t begin, int64_t end, int) {
+      for (int64_t row = begin; row < end; ++row) {
+        const T* source = x.data<T>();
+        int64_t rest = row;
+        for (int d = last - 1; d >= 0; rest /= y.size(d--)) source += offset[size_t(d)][size_t(rest % y.size(d))];
+        T* to = y.data<T>() + row * width;
+        for (int64_t i = 0; i < width; ++i) to[i] = source[last < 0 ? 0 : offset[size_t(last)][size_t(i)]];
+      }
+    });
+  });
+}
+
+std::vector<bool> repeated(const Shape& x, const Dims& repeats) {
+  std::vector<bool> anew;
+  for (size_t d = 0; d < repeats.size(); ++d) anew.push_back(repeats[d] != 1 || d + size_t(x.dims()) < repeats.size());
+  return anew;
+}
+Rule repeat_rule(std::span<const Shape* const> in, const Attributes& a) {
+  const Dims& repeats = list(a, "repeats");
+  Shape to(repeats.begin(), repeats.end());
+  for (int d = 0; d < in[0]->dims(); ++d) to[to.dims() - in[0]->dims() + d] *= (*in[0])[d];
+  return reading_rule(*in[0], to, repeated(*in[0], repeats));
+}
+void repeat_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+  int ahead = out[0].dims() - in[0].dims();
+  read_anew(c, in[0], out[0], repeated(in[0].shape(), list(c.attributes, "repeats")),
+            [&](int d, int64_t i) { return d < ahead ? 0 : i % in[0].size(d - ahead); });
+}
+// Sums over the new dimensions, then over the repeats of each dimension.
+void repeat_gradient(Gradient& g) {
+  const Dims& repeats = list(g.attributes(), "repeats");
+  const Shape& x = g.input_spec(0).shape;
+  size_t ahead = repeats.size() - size_t(x.dims());
+  DistributedTensor d = g.of_output();
+  if (ahead) {
+    Dims front(ahead);
+    std::iota(front.begin(), front.end(), 0);
+    d = sum(d, front);
+  }
+  for (int k = 0; k < x.dims(); ++k) {
+    if (repeats[ahead + size_t(k)] == 1) continue;
+    Shape apart = d.shape();
+    apart[k] = x[k];
+    apart.insert(k, repeats[ahead + size_t(k)]);
+    d = sum(reshape(d, apart), {k});
+  }
+  g.set(0, d);
+}
+
+std::vector<bool> among(const Shape& x, const Dims& dims) {
+  std::vector<bool> anew(size_t(x.dims()));
+  for (int64_t d : dims) anew[size_t(d)] = true;
+  return anew;
+}
+Rule turned_rule(std::span<const Shape* const> in, const Attributes& a) {
+  return reading_rule(*in[0], *in[0], among(*in[0], list(a, "dims")));
+}
+void flip_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+  read_anew(c, in[0], out[0], among(in[0].shape(), list(c.attributes, "dims")),
+            [&](int d, int64_t i) { return c.size(char('a' + d)) - 1 - i; });
+}
+void flip_gradient(Gradient& g) { g.set(0, flip(g.of_output(), list(g.attributes(), "dims"))); }
+
+void roll_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+  const Dims &dims = list(c.attributes, "dims"), &shifts = list(c.attributes, "shifts");
+  std::vector<int64_t> shift(size_t(in[0].dims()));
+  for (size_t k = 0; k < dims.size(); ++k) shift[size_t(dims[k])] = shifts[k];
+  read_anew(c, in[0], out[0], among(in[0].shape(), dims), [&](int d, int64_t i) {
+    int64_t n = c.size(char('a' + d));
+    return (i - shift[size_t(d)] % n + n) % n;
+  });
+}
+void roll_gradient(Gradient& g) {
+  Dims back = list(g.attributes(), "shifts");
+  for (int64_t& s : back) s = -s;
+  g.set(0, roll(g.of_output(), back, list(g.attributes(), "dims")));
+}
+
+// Of each row the columns before a cut (tril) or from it on (triu).
+template <bool lower>
+void triangle_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+  Range rows = c.range('r'), columns = c.range('c');
+  int64_t diagonal = std::clamp(c.attributes.get<int64_t>("diagonal"), -c.size('r') - 1, c.size('c') + 1);
+  int64_t n = out[0].shape().back(), height = out[0].size(out[0].dims() - 2);
+  for_all_types(c, out[0].dtype(), [&]<class T>() {
+    const T* x = in[0].data<T>();
+    T* y = out[0].data<T>();
+    c.pool.parallel_for(rows_of(out[0]), std::max<int64_t>(1, pointwise_grain / std::max<int64_t>(n, 1)),
+                        [&](int64_t b, int64_t e, int) {
+                          for (int64_t r = b; r < e; ++r) {
+                            int64_t first = rows.begin + r % height + diagonal + lower;  // column of the cut
+                            int64_t cut = std::clamp<int64_t>(first - columns.begin, 0, n);
+                            int64_t from = lower ? 0 : cut, to = lower ? cut : n;
+                            std::fill(y + r * n, y + (r + 1) * n, T(0));
+                            std::copy(x + r * n + from, x + r * n + to, y + r * n + from);
+                          }
+                        });
+  });
+}
+void tril_gradient(Gradient& g) { g.set(0, tril(g.of_output(), g.attributes().get<int64_t>("diagonal"))); }
+void triu_gradient(Gradient& g) { g.set(0, triu(g.of_output(), g.attributes().get<int64_t>("diagonal"))); }
+
+SampleInput ids(Shape s) { return {SampleInput::Kind::index, s, 9}; }
+SampleInput flags(Shape s) { return {SampleInput::Kind::boolean, s}; }
+Attributes diagonal(int64_t k) { return {{"diagonal", k}}; }
+const std::vector<Sample> triangles = {
+    {{{5, 5}}, diagonal(0)}, {{{4, 7}}, diagonal(2)},      {{{2, 6, 4}}, diagonal(-1)},   {{{3, 3}}, diagonal(-2)},
+    {{{0, 3}}, diagonal(0)}, {{ids({4, 5})}, diagonal(1)}, {{flags({4, 5})}, diagonal(0)}};
+
+}  // namespace
+
+const Op repeat_op = {.name = "repeat",
+                      .rule = repeat_rule,
+                      .linear = {{0}},
+                      .monotone = {{0}},
+                      .strided = true,
+                      .cpu = repeat_kernel,
+                      .gradient = repeat_gradient,
+                      .sample = {{{{4, 3}}, {{"repeats", Dims{1, 2}}}},
+                                 {{{4, 3}}, {{"repeats", Dims{2, 3, 1}}}},
+                                 {{{5}}, {{"repeats", Dims{1, 2}}}},
+                                 {{{}}, {{"repeats", Dims{3}}}},
+                                 {{{4, 3}}, {{"repeats", Dims{0, 1}}}},
+                                 {{ids({2, 3})}, {{"repeats", Dims{2, 2}}}}}};
+const Op flip_op = {.name = "flip",
+                    .rule = turned_rule,
+                    .linear = {{0}},
+                    .monotone = {{0}},
+                    .strided = true,
+                    .cpu = flip_kernel,
+                    .gradient = flip_gradient,
+                    .sample = {{{{4, 5}}, {{"dims", Dims{1}}}},
+                               {{{4, 5, 3}}, {{"dims", Dims{0, 2}}}},
+                               {{{}}, {{"dims", Dims{}}}},
+                               {{flags({4, 5})}, {{"dims", Dims{0}}}}}};
+const Op roll_op = {.name = "roll",
+                    .rule = turned_rule,
+                    .linear = {{0}},
+                    .monotone = {{0}},
+                    .strided = true,
+                    .cpu = roll_kernel,
+                    .gradient = roll_gradient,
+                    .sample = {{{{4, 5}}, {{"dims", Dims{1}}, {"shifts", Dims{2}}}},
+                               {{{4, 5, 3}}, {{"dims", Dims{0, 2}}, {"shifts", Dims{-1, 7}}}},
+                               {{ids({4, 5})}, {{"dims", Dims{0}}, {"shifts", Dims{-9}}}}}};
+const Op tril_op = {.name = "tril",
+                    .rule = "...rc->...rc",
+                    .linear = {{0}},
+                    .monotone = {{0}},
+                    .cpu = triangle_kernel<true>,
+                    .gradient = tril_gradient,
+                    .sample = triangles};
+const Op triu_op = {.name = "triu",
+                    .rule = "...rc->...rc",
+                    .linear = {{0}},
+                    .monotone = {{0}},
+                    .cpu = triangle_kernel<false>,
+                    .gradient = triu_gradient,
+                    .sample = triangles};
+
+DistributedTensor repeat(const DistributedTensor& x, const std::vector<int64_t>& repeats) {
+  bool fits = repeats.size() >= size_t(x.dims()) && repeats.size() <= size_t(max_dims) &&
+              std::all_of(repeats.begin(), repeats.end(), [](int64_t n) { return n >= 0; });
+  check(fits, "[repeat] repeats {} for {}: one for each dimension, none negative, at most {}", fmt::join(repeats, ","),
+        to_string(x), max_dims);
+  return call(repeat_op, {&x}, {{"repeats", repeats}});
+}
+
+namespace {
+Dims normalized(const char* who, const DistributedTensor& x, const Dims& dims) {
+  Dims list;
+  for (int64_t d : dims) list.push_back(normalize_dim(who, d, x.dims()));
+  return list;
+}
+}  // namespace
+
+DistributedTensor flip(const DistributedTensor& x, const std::vector<int64_t>& dims) {
+  Dims turned = normalized("flip", x, dims);
+  std::sort(turned.begin(), turned.end());
+  check(std::adjacent_find(turned.begin(), turned.end()) == turned.end(), "[flip] a dimension is named twice in {}",
+        fmt::join(dims, ","));
+  return turned.empty() ? x : call(flip_op, {&x}, {{"dims", turned}});
+}
+DistributedTensor roll(const DistributedTensor& x, const std::vector<int64_t>& shifts,
+                       const std::vector<int64_t>& dims) {
+  if (dims.empty() && shifts.size() == 1) return reshape(roll(flatten(x), shifts, {0}), x.shape());
+  check(dims.size() == shifts.size(), "[roll] {} shifts and {} dims: one shift for each dimension", shifts.size(),
+        dims.size());
+  Dims order = normalized("roll", x, dims), sorted, total;  // a dimension may be named again
+  for (int64_t d = 0; d < x.dims(); ++d) {
+    int64_t sum = 0, named = 0;
+    for (size_t k = 0; k < order.size(); ++k)
+      if (order[k] == d) sum += shifts[k], ++named;
+    if (named) sorted.push_back(d), total.push_back(sum);
+  }
+  return call(roll_op, {&x}, {{"dims", sorted}, {"shifts", total}});
+}
+DistributedTensor tril(const DistributedTensor& x, int64_t diagonal) {
+  return call(tril_op, {&x}, {{"diagonal", diagonal}});
+}
+DistributedTensor triu(const DistributedTensor& x, int64_t diagonal) {
+  return call(triu_op, {&x}, {{"diagonal", diagonal}});
+}
+
+}  // namespace dtensor::ops
