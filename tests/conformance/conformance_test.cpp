@@ -19,9 +19,9 @@ struct Known {
 };
 
 constexpr Known not_offered[] = {
-    {"attention_backward", "Partial(sum),Replicate,Replicate,Replicate,Replicate,Replicate->",
+    {"attention_backward", "Partial(sum),Replicate,Replicate,Replicate,Replicate,Replicate,",
      "dout alone is cheaper to reduce than dq, dk and dv"},
-    {"attention_backward", "Replicate,Replicate,Replicate,Partial(sum),Partial(sum),Replicate->",
+    {"attention_backward", "Replicate,Replicate,Replicate,Partial(sum),Partial(sum),Replicate,",
      "dv does not depend on v and out: of use to nobody"},
 };
 
@@ -37,7 +37,9 @@ constexpr Known other_bits[] = {
     {"rms_norm_backward", "B of sample 0", "as above: norm weights under sequence sharding"},
     {"add_rms_norm_backward", "B of sample 0", "as above"},
     {"embedding_backward", "", "rows are added in the order of tokens, in no tree"},
-    {"attention_backward", "s of sample 0", "dk and dv under context parallelism agree to rounding"},
+    {"einsum", "b of sample 1", "two letters are contracted and the inner one is sharded, as for sum"},
+    {"einsum", "b of sample 4", "as above"},
+    {"attention_backward", "s of sample", "dk and dv under context parallelism agree to rounding"},
 };
 
 // Entries that the table lacks, and entries of the table that are no more; adds the others to `list` with their reasons.
