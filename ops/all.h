@@ -4,6 +4,8 @@
 #include <span>
 
 #include "ops/attention.h"
+#include "ops/dropout.h"
+#include "ops/einsum.h"
 #include "ops/embedding.h"
 #include "ops/layer_norm.h"
 #include "ops/gather.h"

@@ -4,7 +4,9 @@
 
 #include "ops/cpu/attention.h"
 #include "ops/cpu/fused.h"
+#include "ops/dropout.h"
 #include "ops/kernel.h"
+#include "ops/reduce.h"
 #include "ops/view.h"
 
 namespace dtensor::ops {
@@ -54,24 +56,52 @@ void rotary_pair_gradient(Gradient& g) {
   }
 }
 
-// Heads [first, first + n) of the queries read key head `first / n`.
+// Heads of this rank; head h of the queries reads key head h / repeats. Mask and key may be absent.
+template <class T>
 struct Heads {
-  int64_t batch, heads, kv_heads, d, repeats;
+  int64_t batch, heads, kv_heads, repeats;
   cpu::Attention shape;
+  cpu::Drop drop;
+  Tensor mask;
+  Shape mask_strides;
+  int64_t first_batch, first_head, all_heads, all_queries;
 
-  Heads(const Context& c, const Tensor& q, const Tensor& k)
+  Heads(const Context& c, const Tensor& q, const Tensor& k, const Tensor& mask, const Tensor& key)
       : batch(q.size(0)),
         heads(q.size(2)),
         kv_heads(k.size(2)),
-        d(q.size(3)),
         repeats(kv_heads ? heads / kv_heads : 0),
         shape{q.size(1),
               k.size(1),
-              d,
+              q.size(3),
               c.range('s').begin,
               0,
               c.attributes.get<bool>("causal"),
-              c.attributes.get<double>("scale")} {}
+              c.attributes.get<double>("scale")},
+        mask(mask),
+        first_batch(c.range('b').begin),
+        first_head(c.range('g').begin * repeats),
+        all_heads(c.size('g') * repeats),
+        all_queries(c.size('s')) {
+    if (key.defined()) drop = {uint64_t(*key.data<int64_t>()), c.attributes.get<double>("dropout_p")};
+    if (mask.defined()) mask_strides = broadcast_strides(mask, {batch, heads, shape.queries, shape.keys});
+  }
+
+  cpu::Scores<T> scores(int64_t b, int64_t h) const {
+    cpu::Scores<T> s;
+    if (mask.defined()) {
+      int64_t at = b * mask_strides[0] + h * mask_strides[1];
+      s.row_stride = mask_strides[2], s.key_stride = mask_strides[3];
+      if (mask.dtype() == DType::boolean)
+        s.visible = mask.data<bool>() + at;
+      else
+        s.bias = mask.data<T>() + at;
+    }
+    s.drop = drop;
+    s.drop_stride = shape.keys;
+    s.drop_first = (((first_batch + b) * all_heads + first_head + h) * all_queries + shape.query_begin) * shape.keys;
+    return s;
+  }
 };
 
 template <class T>
@@ -79,56 +109,93 @@ T* head(const Tensor& t, int64_t batch, int64_t h) {
   return t.data<T>() + batch * t.strides()[0] + h * t.strides()[2];
 }
 
-// q [b,s,(g r),d], k and v [b,t,g,d] -> out [b,s,(g r),d], and the logarithm of each row's sum [b,(g r),s] for the
-// gradient
+// q [b,s,(g r),d], k and v [b,t,g,d], mask, key -> out [b,s,(g r),d], and the logarithm of each row's sum [b,(g r),s]
+// for the gradient
 void attention_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   Tensor q = with_whole_heads(in[0]), k = with_whole_heads(in[1]), v = with_whole_heads(in[2]);
-  Heads n(c, q, k);
   for_floating(c, q.dtype(), [&]<class T>() {
+    Heads<T> n(c, q, k, in[3], in[4]);
     T* lse = out[1].data<T>();
     c.pool.parallel_for(n.batch * n.heads, 1, [&](int64_t begin, int64_t end, int worker) {
       for (int64_t i = begin; i < end; ++i) {
         int64_t b = i / n.heads, h = i % n.heads, g = h / n.repeats;
         cpu::attention(n.shape, head<T>(q, b, h), q.strides()[1], head<T>(k, b, g), k.strides()[1], head<T>(v, b, g),
                        v.strides()[1], head<T>(out[0], b, h), out[0].strides()[1], lse + i * n.shape.queries,
-                       c.scratch(worker));
+                       c.scratch(worker), n.scores(b, h));
       }
     });
   });
 }
 
-// dout, q, k, v, out, lse -> dq, dk, dv
+// dout, q, k, v, out, lse, mask, key -> dq, dk, dv, and where it is asked for that of the scores [b,(g r),s,t]
 void attention_backward_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> grad) {
   Tensor dout = with_whole_heads(in[0]), q = with_whole_heads(in[1]), k = with_whole_heads(in[2]),
          v = with_whole_heads(in[3]), out = with_whole_heads(in[4]), rows = in[5].contiguous();
-  Heads n(c, q, k);
   fill(grad[1], 0);
   fill(grad[2], 0);
   for_floating(c, q.dtype(), [&]<class T>() {
+    Heads<T> n(c, q, k, in[6], in[7]);
     const T* lse = rows.data<T>();
     c.pool.parallel_for(n.batch * n.kv_heads, 1, [&](int64_t begin, int64_t end, int worker) {
       for (int64_t i = begin; i < end; ++i)
         for (int64_t r = 0; r < n.repeats; ++r) {
-          int64_t b = i / n.kv_heads, g = i % n.kv_heads, h = g * n.repeats + r;
+          int64_t b = i / n.kv_heads, g = i % n.kv_heads, h = g * n.repeats + r,
+                  first = (b * n.heads + h) * n.shape.queries;
+          cpu::Scores<T> scores = n.scores(b, h);
+          if (grad.size() > 3) scores.bias_gradient = grad[3].data<T>() + first * n.shape.keys;
           cpu::attention_backward(n.shape, head<T>(q, b, h), q.strides()[1], head<T>(k, b, g), k.strides()[1],
                                   head<T>(v, b, g), v.strides()[1], head<T>(out, b, h), out.strides()[1],
-                                  head<T>(dout, b, h), dout.strides()[1], lse + (b * n.heads + h) * n.shape.queries,
-                                  head<T>(grad[0], b, h), grad[0].strides()[1], head<T>(grad[1], b, g),
-                                  grad[1].strides()[1], head<T>(grad[2], b, g), grad[2].strides()[1],
-                                  c.scratch(worker));
+                                  head<T>(dout, b, h), dout.strides()[1], lse + first, head<T>(grad[0], b, h),
+                                  grad[0].strides()[1], head<T>(grad[1], b, g), grad[1].strides()[1],
+                                  head<T>(grad[2], b, g), grad[2].strides()[1], c.scratch(worker), scores);
         }
     });
   });
 }
 
-void attention_gradient(Gradient& g) {
-  auto d =
-      call_all(attention_backward_op,
-               {&g.of_output(), &g.input(0), &g.input(1), &g.input(2), &g.output(0), &g.output(1)}, g.attributes());
-  for (int i = 0; i < 3; ++i) g.set(i, d[size_t(i)]);
+// The mask's term: a dimension of size 1 that is broadcast has no factor in common with the scores.
+std::string mask_term(const Shape* mask, const Shape& q, const Shape& k) {
+  if (!mask) return "";
+  const char* names[] = {"b", "(gr)", "s", "[t]"};
+  const char* broadcast[] = {"[w]", "[x]", "[y]", "[z]"};
+  int64_t sizes[] = {q[0], q[2], q[1], k[1]};
+  std::string term;
+  for (int d = 0; d < 4; ++d) term += (*mask)[d] == 1 && sizes[d] != 1 ? broadcast[d] : names[d];
+  return term;
+}
+Rule attention_rule(std::span<const Shape* const> in, const Attributes&) {
+  return {"bs(gr)[d],b[t]g[d],b[t]g[d]," + mask_term(in[3], *in[0], *in[1]) + ",->bs(gr)[d],b(gr)s"};
+}
+Rule attention_backward_rule(std::span<const Shape* const> in, const Attributes& a) {
+  return {"bs(gr)[d],bs(gr)[d],b[t]g[d],b[t]g[d],bs(gr)[d],b(gr)s," + mask_term(in[6], *in[1], *in[2]) +
+          ",->bs(gr)[d],b[t]g[d],b[t]g[d]" + (a.get<bool>("mask_gradient") ? ",b(gr)s[t]" : "")};
+}
+// Masks may be bool, and keys of random streams are i64.
+DType attention_types(std::string_view, std::span<const TensorSpec* const> in, const Attributes& a, int output) {
+  return same_types("scaled_dot_product_attention", in.first(3), a, output);
 }
 
-Attributes attention_attributes(bool causal) { return {{"causal", causal}, {"scale", 0.5}}; }
+void attention_gradient(Gradient& g) {
+  Attributes a = g.attributes();
+  bool of_mask = g.needs(3);
+  a.set("mask_gradient", of_mask);
+  auto d = call_all(
+      attention_backward_op,
+      {&g.of_output(), &g.input(0), &g.input(1), &g.input(2), &g.output(0), &g.output(1), &g.input(3), &g.input(4)}, a);
+  for (int i = 0; i < 3; ++i) g.set(i, d[size_t(i)]);
+  if (of_mask) g.set(3, sum_to(d[3], g.input_spec(3).shape));
+}
+
+Attributes attention_attributes(bool causal, double dropout_p = 0) {
+  return {{"causal", causal}, {"scale", 0.5}, {"dropout_p", dropout_p}};
+}
+Attributes backward_attributes(bool causal, double dropout_p, bool mask_gradient) {
+  Attributes a = attention_attributes(causal, dropout_p);
+  a.set("mask_gradient", mask_gradient);
+  return a;
+}
+using Kind = SampleInput::Kind;
+const SampleInput absent(Kind::absent, {}), random_key(Kind::index, {}, 1000);
 
 }  // namespace
 
@@ -149,27 +216,45 @@ const Op rotary_pair_op = {.name = "rotary_pair",
                            .gradient = rotary_pair_gradient,
                            .sample = {{{{2, 5, 6, 4}, {2, 5, 3, 4}}, {{"theta", 100.0}, {"inverse", false}}},
                                       {{{1, 3, 4, 2}, {1, 3, 4, 2}}, {{"theta", 100.0}, {"inverse", true}}}}};
-const Op attention_op = {.name = "attention",
-                         .rule = "bs(gr)[d],b[t]g[d],b[t]g[d]->bs(gr)[d],b(gr)s",
-                         .passes = {{.inputs = {2}, .outputs = {0}}},
-                         .strided = true,
-                         .cpu = attention_kernel,
-                         .gradient = attention_gradient,
-                         .keeps = {.inputs = {0, 1, 2}, .outputs = {0, 1}},
-                         .sample = {{{{2, 5, 12, 4}, {2, 5, 6, 4}, {2, 5, 6, 4}}, attention_attributes(true)},
-                                    {{{1, 5, 3, 2}, {1, 7, 3, 2}, {1, 7, 3, 2}}, attention_attributes(false)}}};
-const Op attention_backward_op = {
-    .name = "attention_backward",
-    .rule = "bs(gr)[d],bs(gr)[d],b[t]g[d],b[t]g[d],bs(gr)[d],b(gr)s->bs(gr)[d],b[t]g[d],b[t]g[d]",
+const Op attention_op = {
+    .name = "attention",
+    .rule = attention_rule,
+    .passes = {{.inputs = {2}, .outputs = {0}}},
+    .types = attention_types,
     .strided = true,
-    .cpu = attention_backward_kernel,
-    .sample = {{{{2, 5, 12, 4},
-                 {2, 5, 12, 4},
-                 {2, 5, 6, 4},
-                 {2, 5, 6, 4},
-                 {2, 5, 12, 4},
-                 {SampleInput::Kind::positive, {2, 12, 5}}},
-                attention_attributes(true)}}};
+    .cpu = attention_kernel,
+    .gradient = attention_gradient,
+    .keeps = {.inputs = {0, 1, 2, 3, 4}, .outputs = {0, 1}},
+    .sample = {{{{2, 5, 12, 4}, {2, 5, 6, 4}, {2, 5, 6, 4}, absent, absent}, attention_attributes(true)},
+               {{{1, 5, 3, 2}, {1, 7, 3, 2}, {1, 7, 3, 2}, absent, absent}, attention_attributes(false)},
+               {{{2, 5, 6, 2}, {2, 4, 3, 2}, {2, 4, 3, 2}, {2, 6, 5, 4}, absent}, attention_attributes(false)},
+               {{{2, 3, 4, 2}, {2, 4, 2, 2}, {2, 4, 2, 2}, {1, 4, 1, 4}, absent}, attention_attributes(false)},
+               {{{2, 3, 2, 2}, {2, 4, 2, 2}, {2, 4, 2, 2}, {Kind::boolean, {2, 1, 3, 4}}, random_key},
+                attention_attributes(false, 0.25)},
+               {{{2, 5, 4, 2}, {2, 5, 2, 2}, {2, 5, 2, 2}, absent, random_key}, attention_attributes(true, 0.5)}}};
+const Op attention_backward_op = {.name = "attention_backward",
+                                  .rule = attention_backward_rule,
+                                  .types = attention_types,
+                                  .strided = true,
+                                  .cpu = attention_backward_kernel,
+                                  .sample = {{{{2, 5, 12, 4},
+                                               {2, 5, 12, 4},
+                                               {2, 5, 6, 4},
+                                               {2, 5, 6, 4},
+                                               {2, 5, 12, 4},
+                                               {Kind::positive, {2, 12, 5}},
+                                               absent,
+                                               absent},
+                                              backward_attributes(true, 0, false)},
+                                             {{{2, 3, 4, 2},
+                                               {2, 3, 4, 2},
+                                               {2, 5, 2, 2},
+                                               {2, 5, 2, 2},
+                                               {2, 3, 4, 2},
+                                               {Kind::positive, {2, 4, 3}},
+                                               {2, 4, 3, 5},
+                                               random_key},
+                                              backward_attributes(false, 0.25, true)}}};
 
 DistributedTensor rotary(const DistributedTensor& x, double theta) {
   return call(rotary_op, {&x}, {{"theta", theta}, {"inverse", false}});
@@ -188,9 +273,31 @@ DistributedTensor scaled_dot_product_attention(const DistributedTensor& q, const
         to_string(k), to_string(v));
   check(k.size(1) > 0 && q.size(1) % k.size(1) == 0,
         "[scaled_dot_product_attention] {} query heads are no multiple of {} key/value heads", q.size(1), k.size(1));
+  const Shape scores{q.size(0), q.size(1), q.size(2), k.size(2)};
+  DistributedTensor mask = options.attn_mask, key;
+  if (mask.defined()) {
+    check(!options.causal,
+          "[scaled_dot_product_attention] attn_mask and is_causal are both given: put the triangle into "
+          "the mask");
+    check(mask.dtype() == DType::boolean || mask.dtype() == q.dtype(),
+          "[scaled_dot_product_attention] attn_mask is bool or of the queries' type, not {}: {}", name(mask.dtype()),
+          to_string(mask));
+    check(mask.dims() <= 4, "[scaled_dot_product_attention] attn_mask {} has more than 4 dimensions", to_string(mask));
+    Shape shape = Shape::filled(4, 1);
+    for (int d = 0; d < mask.dims(); ++d) shape[4 - mask.dims() + d] = mask.shape()[d];
+    for (int d = 0; d < 4; ++d)
+      check(shape[d] == 1 || shape[d] == scores[d],
+            "[scaled_dot_product_attention] attn_mask {} does not broadcast to [batch, heads, queries, keys] {}",
+            to_string(mask), to_string(scores));
+    if (mask.dims() < 4) mask = view(mask, shape);
+  }
+  check_probability("scaled_dot_product_attention", options.dropout_p);
+  if (options.dropout_p > 0) key = stream_key(q.mesh(), options.stream);
   double scale = options.scale > 0 ? options.scale : 1 / std::sqrt(double(q.size(3)));
   DistributedTensor qs = transpose(q, 1, 2), ks = transpose(k, 1, 2), vs = transpose(v, 1, 2);
-  return transpose(call(attention_op, {&qs, &ks, &vs}, {{"causal", options.causal}, {"scale", scale}}), 1, 2);
+  return transpose(call(attention_op, {&qs, &ks, &vs, &mask, &key},
+                        {{"causal", options.causal}, {"scale", scale}, {"dropout_p", options.dropout_p}}),
+                   1, 2);
 }
 
 }  // namespace dtensor::ops

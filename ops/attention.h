@@ -3,6 +3,7 @@
 
 #include <tuple>
 
+#include "dtensor/random.h"
 #include "ops/call.h"
 
 namespace dtensor::ops {
@@ -19,6 +20,14 @@ std::tuple<DistributedTensor, DistributedTensor> rotary(const DistributedTensor&
 struct AttentionOptions {
   bool causal = false;
   double scale = 0;  // of the scores; 0: 1 / sqrt(head_dim)
+  // Broadcasts to [batch, heads, s, t]: bool, true takes part; or added to the scores, of the queries' type. A row that
+  // is left no key gives 0, as in PyTorch. Not with causal. May be sharded as batch, heads and queries are. Its
+  // gradient has all scores in memory, once.
+  DistributedTensor attn_mask = {};
+  // Weights are dropped after the softmax, each by its index in [batch, heads, s, t] (see ops/dropout.h), in training
+  // and out: the caller knows.
+  double dropout_p = 0;
+  RandomStream stream = {};
 };
 
 // Exact softmax attention without the matrix of scores. q [batch, heads, s, d], k [batch, kv_heads, t, d],

@@ -94,6 +94,15 @@ void Arguments::check_all_used() const {
 
 namespace {
 
+Reduction reduction_of(Arguments& a, const char* who) {
+  std::string r = a.text("reduction", "mean");
+  check(r == "none" || r == "sum" || r == "mean", "[{}] reduction={}: it is none, sum or mean", who, r);
+  return r == "none" ? Reduction::none : r == "sum" ? Reduction::sum : Reduction::mean;
+}
+RandomStream stream_of(Arguments& a, const char* purpose) {
+  return {.seed = uint64_t(a.integer("seed", 0)), .purpose = purpose};
+}
+
 using List = std::vector<DistributedTensor>;
 
 constexpr Function list[] = {
@@ -240,6 +249,14 @@ constexpr Function list[] = {
 
     // Matrix products, layers, losses.
     {"matmul", "matmul(x, y)", [](Arguments& a) -> List { return {matmul(a.tensor(0), a.tensor(1))}; }},
+    {"bmm", "bmm(x, y)", [](Arguments& a) -> List { return {bmm(a.tensor(0), a.tensor(1))}; }},
+    {"einsum", "einsum(operands... | equation=)",
+     [](Arguments& a) -> List {
+       List operands = a.tensors();
+       std::vector<const DistributedTensor*> list;
+       for (const DistributedTensor& x : operands) list.push_back(&x);
+       return {einsum(a.text("equation"), list)};
+     }},
     {"linear", "linear(x, weight, bias=none)",
      [](Arguments& a) -> List { return {linear(a.tensor(0), a.tensor(1), a.optional_tensor(2))}; }},
     {"rms_norm", "rms_norm(x, weight, eps=1e-6)",
@@ -252,18 +269,31 @@ constexpr Function list[] = {
     {"embedding", "embedding(ids, weight)", [](Arguments& a) -> List { return {embedding(a.tensor(0), a.tensor(1))}; }},
     {"rotary", "rotary(x, theta=10000)",
      [](Arguments& a) -> List { return {rotary(a.tensor(0), a.number("theta", 10000))}; }},
-    {"scaled_dot_product_attention", "scaled_dot_product_attention(q, k, v, is_causal=false, scale=1/sqrt(d))",
+    {"scaled_dot_product_attention",
+     "scaled_dot_product_attention(q, k, v, attn_mask=none, dropout_p=0, is_causal=false, scale=1/sqrt(d), seed=0)",
      [](Arguments& a) -> List {
        return {scaled_dot_product_attention(a.tensor(0), a.tensor(1), a.tensor(2),
-                                            {a.flag("is_causal"), a.number("scale", 0)})};
+                                            {.causal = a.flag("is_causal"),
+                                             .scale = a.number("scale", 0),
+                                             .attn_mask = a.optional_tensor(3),
+                                             .dropout_p = a.number("dropout_p", 0),
+                                             .stream = stream_of(a, "dropout")})};
      }},
-    {"cross_entropy", "cross_entropy(logits, target, ignore_index=-100, reduction=mean)",
+    {"dropout", "dropout(x, p=0.5, training=true, seed=0)",
      [](Arguments& a) -> List {
-       std::string r = a.text("reduction", "mean");
-       check(r == "none" || r == "sum" || r == "mean", "[cross_entropy] reduction={}: it is none, sum or mean", r);
-       Reduction reduction = r == "none" ? Reduction::none : r == "sum" ? Reduction::sum : Reduction::mean;
-       return {cross_entropy(a.tensor(0), a.tensor(1), {a.integer("ignore_index", -100), reduction})};
+       return {dropout(a.tensor(0), a.number("p", 0.5), stream_of(a, "dropout"), a.flag("training", true))};
      }},
+    {"cross_entropy",
+     "cross_entropy(logits, target, ignore_index=-100, reduction=mean, label_smoothing=0, class_dim=-1)",
+     [](Arguments& a) -> List {
+       return {cross_entropy(a.tensor(0), a.tensor(1),
+                             {.ignore_index = a.integer("ignore_index", -100),
+                              .reduction = reduction_of(a, "cross_entropy"),
+                              .label_smoothing = a.number("label_smoothing", 0),
+                              .class_dim = a.integer("class_dim", -1)})};
+     }},
+    {"mse_loss", "mse_loss(input, target, reduction=mean)",
+     [](Arguments& a) -> List { return {mse_loss(a.tensor(0), a.tensor(1), reduction_of(a, "mse_loss"))}; }},
 };
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include "ops/kernel.h"
 #include "ops/pointwise.h"
 #include "ops/reduce.h"
+#include "ops/view.h"
 
 namespace dtensor::ops {
 namespace {
@@ -23,6 +24,23 @@ void sum_exp_kernel(const Context& c, std::span<const Tensor> in, std::span<Tens
     T* y = out[0].data<T>();
     c.pool.parallel_for(in[1].numel(), row_grain(v), [&](int64_t b, int64_t e, int) {
       for (int64_t i = b; i < e; ++i) y[i] = cpu::sum_exp(v, x + i * v, m[i], static_cast<T*>(nullptr), l);
+    });
+  });
+}
+
+// x [..., v], m [...] -> the sum of m - x: what label smoothing needs of a row, without the rounding of large logits
+void sum_below_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+  int64_t v = in[0].shape().back(), l = c.leaves("v");
+  check_rows(c, in, {{0, 1}, {1, 0}});
+  for_floating(c, in[0].dtype(), [&]<class T>() {
+    const T *x = in[0].data<T>(), *m = in[1].data<T>();
+    T* y = out[0].data<T>();
+    c.pool.parallel_for(in[1].numel(), row_grain(v), [&](int64_t b, int64_t e, int worker) {
+      T* below = c.scratch(worker).template get<T>(cpu::Slot::caller, v);
+      for (int64_t i = b; i < e; ++i) {
+        for (int64_t j = 0; j < v; ++j) below[j] = m[i] - x[i * v + j];
+        y[i] = cpu::sum(v, below, l);
+      }
     });
   });
 }
@@ -50,18 +68,24 @@ void pick_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor>
   });
 }
 
-// m [...], log_sum [...], picked [...], target [...] -> (m - picked) + log_sum, 0 where ignored; and 1 for each that
-// counts. Not lse - picked: rounded at the size of the logits, lse would lose the small loss of a confident row.
+// m [...], log_sum [...], picked [...], target [...], below [...] -> (m - picked) + log_sum, 0 where ignored; and 1 for
+// each that counts. Not lse - picked: rounded at the size of the logits, lse would lose the small loss of a confident
+// row. With smoothing s, (1 - s) of m - picked and s of the mean of m - x.
 void rows_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   const int64_t* target = in[3].data<int64_t>();
   int64_t ignore = c.attributes.get<int64_t>("ignore_index");
   check_rows(c, in, {{0, 0}, {1, 0}, {2, 0}, {3, 0}});
+  double smoothing = c.attributes.get<double>("label_smoothing"),
+         classes = double(c.attributes.get<int64_t>("classes"));
   for_floating(c, in[0].dtype(), [&]<class T>() {
     const T *m = in[0].data<T>(), *log_sum = in[1].data<T>(), *picked = in[2].data<T>();
+    const T* below = in[4].defined() ? in[4].data<T>() : nullptr;
     T *loss = out[0].data<T>(), *counts = out[1].data<T>();
     for (int64_t i = 0; i < in[0].numel(); ++i) {
+      T d = m[i] - picked[i];
+      if (below) d = T(1 - smoothing) * d + T(smoothing / classes) * below[i];
       counts[i] = target[i] == ignore ? T(0) : T(1);
-      loss[i] = target[i] == ignore ? T(0) : (m[i] - picked[i]) + log_sum[i];
+      loss[i] = target[i] == ignore ? T(0) : d + log_sum[i];
     }
   });
 }
@@ -69,7 +93,15 @@ DType rows_type(std::string_view, std::span<const TensorSpec* const> in, const A
   return in[0]->dtype;
 }
 const Op rows_op = {
-    .name = "cross_entropy_rows", .rule = "...,...,...,...->...,...", .types = rows_type, .cpu = rows_kernel};
+    .name = "cross_entropy_rows", .rule = "...,...,...,...,...->...,...", .types = rows_type, .cpu = rows_kernel};
+
+// dx += the gradient of the part of the loss that smoothing moves from the target (column t, -1 if elsewhere) to all
+// classes.
+template <class T>
+void smooth(int64_t v, int64_t t, double moved, double classes, T* dx) {
+  for (int64_t j = 0; j < v; ++j) dx[j] -= T(moved / classes);
+  if (t >= 0) dx[t] += T(moved);
+}
 
 // x [..., v], m [...], log_sum [...], target [...], scale [...] -> (exp(x - m - log_sum) - [target]) * scale, 0 where
 // ignored
@@ -78,6 +110,7 @@ void cross_entropy_backward_kernel(const Context& c, std::span<const Tensor> in,
   const int64_t* target = in[3].data<int64_t>();
   Range here = c.range('v');
   check_rows(c, in, {{0, 1}, {1, 0}, {2, 0}, {3, 0}});
+  double smoothing = c.attributes.get<double>("label_smoothing");
   Tensor scales = in[4].as_strided(in[1].shape(), broadcast_strides(in[4], in[1].shape())).contiguous();
   for_floating(c, in[0].dtype(), [&]<class T>() {
     const T *x = in[0].data<T>(), *m = in[1].data<T>(), *log_sum = in[2].data<T>(), *scale = scales.data<T>();
@@ -86,10 +119,12 @@ void cross_entropy_backward_kernel(const Context& c, std::span<const Tensor> in,
       for (int64_t i = b; i < e; ++i) {
         int64_t t = target[i];
         int64_t column = t >= here.begin && t < here.end ? t - here.begin : -1;
-        if (t == ignore)
+        if (t == ignore) {
           std::fill_n(dx + i * v, v, T(0));
-        else
-          cpu::cross_entropy_backward(v, x + i * v, m[i], log_sum[i], column, double(scale[i]), dx + i * v);
+          continue;
+        }
+        cpu::cross_entropy_backward(v, x + i * v, m[i], log_sum[i], column, double(scale[i]), dx + i * v);
+        if (smoothing > 0) smooth(v, column, smoothing * double(scale[i]), double(c.size('v')), dx + i * v);
       }
     });
   });
@@ -111,16 +146,29 @@ std::vector<DistributedTensor> redistribute_to_reduced(std::vector<DistributedTe
   return redistribute(list, to);
 }
 
+// Kernels read the logits three times: turned ones (classes were not last) are put in order once.
+DistributedTensor contiguous(const DistributedTensor& x) {
+  if (x.is_meta() || x.local().is_contiguous()) return x;
+  return DistributedTensor::from_local(x.local().contiguous(), x.mesh(), x.layout(), x.shape());
+}
+
 // -> loss, maximum [...], log of the sum [...], count
 std::vector<DistributedTensor> cross_entropy_composite(std::span<const DistributedTensor* const> in,
                                                        const Attributes& a) {
-  const DistributedTensor &logits = *in[0], &target = *in[1];
+  DistributedTensor logits = contiguous(*in[0]);
+  const DistributedTensor& target = *in[1];
   Attributes ignore{{"ignore_index", a.get<int64_t>("ignore_index")}};
+  double smoothing = a.get<double>("label_smoothing");
   DistributedTensor m = amax(logits, {-1});
   m = redistribute_to_reduced({m})[0];
-  auto sums = redistribute_to_reduced({call(sum_exp_op, {&logits, &m}), call(pick_op, {&logits, &target}, ignore)});
-  DistributedTensor log_sum = log(sums[0]);
-  auto rows = call_all(rows_op, {&m, &log_sum, &sums[1], &target}, ignore);
+  std::vector<DistributedTensor> sums{call(sum_exp_op, {&logits, &m}), call(pick_op, {&logits, &target}, ignore)};
+  if (smoothing > 0) sums.push_back(call(sum_below_op, {&logits, &m}));
+  sums = redistribute_to_reduced(std::move(sums));
+  DistributedTensor log_sum = log(sums[0]), below = smoothing > 0 ? sums[2] : DistributedTensor();
+  Attributes of_rows = ignore;
+  of_rows.set("label_smoothing", smoothing);
+  of_rows.set("classes", logits.size(-1));
+  auto rows = call_all(rows_op, {&m, &log_sum, &sums[1], &target, &below}, of_rows);
   auto reduction = Reduction(a.get<int64_t>("reduction"));
   if (reduction == Reduction::none) return {rows[0], m, log_sum, rows[1]};
   auto totals = redistribute_to_reduced({sum(rows[0]), sum(rows[1])});
@@ -128,15 +176,31 @@ std::vector<DistributedTensor> cross_entropy_composite(std::span<const Distribut
 }
 
 void cross_entropy_gradient(Gradient& g) {
-  bool mean = Reduction(g.attributes().get<int64_t>("reduction")) == Reduction::mean;
+  const Attributes& a = g.attributes();
+  bool mean = Reduction(a.get<int64_t>("reduction")) == Reduction::mean;
   DistributedTensor scale = mean ? div(g.of_output(), g.output(3)) : g.of_output();
-  g.set(0, call(cross_entropy_backward_op, {&g.input(0), &g.output(1), &g.output(2), &g.input(1), &scale},
-                {{"ignore_index", g.attributes().get<int64_t>("ignore_index")}}, {g.wanted(0)}));
+  g.set(0,
+        call(cross_entropy_backward_op, {&g.input(0), &g.output(1), &g.output(2), &g.input(1), &scale},
+             {{"ignore_index", a.get<int64_t>("ignore_index")}, {"label_smoothing", a.get<double>("label_smoothing")}},
+             {g.wanted(0)}));
+}
+
+// A loss of a Partial input would reduce it each time that it reads it: once, before. The gradient passes through.
+DistributedTensor reduced_once(const char* who, const DistributedTensor& x) {
+  if (!x.layout().partial) return x;
+  const std::string reason = who;
+  const Layout to = reduced(x);
+  return redistribute({&x, 1}, {&to, 1}, {.reasons = {&reason, 1}})[0];
 }
 
 SampleInput ids(Shape s, int64_t bound) { return {SampleInput::Kind::index, s, bound}; }
-Attributes loss(int64_t ignore, Reduction r) { return {{"ignore_index", ignore}, {"reduction", int64_t(r)}}; }
-const Attributes ignore_none{{"ignore_index", int64_t(-100)}}, ignore_one{{"ignore_index", int64_t(1)}};
+Attributes loss(int64_t ignore, Reduction r, double smoothing = 0) {
+  return {{"ignore_index", ignore}, {"reduction", int64_t(r)}, {"label_smoothing", smoothing}};
+}
+Attributes ignoring(int64_t index) { return {{"ignore_index", index}}; }
+Attributes backward_of(int64_t ignore, double smoothing) {
+  return {{"ignore_index", ignore}, {"label_smoothing", smoothing}};
+}
 
 }  // namespace
 
@@ -149,14 +213,21 @@ const Op pick_op = {.name = "pick",
                     .linear = {{0}},
                     .types = first_type,
                     .cpu = pick_kernel,
-                    .sample = {{{{4, 3, 7}, ids({4, 3}, 7)}, ignore_none}, {{{5, 3}, ids({5}, 3)}, ignore_one}}};
-const Op cross_entropy_backward_op = {.name = "cross_entropy_backward",
-                                      .rule = "...v,...,...,...,...->...v",
-                                      .linear = {{4}},
-                                      .types = backward_type,
-                                      .cpu = cross_entropy_backward_kernel,
-                                      .sample = {{{{4, 3, 7}, {4, 3}, {4, 3}, ids({4, 3}, 7), {4, 3}}, ignore_none},
-                                                 {{{5, 3}, {5}, {5}, ids({5}, 3), {}}, ignore_one}}};
+                    .sample = {{{{4, 3, 7}, ids({4, 3}, 7)}, ignoring(-100)}, {{{5, 3}, ids({5}, 3)}, ignoring(1)}}};
+const Op sum_below_op = {.name = "sum_below",
+                         .rule = "...v,...->...",
+                         .linear = {{0, 1}},
+                         .cpu = sum_below_kernel,
+                         .sample = {{{{4, 3, 7}, {4, 3}}}, {{{5, 1}, {5}}}}};
+const Op cross_entropy_backward_op = {
+    .name = "cross_entropy_backward",
+    .rule = "...v,...,...,...,...->...v",
+    .linear = {{4}},
+    .types = backward_type,
+    .cpu = cross_entropy_backward_kernel,
+    .sample = {{{{4, 3, 7}, {4, 3}, {4, 3}, ids({4, 3}, 7), {4, 3}}, backward_of(-100, 0)},
+               {{{4, 3, 7}, {4, 3}, {4, 3}, ids({4, 3}, 7), {4, 3}}, backward_of(-100, 0.1)},
+               {{{5, 3}, {5}, {5}, ids({5}, 3), {}}, backward_of(1, 0.5)}}};
 const Op cross_entropy_op = {.name = "cross_entropy",
                              .composite = cross_entropy_composite,
                              .gradient = cross_entropy_gradient,
@@ -164,19 +235,52 @@ const Op cross_entropy_op = {.name = "cross_entropy",
                              .sample = {{{{4, 3, 7}, ids({4, 3}, 7)}, loss(-100, Reduction::mean)},
                                         {{{5, 3}, ids({5}, 3)}, loss(1, Reduction::mean)},
                                         {{{4, 3, 7}, ids({4, 3}, 7)}, loss(2, Reduction::sum)},
+                                        {{{4, 3, 7}, ids({4, 3}, 7)}, loss(1, Reduction::mean, 0.2)},
+                                        {{{5, 8}, ids({5}, 8)}, loss(-100, Reduction::none, 1)},
                                         {{{5, 8}, ids({5}, 8)}, loss(-100, Reduction::none)},
                                         {{{1, 5}, ids({1}, 5)}, loss(-100, Reduction::mean)},
                                         {{{0, 3}, ids({0}, 3)}, loss(-100, Reduction::sum)}}};
 
 DistributedTensor cross_entropy(const DistributedTensor& logits, const DistributedTensor& target,
                                 const CrossEntropyOptions& options) {
+  check(!is_floating(target.dtype()),
+        "[cross_entropy] targets are i64, not {}{}: class indices; of class probabilities take "
+        "-(probabilities * log_softmax(logits)).sum(class_dim) instead",
+        name(target.dtype()), to_string(target.shape()));
+  check(logits.dims() > 0, "[cross_entropy] logits {} have no dimension of classes", to_string(logits));
+  int classes = normalize_dim("cross_entropy", options.class_dim, logits.dims());
   Shape rows = logits.shape();
-  if (!rows.empty()) rows.erase(rows.dims() - 1);
-  check(logits.dims() > 0 && target.shape() == rows,
-        "[cross_entropy] logits {} and targets {}: one target for each row, the classes last", to_string(logits),
-        to_string(target));
-  return call(cross_entropy_op, {&logits, &target},
-              {{"ignore_index", options.ignore_index}, {"reduction", int64_t(options.reduction)}});
+  rows.erase(classes);
+  check(target.shape() == rows,
+        "[cross_entropy] logits {} and targets {}: one target for each row, the classes are dimension {} (class_dim)",
+        to_string(logits), to_string(target), classes);
+  check(options.label_smoothing >= 0 && options.label_smoothing <= 1,
+        "[cross_entropy] label_smoothing {} is outside [0,1]", options.label_smoothing);
+  DistributedTensor x = reduced_once("cross_entropy", logits);
+  if (classes != logits.dims() - 1) {
+    std::vector<int64_t> order;
+    for (int d = 0; d < logits.dims(); ++d)
+      if (d != classes) order.push_back(d);
+    order.push_back(classes);
+    x = permute(x, order);
+  }
+  return call(cross_entropy_op, {&x, &target},
+              {{"ignore_index", options.ignore_index},
+               {"reduction", int64_t(options.reduction)},
+               {"label_smoothing", options.label_smoothing}});
+}
+
+DistributedTensor mse_loss(const DistributedTensor& input, const DistributedTensor& target, Reduction reduction) {
+  check(input.shape() == target.shape(), "[mse_loss] input {} and target {} have two shapes; use expand()",
+        to_string(input), to_string(target));
+  check(is_floating(input.dtype()), "[mse_loss] input {} is of no floating type; use cast()", to_string(input));
+  bool alike = input.layout().partial == target.layout().partial;  // then the difference is reduced, not both
+  DistributedTensor difference =
+      alike ? sub(input, target) : sub(reduced_once("mse_loss", input), reduced_once("mse_loss", target));
+  DistributedTensor each = square(reduced_once("mse_loss", difference));
+  if (reduction == Reduction::none) return each;
+  DistributedTensor total = reduced_once("mse_loss", sum(each));
+  return reduction == Reduction::sum ? total : mul(total, 1 / double(numel(input.shape())));
 }
 
 }  // namespace dtensor::ops

@@ -48,18 +48,17 @@ cpu::Form form_of(bool a_transposed, bool b_transposed) {
   return a_transposed ? cpu::Form::TN : b_transposed ? cpu::Form::NT : cpu::Form::NN;
 }
 
-void matmul_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
-  Tensor y = out[0], x = in[0];
-  // Without leading dimensions in b, those of a are more rows.
-  if (in[1].dims() == 2 && x.dims() > 2) {
-    Shape flat{rows_of(x), x.shape().back()};
-    Tensor v = x.view(flat);
-    x = v.defined() ? v : x.contiguous().view(flat);
-    y = y.view({rows_of(y), y.shape().back()});
-  }
-  Matrix a = matrix(x), b = matrix(in[1]);
+}  // namespace
+
+Tensor flattened(const Tensor& x, const Shape& shape) {
+  Tensor v = x.view(shape);
+  return v.defined() ? v : x.contiguous().view(shape);
+}
+
+void multiply(const Context& c, const Tensor& x, const Tensor& z, const Tensor& y, int64_t leaves) {
+  Matrix a = matrix(x), b = matrix(z);
   if (a.transposed && b.transposed) a = {a.t.clone(), false, a.t.shape().back()};
-  int64_t M = y.size(y.dims() - 2), N = y.shape().back(), K = a.t.shape().back(), l = c.leaves("k");
+  int64_t M = y.size(y.dims() - 2), N = y.shape().back(), K = a.t.shape().back();
   cpu::Form form = form_of(a.transposed, b.transposed);
   int64_t batch = rows_of(y, 2);
   std::array<Shape, 2> strides{broadcast_strides(a.t, y.shape()), broadcast_strides(b.t, y.shape())};
@@ -69,13 +68,32 @@ void matmul_kernel(const Context& c, std::span<const Tensor> in, std::span<Tenso
   for_floating(c, y.dtype(), [&]<class T>() {
     const T *pa = a.t.data<T>(), *pb = b.t.data<T>();
     T* py = y.data<T>();
-    if (batch == 1) return product(c, form, M, N, K, pa, a.ld, pb, b.ld, py, N, l);
+    if (batch == 1) return product(c, form, M, N, K, pa, a.ld, pb, b.ld, py, N, leaves);
     c.pool.parallel_for(batch, 1, [&](int64_t begin, int64_t end, int worker) {
       for_rows<2>(batches, strides, begin, end, [&](int64_t i, const auto& at) {
-        cpu::gemm(form, M, N, K, pa + at[0], a.ld, pb + at[1], b.ld, py + i * M * N, N, false, l, c.scratch(worker));
+        cpu::gemm(form, M, N, K, pa + at[0], a.ld, pb + at[1], b.ld, py + i * M * N, N, false, leaves,
+                  c.scratch(worker));
       });
     });
   });
+}
+
+DType product_types(std::string_view op, std::span<const TensorSpec* const> in, const Attributes& a, int output) {
+  DType t = same_types(op, in, a, output);
+  check(is_floating(t), "[{}] multiplies floating types, not {}{}; use cast()", op, name(t), to_string(in[0]->shape));
+  return t;
+}
+
+namespace {
+
+void matmul_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+  Tensor y = out[0], x = in[0];
+  // Without leading dimensions in b, those of a are more rows.
+  if (in[1].dims() == 2 && x.dims() > 2) {
+    x = flattened(x, {rows_of(x), x.shape().back()});
+    y = y.view({rows_of(y), y.shape().back()});
+  }
+  multiply(c, x, in[1], y, c.leaves("k"));
 }
 
 void linear_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
@@ -148,6 +166,7 @@ const SampleInput absent(SampleInput::Kind::absent, {});
 const Op matmul_op = {.name = "matmul",
                       .rule = "...mk,...kn->...mn",
                       .linear = {{0}, {1}},
+                      .types = product_types,
                       .strided = true,
                       .cpu = matmul_kernel,
                       .gradient = matmul_gradient,
@@ -163,6 +182,7 @@ const Op linear_op = {
     .rule = "...k,nk,n->...n",
     .linear = {{0, 2}, {1, 2}},
     .added = {2},
+    .types = product_types,
     .cpu = linear_kernel,
     .gradient = linear_gradient,
     .keeps = {.inputs = {0, 1}},
@@ -170,12 +190,33 @@ const Op linear_op = {
 const Op linear_weight_gradient_op = {.name = "linear_weight_gradient",
                                       .rule = "...n,...k->nk",
                                       .linear = {{0}, {1}},
+                                      .types = product_types,
                                       .cpu = linear_weight_gradient_kernel,
                                       .gradient = linear_weight_gradient_gradient,
                                       .keeps = {.inputs = {0, 1}},
                                       .sample = {{{{5, 3}, {5, 7}}}, {{{2, 5, 3}, {2, 5, 4}}}, {{{0, 3}, {0, 4}}}}};
 
-DistributedTensor matmul(const DistributedTensor& a, const DistributedTensor& b) { return call(matmul_op, {&a, &b}); }
+DistributedTensor matmul(const DistributedTensor& a, const DistributedTensor& b) {
+  check(a.dims() > 0 && b.dims() > 0, "[matmul] both operands need a dimension: {} and {}; use mul() for a number",
+        to_string(a), to_string(b));
+  if (a.dims() > 1 && b.dims() > 1) {
+    check(a.size(-1) == b.size(-2), "[matmul] inner sizes {} and {} differ: {} and {}", a.size(-1), b.size(-2),
+          to_string(a), to_string(b));
+    return call(matmul_op, {&a, &b});
+  }
+  // A vector is a matrix of one row on the left, of one column on the right, and its dimension goes again.
+  DistributedTensor y =
+      matmul(a.dims() == 1 ? view(a, {1, a.size(0)}) : a, b.dims() == 1 ? view(b, {b.size(0), 1}) : b);
+  Shape shape = y.shape();
+  if (b.dims() == 1) shape.erase(shape.dims() - 1);
+  if (a.dims() == 1) shape.erase(shape.dims() - 1 - (b.dims() > 1));
+  return view(y, shape);
+}
+DistributedTensor bmm(const DistributedTensor& a, const DistributedTensor& b) {
+  check(a.dims() == 3 && b.dims() == 3 && a.size(0) == b.size(0),
+        "[bmm] operands are [b,m,k] and [b,k,n], not {} and {}; matmul() broadcasts", to_string(a), to_string(b));
+  return matmul(a, b);
+}
 DistributedTensor linear(const DistributedTensor& x, const DistributedTensor& weight, const DistributedTensor& bias) {
   return call(linear_op, {&x, &weight, &bias});
 }

@@ -7,12 +7,23 @@ namespace dtensor::ops {
 
 extern const Op matmul_op, linear_op, linear_weight_gradient_op;
 
-// [..., m, k] x [..., k, n] -> [..., m, n]; leading dimensions broadcast. Both have at least two dimensions.
+// [..., m, k] x [..., k, n] -> [..., m, n]; leading dimensions broadcast. A vector [k] is a row on the left and a
+// column on the right, whose dimension the result lacks: [k] x [k] is the dot product, of no dimension. f32 and f64.
 DistributedTensor matmul(const DistributedTensor& a, const DistributedTensor& b);
+// [b, m, k] x [b, k, n] -> [b, m, n]; nothing broadcasts.
+DistributedTensor bmm(const DistributedTensor& a, const DistributedTensor& b);
 // x [..., k], weight [n, k], bias [n] or absent -> [..., n]: x weight^T + bias, as torch.nn.functional.linear.
 DistributedTensor linear(const DistributedTensor& x, const DistributedTensor& weight,
                          const DistributedTensor& bias = {});
 // dy [..., n], x [..., k] -> [n, k]: the sum over all leading dimensions of dy^T x.
 DistributedTensor linear_weight_gradient(const DistributedTensor& dy, const DistributedTensor& x);
+
+// For kernels of products. y = a b with `leaves` leaves in each sum: y [..., m, n] contiguous, a [..., m, k] and
+// b [..., k, n] of any strides, leading dimensions broadcast to y's.
+void multiply(const Context& c, const Tensor& a, const Tensor& b, const Tensor& y, int64_t leaves);
+// x in another shape, copied where its strides have no such view.
+Tensor flattened(const Tensor& x, const Shape& shape);
+// One floating type.
+DType product_types(std::string_view op, std::span<const TensorSpec* const> in, const Attributes&, int output);
 
 }  // namespace dtensor::ops

@@ -160,9 +160,52 @@ static void each_tile(const Attention& a, int64_t first, int64_t last, Body body
   });
 }
 
+/// scores -> scale * scores + bias, or -inf where not visible: for query row i and key row j on.
+template <class T>
+static void mask(const Tile& tile, double scale, const Scores<T>& more, int64_t i, int64_t j, T* scores) {
+  constexpr T hidden = -std::numeric_limits<T>::infinity();
+  const T factor = static_cast<T>(scale);
+  for (int64_t r = 0; r < tile.rows; r++, scores += key_block) {
+    const int64_t at = (i + r) * more.row_stride + j * more.key_stride;
+    for (int64_t c = 0; c < tile.keys; c++) {
+      const int64_t m = at + c * more.key_stride;
+      if (more.bias)
+        scores[c] = scores[c] * factor + more.bias[m];
+      else
+        scores[c] = more.visible[m] ? scores[c] * factor : hidden;
+    }
+  }
+}
+
+/// What the weights of query row i and key row j on are multiplied by.
+template <class T>
+static void keep_factors(const Tile& tile, const Scores<T>& more, int64_t i, int64_t j, T* keep) {
+  for (int64_t r = 0; r < tile.rows; r++)
+    for (int64_t c = 0; c < tile.keys; c++)
+      keep[r * key_block + c] = static_cast<T>(more.drop.factor(more.drop_first + (i + r) * more.drop_stride + j + c));
+}
+
+template <class T>
+static void multiply(const Tile& tile, const T* by, T* x) {
+  for (int64_t r = 0; r < tile.rows; r++)
+    for (int64_t c = 0; c < tile.keys; c++) x[r * key_block + c] *= by[r * key_block + c];
+}
+
+/// The gradient of the bias goes out, and becomes that of the product of queries and keys.
+template <class T>
+static void unmask(const Tile& tile, double scale, const Scores<T>& more, int64_t keys, int64_t i, int64_t j, T* ds) {
+  for (int64_t r = 0; r < tile.rows; r++, ds += key_block) {
+    if (more.bias_gradient) std::copy_n(ds, tile.keys, more.bias_gradient + (i + r) * keys + j);
+    for (int64_t c = 0; c < tile.keys; c++) ds[c] *= static_cast<T>(scale);
+  }
+}
+
 template <class T>
 void attention(const Attention& a, const T* q, int64_t q_stride, const T* k, int64_t k_stride, const T* v,
-               int64_t v_stride, T* out, int64_t out_stride, T* lse, Scratch& scratch) {
+               int64_t v_stride, T* out, int64_t out_stride, T* lse, Scratch& scratch,
+               const std::type_identity_t<Scores<T>>& more) {
+  const double scale = more.masked() ? 1 : a.scale;  // what is left to the softmax
+  T* keep = more.drop.p > 0 ? scratch.get<T>(Slot::attention_keep, query_block * key_block) : nullptr;
   T* scores = scratch.get<T>(Slot::attention_scores, query_block * key_block);
   T* max = scratch.get<T>(Slot::attention_state, query_block);
   each_block(a.query_begin, a.queries, query_block, [&](int64_t first, int64_t last) {
@@ -173,8 +216,9 @@ void attention(const Attention& a, const T* q, int64_t q_stride, const T* k, int
       T* o = out + i * out_stride;
       gemm(Form::NT, tile.rows, tile.keys, a.head_dim, q + i * q_stride, q_stride, k + j * k_stride, k_stride, scores,
            key_block, false, 0, scratch);
-      // An additive bias or mask would be added to the scores here (and in the backward pass).
-      kernels<T>().softmax(tile, a.scale, scores, max + (i - first), lse + i, a.head_dim, o, out_stride);
+      if (more.masked()) mask(tile, a.scale, more, i, j, scores);
+      kernels<T>().softmax(tile, scale, scores, max + (i - first), lse + i, a.head_dim, o, out_stride);
+      if (keep) keep_factors(tile, more, i, j, keep), multiply(tile, keep, scores);
       gemm(Form::NN, tile.rows, a.head_dim, tile.keys, scores, key_block, v + j * v_stride, v_stride, o, out_stride,
            true, 1, scratch);
     });
@@ -186,7 +230,9 @@ template <class T>
 void attention_backward(const Attention& a, const T* q, int64_t q_stride, const T* k, int64_t k_stride, const T* v,
                         int64_t v_stride, const T* out, int64_t out_stride, const T* dout, int64_t dout_stride,
                         const T* lse, T* dq, int64_t dq_stride, T* dk, int64_t dk_stride, T* dv, int64_t dv_stride,
-                        Scratch& scratch) {
+                        Scratch& scratch, const std::type_identity_t<Scores<T>>& more) {
+  const double scale = more.masked() ? 1 : a.scale;
+  T* keep = more.drop.p > 0 ? scratch.get<T>(Slot::attention_keep, query_block * key_block) : nullptr;
   T* p = scratch.get<T>(Slot::attention_scores, query_block * key_block);
   T* ds = scratch.get<T>(Slot::attention_gradients, query_block * key_block);
   T* delta = scratch.get<T>(Slot::attention_state, query_block);
@@ -199,7 +245,11 @@ void attention_backward(const Attention& a, const T* q, int64_t q_stride, const 
       const T *qi = q + i * q_stride, *gi = dout + i * dout_stride, *kj = k + j * k_stride, *vj = v + j * v_stride;
       gemm(Form::NT, m, n, d, qi, q_stride, kj, k_stride, p, key_block, false, 0, scratch);
       gemm(Form::NT, m, n, d, gi, dout_stride, vj, v_stride, ds, key_block, false, 0, scratch);
-      kernels<T>().gradient(tile, a.scale, lse + i, delta + (i - first), p, ds);
+      if (more.masked()) mask(tile, a.scale, more, i, j, p);
+      if (keep) keep_factors(tile, more, i, j, keep), multiply(tile, keep, ds);
+      kernels<T>().gradient(tile, scale, lse + i, delta + (i - first), p, ds);
+      if (more.masked()) unmask(tile, a.scale, more, a.keys, i, j, ds);
+      if (keep) multiply(tile, keep, p);
       gemm(Form::TN, n, d, m, p, key_block, gi, dout_stride, dv + j * dv_stride, dv_stride, true, 0, scratch);
       gemm(Form::TN, n, d, m, ds, key_block, qi, q_stride, dk + j * dk_stride, dk_stride, true, 0, scratch);
       gemm(Form::NN, m, d, n, ds, key_block, kj, k_stride, dq + i * dq_stride, dq_stride, true, 1, scratch);
@@ -209,10 +259,10 @@ void attention_backward(const Attention& a, const T* q, int64_t q_stride, const 
 
 #define INSTANTIATE(T)                                                                                                \
   template void attention(const Attention&, const T*, int64_t, const T*, int64_t, const T*, int64_t, T*, int64_t, T*, \
-                          Scratch&);                                                                                  \
+                          Scratch&, const Scores<T>&);                                                                \
   template void attention_backward(const Attention&, const T*, int64_t, const T*, int64_t, const T*, int64_t,         \
                                    const T*, int64_t, const T*, int64_t, const T*, T*, int64_t, T*, int64_t, T*,      \
-                                   int64_t, Scratch&);
+                                   int64_t, Scratch&, const Scores<T>&);
 INSTANTIATE(float)
 INSTANTIATE(double)
 

@@ -13,6 +13,8 @@
 // (2023).
 #pragma once
 #include <cstdint>
+#include <type_traits>
+#include "ops/cpu/drop.h"
 #include "ops/cpu/scratch.h"
 
 namespace dtensor::cpu {
@@ -30,11 +32,27 @@ struct Attention {
   double scale = 1;
 };
 
-/// Writes out and lse = log(sum(exp(scale * q k^T))) by row. A row that sees no key gets out = 0 and lse = -inf.
+/// What happens to the scores of one head besides. Pointers are at its query row 0 and key row 0; strides are elements
+/// from row to row and from key to key, 0 where all have the same.
+template <class T>
+struct Scores {
+  const T* bias = nullptr;        // added to scale * q k^T
+  const bool* visible = nullptr;  // or: false hides the key from the row
+  int64_t row_stride = 0, key_stride = 0;
+  T* bias_gradient = nullptr;               // [queries, keys], written by the backward pass
+  Drop drop;                                // of the weights, after the softmax; the sum of a row is of all of them
+  int64_t drop_first = 0, drop_stride = 0;  // the index of row 0's key 0, and from row to row
+
+  bool masked() const { return bias || visible; }
+};
+
+/// Writes out and lse = log(sum(exp(scale * q k^T))) by row. A row that sees no key, or that a mask
+/// leaves none, gets out = 0 and lse = -inf, and no gradient.
 /// Strides are elements from row to row; a row is contiguous. out overlaps no input. T: float or double.
 template <class T>
 void attention(const Attention& a, const T* q, int64_t q_stride, const T* k, int64_t k_stride, const T* v,
-               int64_t v_stride, T* out, int64_t out_stride, T* lse, Scratch& scratch);
+               int64_t v_stride, T* out, int64_t out_stride, T* lse, Scratch& scratch,
+               const std::type_identity_t<Scores<T>>& more = {});
 
 /// From the results of the forward pass and dout: writes dq, ADDS to dk and dv (so that the query heads that share a
 /// key head are calls in a row, in a fixed order).
@@ -42,6 +60,6 @@ template <class T>
 void attention_backward(const Attention& a, const T* q, int64_t q_stride, const T* k, int64_t k_stride, const T* v,
                         int64_t v_stride, const T* out, int64_t out_stride, const T* dout, int64_t dout_stride,
                         const T* lse, T* dq, int64_t dq_stride, T* dk, int64_t dk_stride, T* dv, int64_t dv_stride,
-                        Scratch& scratch);
+                        Scratch& scratch, const std::type_identity_t<Scores<T>>& more = {});
 
 }  // namespace dtensor::cpu

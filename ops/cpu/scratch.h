@@ -18,6 +18,7 @@ enum class Slot {
   attention_state,
   attention_scores,
   attention_gradients,
+  attention_keep,
   caller,  // free for who calls the kernels
   count
 };

@@ -19,9 +19,9 @@ struct Known {
 };
 
 constexpr Known not_offered[] = {
-    {"attention_backward", "Partial(sum),Replicate,Replicate,Replicate,Replicate,Replicate->",
+    {"attention_backward", "Partial(sum),Replicate,Replicate,Replicate,Replicate,Replicate,",
      "dout alone is cheaper to reduce than dq, dk and dv"},
-    {"attention_backward", "Replicate,Replicate,Replicate,Partial(sum),Partial(sum),Replicate->",
+    {"attention_backward", "Replicate,Replicate,Replicate,Partial(sum),Partial(sum),Replicate,",
      "dv does not depend on v and out: of use to nobody"},
     {"amax", "Shard(a)->Partial(sum)", "of bool, where a sum is a maximum"},
     {"layer_norm_backward", "", "statistics and their sums come reduced: of use to nobody"},
@@ -55,6 +55,9 @@ constexpr Known other_bits[] = {
     {"index_add", "i of sample", "slices are added in the order of indices, in no tree"},
     {"scatter_add", "i of sample", "as above"},
     {"attention_backward", "s of sample 0", "dk and dv under context parallelism agree to rounding"},
+    {"einsum", "b of sample 1", "two letters are contracted and the inner one is sharded, as for sum"},
+    {"einsum", "b of sample 4", "as above"},
+    {"attention_backward", "s of sample", "dk and dv under context parallelism agree to rounding"},
 };
 
 // Entries that the table lacks, and entries of the table that are no more; adds the others to `list` with their

@@ -5,10 +5,9 @@ using Catch::Contains;
 
 TEST_CASE("errors of calls begin with the op and show the values") {
   OneRank one;
-  DistributedTensor a = one({5, 7});
-  CHECK_THROWS_WITH(ops::matmul(a, one({6, 3})),
-                    Contains("[matmul] sizes of k differ: 7 and 6 in operands [5,7], [6,3]"));
-  CHECK_THROWS_WITH(ops::matmul(a, one({7})),
+  DistributedTensor a = one({5, 7}), vector = one(Shape{7});
+  CHECK_THROWS_WITH(ops::matmul(a, one({6, 3})), Contains("[matmul] inner sizes 7 and 6 differ: f32[5,7]"));
+  CHECK_THROWS_WITH(call(ops::matmul_op, {&a, &vector}),
                     Contains("[matmul] operand 1 has 1 dimensions, [7]; it needs at least 2"));
   CHECK_THROWS_WITH(ops::add(a, one({5, 3})),
                     Contains("[add] sizes 7 and 3 of one dimension do not broadcast: operand 1 is [5,3]"));

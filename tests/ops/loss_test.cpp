@@ -15,7 +15,15 @@ TEST_CASE("cross entropy refuses targets that are no class, and shapes that do n
   CHECK_THROWS_WITH(ops::cross_entropy(logits, one({4, 3}, DType::i64)),
                     Contains("[cross_entropy] logits f32[4,3]") && Contains("one target for each row"));
   CHECK_THROWS_WITH(ops::cross_entropy(logits, one({1}, DType::i64)), Contains("one target for each row"));
-  CHECK_THROWS_WITH(ops::cross_entropy(logits, one({4})), Contains("targets are i64, not f32[4]"));
+  CHECK_THROWS_WITH(ops::cross_entropy(logits, one({4, 3})),
+                    Contains("targets are i64, not f32[4,3]") && Contains("probabilities"));
+  CHECK_THROWS_WITH(ops::cross_entropy(logits, one({4}, DType::i64), {.class_dim = 0}), Contains("are dimension 0"));
+  CHECK_THROWS_WITH(ops::cross_entropy(logits, one({4}, DType::i64), {.class_dim = 2}), Contains("[cross_entropy]"));
+  CHECK_THROWS_WITH(ops::cross_entropy(logits, one({4}, DType::i64), {.label_smoothing = 1.5}),
+                    Contains("label_smoothing 1.5 is outside [0,1]"));
+  CHECK_THROWS_WITH(ops::cross_entropy(one(Shape{}), one(Shape{}, DType::i64)), Contains("no dimension of classes"));
+  CHECK_THROWS_WITH(ops::mse_loss(logits, one({4})), Contains("[mse_loss]") && Contains("two shapes; use expand()"));
+  CHECK_THROWS_WITH(ops::mse_loss(one({4}, DType::i64), one({4}, DType::i64)), Contains("no floating type"));
 }
 
 TEST_CASE("the mean of cross entropy is over the targets that are not ignored, NaN where there are none") {
