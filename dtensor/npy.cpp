@@ -132,7 +132,7 @@ class NpyFile {
   void read_bytes(int64_t at, std::byte* to, int64_t n) {
     in_.seekg(at);
     in_.read(reinterpret_cast<char*>(to), n);
-    require(bool(in_), "cannot be read to its end");
+    require(bool(in_), "cannot be read");
   }
 
   std::string header_text() {
