@@ -163,6 +163,10 @@ TEST_CASE("uniform numbers are below the upper bound after rounding") {
     fill_uniform(x, {9}, c.low, c.high);
     for (float v : values<float>(x.local())) REQUIRE((v >= c.low && (v < c.high || c.low == c.high)));
   }
+  auto exact = DistributedTensor::empty(x.mesh(), {DType::f64, {99}, {}});
+  fill_uniform(exact, {9}, 0, 1);
+  for (size_t g = 0; g < 99; ++g)
+    REQUIRE(values<double>(exact.local())[g] == Philox(RandomStream{9}.key(), g / 4).word[g % 4] * 0x1p-32);
   fill_bernoulli(x, {9}, 0.25);
   double sum = 0;
   for (float v : values<float>(x.local())) sum += v;
