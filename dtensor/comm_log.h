@@ -22,6 +22,8 @@ class CommLog : public Observer {
     bool asked_for = true;
     friend bool operator==(const Entry&, const Entry&) = default;
   };
+  // A column to group entries by.
+  enum class By : uint8_t { collective, axes, tensor, phase, module, op, reason, plan_line };
 
   explicit CommLog(Rank& rank) : rank_(rank) { rank_.add(*this); }
   ~CommLog() override { rank_.remove(*this); }
@@ -44,5 +46,25 @@ std::string to_string(const CommLog::Entry& e);
 
 // How often each collective ran: {"all_reduce", 4}.
 std::map<std::string, int> count_by_kind(const std::vector<CommLog::Entry>& entries);
+
+// What the entries with the same values in some columns add up to.
+struct CommTotal {
+  std::vector<std::string> key;  // those values
+  int launches = 0;              // one launch may carry several tensors; it counts in each key that has some of them
+  int tensors = 0;               // entries
+  int64_t bytes = 0;
+  friend bool operator==(const CommTotal&, const CommTotal&) = default;
+};
+
+// In the order in which the keys first occur: totals(log.entries(), {By::phase, By::collective}). Without columns, one
+// total of all entries.
+std::vector<CommTotal> totals(const std::vector<CommLog::Entry>& entries, const std::vector<CommLog::By>& by);
+
+// The totals as lines of aligned columns, with a heading and a last line for all:
+//     phase     collective      launches  tensors   bytes
+//     forward   all_gather             2        3     128
+//     backward  reduce_scatter         1        1      64
+//     total                            3        4     192
+std::string summary(const std::vector<CommLog::Entry>& entries, const std::vector<CommLog::By>& by);
 
 }  // namespace dtensor

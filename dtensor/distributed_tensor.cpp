@@ -43,6 +43,10 @@ DistributedTensor DistributedTensor::distribute(const Tensor& whole, const Devic
       normalize("distribute", mesh.shape(), whole.dims(), std::span(placements.begin(), placements.size())));
 }
 
+DistributedTensor DistributedTensor::distribute(const Tensor& whole, const DeviceMesh& mesh, std::string_view layout) {
+  return distribute(whole, mesh, parse_layout(layout, mesh.shape(), whole.dims()));
+}
+
 DistributedTensor DistributedTensor::redistribute(const Layout& layout, const RedistributeOptions& options) const {
   return dtensor::redistribute(std::span(this, 1), std::span(&layout, 1), options)[0];
 }
@@ -54,6 +58,14 @@ DistributedTensor DistributedTensor::redistribute(const Layout& layout) const {
 DistributedTensor DistributedTensor::redistribute(std::initializer_list<Placement> placements) const {
   return redistribute(
       normalize("redistribute", mesh().shape(), dims(), std::span(placements.begin(), placements.size())));
+}
+
+DistributedTensor DistributedTensor::redistribute(std::string_view layout, const RedistributeOptions& options) const {
+  return redistribute(parse_layout(layout, mesh().shape(), dims()), options);
+}
+
+DistributedTensor DistributedTensor::redistribute(std::string_view layout) const {
+  return redistribute(layout, RedistributeOptions{});
 }
 
 Tensor DistributedTensor::full() const {
@@ -94,13 +106,7 @@ std::string to_string(const DistributedTensor& x) {
 std::ostream& operator<<(std::ostream& out, const DistributedTensor& x) {
   out << to_string(x);
   if (!x.defined()) return out;
-  out << "\nrank " << x.mesh().rank() << ", " << to_string(x.spec().local_shape) << " at "
-      << to_string(x.spec().box.offset()) << ": ";
-  if (x.is_meta()) return out << "meta";
-  Tensor local = x.local().contiguous();
-  constexpr int64_t shown = 64;
-  for (int64_t i = 0; i < std::min(local.numel(), shown); ++i) out << (i ? " " : "") << element(local, i);
-  return local.numel() > shown ? out << " ..." : out;
+  return out << "\nrank " << x.mesh().rank() << " at " << to_string(x.spec().box.offset()) << ": " << x.local();
 }
 
 }  // namespace dtensor

@@ -26,6 +26,7 @@ class DistributedTensor {
   static DistributedTensor distribute(const Tensor& whole, const DeviceMesh& mesh, const Layout& layout);
   static DistributedTensor distribute(const Tensor& whole, const DeviceMesh& mesh,
                                       std::initializer_list<Placement> placements);
+  static DistributedTensor distribute(const Tensor& whole, const DeviceMesh& mesh, std::string_view layout);
   // Contents undefined, on the rank's device.
   static DistributedTensor empty(const DeviceMesh& mesh, const TensorSpec& spec);
   static DistributedTensor empty(const DeviceMesh& mesh, const LocalSpec* spec, Tensor local);
@@ -52,6 +53,9 @@ class DistributedTensor {
   DistributedTensor redistribute(const Layout& layout) const;
   DistributedTensor redistribute(const Layout& layout, const RedistributeOptions& options) const;
   DistributedTensor redistribute(std::initializer_list<Placement> placements) const;
+  // By text: x.redistribute("tp=Replicate"). Axes not named become Replicate.
+  DistributedTensor redistribute(std::string_view layout) const;
+  DistributedTensor redistribute(std::string_view layout, const RedistributeOptions& options) const;
 
   // In place: this value becomes `from`'s, of the same specification. The storage is replaced where others share it.
   void copy_(const DistributedTensor& from);
@@ -77,7 +81,7 @@ class DistributedTensor {
 
 // "f32[8,16] dp=Shard(0) tp=Replicate"
 std::string to_string(const DistributedTensor& x);
-// The same, this rank, and its part. Never communicates; full() gives the value.
+// The same, this rank, where its part is, and the part. Never communicates; full() gives the value.
 std::ostream& operator<<(std::ostream& out, const DistributedTensor& x);
 
 }  // namespace dtensor

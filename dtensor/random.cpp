@@ -3,6 +3,9 @@
 #include <cmath>
 #include <numbers>
 
+#include "dtensor/local/runs.h"
+#include "dtensor/redistribute.h"
+
 namespace dtensor {
 namespace {
 
@@ -18,44 +21,65 @@ uint64_t hash(std::string_view text) {  // FNV-1a
   return h;
 }
 
-// Calls f(local index, global index) for each element of this rank's part.
-template <class F>
-void each_element(const DistributedTensor& x, F f) {
-  const Box& box = x.spec().box;
-  int64_t n = box.numel();
-  Shape at = box.offset(), strides = contiguous_strides(x.shape());
-  int64_t global = 0;
-  for (int d = 0; d < box.dims; ++d) global += at[d] * strides[d];
-  for (int64_t i = 0; i < n; ++i) {
-    f(i, global);
-    for (int d = box.dims - 1; d >= 0; --d) {
-      global += strides[d];
-      if (++at[d] < box[d].end) break;
-      global -= box[d].size() * strides[d];
-      at[d] = box[d].begin;
-    }
+constexpr int lanes = 8;  // generators at once: the compiler turns loops over them into vector instructions
+
+// Four words each of the counters from `counter` on, in their order.
+void philox(uint64_t key, uint64_t counter, uint32_t* words) {
+  uint32_t w[4][lanes];
+  for (int i = 0; i < lanes; ++i) {
+    uint64_t c = counter + uint64_t(i);
+    w[0][i] = uint32_t(c), w[1][i] = uint32_t(c >> 32), w[2][i] = w[3][i] = 0;
   }
+  uint32_t k0 = uint32_t(key), k1 = uint32_t(key >> 32);
+  for (int round = 0; round < 10; ++round, k0 += 0x9e3779b9u, k1 += 0xbb67ae85u)
+    for (int i = 0; i < lanes; ++i) {
+      uint64_t a = uint64_t(0xd2511f53u) * w[0][i], b = uint64_t(0xcd9e8d57u) * w[2][i];
+      w[0][i] = uint32_t(b >> 32) ^ w[1][i] ^ k0, w[1][i] = uint32_t(b);
+      w[2][i] = uint32_t(a >> 32) ^ w[3][i] ^ k1, w[3][i] = uint32_t(a);
+    }
+  for (int i = 0; i < lanes; ++i)
+    for (int k = 0; k < 4; ++k) words[4 * i + k] = w[k][i];
 }
 
-// (0, 1]: 32 bits, never 0.
-double unit(uint32_t word) { return (double(word) + 1) * 0x1p-32; }
-
+// out[i] = f(the word of the i-th element of the box).
 template <class T, class F>
-void fill_with(DistributedTensor& x, uint64_t key, F number) {
-  T* data = x.local_for_writing().data<T>();
-  each_element(x, [&](int64_t i, int64_t global) { data[i] = T(number(Philox(key, uint64_t(global)))); });
+void from_words(uint64_t key, const Shape& shape, const Box& box, T* out, const F& f) {
+  constexpr int64_t block = 4 * lanes;
+  for_each_run(shape, box, [&](int64_t local, int64_t global, int64_t n) {
+    uint32_t words[block];
+    for (int64_t done = 0; done < n;) {
+      int64_t at = (global + done) % 4, count = std::min(n - done, block - at);
+      if (count <= 4 - at) {  // short runs need one counter
+        Philox one(key, uint64_t(global + done) / 4);
+        std::copy_n(one.word, 4, words);
+      } else {
+        philox(key, uint64_t(global + done) / 4, words);
+      }
+      for (int64_t i = 0; i < count; ++i) out[local + done + i] = f(words[at + i]);
+      done += count;
+    }
+  });
 }
 
-template <class F>
-void fill_with(const char* who, DistributedTensor& x, const RandomStream& stream, F number) {
-  check(!x.layout().partial, "[{}] {} is Partial: random numbers need a Shard or Replicate layout", who, to_string(x));
-  if (x.is_meta()) return;
-  if (x.dtype() == DType::f32)
-    fill_with<float>(x, stream.key(), number);
-  else if (x.dtype() == DType::f64)
-    fill_with<double>(x, stream.key(), number);
-  else
-    fail("[{}] {} is not a floating type that the CPU has", who, name(x.dtype()));
+double unit(uint32_t word) { return double(word) * 0x1p-32; }                // [0, 1)
+double unit_above_0(uint32_t word) { return (double(word) + 1) * 0x1p-32; }  // (0, 1]
+
+// write(T* part) on the ranks that keep a value.
+template <class... Types, class F>
+void fill_with(const char* who, DistributedTensor& x, const F& write) {
+  bool known = x.dtype() == DType::bf16 && x.is_meta();
+  auto fill_one = [&]<class T>(T*) {
+    if (x.dtype() != dtype_of<T>::value) return;
+    known = true;
+    if (x.is_meta()) return;
+    const Tensor& part = x.local_for_writing();
+    if (keeps_value(x.mesh().shape(), x.mesh().rank(), x.layout().partial, x.layout().reduce))
+      write(part.data<T>());
+    else
+      fill_identity(part, x.layout().reduce);
+  };
+  (fill_one(static_cast<Types*>(nullptr)), ...);
+  if (!known) fail("[{}] {} gets no such numbers on the CPU: use f32 or f64", who, to_string(x));
 }
 
 }  // namespace
@@ -76,15 +100,38 @@ Philox::Philox(uint64_t key, uint64_t counter) : word{uint32_t(counter), uint32_
   }
 }
 
+void fill_unit(uint64_t key, const Shape& shape, const Box& box, float* out) {
+  from_words(key, shape, box, out, [](uint32_t word) { return float(word >> 8) * 0x1p-24f; });
+}
+
 void fill_normal(DistributedTensor& x, const RandomStream& stream, double mean, double std) {
-  fill_with("fill_normal", x, stream, [=](const Philox& p) {  // Box and Muller
-    return mean + std * std::sqrt(-2 * std::log(unit(p.word[0]))) * std::cos(2 * std::numbers::pi * unit(p.word[1]));
+  check(std >= 0, "[fill_normal] a standard deviation of {}", std);
+  uint64_t key = stream.key();
+  fill_with<float, double>("fill_normal", x, [&]<class T>(T* part) {
+    for_each_run(x.shape(), x.spec().box, [&](int64_t local, int64_t global, int64_t n) {
+      for (int64_t i = 0; i < n; ++i) {  // Box and Muller
+        Philox p(key, uint64_t(global + i));
+        double radius = std::sqrt(-2 * std::log(unit_above_0(p.word[0])));
+        part[local + i] = T(mean + std * radius * std::cos(2 * std::numbers::pi * unit_above_0(p.word[1])));
+      }
+    });
   });
 }
 
 void fill_uniform(DistributedTensor& x, const RandomStream& stream, double low, double high) {
-  fill_with("fill_uniform", x, stream,
-            [=](const Philox& p) { return low + (high - low) * (double(p.word[0]) * 0x1p-32); });
+  check(low <= high && std::isfinite(high - low), "[fill_uniform] the numbers cannot be in [{}, {})", low, high);
+  fill_with<float, double>("fill_uniform", x, [&]<class T>(T* part) {
+    T below = std::nextafter(T(high), T(low));  // rounding may reach `high`
+    from_words(stream.key(), x.shape(), x.spec().box, part,
+               [&](uint32_t word) { return std::min(T(low + (high - low) * unit(word)), below); });
+  });
+}
+
+void fill_bernoulli(DistributedTensor& x, const RandomStream& stream, double p) {
+  check(p >= 0 && p <= 1, "[fill_bernoulli] a probability of {}", p);
+  fill_with<float, double, int64_t, bool>("fill_bernoulli", x, [&]<class T>(T* part) {
+    from_words(stream.key(), x.shape(), x.spec().box, part, [&](uint32_t word) { return T(unit(word) < p); });
+  });
 }
 
 }  // namespace dtensor

@@ -25,8 +25,18 @@ struct Philox {
   Philox(uint64_t key, uint64_t counter);
 };
 
-// In place, each rank its part; the elements' numbers are found from their global row-major index.
+// The uniform numbers of a part of a tensor, for kernels: out[i] for the i-th element of `box`, in row-major order, is
+// in [0, 1), a multiple of 2^-24. The element with global row-major index g gets word g % 4 of Philox(key, g / 4), so
+// the numbers do not depend on the box.
+void fill_unit(uint64_t key, const Shape& shape, const Box& box, float* out);
+
+// In place, each rank its part, from 32 random bits per number; on Partial axes the ranks that keep a value get the
+// numbers and the others the identity of the reduction. Errors: an element type that is not f32 or f64; not finite
+// bounds, low > high; std < 0.
 void fill_normal(DistributedTensor& x, const RandomStream& stream, double mean, double std);
+// In [low, high); `low` where both are equal.
 void fill_uniform(DistributedTensor& x, const RandomStream& stream, double low, double high);
+// 1 with probability p, else 0; of i64 and bool too. Errors: p outside of [0, 1].
+void fill_bernoulli(DistributedTensor& x, const RandomStream& stream, double p);
 
 }  // namespace dtensor

@@ -1,7 +1,5 @@
 #include "dtensor/redistribute.h"
 
-#include <limits>
-
 #include "placement/redistribution.h"
 
 namespace dtensor {
@@ -32,32 +30,18 @@ Box relative(const Box& inner, const Box& outer) {
   return b;
 }
 
-// What changes nothing in a reduction, bit for bit: -0 + x is x, 0 + -0 is not -0.
-void fill_identity(const Tensor& t, Reduce r) {
-  bool extreme = r == Reduce::min || r == Reduce::max;
-  if (extreme && t.dtype() == DType::i64 && t.device() != Device::meta) {  // no double is that large
-    using Limits = std::numeric_limits<int64_t>;
-    std::fill_n(t.data<int64_t>(), t.numel(), r == Reduce::min ? Limits::max() : Limits::min());
-    return;
-  }
-  double most = t.dtype() == DType::boolean ? 1 : std::numeric_limits<double>::infinity();
-  double least = t.dtype() == DType::boolean ? 0 : -most;
-  fill(t, r == Reduce::product ? 1 : r == Reduce::min ? most : r == Reduce::max ? least : -0.0);
-}
-
 void slice(Travel& t) {
   Box now = t.box(t.step().to), before = t.box(t.step().from);
   t.local = now.numel() ? t.local.part(relative(now, before)).contiguous() : t.make(now.shape());
 }
 
-// Law 1: of a replicated group one rank keeps the value; min, max and avg let all keep it. A shard is padded.
+// A shard is padded.
 void embed(Travel& t) {
   const Step& s = t.step();
   const MeshShape& mesh = t.mesh().shape();
   Reduce r = s.to.reduce;
   AxisSet was_shard = s.axes & s.from.sharded(), was_whole = s.axes & ~was_shard;
-  bool keep =
-      mesh.index_in(t.mesh().rank(), was_whole) == 0 || r == Reduce::min || r == Reduce::max || r == Reduce::avg;
+  bool keep = keeps_value(mesh, t.mesh().rank(), was_whole, r);
   Box now = t.box(s.to), before = t.box(s.from);
   if (keep && now == before && !(r == Reduce::avg && was_shard)) return;
   Tensor out = t.make(now.shape());
@@ -271,6 +255,10 @@ void run(std::vector<Travel>& all, const RedistributeOptions& options) {
 
 }  // namespace
 
+bool keeps_value(const MeshShape& mesh, int rank, AxisSet axes, Reduce reduce) {
+  return mesh.index_in(rank, axes) == 0 || reduce == Reduce::min || reduce == Reduce::max || reduce == Reduce::avg;
+}
+
 Plan plan_of(const DistributedTensor& x, const Layout& to) {
   return plan_redistribution(x.mesh().shape(), x.shape(), itemsize(x.dtype()), x.layout(), to);
 }
@@ -292,7 +280,7 @@ std::vector<DistributedTensor> redistribute(std::span<const DistributedTensor> l
     Layout to = strip_narrow_axes(x.mesh().shape(), layouts[i]);
     if (x.layout() == to) continue;
     travels.push_back({x, plan_of(x, to), x.local(),
-                       i < options.reasons.size() ? std::string_view(options.reasons[i]) : std::string_view()});
+                       i < options.reasons.size() ? std::string_view(options.reasons[i]) : options.reason});
     index.push_back(i);
   }
   run(travels, options);

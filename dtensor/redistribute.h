@@ -9,15 +9,20 @@
 namespace dtensor {
 
 struct RedistributeOptions {
-  bool asked_for = true;  // false: found by the dispatcher; an error in strict mode if bytes move (law 7)
-  bool remake = false;    // the tape may drop the result and remake it from its source when a gradient needs it
-  std::span<const std::string> reasons = {};  // per tensor, for logs; none: the innermost reason label
+  bool asked_for = true;         // false: found by the dispatcher; an error in strict mode if bytes move (law 7)
+  bool remake = false;           // the tape may drop the result and remake it from its source when a gradient needs it
+  std::string_view reason = {};  // for logs; none: the innermost reason label
+  std::span<const std::string> reasons = {};  // per tensor; one that is missing is `reason`
 };
 
 // Several tensors of one mesh at once: steps of one kind over the same axes are one launch. Law 1: each result is the
 // same logical value in the layout asked for.
 std::vector<DistributedTensor> redistribute(std::span<const DistributedTensor> list, std::span<const Layout> layouts,
                                             const RedistributeOptions& options = {});
+
+// Law 1: of ranks that differ on `axes` the first keeps a value that becomes Partial there and the others hold the
+// identity of the reduction; of min, max and avg all keep it. Whether `rank` keeps it.
+bool keeps_value(const MeshShape& mesh, int rank, AxisSet axes, Reduce reduce);
 
 // The plan for one tensor, as redistribute() would run it.
 Plan plan_of(const DistributedTensor& x, const Layout& to);

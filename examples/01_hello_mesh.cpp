@@ -16,13 +16,21 @@
 // Run build/bin/01_hello_mesh; it prints
 //
 //     f32[4,4] dp=Shard(0) tp=Shard(1)
-//     rank 0, [2,2] at [0,0]: 0 1 4 5
+//     rank 0 at [0,0]: f32[2,2]
+//     [[0., 1.],
+//      [4., 5.]]
 //     f32[4,4] dp=Shard(0) tp=Shard(1)
-//     rank 1, [2,2] at [0,2]: 2 3 6 7
+//     rank 1 at [0,2]: f32[2,2]
+//     [[2., 3.],
+//      [6., 7.]]
 //     f32[4,4] dp=Shard(0) tp=Shard(1)
-//     rank 2, [2,2] at [2,0]: 8 9 12 13
+//     rank 2 at [2,0]: f32[2,2]
+//     [[ 8.,  9.],
+//      [12., 13.]]
 //     f32[4,4] dp=Shard(0) tp=Shard(1)
-//     rank 3, [2,2] at [2,2]: 10 11 14 15
+//     rank 3 at [2,2]: f32[2,2]
+//     [[10., 11.],
+//      [14., 15.]]
 #include <iostream>
 
 #include "dtensor/distributed_tensor.h"

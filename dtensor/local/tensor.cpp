@@ -1,6 +1,7 @@
 #include "dtensor/local/tensor.h"
 
 #include <cstring>
+#include <limits>
 
 namespace dtensor {
 
@@ -166,6 +167,18 @@ void fill(const Tensor& t, double value) {
       break;
   }
   fail("[fill] {} is not supported on the CPU", name(t.dtype()));
+}
+
+void fill_identity(const Tensor& t, Reduce r) {
+  bool extreme = r == Reduce::min || r == Reduce::max;
+  if (extreme && t.dtype() == DType::i64 && t.device() != Device::meta) {  // no double is that large
+    using Limits = std::numeric_limits<int64_t>;
+    std::fill_n(t.data<int64_t>(), t.numel(), r == Reduce::min ? Limits::max() : Limits::min());
+    return;
+  }
+  double most = t.dtype() == DType::boolean ? 1 : std::numeric_limits<double>::infinity();
+  double least = t.dtype() == DType::boolean ? 0 : -most;
+  fill(t, r == Reduce::product ? 1 : r == Reduce::min ? most : r == Reduce::max ? least : -0.0);
 }
 
 double element(const Tensor& t, int64_t i) {

@@ -1,6 +1,7 @@
 // Tensor: one device's memory seen as an array with strides. No mesh, no gradient.
 #pragma once
 
+#include <iosfwd>
 #include <memory>
 #include <span>
 
@@ -79,8 +80,15 @@ class Tensor {
 void copy(const Tensor& from, const Tensor& to);
 // Every element becomes `value`, converted to the tensor's type.
 void fill(const Tensor& t, double value);
+// What changes nothing in a reduction, bit for bit: -0 for a sum, as -0 + x is x, but 0 + -0 is not -0.
+void fill_identity(const Tensor& t, Reduce reduce);
 // Element i of a contiguous tensor as a double: for printing and tests.
 double element(const Tensor& t, int64_t i);
+
+// Type and shape, and the elements in nested brackets, as NumPy prints them: aligned, and of each dimension longer than
+// six the first and last three where there are more than 1000 elements.
+std::string to_string(const Tensor& t);
+std::ostream& operator<<(std::ostream& out, const Tensor& t);
 
 template <class T>
 Tensor Tensor::of(const Shape& shape, std::span<const T> values) {

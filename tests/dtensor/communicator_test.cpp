@@ -274,6 +274,15 @@ TEST_CASE("law 9: calls that disagree are reported on every rank with both calls
   }
 }
 
+TEST_CASE("law 9: bf16 moves on the CPU but is not summed") {
+  auto errors = on_ranks(2, [](Communicator& c) {
+    Tensor in = Tensor::zeros(heap, DType::bf16, {2}), out = Tensor::zeros(heap, DType::bf16, {4});
+    c.all_gather({{in, out, {2, 2}}}).wait();
+    c.all_reduce({{in, in.clone()}}, Reduce::sum).wait();
+  });
+  for (auto& e : errors) CHECK(e == "[all_reduce] bf16 is not supported on the CPU");
+}
+
 TEST_CASE("law 9: a wait ends at the deadline and says who is missing") {
   auto start = std::chrono::steady_clock::now();
   auto errors = on_ranks(

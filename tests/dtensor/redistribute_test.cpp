@@ -326,4 +326,10 @@ TEST_CASE("law 9: a redistribution that cannot be is an error") {
   CHECK_THROWS_WITH(redistribute(both, std::vector<Layout>(1)), Equals("[redistribute] 2 tensors and 1 layouts"));
   CHECK_THROWS_WITH(redistribute(std::vector<DistributedTensor>(1), std::vector<Layout>(1)),
                     Equals("[redistribute] tensor 0 is undefined"));
+  launch(2, [](Rank& two) {
+    DeviceMesh pair(two, "tp=2");
+    auto counts = DistributedTensor::distribute(Tensor::of<int64_t>({2}, {1, 2}), pair, {Shard(0)});
+    std::string error = error_of([&] { counts.redistribute({Partial(Reduce::avg)}); });
+    check(error == "[redistribute] Partial(avg) of i64 is not supported", "{}", error);
+  });
 }

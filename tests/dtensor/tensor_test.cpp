@@ -208,6 +208,9 @@ TEST_CASE("tensors are filled and read") {
   CHECK(Tensor::of<float>({}, {5}).numel() == 1);
   CHECK_THROWS_WITH(Tensor::of<float>({2}, {5}), Equals("[Tensor::of] 1 values for shape [2]"));
   CHECK_THROWS_WITH(fill(x.narrow(1, 0, 1), 0), Equals("[fill] the tensor is not contiguous"));
+  Tensor bf16(allocator, DType::bf16, {1});
+  CHECK_THROWS_WITH(fill(bf16, 0), Equals("[fill] bf16 is not supported on the CPU"));
+  CHECK_THROWS_WITH(element(bf16, 0), Equals("[element] bf16 is not supported on the CPU"));
   CHECK_THROWS_WITH(copy(x, Tensor::of<float>({2, 2}, {1, 2, 3, 4})), Equals("[copy] i64[2,2] to f32[2,2]"));
   CHECK_THROWS_WITH(copy(x, x.view({4})), Equals("[copy] i64[2,2] to i64[4]"));
 }
