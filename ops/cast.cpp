@@ -18,8 +18,9 @@ To converted(From v) {
 
 void cast_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   for_all_types(c, in[0].dtype(), [&]<class From>() {
-    for_all_types(c, out[0].dtype(),
-                  [&]<class To>() { elementwise<To, From>(c, {&in[0]}, out[0], converted<To, From>); });
+    for_all_types(c, out[0].dtype(), [&]<class To>() {
+      elementwise<To, From>(c, {&in[0]}, out[0], [](From v) { return converted<To>(v); });
+    });
   });
 }
 

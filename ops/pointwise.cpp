@@ -183,8 +183,9 @@ template <bool of_divisor>
 void remainder_gradient(Gradient& g) {
   set_reduced(g, 0, g.of_output());
   if (!g.needs(1)) return;
-  DistributedTensor q = div(g.input(0), g.input(1));
-  q = of_divisor ? floor(q) : mul(sign(q), floor(abs(q)));
+  const DistributedTensor &a = g.input(0), &b = g.input(1);
+  DistributedTensor q = of_divisor ? round(div(sub(a, remainder(a, b)), b)) : div(a, b);
+  if (!of_divisor) q = mul(sign(q), floor(abs(q)));
   set_reduced(g, 1, neg(mul(g.of_output(), q)));
 }
 
