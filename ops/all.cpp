@@ -75,7 +75,7 @@ std::span<const Op* const> all() {
       &amax_op,
       &amin_op,
       &ties_op,
-      &extreme_backward_op,
+      &amax_backward_op,
       &sum_squares_op,
       &var_op,
       &sharded_var_op,

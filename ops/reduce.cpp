@@ -216,7 +216,7 @@ void ties_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor>
   });
 }
 // dy / ties, x, y -> dx: where x equals y. Elsewhere 0 * (dy / ties), which is NaN where y is, as in PyTorch.
-void extreme_backward_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+void amax_backward_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   Slices s = slices_of(in[1], dims_of(c.attributes));
   for_numbers(c, in[1].dtype(), [&]<class T>() {
     const T *share = in[0].data<T>(), *x = s.x.data<T>(), *y = in[2].data<T>();
@@ -231,7 +231,7 @@ void extreme_backward_kernel(const Context& c, std::span<const Tensor> in, std::
 void extreme_gradient(Gradient& g) {
   const DistributedTensor &x = g.input(0), y = reduced(g.output(0)),
                           ties = reduced(call(ties_op, {&x, &y}, g.attributes())), share = div(g.of_output(), ties);
-  g.set(0, call(extreme_backward_op, {&share, &x, &y}, g.attributes(), {g.wanted(0)}));
+  g.set(0, call(amax_backward_op, {&share, &x, &y}, g.attributes(), {g.wanted(0)}));
 }
 
 // "abc,ac->ac" and "ac,abc,ac->abc": the backward cards.
@@ -361,11 +361,11 @@ const Op ties_op = {.name = "ties",
                     .rule = ties_rule,
                     .cpu = ties_kernel,
                     .sample = {{{{Kind::index, {4, 5, 3}, 3}, {Kind::index, {4, 3}, 3}}, {{"dims", Dims{1}}}}}};
-const Op extreme_backward_op = {
-    .name = "extreme_backward",
+const Op amax_backward_op = {
+    .name = "amax_backward",
     .rule = backward_rule,
     .linear = {{0}},
-    .cpu = extreme_backward_kernel,
+    .cpu = amax_backward_kernel,
     .sample = {
         {{{Kind::index, {4, 3}, 9}, {Kind::index, {4, 5, 3}, 3}, {Kind::index, {4, 3}, 3}}, {{"dims", Dims{1}}}}}};
 const Op sum_squares_op = {.name = "sum_squares",

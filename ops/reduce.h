@@ -8,7 +8,7 @@
 
 namespace dtensor::ops {
 
-extern const Op sum_op, count_nonzero_op, prod_op, prod_parts_op, prod_backward_op, amax_op, amin_op, ties_op, extreme_backward_op,
+extern const Op sum_op, count_nonzero_op, prod_op, prod_parts_op, prod_backward_op, amax_op, amin_op, ties_op, amax_backward_op,
     sum_squares_op;
 
 // Of integers and bool: i64. Leaves Partial(sum).

@@ -1,5 +1,7 @@
 #include "ops/gather.h"
 
+#include "ops/slice.h"
+
 #include "tests/ops/helpers.h"
 
 using namespace dtensor;
@@ -32,15 +34,25 @@ TEST_CASE("operands that do not fit an index are errors that show them") {
   OneRank one;
   DistributedTensor x = one({4, 6}), wide = one(ids({1, 7}, std::vector<int64_t>(7))), flat = one(ids({2}, {0, 1}));
   DistributedTensor square = one(ids({1, 1}, {0})), whole = one({4, 6}, DType::i64);
-  CHECK_THROWS_WITH(ops::index_select(x, 0, x), Contains("[index_select] index f32[4,6]") && Contains("flatten()"));
+  CHECK_THROWS_WITH(ops::index_select(x, 0, x),
+                    Contains("[index_select] index f32[4,6]") && Contains(": it has one dimension; flatten() it"));
   CHECK_THROWS_WITH(ops::index_select(x, 0, one({2})), Contains("[index_select] indices are i64, not f32[2]"));
   CHECK_THROWS_WITH(ops::index_add(x, 0, flat, x), Contains("[index_add] sizes of i differ: 2 and 4"));
-  CHECK_THROWS_WITH(ops::gather(x, 0, flat), Contains("[gather] f32[4,6]") && Contains("i64[2]"));
-  CHECK_THROWS_WITH(ops::gather(x, 0, wide), Contains("[gather] index i64[1,7]") && Contains("in dimension 1"));
+  CHECK_THROWS_WITH(ops::gather(x, 0, flat),
+                    Contains("[gather] f32[4,6]") && Contains(": both have as many dimensions"));
+  CHECK_THROWS_WITH(ops::gather(x, 0, wide),
+                    Contains("[gather] index i64[1,7]") && Contains(" is larger than f32[4,6]"));
   CHECK_THROWS_WITH(ops::gather(x, 0, x), Contains("[gather] indices are i64, not f32[4,6]"));
   CHECK_THROWS_WITH(ops::scatter_add(x, 0, whole, one({4, 5})), Contains("is larger than source f32[4,5]"));
   CHECK_THROWS_WITH(ops::scatter_add(x, 0, square, one({1})), Contains("[scatter_add]") && Contains("source f32[1]"));
   CHECK_THROWS_WITH(ops::scatter_add(whole, 0, square, x), Contains("[scatter_add] element types differ"));
+  DistributedTensor flags = one(Tensor::zeros(std::make_shared<Allocator>(), DType::boolean, {2}));
+  CHECK_THROWS_WITH(call(ops::gather_op, {&flags, &flat}, {{"dim", int64_t(0)}}),
+                    Contains("[gather] of bool needs the attribute any=true"));
+  CHECK_THROWS_WITH(call(ops::select_op, {&flags}, {{"dim", int64_t(0)}, {"index", int64_t(0)}}),
+                    Contains("[select] of bool needs the attribute any=true"));
+  CHECK_THROWS_WITH(ops::index_add(flags, 0, flat, flags),
+                    Contains("[index_add] adds numbers, not bool[2]; use cast()"));
   CHECK_THROWS_WITH(ops::one_hot(x, 3), Contains("[one_hot] classes are i64, not f32[4,6]"));
   CHECK_THROWS_WITH(ops::one_hot(flat, -1), Contains("[one_hot] num_classes=-1"));
 }

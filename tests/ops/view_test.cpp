@@ -91,6 +91,7 @@ TEST_CASE("flatten, unflatten, squeeze, unsqueeze and expand: shapes, and errors
   CHECK_THROWS_WITH(ops::unflatten(x, 1, {4, -1}), Contains("[unflatten] f32[4,6]") && Contains("[4,-1]"));
   CHECK_THROWS_WITH(ops::squeeze(x, {2}), Contains("[squeeze] dimension 2 is out of range for 2 dimensions"));
   CHECK_THROWS_WITH(ops::unsqueeze(x, 3), Contains("[unsqueeze] dimension 3 is out of range for 3 dimensions"));
+  CHECK_THROWS_WITH(ops::expand(x, {6}), Contains("[expand] [4,6] has more dimensions than [6]"));
   CHECK_THROWS_WITH(ops::expand(x, {-1, 4, 6}), Contains("[expand] [-1,4,6] is no shape for f32[4,6]"));
 }
 
