@@ -7,9 +7,9 @@
 #include "ops/dropout.h"
 #include "ops/einsum.h"
 #include "ops/embedding.h"
-#include "ops/layer_norm.h"
 #include "ops/gather.h"
 #include "ops/join.h"
+#include "ops/layer_norm.h"
 #include "ops/loss.h"
 #include "ops/matmul.h"
 #include "ops/norm.h"
@@ -18,9 +18,9 @@
 #include "ops/rearrange.h"
 #include "ops/reduce.h"
 #include "ops/scan.h"
+#include "ops/slice.h"
 #include "ops/softmax.h"
 #include "ops/statistics.h"
-#include "ops/slice.h"
 #include "ops/view.h"
 
 namespace dtensor::ops {

@@ -21,7 +21,8 @@ void dropout_kernel(const Context& c, std::span<const Tensor> in, std::span<Tens
     int64_t grain = std::max<int64_t>(1, pointwise_grain / 16 / std::max<int64_t>(n, 1));
     c.pool.parallel_for(rows_of(x), grain, [&](int64_t begin, int64_t end, int) {
       for_rows<1>(rows, strides, begin, end, [&](int64_t row, const auto& at) {
-        for (int64_t i = 0; i < n; ++i) to[row * n + i] = from[row * n + i] * T(drop.factor(first + at[0] + i));
+        drop.factors(first + at[0], n, to + row * n);
+        for (int64_t i = 0; i < n; ++i) to[row * n + i] *= from[row * n + i];
       });
     });
   });

@@ -8,8 +8,8 @@
 
 namespace dtensor::ops {
 
-extern const Op sum_op, count_nonzero_op, prod_op, prod_parts_op, prod_backward_op, amax_op, amin_op, ties_op, amax_backward_op,
-    sum_squares_op;
+extern const Op sum_op, count_nonzero_op, prod_op, prod_parts_op, prod_backward_op, amax_op, amin_op, ties_op,
+    amax_backward_op, sum_squares_op;
 
 // Of integers and bool: i64. Leaves Partial(sum).
 DistributedTensor sum(const DistributedTensor& x, const std::vector<int64_t>& dims = {}, bool keepdim = false);

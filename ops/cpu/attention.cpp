@@ -181,8 +181,7 @@ static void mask(const Tile& tile, double scale, const Scores<T>& more, int64_t 
 template <class T>
 static void keep_factors(const Tile& tile, const Scores<T>& more, int64_t i, int64_t j, T* keep) {
   for (int64_t r = 0; r < tile.rows; r++)
-    for (int64_t c = 0; c < tile.keys; c++)
-      keep[r * key_block + c] = static_cast<T>(more.drop.factor(more.drop_first + (i + r) * more.drop_stride + j + c));
+    more.drop.factors(more.drop_first + (i + r) * more.drop_stride + j, tile.keys, keep + r * key_block);
 }
 
 template <class T>

@@ -23,7 +23,6 @@ constexpr Known not_offered[] = {
      "dout alone is cheaper to reduce than dq, dk and dv"},
     {"attention_backward", "Replicate,Replicate,Replicate,Partial(sum),Partial(sum),Replicate,",
      "dv does not depend on v and out: of use to nobody"},
-    {"amax", "Shard(a)->Partial(sum)", "of bool, where a sum is a maximum"},
     {"layer_norm_backward", "", "statistics and their sums come reduced: of use to nobody"},
     {"normalize", "", "as above"},
     {"norm_gradient_sums", "", "as above"},

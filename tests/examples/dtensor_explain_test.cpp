@@ -70,12 +70,12 @@ TEST_CASE("explain layout: uneven and empty parts, and the order of axes") {
 TEST_CASE("explain visualize: a picture of who holds what") {
   Words arguments = {"--mesh", "dp=2,tp=2", "visualize", "f32[3,4] dp=Shard(0) tp=Shard(1)"};
   const std::string picture =
-      "        0:2   2:4\n"
-      "      +-----+-----+\n"
-      "  0:2 |  0  |  1  |\n"
-      "      +-----+-----+\n"
-      "  2:3 |  2  |  3  |\n"
-      "      +-----+-----+\n";
+      "      0:2   2:4\n"
+      "    +-----+-----+\n"
+      "0:2 |  0  |  1  |\n"
+      "    +-----+-----+\n"
+      "2:3 |  2  |  3  |\n"
+      "    +-----+-----+\n";
   CHECK(text_of(arguments) == "f32[3,4] dp=Shard(0) tp=Shard(1)\n" + picture);
   CHECK(json_of(arguments) == Json({{"layout", "f32[3,4] dp=Shard(0) tp=Shard(1)"}, {"picture", picture}}));
 }
@@ -207,7 +207,7 @@ TEST_CASE("explain: bad input is one line on standard error and exit code 2") {
       {{"--mesh", "tp=2", "layout", "f32[4,6] tp=Shrd(1)"}, R"_([parse_layout] "Shrd(1)" is no placement: write Replicate, Shard(dim), or Partial(sum|avg|product|min|max))_"},
       {{"--mesh", "tp=2", "layout", "f31[4,6]"}, R"([parse_spec] "f31[4,6]" is no tensor: write as in f32[8,16] dp=Shard(0) (dtypes f32 f64 bf16 i64 bool))"},
       {{"--mesh", "tp=2", "op", "matmull", "f32[4,6]", "f32[6,4]"}, R"([call_function] there is no function "matmull"; the nearest is "matmul")"},
-      {{"--mesh", "tp=2", "op", "matmul", "f32[4,6]", "f32[7,6]"}, "[matmul] sizes of k differ: 6 and 7 in operands [4,6], [7,6]"},
+      {{"--mesh", "tp=2", "op", "matmul", "f32[4,6]", "f32[7,6]"}, "[matmul] inner sizes 6 and 7 differ: f32[4,6] tp=Replicate and f32[7,6] tp=Replicate"},
       {{"--mesh", "tp=2", "op", "view", "f32[8,6] tp=Shard(1)", "shape=8,3,2"},
        "[view] f32[8,6] tp=Shard(1) (shape=8,3,2) cannot keep its sharding on mesh tp=2: "},
       {{"--mesh", "tp=2", "op", "view", "f32[8,6]", "shape=8,7"}, "[view] 48 elements of [8,6] do not fit [8,7]"},

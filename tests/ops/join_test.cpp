@@ -69,7 +69,7 @@ TEST_CASE("what cannot be joined or split is an error that shows it") {
                     Contains("[chunk] f32[4,6]") && Contains(" into 0 chunks: at least one is needed"));
 }
 
-TEST_CASE("a sharded dimension is gathered once for all pieces; the others stay sharded") {
+TEST_CASE("a sharded dimension is gathered once for all pieces, the others stay sharded") {
   launch(3, [](Rank& rank) {
     DeviceMesh mesh(rank, "x=3");
     DistributedTensor x = DistributedTensor::distribute(iota({5, 200}), mesh, {Shard(1)});

@@ -19,7 +19,7 @@ TEST_CASE("what cannot be repeated, turned or cut is an error that shows it") {
   CHECK_THROWS_WITH(ops::triu(one(Shape{})), Contains("[triu] operand 0 has 0 dimensions"));
 }
 
-TEST_CASE("triangles know the rows and columns of their part; a diagonal may lie far outside") {
+TEST_CASE("triangles know the rows and columns of their part, a diagonal may lie far outside") {
   launch(6, [](Rank& rank) {
     DeviceMesh mesh(rank, "x=2,y=3");
     Tensor whole = iota({5, 7});
@@ -39,7 +39,7 @@ TEST_CASE("triangles know the rows and columns of their part; a diagonal may lie
   });
 }
 
-TEST_CASE("whole dimensions are turned and repeated where they are; sharded ones keep the others sharded") {
+TEST_CASE("whole dimensions are turned and repeated where they are, sharded ones keep the others sharded") {
   launch(2, [](Rank& rank) {
     DeviceMesh mesh(rank, "x=2");
     DistributedTensor x = DistributedTensor::distribute(iota({4, 3}), mesh, {Shard(0)});

@@ -25,7 +25,7 @@ TEST_CASE("slices have Python's bounds, for all bounds of small sizes") {
         }
 }
 
-TEST_CASE("slices are views; the whole is the tensor itself") {
+TEST_CASE("slices are views, the whole is the tensor itself") {
   OneRank one;
   DistributedTensor x = one({4, 6});
   for (const DistributedTensor& y : {ops::slice(x, 1, 1, 5, 2), ops::narrow(x, 0, -3, 2), ops::select(x, 1, -1),
@@ -82,7 +82,7 @@ TEST_CASE("what slices cannot take is an error that shows it") {
 }
 
 TEST_CASE(
-    "slices of whole dimensions keep the sharding of the others; a sharded one is gathered, and the log says so") {
+    "slices of whole dimensions keep the sharding of the others, a sharded one is gathered, and the log says so") {
   launch(3, [](Rank& rank) {
     DeviceMesh mesh(rank, "x=3");
     DistributedTensor x = DistributedTensor::distribute(iota({5, 6}), mesh, {Shard(0)});
