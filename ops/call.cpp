@@ -44,6 +44,7 @@ BoundRule bind_rule(const Op& op, std::span<const Shape* const> inputs, const At
   if (rule.added.empty()) rule.added = op.added;
   if (rule.monotone.empty()) rule.monotone = op.monotone;
   if (rule.passes.empty()) rule.passes = op.passes;
+  if (rule.moves.empty()) rule.moves = op.moves;
   if (rule.reduce.empty()) rule.reduce = op.reduce;
   return BoundRule(op.name, std::move(rule), inputs);
 }

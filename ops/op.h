@@ -118,6 +118,7 @@ struct Op {
   std::vector<int> added = {};
   std::vector<std::vector<int>> monotone = {};
   std::vector<Pass> passes = {};
+  std::vector<std::vector<int>> moves = {};
   std::vector<Reduce> reduce = {};
   TypeFunction types = same_types;
   bool strided = false;  // the kernel takes any strides

@@ -12,7 +12,7 @@ namespace dtensor::testing {
 namespace {
 
 constexpr double tolerance = 1e-9, tolerance_f32 = 1e-4;
-constexpr Reduce reductions[] = {Reduce::sum, Reduce::avg, Reduce::max, Reduce::min};
+constexpr Reduce reductions[] = {Reduce::sum, Reduce::avg, Reduce::max, Reduce::min, Reduce::product};
 
 MeshShape line(int world) { return MeshShape({world}, {"x"}); }
 uint64_t bit(int f) { return f < 0 ? 0 : uint64_t(1) << f; }

@@ -225,6 +225,7 @@ std::vector<Strategy> BoundRule::strategies(std::span<const Reduce> reductions) 
       if (linear) pass({group, r, r});
     for (const auto& group : rule_.monotone)
       if (monotone) pass({group, r, r});
+    for (const auto& group : rule_.moves) pass({group, r, r});
     for (const Pass& p : rule_.passes)
       if (p.from == r) pass(p);
   }

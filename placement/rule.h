@@ -59,6 +59,8 @@ struct Rule {
   std::vector<std::pair<char, int64_t>> sizes = {};
   // What Partial placements may pass besides.
   std::vector<Pass> passes = {};
+  // Groups of inputs whose elements are only moved, with zeros between them: any Partial passes, all together.
+  std::vector<std::vector<int>> moves = {};
 };
 
 struct Factor {

@@ -379,7 +379,7 @@ Layout random_layout(const MeshShape& mesh, const Tensor& t, Random& random) {
 // Inputs as each strategy has them.
 void add_strategies(const Reference& r, const MeshShape& mesh, Random& random, Jobs& jobs) {
   Simulation s(r.of);
-  constexpr Reduce reductions[] = {Reduce::sum, Reduce::avg, Reduce::max, Reduce::min};
+  constexpr Reduce reductions[] = {Reduce::sum, Reduce::avg, Reduce::max, Reduce::min, Reduce::product};
   for (const Strategy& strategy : s.rule().strategies(reductions)) {
     if (!exists(r.of, strategy)) continue;
     const Factor* f = strategy.factor < 0 ? nullptr : &s.rule().factors()[size_t(strategy.factor)];

@@ -83,7 +83,7 @@ double contribution(double value, SampleInput::Kind kind, int n, int mine, Reduc
   if (how == Contributions::identity) return mine == last ? all : identity_of(r, kind);
   for (int q = 0; q < n; ++q) {
     double u = whole ? random.below(9) : random.uniform(0.2, 0.9), x = random.below(2) ? u : -u;
-    if (r == Reduce::product) x = u;
+    if (r == Reduce::product) x = whole ? (x < 0 ? -1 : 1) : u;
     if (r == Reduce::max) x = positive ? value * u : value - u;
     if (r == Reduce::min) x = value + u;
     if (kind == SampleInput::Kind::boolean) x = r == Reduce::min ? value + (x > 0) : value * (x > 0);

@@ -16,6 +16,7 @@ std::string passes_of(const Rule& r) {
   std::string text;
   auto add = [&](const std::string& s) { text += (text.empty() ? "" : "; ") + s; };
   for (const auto& g : r.linear) add("sum, avg " + group(g));
+  for (const auto& g : r.moves) add("any " + group(g));
   for (const auto& g : r.monotone) add("max, min " + group(g));
   for (const Pass& p : r.passes)
     add(fmt::format("{}{} {}{}", name(p.from), p.from == p.to ? "" : fmt::format(" as {}", name(p.to)), group(p.inputs),
