@@ -105,6 +105,16 @@ TEST_CASE("explain redistribute: the steps and their bytes") {
   CHECK(only("x=2,y=2", "f32[4,4] x=Shard(0) y=Shard(1)", "x=Shard(1) y=Shard(0)") == "permute 16");
 }
 
+TEST_CASE("explain redistribute: axes change places, on two dimensions and on one") {
+  auto only = [](const std::string& mesh, const std::string& from, const std::string& to) {
+    Json j = json_of({"--mesh", mesh, "redistribute", from, to});
+    REQUIRE(j["steps"].size() == 1);
+    return j["steps"][0]["collective"].get<std::string>() + " over " + j["steps"][0]["axes"].dump() + " " + j["bytes"].dump();
+  };
+  CHECK(only("x=2,y=2", "f32[8,8] x=Shard(0) y=Shard(1)", "x=Shard(1) y=Shard(0)") == R"(permute over ["x","y"] 64)");
+  CHECK(only("dp=2,tp=2", "f32[16] tp=Shard(0) dp=Shard(0)", "dp=Shard(0) tp=Shard(0)") == R"(permute over ["dp","tp"] 16)");
+}
+
 TEST_CASE("explain op: matmul keeps a sharded inner dimension Partial") {
   Words arguments = {"--mesh", "tp=4", "op", "matmul", "f32[8,16] tp=Shard(1)", "f32[16,4] tp=Shard(0)"};
   CHECK(text_of(arguments) ==
@@ -169,10 +179,47 @@ TEST_CASE("explain op: of a function of several ops, each op and each collective
   CHECK(json_of({"--mesh", "tp=2", "op", "linear", "f32[4,6]", "f32[8,6]", "none"})["outputs"][0]["layout"] == "f32[4,8] tp=Replicate");
 }
 
+TEST_CASE("explain op: norms, softmax, losses and searches over a sharded dimension take small collectives") {
+  struct Case {
+    Words arguments;
+    std::string output, collectives;
+  };
+  const Case cases[] = {
+      {{"layer_norm", "f32[8,16] tp=Shard(1)", "f32[16] tp=Shard(0)", "f32[16] tp=Shard(0)", "normalized_shape=16"},
+       "f32[8,16] tp=Shard(1)", "all_reduce 48 all_reduce 48"},
+      {{"rms_norm", "f32[8,16] tp=Shard(1)", "f32[16] tp=Shard(0)"}, "f32[8,16] tp=Shard(1)", "all_reduce 48"},
+      {{"softmax", "f32[8,16] tp=Shard(1)", "dim=-1"}, "f32[8,16] tp=Shard(1)", "all_reduce 48 all_reduce 48"},
+      {{"cross_entropy", "f32[8,16] tp=Shard(1)", "i64[8]"}, "f32[] tp=Replicate", "all_reduce 48 all_reduce 48 all_reduce 48"},
+      {{"argmax", "f32[8,16] tp=Shard(1)", "dim=1"}, "i64[8] tp=Replicate", "all_reduce 48 all_reduce 96"},
+      {{"var", "f32[8,16] tp=Shard(1)", "dim=1"}, "f32[8] tp=Replicate", "all_reduce 48 all_reduce 48"},
+      {{"einsum", "f32[8,16] tp=Shard(1)", "f32[16,3] tp=Shard(0)", "equation=ij,jk->ik"}, "f32[8,3] tp=Partial(sum)", ""},
+      {{"neg", "f32[8] tp=Partial(max)"}, "f32[8] tp=Partial(min)", ""},
+      {{"cat", "f32[8] tp=Partial", "f32[4]", "dim=0"}, "f32[12] tp=Partial(sum)", ""},
+      {{"gather", "f32[10,6] tp=Shard(0)", "i64[4,6]", "dim=0"}, "f32[4,6] tp=Partial(sum)", ""},
+  };
+  for (const Case& c : cases) {
+    Json j = json_of(Words{"--mesh", "tp=4", "op"} + c.arguments);
+    std::string collectives;
+    auto add = [&](const Json& inputs) {
+      for (const Json& in : inputs)
+        for (const Json& s : in["steps"])
+          if (s["collective"] != "local")
+            collectives += (collectives.empty() ? "" : " ") + s["collective"].get<std::string>() + " " + s["bytes"].dump();
+    };
+    if (j.contains("calls"))
+      for (const Json& call : j["calls"]) add(call["inputs"]);
+    else
+      add(j["inputs"]);
+    INFO(c.arguments[0]);
+    CHECK(j["outputs"][0]["layout"] == c.output);
+    CHECK(collectives == c.collectives);
+  }
+}
+
 TEST_CASE("explain ops: every function with its arguments") {
   CHECK_THAT(text_of({"ops"}), Contains("matmul(x, y)\n"));
   Json j = json_of({"ops"});
-  CHECK(j.size() > 30);
+  CHECK(j.size() > 100);
   CHECK(keys(j[0]) == Words{"name", "signature"});
 }
 
