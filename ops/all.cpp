@@ -98,7 +98,6 @@ std::span<const Op* const> all() {
       &first_index_op,
       &sort_op,
       &topk_op,
-      &scatter_along_op,
       &softmax_op,
       &softmax_backward_op,
       &log_softmax_op,

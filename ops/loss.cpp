@@ -5,6 +5,7 @@
 #include "dtensor/redistribute.h"
 #include "ops/cpu/fused.h"
 #include "ops/cpu/rows.h"
+#include "ops/dims.h"
 #include "ops/kernel.h"
 #include "ops/pointwise.h"
 #include "ops/reduce.h"
@@ -133,19 +134,6 @@ DType backward_type(std::string_view, std::span<const TensorSpec* const> in, con
   return in[0]->dtype;
 }
 
-// Only the Partial axes change: what was sharded by rows stays so.
-Layout reduced(const DistributedTensor& x) {
-  Layout l = x.layout();
-  l.partial = 0, l.reduce = Reduce::sum;
-  return l;
-}
-
-std::vector<DistributedTensor> redistribute_to_reduced(std::vector<DistributedTensor> list) {
-  std::vector<Layout> to;
-  for (const DistributedTensor& x : list) to.push_back(reduced(x));
-  return redistribute(list, to);
-}
-
 // Kernels read the logits three times: turned ones (classes were not last) are put in order once.
 DistributedTensor contiguous(const DistributedTensor& x) {
   if (x.is_meta() || x.local().is_contiguous()) return x;
@@ -160,10 +148,10 @@ std::vector<DistributedTensor> cross_entropy_composite(std::span<const Distribut
   Attributes ignore{{"ignore_index", a.get<int64_t>("ignore_index")}};
   double smoothing = a.get<double>("label_smoothing");
   DistributedTensor m = amax(logits, {-1});
-  m = redistribute_to_reduced({m})[0];
+  m = reduced(m);
   std::vector<DistributedTensor> sums{call(sum_exp_op, {&logits, &m}), call(pick_op, {&logits, &target}, ignore)};
   if (smoothing > 0) sums.push_back(call(sum_below_op, {&logits, &m}));
-  sums = redistribute_to_reduced(std::move(sums));
+  sums = reduced(std::move(sums));
   DistributedTensor log_sum = log(sums[0]), below = smoothing > 0 ? sums[2] : DistributedTensor();
   Attributes of_rows = ignore;
   of_rows.set("label_smoothing", smoothing);
@@ -171,7 +159,7 @@ std::vector<DistributedTensor> cross_entropy_composite(std::span<const Distribut
   auto rows = call_all(rows_op, {&m, &log_sum, &sums[1], &target, &below}, of_rows);
   auto reduction = Reduction(a.get<int64_t>("reduction"));
   if (reduction == Reduction::none) return {rows[0], m, log_sum, rows[1]};
-  auto totals = redistribute_to_reduced({sum(rows[0]), sum(rows[1])});
+  auto totals = reduced({sum(rows[0]), sum(rows[1])});
   return {reduction == Reduction::sum ? totals[0] : div(totals[0], totals[1]), m, log_sum, totals[1]};
 }
 
@@ -188,9 +176,8 @@ void cross_entropy_gradient(Gradient& g) {
 // A loss of a Partial input would reduce it each time that it reads it: once, before. The gradient passes through.
 DistributedTensor reduced_once(const char* who, const DistributedTensor& x) {
   if (!x.layout().partial) return x;
-  const std::string reason = who;
-  const Layout to = reduced(x);
-  return redistribute({&x, 1}, {&to, 1}, {.reasons = {&reason, 1}})[0];
+  LabelScope label(x.mesh().rank_state(), Label::Kind::op, who);
+  return reduced(x);
 }
 
 SampleInput ids(Shape s, int64_t bound) { return {SampleInput::Kind::index, s, bound}; }

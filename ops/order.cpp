@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "ops/dims.h"
+#include "ops/gather.h"
 #include "ops/reduce.h"
 #include "ops/view.h"
 
@@ -140,32 +141,6 @@ void sort_slices(const Context& c, In in, Out out, bool descending) {
 void sort_kernel(const Context& c, In in, Out out) { sort_slices(c, in, out, c.attributes.get<bool>("descending")); }
 void topk_kernel(const Context& c, In in, Out out) { sort_slices(c, in, out, c.attributes.get<bool>("largest")); }
 
-// dy, indices -> dx: dy added at its index along the dimension
-void scatter_kernel(const Context& c, In in, Out out) {
-  const Dims& dims = dims_of(c.attributes);
-  Slices dy = slices_of(in[0], dims), indices = slices_of(in[1], dims);
-  int64_t n = slice_size(out[0].shape(), dims), begin = dims.empty() ? 0 : c.range('z').begin;
-  for_floating(c, in[0].dtype(), [&]<class T>() {
-    write_slices(c, out[0], dims, [&](Tensor& to) {
-      std::fill_n(to.data<T>(), to.numel(), T(0));
-      each_slice(c, dy, [&](int64_t i, int) {
-        for (int64_t k = i * dy.n; k < (i + 1) * dy.n; ++k)
-          if (int64_t at = indices.x.data<int64_t>()[k] - begin; at >= 0 && at < n)  // else another rank has it
-            to.data<T>()[i * n + at] += dy.x.data<T>()[k];
-      });
-    });
-  });
-}
-void scatter_gradient(Gradient& g) {
-  const Dims& dims = dims_of(g.attributes());
-  int64_t n = slice_size(g.input_spec(0).shape, dims);
-  g.set(0, call(scatter_along_op, {&g.of_output(), &g.output(1)}, {{"dims", dims}, {"n", n}}));
-}
-
-DType first_type(std::string_view, std::span<const TensorSpec* const> in, const Attributes&, int) {
-  return in[0]->dtype;
-}
-
 // "a[b]c->a[b]c,a[b]c"
 Rule sort_rule(std::span<const Shape* const> in, const Attributes& a) {
   std::string all = factors(in[0]->dims(), dims_of(a));
@@ -182,14 +157,14 @@ Rule topk_rule(std::span<const Shape* const> in, const Attributes& a) {
   if (in[0]->dims()) r.sizes = {{'z', k}};
   return r;
 }
-// "abc,abc->azc"
-Rule scatter_rule(std::span<const Shape* const> in, const Attributes& a) {
-  std::string from = factors(in[0]->dims());
-  std::string to = from;
-  if (!dims_of(a).empty()) to[size_t(dims_of(a)[0])] = 'z';
-  Rule r{from + "," + from + "->" + to};
-  if (in[0]->dims()) r.sizes = {{'z', a.get<int64_t>("n")}};
-  return r;
+
+// What was taken from a place is added back there.
+void taken_gradient(Gradient& g) {
+  const Dims& dims = dims_of(g.attributes());
+  if (dims.empty()) return g.set(0, g.of_output());  // of a tensor without dimensions
+  int64_t size = g.input_spec(0).shape[int(dims[0])];
+  g.set(0, call(scatter_add_op, {nullptr, &g.output(1), &g.of_output()}, {{"dim", dims[0]}, {"size", size}},
+                {g.wanted(0)}));
 }
 
 std::tuple<DistributedTensor, DistributedTensor> pair(std::vector<DistributedTensor> list) {
@@ -233,7 +208,7 @@ const Op sort_op = {.name = "sort",
                     .types = value_and_index,
                     .strided = true,
                     .cpu = sort_kernel,
-                    .gradient = scatter_gradient,
+                    .gradient = taken_gradient,
                     .keeps = {.outputs = {1}},
                     .sample = {{{{4, 5, 3}}, sorted({1}, false)},
                                {{{4, 5}}, sorted({1}, true)},
@@ -246,22 +221,13 @@ const Op topk_op = {.name = "topk",
                     .types = value_and_index,
                     .strided = true,
                     .cpu = topk_kernel,
-                    .gradient = scatter_gradient,
+                    .gradient = taken_gradient,
                     .keeps = {.outputs = {1}},
                     .sample = {{{{4, 5, 3}}, first({1}, 2, true)},
                                {{{4, 5}}, first({1}, 5, false)},
                                {{{5, 4}}, first({0}, 0, true)},
                                {{{Kind::index, {5, 4}, 3}}, first({0}, 3, true)},
                                {{{}}, first({}, 1, true)}}};
-const Op scatter_along_op = {
-    .name = "scatter_along",
-    .rule = scatter_rule,
-    .linear = {{0}},
-    .types = first_type,
-    .strided = true,
-    .cpu = scatter_kernel,
-    .sample = {{{{4, 2, 3}, {Kind::index, {4, 2, 3}, 5}}, {{"dims", Dims{1}}, {"n", int64_t(5)}}},
-               {{{4, 5}, {Kind::index, {4, 5}, 5}}, {{"dims", Dims{1}}, {"n", int64_t(5)}}}}};
 
 DistributedTensor argmax(const DistributedTensor& x, std::optional<int64_t> dim, bool keepdim) {
   return arg(argmax_op, sharded_argmax_op, x, dim, keepdim);

@@ -8,8 +8,7 @@
 
 namespace dtensor::ops {
 
-extern const Op argmax_op, argmin_op, sharded_argmax_op, sharded_argmin_op, first_index_op, sort_op, topk_op,
-    scatter_along_op;
+extern const Op argmax_op, argmin_op, sharded_argmax_op, sharded_argmin_op, first_index_op, sort_op, topk_op;
 
 // The index of the largest (smallest) element along `dim`, i64; without one, into the tensor laid out in row-major
 // order, and then keepdim leaves all dimensions of size 1. The first of several that are equal; NaN counts as the most
