@@ -238,6 +238,17 @@ std::string event_text(const Explanation::Event& e, const MeshShape& mesh) {
   return text + "\n";
 }
 
+// The ways to run the one card of a function that is no view. Where there are several, each call tells its own.
+const Ways* main_ways(const Explanation& e) {
+  const Ways* found = nullptr;
+  for (const Explanation::Event& event : e.events) {
+    bool counts = event.op && (!event.op->view || e.events.size() == 1);
+    if (counts && found) return nullptr;
+    if (counts) found = &event.ways;
+  }
+  return found;
+}
+
 Json op_command(const MeshShape& mesh, const std::vector<std::string>& words, std::string& text) {
   check(!words.empty(),
         "[dtensor_explain] op takes a name and its operands, as in op matmul \"f32[8,16]\" \"f32[16,4]\"; "
@@ -246,8 +257,8 @@ Json op_command(const MeshShape& mesh, const std::vector<std::string>& words, st
   std::vector<const TensorSpec*> operands;
   for (const auto& s : call.operands) operands.push_back(s ? &*s : nullptr);
   Explanation e = explain(words[0], mesh, operands, call.attributes);
-  // One card tells its alternatives; of several, those that the function is made of, each tells its own.
-  const Ways* ways = e.events.size() == 1 && e.events[0].op ? &e.events[0].ways : nullptr;
+  const bool one = e.events.size() == 1 && e.events[0].op;
+  const Ways* ways = main_ways(e);
 
   Json j{{"op", words[0]},
          {"inputs", inputs_json(e.inputs, mesh)},
@@ -258,9 +269,9 @@ Json op_command(const MeshShape& mesh, const std::vector<std::string>& words, st
   for (size_t i = 0; i < e.inputs.size(); ++i) {
     text += fmt::format("  input {}   {}\n", i, call.operands[i] ? to_string(e.inputs[i].from, mesh) : "none");
     for (const Step& s : e.inputs[i].plan.steps)
-      if (ways) text += fmt::format("            {}\n", step_text(s, mesh));
+      if (one) text += fmt::format("            {}\n", step_text(s, mesh));
   }
-  if (!ways) {
+  if (!one) {
     j["calls"] = Json::array();
     for (const Explanation::Event& event : e.events) {
       Json c{{"op", event.op ? event.op->name : "redistribute"},
@@ -275,8 +286,9 @@ Json op_command(const MeshShape& mesh, const std::vector<std::string>& words, st
   }
   for (const TensorSpec& out : e.outputs) text += fmt::format("  output    {}\n", to_string(out, mesh));
   text += fmt::format("  {} bytes received by one rank", e.bytes());
-  text += ways ? fmt::format(": {}\n", ways->why()) + alternatives_text(*ways, mesh)
-               : fmt::format(", {} collectives in {} launches\n", e.collectives(), e.launches);
+  text += one ? fmt::format(": {}\n", ways->why())
+              : fmt::format(", {} collectives in {} launches\n", e.collectives(), e.launches);
+  if (ways) text += alternatives_text(*ways, mesh);
   return j;
 }
 

@@ -175,6 +175,8 @@ TEST_CASE("explain op: of a function of several ops, each op and each collective
   CHECK(j["calls"][1]["op"] == "redistribute");
   CHECK(j["calls"][1]["reason"] == "cross_entropy");
   CHECK(j["calls"][1]["inputs"][0]["steps"][0]["collective"] == "all_reduce");
+  // A reduction and a view: the alternatives are those of the reduction.
+  CHECK(json_of({"--mesh", "tp=2", "op", "sum", "f32[4,6] tp=Shard(1)", "dim=1", "keepdim=true"})["alternatives"].size() == 2);
   // An absent operand is `none`.
   CHECK(json_of({"--mesh", "tp=2", "op", "linear", "f32[4,6]", "f32[8,6]", "none"})["outputs"][0]["layout"] == "f32[4,8] tp=Replicate");
 }
