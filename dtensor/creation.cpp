@@ -44,7 +44,7 @@ int64_t count(Number start, Number end, Number step, DType dtype) {
     check(by != 0, "[arange] the step is 0");
     if (by < 0) std::swap(from, to);
     uint64_t way = uint64_t(to) - uint64_t(from), stride = by < 0 ? 0 - uint64_t(by) : uint64_t(by);
-    return from < to ? int64_t((way - 1) / stride) + 1 : 0;
+    return from < to ? int64_t((way - 1) / stride + 1) : 0;
   }
   double from = start.as<double>("arange"), to = end.as<double>("arange"), by = step.as<double>("arange");
   check(by != 0, "[arange] the step is 0");

@@ -47,6 +47,11 @@ Communicator& DeviceMesh::communicator(AxisSet axes) const {
 const LocalSpec* DeviceMesh::intern(const TensorSpec& given) const {
   auto it = state_->specs.find(given);
   if (it != state_->specs.end()) return it->second.get();
+  int64_t bytes = itemsize(given.dtype);
+  for (int64_t n : given.shape)
+    if (n < 0 || __builtin_mul_overflow(bytes, n, &bytes))
+      fail("[DeviceMesh] {}{}: a size is negative, or there are more bytes than can be counted", name(given.dtype),
+           to_string(given.shape));
   for (int d = given.shape.dims(); d < max_dims; ++d)
     if (given.layout.split[size_t(d)].count)
       fail("[DeviceMesh] {}{} has no dimension {} to shard", name(given.dtype), to_string(given.shape), d);

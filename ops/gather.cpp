@@ -1,6 +1,8 @@
 #include "ops/gather.h"
 
-#include "ops/kernel.h"
+#include <functional>
+
+#include "ops/elementwise.h"
 #include "ops/slice.h"
 
 namespace dtensor::ops {
@@ -138,8 +140,9 @@ void add_slices(const Context& c, std::span<const Tensor> in, const Tensor& out,
         for (int64_t q = first; q < last; ++q) {
           int64_t i = index[index_at(a, j, q)];
           check_index(c, i);
-          if (i >= here.begin && i < here.end)
-            y[(a * to.n + i - here.begin) * to.inner + q] += source[(a * from.n + j) * from.inner + q];
+          if (i < here.begin || i >= here.end) continue;
+          T& sum = y[(a * to.n + i - here.begin) * to.inner + q];
+          sum = wrapping(std::plus<>{}, sum, source[(a * from.n + j) * from.inner + q]);
         }
     }
   });

@@ -189,8 +189,8 @@ DistributedTensor stack(const std::vector<DistributedTensor>& tensors, int64_t d
 
 std::vector<DistributedTensor> split(const DistributedTensor& x, const std::vector<int64_t>& sizes, int64_t dim) {
   int d = normalize_dim("split", dim, x.dims());
-  check(!sizes.empty() && total(sizes) == x.shape()[d] &&
-            std::all_of(sizes.begin(), sizes.end(), [](int64_t n) { return n >= 0; }),
+  auto fits = [n = x.shape()[d]](int64_t size) { return size >= 0 && size <= n; };  // so that the sum does not overflow
+  check(!sizes.empty() && std::all_of(sizes.begin(), sizes.end(), fits) && total(sizes) == x.shape()[d],
         "[split] sizes {} do not sum to {}, dimension {} of {}", fmt::join(sizes, ","), x.shape()[d], dim,
         to_string(x));
   if (sizes.size() == 1) return {x};
@@ -201,14 +201,14 @@ std::vector<DistributedTensor> split(const DistributedTensor& x, const std::vect
 std::vector<DistributedTensor> split(const DistributedTensor& x, int64_t size, int64_t dim) {
   int64_t n = x.shape()[normalize_dim("split", dim, x.dims())];
   check(size > 0 || (size == 0 && n == 0), "[split] pieces of {} along dimension {} of {}", size, dim, to_string(x));
-  Sizes sizes(n ? size_t(largest_piece(n, size)) : 1, size);
+  Sizes sizes(n ? size_t(largest_piece(n, std::min(size, n))) : 1, size);
   sizes.back() = n - size * int64_t(sizes.size() - 1);
   return split(x, sizes, dim);
 }
 std::vector<DistributedTensor> chunk(const DistributedTensor& x, int64_t chunks, int64_t dim) {
   int64_t n = x.shape()[normalize_dim("chunk", dim, x.dims())];
   check(chunks > 0, "[chunk] {} into {} chunks: at least one is needed", to_string(x), chunks);
-  return n ? split(x, largest_piece(n, chunks), dim) : split(x, Sizes(size_t(chunks), 0), dim);
+  return n ? split(x, largest_piece(n, std::min(chunks, n)), dim) : split(x, Sizes(size_t(chunks), 0), dim);
 }
 
 }  // namespace dtensor::ops

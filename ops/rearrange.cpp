@@ -200,6 +200,10 @@ DistributedTensor repeat(const DistributedTensor& x, const std::vector<int64_t>&
               std::all_of(repeats.begin(), repeats.end(), [](int64_t n) { return n >= 0; });
   check(fits, "[repeat] repeats {} for {}: one for each dimension, none negative, at most {}", fmt::join(repeats, ","),
         to_string(x), max_dims);
+  for (int d = 0; d < x.dims(); ++d)
+    if (int64_t size; __builtin_mul_overflow(x.size(d), repeats[repeats.size() - size_t(x.dims() - d)], &size))
+      fail("[repeat] repeats {} make dimension {} of {} longer than can be counted", fmt::join(repeats, ","), d,
+           to_string(x));
   return call(repeat_op, {&x}, {{"repeats", repeats}});
 }
 
@@ -227,7 +231,7 @@ DistributedTensor roll(const DistributedTensor& x, const std::vector<int64_t>& s
   for (int64_t d = 0; d < x.dims(); ++d) {
     int64_t sum = 0, named = 0;
     for (size_t k = 0; k < order.size(); ++k)
-      if (order[k] == d) sum += shifts[k], ++named;
+      if (order[k] == d) sum += shifts[k] % std::max<int64_t>(x.size(int(d)), 1), ++named;
     if (named) sorted.push_back(d), total.push_back(sum);
   }
   return call(roll_op, {&x}, {{"dims", sorted}, {"shifts", total}});

@@ -1,10 +1,12 @@
 #include "ops/reduce.h"
 
 #include <cmath>
+#include <functional>
 #include <numeric>
 
 #include "ops/cpu/rows.h"
 #include "ops/dims.h"
+#include "ops/elementwise.h"
 #include "ops/pointwise.h"
 #include "ops/view.h"
 
@@ -42,7 +44,7 @@ struct Terms {
     parallel_for(c, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         y[i] = 0;
-        for (int64_t k = 0; k < n; ++k) y[i] += term(at(i, k));
+        for (int64_t k = 0; k < n; ++k) y[i] = wrapping(std::plus<>{}, y[i], term(at(i, k)));
       }
     });
   }
@@ -87,8 +89,8 @@ T product(int64_t n, int64_t l, Term term) {
   int top = 0;
   for (int64_t leaf = 0, k = 0; leaf < l; ++leaf) {
     T p = 1;
-    for (int64_t end = (leaf + 1) * n / l; k < end; ++k) p *= term(k);
-    for (int64_t m = leaf; m & 1; m >>= 1) p *= part[--top];
+    for (int64_t end = (leaf + 1) * n / l; k < end; ++k) p = wrapping(std::multiplies<>{}, p, term(k));
+    for (int64_t m = leaf; m & 1; m >>= 1) p = wrapping(std::multiplies<>{}, p, part[--top]);
     part[top++] = p;
   }
   return part[0];

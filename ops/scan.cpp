@@ -1,6 +1,9 @@
 #include "ops/scan.h"
 
+#include <functional>
+
 #include "ops/dims.h"
+#include "ops/elementwise.h"
 #include "ops/pointwise.h"
 
 namespace dtensor::ops {
@@ -24,7 +27,8 @@ void cumsum_kernel(const Context& c, std::span<const Tensor> in, std::span<Tenso
         Sum sum = 0;
         for (int64_t k = 0; k < s.n; ++k) {
           int64_t at = reverse ? s.n - 1 - k : k;
-          y[at] = T(sum += x[at]);
+          sum = wrapping(std::plus<>{}, sum, Sum(x[at]));
+          y[at] = T(sum);
         }
       });
     });

@@ -64,18 +64,19 @@ struct Group {
   std::map<uint64_t, Round> rounds;
 };
 
-// NaN wins, as in a sum.
+// NaN wins, as in a sum. Integers wrap around, as unsigned ones do by definition.
 template <class T>
 T combine(Reduce r, T a, T b) {
+  using Wrapping = std::conditional_t<std::is_same_v<T, int64_t>, uint64_t, T>;
   switch (r) {
     case Reduce::product:
-      return T(a * b);
+      return T(Wrapping(a) * Wrapping(b));
     case Reduce::min:
       return b < a || b != b ? b : a;
     case Reduce::max:
       return a < b || b != b ? b : a;
     default:
-      return T(a + b);
+      return T(Wrapping(a) + Wrapping(b));
   }
 }
 

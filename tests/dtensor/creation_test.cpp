@@ -106,6 +106,7 @@ TEST_CASE("tensors are created by text") {
   CHECK(values<int64_t>(full(mesh, "i64[1]", most).local())[0] == most);
   CHECK(values<int64_t>(arange(mesh, "i64[4]", least, most, most / 2 + 2).local()).back() ==
         least + (most / 2 + 2) + (most / 2 + 2) + (most / 2 + 2));
+  CHECK_THROWS_WITH(arange(mesh, "i64[0]", least, 0), Catch::StartsWith("[arange]"));  // 2^63 values
   CHECK(values<bool>(full(mesh, std::string("bool[1]"), 0.5).local())[0]);
   CHECK(values<float>(eye(mesh, "f32[2,3]").local()) == std::vector<float>{1, 0, 0, 0, 1, 0});
   CHECK(values<int64_t>(ones_like(empty(mesh, "i64[2]")).local()) == std::vector<int64_t>{1, 1});

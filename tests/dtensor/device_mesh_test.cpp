@@ -91,6 +91,10 @@ TEST_CASE("law 9: a mesh that the program cannot have is an error") {
                     Equals("[DeviceMesh::coordinate] the mesh has no axis \"pp\": it is dp=1,tp=1"));
   CHECK_THROWS_WITH(mesh.intern({DType::f32, {2}, Layout{Shard(1)}}),
                     Equals("[DeviceMesh] f32[2] has no dimension 1 to shard"));
+  for (const Shape& shape : {Shape{2, -1}, Shape{int64_t(1) << 32, int64_t(1) << 32}})
+    CHECK_THROWS_WITH(mesh.intern({DType::f32, shape, Layout()}),
+                      Equals("[DeviceMesh] f32" + to_string(shape) +
+                             ": a size is negative, or there are more bytes than can be counted"));
   CHECK_THROWS_WITH(mesh.intern({DType::f32, {2}, Layout{Replicate(), Replicate(), Shard(0)}}),
                     Equals("[Layout] the layout has placements on more axes than the mesh has (dp=1,tp=1)"));
   CHECK_FALSE(DeviceMesh().defined());

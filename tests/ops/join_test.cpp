@@ -26,6 +26,7 @@ TEST_CASE("split and chunk give views of PyTorch's sizes, and cat puts them toge
   for (const Row& r : {Row{x, ops::split(x, 3), {3, 3, 1}}, Row{x, ops::split(x, 9), {7}},
                        Row{x, ops::split(x, Sizes{0, 5, 2}, -2), {0, 5, 2}}, Row{x, ops::chunk(x, 3), {3, 3, 1}},
                        Row{x, ops::chunk(x, 5), {2, 2, 2, 1}}, Row{x, ops::chunk(x, 99), Sizes(7, 1)},
+                       Row{x, ops::split(x, INT64_MAX), {7}}, Row{x, ops::chunk(x, INT64_MAX), Sizes(7, 1)},
                        Row{empty, ops::split(empty, 2), {0}}, Row{empty, ops::split(empty, 0), {0}},
                        Row{empty, ops::chunk(empty, 3), {0, 0, 0}}}) {
     CHECK(sizes_of(r.pieces, 0) == r.expected);
@@ -64,6 +65,8 @@ TEST_CASE("what cannot be joined or split is an error that shows it") {
   CHECK_THROWS_WITH(ops::split(x, std::vector<int64_t>{1, 2}),
                     Contains("[split] sizes 1,2 do not sum to 4, dimension 0 of f32[4,6]"));
   CHECK_THROWS_WITH(ops::split(x, std::vector<int64_t>{5, -1}), Contains("[split] sizes 5,-1"));
+  CHECK_THROWS_WITH(ops::split(x, std::vector<int64_t>{INT64_MAX, INT64_MAX, 6}),  // their sum wraps around to 4
+                    Contains("do not sum to 4"));
   CHECK_THROWS_WITH(ops::split(x, 0), Contains("[split] pieces of 0 along dimension 0 of f32[4,6]"));
   CHECK_THROWS_WITH(ops::chunk(x, 0),
                     Contains("[chunk] f32[4,6]") && Contains(" into 0 chunks: at least one is needed"));

@@ -178,6 +178,16 @@ TEST_CASE("integers are exact, and wrap around") {
   CHECK(values(ops::remainder(x, -1)) == std::vector<int64_t>{0, 0, 0});
   CHECK(values(ops::clamp(x, {}, 0)) == std::vector<int64_t>{0, small, -1});
   CHECK(values(ops::sign(x)) == std::vector<int64_t>{1, -1, -1});
+  DistributedTensor two = one(Tensor::of<int64_t>({2}, {big, big}));
+  CHECK(values(ops::sum(two)) == std::vector<int64_t>{-2});
+  CHECK(values(ops::prod(two)) == std::vector<int64_t>{1});
+  CHECK(values(ops::cumsum(two, 0)) == std::vector<int64_t>{big, -2});
+  CHECK(values(ops::index_add(two, 0, one({2}, DType::i64), two)) == std::vector<int64_t>{-2, -2});
+  launch(2, [big](Rank& rank) {
+    DeviceMesh mesh(rank, "x=2");
+    Tensor part = Tensor::of<int64_t>({1}, {big});
+    expect(*DistributedTensor::from_local(part, mesh, {Partial()}, {1}).full().data<int64_t>(), -2);
+  });
 }
 
 TEST_CASE("cast changes types, and nothing else does") {

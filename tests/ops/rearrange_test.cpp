@@ -11,12 +11,22 @@ TEST_CASE("what cannot be repeated, turned or cut is an error that shows it") {
   CHECK_THROWS_WITH(ops::repeat(x, {2}), Contains("[repeat] repeats 2 for f32[4,6]"));
   CHECK_THROWS_WITH(ops::repeat(x, {2, -1}), Contains("[repeat] repeats 2,-1 for f32[4,6]"));
   CHECK_THROWS_WITH(ops::repeat(x, std::vector<int64_t>(9, 1)), Contains("[repeat]") && Contains("at most 8"));
+  CHECK_THROWS_WITH(ops::repeat(x, {1, INT64_MAX}),
+                    Contains("[repeat]") && Contains("make dimension 1 of f32[4,6]") && Contains("can be counted"));
   CHECK_THROWS_WITH(ops::flip(x, {1, -1}), Contains("[flip] a dimension is named twice in 1,-1"));
   CHECK_THROWS_WITH(ops::flip(x, {2}), Contains("[flip] dimension 2 is out of range for 2 dimensions"));
   CHECK_THROWS_WITH(ops::roll(x, {1, 2}), Contains("[roll] 2 shifts and 0 dims"));
   CHECK_THROWS_WITH(ops::roll(x, {1}, {5}), Contains("[roll] dimension 5 is out of range"));
   CHECK_THROWS_WITH(ops::tril(one({4})), Contains("[tril] operand 0 has 1 dimensions"));
   CHECK_THROWS_WITH(ops::triu(one(Shape{})), Contains("[triu] operand 0 has 0 dimensions"));
+}
+
+TEST_CASE("shifts of any size are taken modulo the dimension's") {
+  OneRank one;
+  DistributedTensor x = one({4, 6});
+  auto expected = numbers(ops::roll(x, {2}, {1}).full());
+  CHECK(numbers(ops::roll(x, {INT64_MIN, INT64_MIN}, {1, 1}).full()) == expected);  // -2^63 is -2 modulo 6
+  CHECK(ops::roll(one({0}), {INT64_MIN}).shape() == Shape{0});
 }
 
 TEST_CASE("triangles know the rows and columns of their part, a diagonal may lie far outside") {
