@@ -7,6 +7,7 @@
 #include "ops/dropout.h"
 #include "ops/kernel.h"
 #include "ops/reduce.h"
+#include "ops/unary.h"
 #include "ops/view.h"
 
 namespace dtensor::ops {
@@ -271,6 +272,9 @@ DistributedTensor scaled_dot_product_attention(const DistributedTensor& q, const
   check(q.dims() == 4 && k.dims() == 4 && v.dims() == 4,
         "[scaled_dot_product_attention] operands are [batch, heads, sequence, head_dim]: {}, {}, {}", to_string(q),
         to_string(k), to_string(v));
+  check(k.shape() == v.shape() && q.size(0) == k.size(0) && q.size(3) == k.size(3),
+        "[scaled_dot_product_attention] q {}, k {} and v {}: k and v have one shape, and q's batch and head_dim",
+        to_string(q), to_string(k), to_string(v));
   check(k.size(1) > 0 && q.size(1) % k.size(1) == 0,
         "[scaled_dot_product_attention] {} query heads are no multiple of {} key/value heads", q.size(1), k.size(1));
   const Shape scores{q.size(0), q.size(1), q.size(2), k.size(2)};
@@ -293,8 +297,9 @@ DistributedTensor scaled_dot_product_attention(const DistributedTensor& q, const
   }
   check_probability("scaled_dot_product_attention", options.dropout_p);
   if (options.dropout_p > 0) key = stream_key(q.mesh(), options.stream);
-  double scale = options.scale > 0 ? options.scale : 1 / std::sqrt(double(q.size(3)));
-  DistributedTensor qs = transpose(q, 1, 2), ks = transpose(k, 1, 2), vs = transpose(v, 1, 2);
+  double scale = options.scale != 0 ? std::abs(options.scale) : 1 / std::sqrt(double(q.size(3)));
+  DistributedTensor qs = transpose(options.scale < 0 ? neg(q) : q, 1, 2), ks = transpose(k, 1, 2),
+                    vs = transpose(v, 1, 2);
   return transpose(call(attention_op, {&qs, &ks, &vs, &mask, &key},
                         {{"causal", options.causal}, {"scale", scale}, {"dropout_p", options.dropout_p}}),
                    1, 2);

@@ -19,7 +19,7 @@ std::tuple<DistributedTensor, DistributedTensor> rotary(const DistributedTensor&
 
 struct AttentionOptions {
   bool causal = false;
-  double scale = 0;  // of the scores; 0: 1 / sqrt(head_dim)
+  double scale = 0;  // of the scores, of either sign; 0: 1 / sqrt(head_dim)
   // Broadcasts to [batch, heads, s, t]: bool, true takes part; or added to the scores, of the queries' type. A row that
   // is left no key gives 0, as in PyTorch. Not with causal. May be sharded as batch, heads and queries are. Its
   // gradient has all scores in memory, once.

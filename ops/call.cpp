@@ -38,7 +38,7 @@ DType same_types(std::string_view op, std::span<const TensorSpec* const> inputs,
   return first ? first->dtype : DType::f32;
 }
 
-BoundRule bind_rule(const Op& op, std::span<const Shape* const> inputs, const Attributes& attributes) {
+BoundRule bind_rule(const Op& op, std::span<const Shape* const> inputs, const Attributes& attributes, DType dtype) {
   Rule rule = op.rule.function() ? op.rule.function()(inputs, attributes) : Rule{std::string(op.rule.literal())};
   if (rule.linear.empty()) rule.linear = op.linear;
   if (rule.added.empty()) rule.added = op.added;
@@ -46,6 +46,10 @@ BoundRule bind_rule(const Op& op, std::span<const Shape* const> inputs, const At
   if (rule.passes.empty()) rule.passes = op.passes;
   if (rule.moves.empty()) rule.moves = op.moves;
   if (rule.reduce.empty()) rule.reduce = op.reduce;
+  if (op.wraps && dtype == DType::i64) {  // the identity of the minimum plus 1 is the smallest of all
+    rule.monotone.clear();
+    std::erase_if(rule.passes, [](const Pass& p) { return p.from == Reduce::max || p.from == Reduce::min; });
+  }
   return BoundRule(op.name, std::move(rule), inputs);
 }
 
@@ -88,7 +92,8 @@ std::unique_ptr<Decision> decide(const Op& op, const DeviceMesh& mesh, std::span
   std::array<const TensorSpec*, max_operands> specs{};
   for (size_t i = 0; i < inputs.size(); ++i)
     if (inputs[i]) specs[i] = &inputs[i]->spec(), shapes[i] = &specs[i]->shape;
-  BoundRule rule = bind_rule(op, std::span(shapes.data(), inputs.size()), attributes);
+  auto first = std::find_if(inputs.begin(), inputs.end(), [](const DistributedTensor* x) { return x != nullptr; });
+  BoundRule rule = bind_rule(op, std::span(shapes.data(), inputs.size()), attributes, (*first)->dtype());
   std::span<const TensorSpec* const> in(specs.data(), inputs.size());
   Layout wanted = options.wanted ? strip_narrow_axes(mesh.shape(), *options.wanted) : Layout();
   const Layout* wanted_list[] = {options.wanted ? &wanted : nullptr};

@@ -113,7 +113,9 @@ Ways ways(const Op& op, const MeshShape& mesh, std::span<const TensorSpec* const
   }
   std::vector<const TensorSpec*> specs;
   for (size_t i = 0; i < inputs.size(); ++i) specs.push_back(inputs[i] ? &list[i] : nullptr);
-  BoundRule rule = bind_rule(op, shapes, attributes);
+  auto first = std::find_if(specs.begin(), specs.end(), [](const TensorSpec* s) { return s != nullptr; });
+  check(first != specs.end(), "[explain] {}: all operands are absent", op.name);
+  BoundRule rule = bind_rule(op, shapes, attributes, (*first)->dtype);
   Ways w;
   for (Choice& c : all_choices({rule, mesh, specs, {}, {}})) {
     Ways::Way way{std::move(c), {}};

@@ -4,6 +4,7 @@
 
 #include "ops/elementwise.h"
 #include "ops/slice.h"
+#include "ops/view.h"
 
 namespace dtensor::ops {
 namespace {
@@ -298,6 +299,8 @@ DistributedTensor index_add(const DistributedTensor& x, int64_t dim, const Distr
   return call(index_add_op, {&x, &index, &source}, along(d));
 }
 DistributedTensor gather(const DistributedTensor& x, int64_t dim, const DistributedTensor& index) {
+  if (x.dims() == 0 && index.dims() == 0)  // as of one dimension of size 1
+    return squeeze(gather(unsqueeze(x, 0), dim, unsqueeze(index, 0)));
   int d = checked_dim("gather", x, dim, index);
   DistributedTensor from = x;
   for (int k = 0; k < x.dims(); ++k)
@@ -306,6 +309,8 @@ DistributedTensor gather(const DistributedTensor& x, int64_t dim, const Distribu
 }
 DistributedTensor scatter_add(const DistributedTensor& x, int64_t dim, const DistributedTensor& index,
                               const DistributedTensor& source) {
+  if (x.dims() == 0 && index.dims() == 0 && source.dims() == 0)  // as of one dimension of size 1
+    return squeeze(scatter_add(unsqueeze(x, 0), dim, unsqueeze(index, 0), unsqueeze(source, 0)));
   int d = checked_dim("scatter_add", x, dim, index);
   check(source.dims() == x.dims(), "[scatter_add] {} and source {}: both have as many dimensions", to_string(x),
         to_string(source));

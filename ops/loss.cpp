@@ -236,6 +236,8 @@ DistributedTensor cross_entropy(const DistributedTensor& logits, const Distribut
         name(target.dtype()), to_string(target.shape()));
   check(logits.dims() > 0, "[cross_entropy] logits {} have no dimension of classes", to_string(logits));
   int classes = normalize_dim("cross_entropy", options.class_dim, logits.dims());
+  check(logits.shape()[classes] > 0, "[cross_entropy] logits {} have no classes in dimension {} (class_dim)",
+        to_string(logits), classes);
   Shape rows = logits.shape();
   rows.erase(classes);
   check(target.shape() == rows,

@@ -213,7 +213,7 @@ DistributedTensor matmul(const DistributedTensor& a, const DistributedTensor& b)
   return view(y, shape);
 }
 DistributedTensor bmm(const DistributedTensor& a, const DistributedTensor& b) {
-  check(a.dims() == 3 && b.dims() == 3 && a.size(0) == b.size(0),
+  check(a.dims() == 3 && b.dims() == 3 && a.size(0) == b.size(0) && a.size(2) == b.size(1),
         "[bmm] operands are [b,m,k] and [b,k,n], not {} and {}; matmul() broadcasts", to_string(a), to_string(b));
   return matmul(a, b);
 }

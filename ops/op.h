@@ -124,6 +124,7 @@ struct Op {
   bool strided = false;  // the kernel takes any strides
   bool view = false;     // the output may show the input's storage, so the kernel makes it
   bool stays = false;    // a call that would have to communicate is an error
+  bool wraps = false;    // integers wrap around, so a maximum or minimum of them does not pass
   Kernel cpu = nullptr;
   Composite composite = nullptr;
   GradientFunction gradient = nullptr;
@@ -131,7 +132,7 @@ struct Op {
   std::vector<Sample> sample = {};
 };
 
-// The rule of one call.
-BoundRule bind_rule(const Op& op, std::span<const Shape* const> inputs, const Attributes& attributes);
+// The rule of one call whose first present input has this element type.
+BoundRule bind_rule(const Op& op, std::span<const Shape* const> inputs, const Attributes& attributes, DType dtype);
 
 }  // namespace dtensor

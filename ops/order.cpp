@@ -239,8 +239,8 @@ DistributedTensor argmin(const DistributedTensor& x, std::optional<int64_t> dim,
 std::tuple<DistributedTensor, DistributedTensor> sort(const DistributedTensor& x, int64_t dim, bool descending, bool) {
   return pair(call_all(sort_op, {&x}, sorted(normalized_dims("sort", {dim}, x.dims()), descending)));
 }
-DistributedTensor argsort(const DistributedTensor& x, int64_t dim, bool descending, bool stable) {
-  return std::get<1>(sort(x, dim, descending, stable));
+DistributedTensor argsort(const DistributedTensor& x, int64_t dim, bool descending, bool) {
+  return call_all(sort_op, {&x}, sorted(normalized_dims("argsort", {dim}, x.dims()), descending))[1];
 }
 std::tuple<DistributedTensor, DistributedTensor> topk(const DistributedTensor& x, int64_t k, int64_t dim, bool largest,
                                                       bool) {

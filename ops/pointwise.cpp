@@ -44,12 +44,15 @@ void pass_extremes(Rule& rule, const Attributes& a) {
   if (value < 0) rule.passes = turned(0);
 }
 Rule mul_scalar_rule(std::span<const Shape* const>, const Attributes& a) {
-  Rule rule{"...->...", {{0}}};
+  Rule rule{"...->..."};
+  if (!std::isfinite(a.get<double>("value"))) return rule;  // a contribution of zero would become NaN
+  rule.linear = {{0}};
   pass_extremes(rule, a);
   return rule;
 }
 Rule div_rule(std::span<const Shape* const> in, const Attributes& a) {
-  Rule rule{"...,...->...", {{0}}};
+  Rule rule{"...,...->..."};
+  if (in[1] || a.get<double>("value") != 0) rule.linear = {{0}};  // zero by zero would be NaN
   if (!in[1]) pass_extremes(rule, a);
   return rule;
 }
@@ -184,8 +187,13 @@ void remainder_gradient(Gradient& g) {
   set_reduced(g, 0, g.of_output());
   if (!g.needs(1)) return;
   const DistributedTensor &a = g.input(0), &b = g.input(1);
-  DistributedTensor q = of_divisor ? round(div(sub(a, remainder(a, b)), b)) : div(a, b);
-  if (!of_divisor) q = mul(sign(q), floor(abs(q)));
+  DistributedTensor q = div(a, b);
+  if (of_divisor) {  // rounded down, exactly
+    DistributedTensor r = fmod(a, b), below = lt(mul(sign(r), sign(b)), 0);
+    q = where(eq(b, 0), q, sub(round(div(sub(a, r), b)), cast(below, q.dtype())));
+  } else {
+    q = mul(sign(q), floor(abs(q)));
+  }
   set_reduced(g, 1, neg(mul(g.of_output(), q)));
 }
 
@@ -233,11 +241,13 @@ const Op add_op = binary({.name = "add",
                           .linear = {{0, 1}},
                           .monotone = {{0}, {1}},
                           .passes = {average(0), average(1)},
+                          .wraps = true,
                           .cpu = binary_kernel<plus, Types::numbers>,
                           .gradient = add_gradient,
                           .sample = numbers()});
 const Op sub_op = binary({.name = "sub",
                           .rule = sub_rule,
+                          .wraps = true,
                           .cpu =
                               [](const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
                                 for_numbers(c, out[0].dtype(), [&]<class T>() {
@@ -264,6 +274,7 @@ const Op add_scalar_op = unary({.name = "add_scalar",
                                 .monotone = {{0}},
                                 .passes = {average(0)},
                                 .types = number_types,
+                                .wraps = true,
                                 .cpu = binary_kernel<plus, Types::numbers>,
                                 .gradient = [](Gradient& g) { g.set(0, g.of_output()); },
                                 .sample = by_scalar(1.5)});
@@ -271,6 +282,7 @@ const Op mul_scalar_op =
     unary({.name = "mul_scalar",
            .rule = mul_scalar_rule,
            .types = number_types,
+           .wraps = true,
            .cpu = binary_kernel<times, Types::numbers>,
            .gradient = [](Gradient& g) { g.set(0, mul(g.of_output(), g.attributes().get<double>("value"))); },
            .sample = joined(by_scalar(-1.5), by_scalar(2.5))});

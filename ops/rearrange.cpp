@@ -2,7 +2,7 @@
 
 #include <numeric>
 
-#include "ops/kernel.h"
+#include "ops/dims.h"
 #include "ops/reduce.h"
 #include "ops/view.h"
 
@@ -207,19 +207,8 @@ DistributedTensor repeat(const DistributedTensor& x, const std::vector<int64_t>&
   return call(repeat_op, {&x}, {{"repeats", repeats}});
 }
 
-namespace {
-Dims normalized(const char* who, const DistributedTensor& x, const Dims& dims) {
-  Dims list;
-  for (int64_t d : dims) list.push_back(normalize_dim(who, d, x.dims()));
-  return list;
-}
-}  // namespace
-
 DistributedTensor flip(const DistributedTensor& x, const std::vector<int64_t>& dims) {
-  Dims turned = normalized("flip", x, dims);
-  std::sort(turned.begin(), turned.end());
-  check(std::adjacent_find(turned.begin(), turned.end()) == turned.end(), "[flip] a dimension is named twice in {}",
-        fmt::join(dims, ","));
+  Dims turned = dims.empty() ? dims : normalized_dims("flip", dims, x.dims());
   return turned.empty() ? x : call(flip_op, {&x}, {{"dims", turned}});
 }
 DistributedTensor roll(const DistributedTensor& x, const std::vector<int64_t>& shifts,
@@ -227,7 +216,8 @@ DistributedTensor roll(const DistributedTensor& x, const std::vector<int64_t>& s
   if (dims.empty() && shifts.size() == 1) return reshape(roll(flatten(x), shifts, {0}), x.shape());
   check(dims.size() == shifts.size(), "[roll] {} shifts and {} dims: one shift for each dimension", shifts.size(),
         dims.size());
-  Dims order = normalized("roll", x, dims), sorted, total;  // a dimension may be named again
+  Dims order, sorted, total;  // a dimension may be named again
+  for (int64_t d : dims) order.push_back(normalize_dim("roll", d, x.dims()));
   for (int64_t d = 0; d < x.dims(); ++d) {
     int64_t sum = 0, named = 0;
     for (size_t k = 0; k < order.size(); ++k)

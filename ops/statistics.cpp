@@ -52,7 +52,7 @@ T* row_of(const Context& c, int worker, int64_t n) {
 
 // --- variance
 
-double variance_factor(double n, double correction) { return 1 / std::max(0.0, n - correction); }
+double variance_factor(double n, double correction) { return n > 0 ? 1 / std::max(0.0, n - correction) : NAN; }
 
 // x -> var or std, sum of x
 void var_kernel(const Context& c, In in, Out out) {

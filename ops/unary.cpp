@@ -61,6 +61,7 @@ const Op neg_op = unary({.name = "neg",
                          .linear = {{0}},
                          .passes = turned,
                          .types = number_types,
+                         .wraps = true,
                          .cpu = unary_kernel<[](auto a) { return wrapping(std::negate<>{}, a); }, Types::numbers>,
                          .gradient = [](Gradient& g) { g.set(0, neg(g.of_output())); },
                          .sample = numbers()});

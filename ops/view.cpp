@@ -2,7 +2,7 @@
 
 #include <numeric>
 
-#include "ops/kernel.h"
+#include "ops/dims.h"
 #include "ops/reduce.h"
 
 namespace dtensor::ops {
@@ -299,11 +299,10 @@ DistributedTensor unflatten(const DistributedTensor& x, int64_t dim, const Shape
   return show(unflatten_op, x, to);
 }
 DistributedTensor squeeze(const DistributedTensor& x, const std::vector<int64_t>& dims) {
-  std::vector<bool> goes(size_t(std::max(x.dims(), 1)), dims.empty());
-  for (int64_t d : dims) goes[size_t(normalize_dim("squeeze", d, int(goes.size())))] = true;
+  Dims gone = normalized_dims("squeeze", dims, x.dims());
   Shape to;
   for (int d = 0; d < x.dims(); ++d)
-    if (x.shape()[d] != 1 || !goes[size_t(d)]) to.push_back(x.shape()[d]);
+    if (x.shape()[d] != 1 || !std::binary_search(gone.begin(), gone.end(), d)) to.push_back(x.shape()[d]);
   return show(squeeze_op, x, to);
 }
 DistributedTensor unsqueeze(const DistributedTensor& x, int64_t dim) {
@@ -315,10 +314,12 @@ DistributedTensor permute(const DistributedTensor& x, const std::vector<int64_t>
   return call(permute_op, {&x}, {{"dims", dims}});
 }
 DistributedTensor transpose(const DistributedTensor& x, int64_t dim0, int64_t dim1) {
-  std::vector<int64_t> order(size_t(x.dims()));
+  int dims = std::max(x.dims(), 1);  // without dimensions: as one of size 1
+  std::vector<int64_t> order(static_cast<size_t>(dims));
   std::iota(order.begin(), order.end(), 0);
-  std::swap(order[size_t(normalize_dim("transpose", dim0, x.dims()))],
-            order[size_t(normalize_dim("transpose", dim1, x.dims()))]);
+  std::swap(order[size_t(normalize_dim("transpose", dim0, dims))],
+            order[size_t(normalize_dim("transpose", dim1, dims))]);
+  order.resize(size_t(x.dims()));
   return permute(x, order);
 }
 DistributedTensor expand(const DistributedTensor& x, const Shape& shape) {

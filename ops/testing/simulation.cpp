@@ -14,6 +14,12 @@ std::vector<const Shape*> shapes_of(const std::vector<Tensor>& inputs) {
   return shapes;
 }
 
+BoundRule rule_of(const Case& c) {
+  auto first = std::find_if(c.inputs.begin(), c.inputs.end(), [](const Tensor& t) { return t.defined(); });
+  dtensor::check(first != c.inputs.end(), "[{}] all operands of {} are absent", c.op.name, c.name);
+  return bind_rule(c.op, shapes_of(c.inputs), c.attributes, first->dtype());
+}
+
 Tensor values(const SampleInput& in, uint64_t seed) {
   Random random(seed);
   int64_t n = numel(in.shape);
@@ -143,7 +149,7 @@ std::vector<Case> cases_of(const Op& op, const std::vector<int64_t>& sizes, uint
     cases.push_back(case_of(op, op.sample[i], fmt::format("sample {}", i), seed + i));
   if (op.composite) return cases;
   for (size_t i = 0; i < op.sample.size(); ++i) {
-    BoundRule rule = bind_rule(op, shapes_of(cases[i].inputs), cases[i].attributes);
+    BoundRule rule = rule_of(cases[i]);
     for (int f = 0; f < int(rule.factors().size()); ++f)
       for (int64_t size : sizes)
         if (auto c = with_size(cases[i], f, size, seed + i)) cases.push_back(std::move(*c));
@@ -152,7 +158,7 @@ std::vector<Case> cases_of(const Op& op, const std::vector<int64_t>& sizes, uint
 }
 
 std::optional<Case> with_size(const Case& c, int f, int64_t size, uint64_t seed) {
-  BoundRule rule = bind_rule(c.op, shapes_of(c.inputs), c.attributes);
+  BoundRule rule = rule_of(c);
   const Factor& factor = rule.factors()[size_t(f)];
   if (factor.size == size || factor.size == 0) return {};
   Case out{c.op, {}, c.kinds, {}, c.attributes, true};
@@ -267,7 +273,7 @@ Tensor combined(std::span<const Tensor> parts, Reduce r) {
 }
 
 Simulation::Simulation(const Case& c, int threads)
-    : case_(c), rule_(bind_rule(c.op, shapes_of(c.inputs), c.attributes)), pool_(threads), scratch_(size_t(threads)) {}
+    : case_(c), rule_(rule_of(c)), pool_(threads), scratch_(size_t(threads)) {}
 
 DType Simulation::output_type(int o) const {
   std::vector<TensorSpec> specs;

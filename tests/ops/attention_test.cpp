@@ -48,6 +48,14 @@ TEST_CASE("attention over more than a block of keys and queries equals causal at
   for (size_t i = 0; i < causal.size(); ++i) REQUIRE(masked[i] == Approx(causal[i]).epsilon(1e-5));
 }
 
+TEST_CASE("a negative scale is the positive one of negative queries") {
+  OneRank one;
+  DistributedTensor q = ops::sin(one({1, 2, 3, 4})), k = ops::cos(one({1, 2, 3, 4}));
+  for (bool causal : {false, true})
+    CHECK(numbers(ops::scaled_dot_product_attention(q, k, k, {.causal = causal, .scale = -0.5}).full()) ==
+          numbers(ops::scaled_dot_product_attention(-q, k, k, {.causal = causal, .scale = 0.5}).full()));
+}
+
 TEST_CASE("attention refuses masks that do not fit") {
   OneRank one;
   DistributedTensor q = one({2, 4, 3, 2}), k = one({2, 2, 5, 2}), mask = one({3, 5});

@@ -163,6 +163,29 @@ TEST_CASE("Partial placements pass what they may, and an addend is counted once"
   });
 }
 
+TEST_CASE("what a rank without elements contributes does not wrap around, and is not multiplied by an infinity") {
+  launch(2, [](Rank& rank) {
+    DeviceMesh mesh(rank, "x=2");
+    DistributedTensor x = DistributedTensor::distribute(Tensor::of<int64_t>({1}, {-3}), mesh, {Shard(0)});
+    DistributedTensor two = DistributedTensor::distribute(Tensor::of<int64_t>({}, {2}), mesh, Layout());
+    for (const DistributedTensor& y : {ops::amax(x), ops::amin(x)}) {
+      expect(to_string(y.layout()[0]).substr(0, 8), "Partial(");
+      expect(numbers((y + two).full())[0], -1);
+      expect(numbers((y - two).full())[0], -5);
+      expect(numbers((two - y).full())[0], 5);
+      expect(numbers((y + 2).full())[0], -1);
+      expect(numbers((y - 2).full())[0], -5);
+      expect(numbers((2 - y).full())[0], 5);
+      expect(numbers((y * 2).full())[0], -6);
+      expect(numbers((y * -2).full())[0], 6);
+      expect(numbers((-y).full())[0], 3);
+    }
+    DistributedTensor sum = DistributedTensor::distribute(Tensor::of<float>({1}, {-3}), mesh, {Partial()});
+    expect(numbers((sum * INFINITY).full())[0], -INFINITY);
+    expect(numbers((sum / 0).full())[0], -INFINITY);
+  });
+}
+
 TEST_CASE("integers are exact, and wrap around") {
   OneRank one;
   int64_t big = std::numeric_limits<int64_t>::max(), small = std::numeric_limits<int64_t>::min();

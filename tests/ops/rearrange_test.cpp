@@ -13,6 +13,8 @@ TEST_CASE("what cannot be repeated, turned or cut is an error that shows it") {
   CHECK_THROWS_WITH(ops::repeat(x, std::vector<int64_t>(9, 1)), Contains("[repeat]") && Contains("at most 8"));
   CHECK_THROWS_WITH(ops::repeat(x, {1, INT64_MAX}),
                     Contains("[repeat]") && Contains("make dimension 1 of f32[4,6]") && Contains("can be counted"));
+  DistributedTensor scalar = one(Shape{});
+  CHECK(ops::flip(scalar, {-1}).id() == scalar.id());
   CHECK_THROWS_WITH(ops::flip(x, {1, -1}), Contains("[flip] a dimension is named twice in 1,-1"));
   CHECK_THROWS_WITH(ops::flip(x, {2}), Contains("[flip] dimension 2 is out of range for 2 dimensions"));
   CHECK_THROWS_WITH(ops::roll(x, {1, 2}), Contains("[roll] 2 shifts and 0 dims"));

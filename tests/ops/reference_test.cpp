@@ -29,7 +29,7 @@ Rule rule_of(const Op& op) {
   const Sample& s = op.sample.at(0);
   std::vector<const Shape*> shapes;
   for (const SampleInput& in : s.inputs) shapes.push_back(in.kind == SampleInput::Kind::absent ? nullptr : &in.shape);
-  return bind_rule(op, shapes, s.attributes).rule();
+  return bind_rule(op, shapes, s.attributes, DType::f64).rule();
 }
 
 std::string reference() {

@@ -89,6 +89,9 @@ TEST_CASE("flatten, unflatten, squeeze, unsqueeze and expand: shapes, and errors
   CHECK_THROWS_WITH(ops::unflatten(x, 1, {4, 2}),
                     Contains("[unflatten] sizes [4,2] do not multiply to 6, dimension 1 of f32[4,6]"));
   CHECK_THROWS_WITH(ops::unflatten(x, 1, {4, -1}), Contains("[unflatten] f32[4,6]") && Contains("[4,-1]"));
+  CHECK(ops::transpose(scalar, 0, -1).shape() == Shape{});
+  CHECK_THROWS_WITH(ops::transpose(scalar, 0, 1), Contains("[transpose] dimension 1 is out of range"));
+  CHECK_THROWS_WITH(ops::squeeze(scalar, {0, -1}), Contains("[squeeze] a dimension is named twice in 0,-1"));
   CHECK_THROWS_WITH(ops::squeeze(x, {2}), Contains("[squeeze] dimension 2 is out of range for 2 dimensions"));
   CHECK_THROWS_WITH(ops::unsqueeze(x, 3), Contains("[unsqueeze] dimension 3 is out of range for 3 dimensions"));
   CHECK_THROWS_WITH(ops::expand(x, {6}), Contains("[expand] [4,6] has more dimensions than [6]"));

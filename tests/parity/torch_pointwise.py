@@ -71,6 +71,7 @@ def cases():
         if op != "div":
             yield op, (ids((6,), -7, 7, -7, 7, 6, 0), ids((6,), 3, 3, -3, -3, 3, 5)), {}
             yield op, (ids((4,), -7, 7, 0, 2**40),), {"value": -3}
+    yield "remainder", (exactly(1, -1, 1, -1, 0, 2, -2), exactly(inf, inf, -inf, -inf, -inf, 0, 0)), {}
     yield "rsub", (a,), {"value": 1.0}
     yield "pow", (exactly(0, 0, -2, 2, 0, -1, -2, 1, nan, 2), exactly(0, 2, 2, 0, -1, 0.5, 3, nan, 0, -1.5)), {}
     yield "pow", (numbers(3, 1, seed=3).abs() + 0.25, right.flatten()), {}

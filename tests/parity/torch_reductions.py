@@ -97,6 +97,7 @@ def cases():
     yield "var", (numbers(3, 1, seed=2),), {"dim": [1]}
     yield "std", (numbers(3, 5, seed=2) * 1e-3 + 1000,), {"dim": [1]}
     yield "std", (f([3, 3, 3]),), {}
+    yield "var", (torch.zeros(2, 0, dtype=torch.float64),), {"dim": [1], "correction": -1}
     for p in (0, 0.5, 1, 1.5, 3, -1, -2.5, inf, -inf):
         for t in (x, ties):
             yield "norm", (t,), {"p": p, "dim": [1]}

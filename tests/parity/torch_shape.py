@@ -58,6 +58,7 @@ def cases():
     yield "unsqueeze", (scalar,), {"dim": -1}
     yield "permute", (cube,), {"dims": [-1, 0, 1]}
     yield "transpose", (cube,), {"dim0": 0, "dim1": -1}
+    yield "transpose", (scalar,), {"dim0": 0, "dim1": -1}
     yield "expand", (numbers(3, 1),), {"shape": [2, -1, 4]}
     yield "expand", (numbers(3, 1),), {"shape": [3, 0]}
     for x, repeats in ((a, [1, 1]), (a, [2, 3]), (numbers(3), [2, 2]), (scalar, [3]), (a, [0, 2]), (empty, [2, 1]), (flags, [1, 2])):
@@ -82,7 +83,7 @@ def cases():
     yield "split", (empty,), {"split_size": 0}
     for x, chunks in ((a, 3), (a, 9), (empty, 2), (numbers(5), 4)):
         yield "chunk", (x,), {"chunks": chunks}, [0]
-    for x, dims in ((cube, [0, -1]), (cube, []), (special, [1]), (empty, [0]), (scalar, []), (flags, [0])):
+    for x, dims in ((cube, [0, -1]), (cube, []), (special, [1]), (empty, [0]), (scalar, []), (scalar, [-1]), (flags, [0])):
         yield "flip", (x,), {"dims": dims}
     for x, values in ((a, {"shifts": [2]}), (a, {"shifts": [-9, 1], "dims": [0, 1]}), (cube, {"shifts": [1, 1], "dims": [-1, -1]}), (empty, {"shifts": [1], "dims": [0]}), (scalar, {"shifts": [1]})):
         yield "roll", (x,), values
@@ -104,6 +105,8 @@ def cases():
     yield "gather", (special, ids((2, 1), 0, 2)), {"dim": -1}
     yield "gather", (a, ids((0, 2))), {"dim": 0}
     yield "gather", (flags, ids((1, 2), 0, 1)), {"dim": 0}
+    yield "gather", (scalar, ids((), 0)), {"dim": -1}
+    yield "scatter_add", (scalar, ids((), 0), numbers(1, seed=3).reshape(())), {"dim": 0}
     yield "scatter_add", (a, whole, numbers(4, 2, seed=3)), {"dim": 1}
     yield "scatter_add", (a, part, numbers(3, 2, seed=3)), {"dim": 0}
     yield "scatter_add", (numbers(2, 2), ids((1, 3), 0, 0, 1), numbers(1, 3, seed=4)), {"dim": 1}
