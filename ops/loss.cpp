@@ -176,7 +176,7 @@ void cross_entropy_gradient(Gradient& g) {
 // A loss of a Partial input would reduce it each time that it reads it: once, before. The gradient passes through.
 DistributedTensor reduced_once(const char* who, const DistributedTensor& x) {
   if (!x.layout().partial) return x;
-  LabelScope label(x.mesh().rank_state(), Label::Kind::op, who);
+  LabelScope label(x.mesh().rank_state(), Label::Kind::reason, who);
   return reduced(x);
 }
 
