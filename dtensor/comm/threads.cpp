@@ -176,6 +176,12 @@ class Threads : public Communicator {
 
  private:
   Work start(Call call) {
+    for (const Buffers& b : call.list)
+      check(
+          b.out.device() != Device::meta,
+          "[{}] a meta tensor of {} elements has no bytes to move between launched ranks: materialize() it, or run on "
+          "Rank::recorded",
+          kind_names[int(call.kind)], b.out.numel());
     uint64_t number = group_->next[size_t(rank_)]++;
     {
       std::lock_guard lock(world_->mutex);

@@ -333,3 +333,16 @@ TEST_CASE("law 9: a redistribution that cannot be is an error") {
     check(error == "[redistribute] Partial(avg) of i64 is not supported", "{}", error);
   });
 }
+
+TEST_CASE("law 9: a meta tensor is not moved between launched ranks") {
+  auto run = [] {
+    launch(2, [](Rank& rank) {
+      DeviceMesh mesh(rank, "x=2");
+      TensorSpec spec = parse_spec("f32[4,6] x=Shard(0)", mesh.shape());
+      const LocalSpec* local = mesh.intern(spec);
+      Tensor meta(rank.allocator(), DType::f32, local->local_shape, Device::meta);
+      DistributedTensor::empty(mesh, local, meta).redistribute({Replicate()});
+    });
+  };
+  CHECK_THROWS_WITH(run(), Catch::Contains("[all_gather] a meta tensor of 24 elements has no bytes to move between launched ranks: materialize() it, or run on "));
+}
