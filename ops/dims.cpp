@@ -36,6 +36,17 @@ std::string factors_in(const Dims& dims) {
   return text;
 }
 
+Rule with_slices_rule(std::span<const Shape* const> in, const Attributes& a) {
+  std::string kept = other_factors(in[0]->dims(), dims_of(a));
+  return {factors(in[0]->dims()) + "," + kept + "->" + kept};
+}
+
+Rule onto_slices_rule(std::span<const Shape* const> in, const Attributes& a) {
+  std::string all = factors(in[1]->dims()), kept = other_factors(in[1]->dims(), dims_of(a)), text = kept + "," + all;
+  for (size_t i = 2; i < in.size(); ++i) text += "," + kept;
+  return {text + "->" + all};
+}
+
 Shape dropped_shape(const Shape& shape, const Dims& dims) {
   Shape s;
   for (int d = 0; d < shape.dims(); ++d)

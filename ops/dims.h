@@ -21,6 +21,11 @@ std::string other_factors(int count, const Dims& dims);
 // "b": those that are.
 std::string factors_in(const Dims& dims);
 
+// "abc,ac->ac": a tensor and a value of each slice, reduced to one of each slice.
+Rule with_slices_rule(std::span<const Shape* const> in, const Attributes& a);
+// "ac,abc,ac->abc": values of each slice, the second operand the tensor, made one tensor again.
+Rule onto_slices_rule(std::span<const Shape* const> in, const Attributes& a);
+
 // The shape without the dimensions, and with them, of size 1.
 Shape dropped_shape(const Shape& shape, const Dims& dims);
 Shape kept_shape(const Shape& shape, const Dims& dims);

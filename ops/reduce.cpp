@@ -236,16 +236,6 @@ void extreme_gradient(Gradient& g) {
   g.set(0, call(amax_backward_op, {&share, &x, &y}, g.attributes(), {g.wanted(0)}));
 }
 
-// "abc,ac->ac" and "ac,abc,ac->abc": the backward cards.
-Rule ties_rule(std::span<const Shape* const> in, const Attributes& a) {
-  std::string kept = other_factors(in[0]->dims(), dims_of(a));
-  return {factors(in[0]->dims()) + "," + kept + "->" + kept};
-}
-Rule backward_rule(std::span<const Shape* const> in, const Attributes& a) {
-  std::string all = factors(in[1]->dims()), kept = other_factors(in[1]->dims(), dims_of(a)), text = kept + "," + all;
-  for (size_t i = 2; i < in.size(); ++i) text += "," + kept;
-  return {text + "->" + all};
-}
 Rule two_outputs_rule(std::span<const Shape* const> in, const Attributes& a) {
   std::string kept = other_factors(in[0]->dims(), dims_of(a));
   return {factors(in[0]->dims()) + "->" + kept + "," + kept};
@@ -334,7 +324,7 @@ const Op prod_parts_op = {.name = "prod_parts",
                           .cpu = prod_parts_kernel,
                           .sample = {{{{4, 5, 3}}, {{"dims", Dims{1}}}}, {{{7}}, {{"dims", Dims{0}}}}}};
 const Op prod_backward_op = {.name = "prod_backward",
-                             .rule = backward_rule,
+                             .rule = onto_slices_rule,
                              .linear = {{0}},
                              .passes = {{.inputs = {2}}},
                              .types = type_of_x,
@@ -360,12 +350,12 @@ const Op amin_op = {.name = "amin",
                     .keeps = {.inputs = {0}, .outputs = {0}},
                     .sample = with(samples, {Kind::index, Kind::boolean})};
 const Op ties_op = {.name = "ties",
-                    .rule = ties_rule,
+                    .rule = with_slices_rule,
                     .cpu = ties_kernel,
                     .sample = {{{{Kind::index, {4, 5, 3}, 3}, {Kind::index, {4, 3}, 3}}, {{"dims", Dims{1}}}}}};
 const Op amax_backward_op = {
     .name = "amax_backward",
-    .rule = backward_rule,
+    .rule = onto_slices_rule,
     .linear = {{0}},
     .cpu = amax_backward_kernel,
     .sample = {

@@ -23,18 +23,6 @@ Rule whole_rule_of_two(std::span<const Shape* const> in, const Attributes& a) {
   Rule r = whole_rule(in, a);
   return {r.text + "," + other_factors(in[0]->dims(), dims_of(a))};
 }
-// "abc,ac->ac": each rank's part, the sum of which is all-reduced.
-Rule part_rule(std::span<const Shape* const> in, const Attributes& a) {
-  std::string kept = other_factors(in[0]->dims(), dims_of(a));
-  return {factors(in[0]->dims()) + "," + kept + "->" + kept};
-}
-// "ac,abc,ac->abc"
-Rule backward_rule(std::span<const Shape* const> in, const Attributes& a) {
-  std::string all = factors(in[1]->dims()), kept = other_factors(in[1]->dims(), dims_of(a)), text = kept + "," + all;
-  for (size_t i = 2; i < in.size(); ++i) text += "," + kept;
-  return {text + "->" + all};
-}
-
 int64_t leaves_of(const Context& c) { return c.leaves(factors_in(dims_of(c.attributes))); }
 // The global number of elements of a slice.
 template <class T>
@@ -306,11 +294,11 @@ const Op sharded_var_op = {.name = "sharded_var",
                            .sample = var_samples};
 const Op centred_squares_op = {
     .name = "centred_squares",
-    .rule = part_rule,
+    .rule = with_slices_rule,
     .cpu = centred_squares_kernel,
     .sample = {{{{4, 5, 3}, {4, 3}}, over({1})}, {{{7}, {SampleInput::Kind::absent, {}}}, over({0})}}};
 const Op var_backward_op = {.name = "var_backward",
-                            .rule = backward_rule,
+                            .rule = onto_slices_rule,
                             .linear = {{0}, {1, 2}},
                             .cpu = var_backward_kernel,
                             .sample = {{{{4, 3}, {4, 5, 3}, {4, 3}, counts}, var_of({1}, 0.5, false)},
@@ -330,7 +318,7 @@ const Op sharded_norm_op = {.name = "sharded_norm",
                             .keeps = {.inputs = {0}, .outputs = {0}},
                             .sample = norm_samples};
 const Op power_sum_op = {.name = "power_sum",
-                         .rule = part_rule,
+                         .rule = with_slices_rule,
                          .cpu = power_sum_kernel,
                          .sample = {{{{4, 5, 3}, {4, 3}}, norm_of({1}, 2)}, {{{7}, {}}, norm_of({0}, 3)}}};
 const Op norm_root_op = {.name = "norm_root",
@@ -339,7 +327,7 @@ const Op norm_root_op = {.name = "norm_root",
                          .sample = {{{counts, counts}, {{"p", 3.0}}}, {{counts, counts}, {{"p", 2.0}}}}};
 const Op norm_backward_op = {
     .name = "norm_backward",
-    .rule = backward_rule,
+    .rule = onto_slices_rule,
     .linear = {{0}},
     .cpu = norm_backward_kernel,
     .sample = {{{{4, 3}, {4, 5, 3}, counts}, norm_of({1}, 2)}, {{{4, 3}, {4, 5, 3}, counts}, norm_of({1}, 3)}}};
@@ -358,11 +346,11 @@ const Op sharded_logsumexp_op = {.name = "sharded_logsumexp",
                                  .keeps = {.inputs = {0}, .outputs = {0}},
                                  .sample = exp_samples};
 const Op exp_sum_op = {.name = "exp_sum",
-                       .rule = part_rule,
+                       .rule = with_slices_rule,
                        .cpu = exp_sum_kernel,
                        .sample = {{{{4, 5, 3}, {4, 3}}, over({1})}, {{{7}, {}}, over({0})}}};
 const Op logsumexp_backward_op = {.name = "logsumexp_backward",
-                                  .rule = backward_rule,
+                                  .rule = onto_slices_rule,
                                   .linear = {{0}},
                                   .cpu = logsumexp_backward_kernel,
                                   .sample = {{{{4, 3}, {4, 5, 3}, {4, 3}}, over({1})}}};
