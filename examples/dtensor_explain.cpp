@@ -316,7 +316,8 @@ int main(int argc, char** argv) {
          "layout TENSOR | visualize TENSOR | redistribute TENSOR LAYOUT | op NAME TENSOR... ATTRIBUTE=VALUE... | ops")
       ->required()
       ->check(CLI::IsMember({"layout", "visualize", "redistribute", "op", "ops"}));
-  app.add_option("arguments", words, "tensors as in \"f32[8,16] tp=Shard(0)\"");
+  app.add_option("arguments", words,
+                 "tensors as in \"f32[8,16] tp=Shard(0)\", none for an absent one; values as in dim=-1");
   app.positionals_at_end(false);
   try {
     app.parse(argc, argv);
