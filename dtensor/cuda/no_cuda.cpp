@@ -1,0 +1,48 @@
+// A build without CUDA.
+#include "dtensor/cuda/runtime.h"
+#include "placement/error.h"
+
+namespace dtensor::cuda {
+namespace {
+[[noreturn]] void none() { fail("[cuda] this build has no CUDA: configure it where nvcc is found, or use the CPU"); }
+}  // namespace
+
+bool is_built() { return false; }
+int device_count() { return 0; }
+std::string unavailable() { return "this build has no CUDA: configure it where nvcc is found"; }
+
+DeviceProperties properties(int) { none(); }
+void use_device(int) { none(); }
+void enable_peer_access(int, int) { none(); }
+
+Event::Event(bool) { none(); }
+Event::~Event() = default;
+void Event::record(StreamHandle) { none(); }
+bool Event::is_done() const { none(); }
+void Event::synchronize() const { none(); }
+double Event::milliseconds_since(const Event&) const { none(); }
+
+Stream::Stream(Priority) { none(); }
+Stream::~Stream() = default;
+void wait(StreamHandle, const Event&) { none(); }
+void synchronize(StreamHandle) { none(); }
+bool is_idle(StreamHandle) { none(); }
+
+void* allocate(int64_t) { none(); }
+void release(void*) { none(); }
+void* allocate_pinned(int64_t) { none(); }
+void release_pinned(void*) { none(); }
+int64_t free_memory() { none(); }
+void copy(void*, const void*, int64_t, StreamHandle) { none(); }
+void zero(void*, int64_t, StreamHandle) { none(); }
+
+Graph::~Graph() = default;
+void Graph::begin(StreamHandle) { none(); }
+Graph Graph::end(StreamHandle) { none(); }
+void Graph::abandon(StreamHandle) noexcept {}
+bool Graph::is_capturing(StreamHandle) { return false; }
+void Graph::launch(StreamHandle) const { none(); }
+
+void fail_call(const char*, int) { none(); }
+
+}  // namespace dtensor::cuda
