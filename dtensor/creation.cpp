@@ -10,25 +10,23 @@ namespace {
 template <class F>
 DistributedTensor with_values(const char* who, DistributedTensor x, const F& write) {
   if (x.is_meta()) return x;
-  if (x.dtype() == DType::bf16) fail("[{}] {}: bf16 is not supported on the CPU", who, to_string(x));
-  const Tensor& part = x.local();
+  if (x.dtype() == DType::bf16) fail("[{}] {}: make it in f32, then cast() it to bf16", who, to_string(x));
   if (!keeps_value(x.mesh().shape(), x.mesh().rank(), x.layout().partial, x.layout().reduce)) {
-    fill_identity(part, x.layout().reduce);
+    fill_identity(x.local(), x.layout().reduce);
     return x;
   }
-  switch (x.dtype()) {
-    case DType::f32:
-      write(part.data<float>());
-      break;
-    case DType::f64:
-      write(part.data<double>());
-      break;
-    case DType::i64:
-      write(part.data<int64_t>());
-      break;
-    default:
-      write(part.data<bool>());
-  }
+  write_on_host(x.local(), [&](const Tensor& part) {
+    switch (x.dtype()) {
+      case DType::f32:
+        return write(part.data<float>());
+      case DType::f64:
+        return write(part.data<double>());
+      case DType::i64:
+        return write(part.data<int64_t>());
+      default:
+        return write(part.data<bool>());
+    }
+  });
   return x;
 }
 

@@ -29,8 +29,11 @@ DistributedTensor DistributedTensor::from_local(const Tensor& local, const Devic
 
 DistributedTensor DistributedTensor::distribute(const Tensor& whole, const DeviceMesh& mesh, const Layout& layout) {
   Rank& rank = mesh.rank_state();
-  Tensor here =
-      whole.device() == rank.device() ? whole : Tensor(rank.allocator(), whole.dtype(), whole.shape(), rank.device());
+  Tensor here = whole;
+  if (rank.device() == Device::meta)
+    here = Tensor(rank.allocator(), whole.dtype(), whole.shape(), Device::meta);
+  else if (rank.device() != whole.device())
+    here = whole.to(rank.allocator());
   DistributedTensor x = empty(mesh, mesh.intern({whole.dtype(), whole.shape(), Layout()}), here);
   NoGrad scope(rank);
   return x.redistribute(layout);  // from Replicate every step is local

@@ -10,6 +10,12 @@ void launch(int world, const std::function<void(Rank&)>& f, const LaunchOptions&
   check(world >= 1, "[launch] {} ranks; at least one is needed", world);
   int cores = std::max(1, int(std::thread::hardware_concurrency()));
   int threads = options.threads > 0 ? options.threads : std::max(1, cores / world);
+  int devices = 1;
+  if (options.device == Device::cuda) {
+    check(cuda::unavailable().empty(), "[launch] {}", cuda::unavailable());
+    devices = cuda::device_count();
+  }
+  check(options.device != Device::meta, "[launch] ranks that run have bytes: use Rank::recorded() for a dry run");
   auto communicators = make_thread_communicators(world, options.deadline);
   std::mutex mutex;
   int first = -1;
@@ -23,7 +29,9 @@ void launch(int world, const std::function<void(Rank&)>& f, const LaunchOptions&
   };
   auto run = [&](int r) {
     try {
-      auto rank = std::make_shared<Rank>(communicators[size_t(r)], Device::cpu, threads);
+      auto rank = std::make_shared<Rank>(communicators[size_t(r)], options.device, threads, r % devices);
+      for (int peer = 0; peer < std::min(devices, world); ++peer)
+        if (devices > 1) cuda::enable_peer_access(r % devices, peer);
       f(*rank);
     } catch (const std::exception& e) {
       failed(r, e.what());

@@ -11,6 +11,8 @@ namespace dtensor {
 struct LaunchOptions {
   std::chrono::milliseconds deadline = std::chrono::minutes(10);  // of one wait in a collective
   int threads = 0;  // of each rank's kernels; 0: the cores divided by the ranks, at least one
+  // Of tensors. On CUDA, rank r has device r modulo their number; several ranks may share one.
+  Device device = Device::cpu;
 };
 
 // Calls f(rank) on `world` threads, one per rank, and returns when all have ended. When a rank throws, the others are

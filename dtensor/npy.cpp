@@ -198,7 +198,7 @@ std::string header_of(const Tensor& t) {
 void save_npy(const std::string& path, const Tensor& t) {
   if (t.device() == Device::meta) fail("[save_npy] {}: a meta tensor has no value", path);
   std::string header = header_of(t);
-  Tensor whole = t.contiguous();
+  Tensor whole = t.contiguous().cpu();
   // No other thread or process writes under this name.
   std::string beside =
       fmt::format("{}.{}-{:x}.tmp", path, getpid(), std::hash<std::thread::id>()(std::this_thread::get_id()));
@@ -233,7 +233,7 @@ DistributedTensor load_npy(const std::string& path, const DeviceMesh& mesh, cons
   DistributedTensor x = DistributedTensor::empty(mesh, {file.dtype, file.shape, layout});
   if (x.is_meta()) return x;
   if (keeps_value(mesh.shape(), mesh.rank(), x.layout().partial, x.layout().reduce))
-    file.read(x.spec().box, x.local());
+    write_on_host(x.local(), [&](const Tensor& part) { file.read(x.spec().box, part); });
   else
     fill_identity(x.local(), x.layout().reduce);
   return x;

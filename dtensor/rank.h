@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "dtensor/comm/communicator.h"
-#include "dtensor/local/allocator.h"
+#include "dtensor/cuda/allocator.h"
 #include "dtensor/local/thread_pool.h"
 #include "dtensor/observer.h"
 
@@ -19,8 +19,12 @@ namespace dtensor {
 // thread.
 class Rank : public std::enable_shared_from_this<Rank> {
  public:
-  Rank(std::shared_ptr<Communicator> world, Device device, int threads)
-      : world_(std::move(world)), device_(device), pool_(threads) {}
+  // On CUDA, `cuda_device` is the one of this rank, and of this thread from now on.
+  Rank(std::shared_ptr<Communicator> world, Device device, int threads, int cuda_device = 0)
+      : world_(std::move(world)),
+        device_(device),
+        allocator_(device == Device::cuda ? cuda::make_allocator(cuda_device) : std::make_shared<Allocator>()),
+        pool_(threads) {}
   Rank(const Rank&) = delete;
   Rank& operator=(const Rank&) = delete;
 
@@ -38,6 +42,10 @@ class Rank : public std::enable_shared_from_this<Rank> {
   Device device() const { return device_; }  // of new tensors
   ThreadPool& pool() { return pool_; }
   const std::shared_ptr<Allocator>& allocator() const { return allocator_; }
+  // Waits until all that this rank gave its device is done; nothing to wait for on the CPU.
+  void synchronize() {
+    if (device_ == Device::cuda) cuda::synchronize(allocator_->stream());
+  }
   // The communicator of these ranks of the world; made once, by all of them in the same order.
   Communicator& communicator(const std::vector<int>& ranks) {
     auto& c = communicators_[ranks];
@@ -74,7 +82,7 @@ class Rank : public std::enable_shared_from_this<Rank> {
   friend class LabelScope;
   std::shared_ptr<Communicator> world_;
   Device device_;
-  std::shared_ptr<Allocator> allocator_ = std::make_shared<Allocator>();
+  std::shared_ptr<Allocator> allocator_;
   ThreadPool pool_;
   std::map<std::vector<int>, std::shared_ptr<Communicator>> communicators_;
   uint64_t last_id_ = 0;

@@ -48,13 +48,8 @@ void embed(Travel& t) {
   fill_identity(out, r);
   if (keep) copy(t.local, out.part(relative(before, now)));
   if (keep && r == Reduce::avg && out.device() != Device::meta) {  // n contributions of which n - 1 are zero
-    double n = mesh.product(was_shard);
-    if (out.dtype() == DType::f32)
-      for (int64_t i = 0; i < out.numel(); ++i) out.data<float>()[i] *= float(n);
-    else if (out.dtype() == DType::f64)
-      for (int64_t i = 0; i < out.numel(); ++i) out.data<double>()[i] *= n;
-    else
-      fail("[redistribute] Partial(avg) of {} is not supported", name(out.dtype()));
+    check(is_floating(out.dtype()), "[redistribute] Partial(avg) of {} is not supported", name(out.dtype()));
+    scale(out, mesh.product(was_shard));
   }
   t.local = out;
 }

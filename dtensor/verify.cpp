@@ -18,13 +18,14 @@ Words gather(const DeviceMesh& mesh, const Words& mine) {
   Rank& rank = mesh.rank_state();
   Tensor local(rank.allocator(), DType::i64, {1, n}, rank.device());
   bool meta = rank.device() == Device::meta;
-  if (!meta) std::copy(mine.begin(), mine.end(), local.data<int64_t>());
+  if (!meta) write_on_host(local, [&](const Tensor& t) { std::copy(mine.begin(), mine.end(), t.data<int64_t>()); });
   Layout rows;
   for (int a = 0; a < mesh.shape().axes(); ++a) rows = rows.with_innermost(a, 0);
   NoGrad scope(rank);
   Tensor all = DistributedTensor::from_local(local, mesh, rows, {mesh.size(), n})
                    .redistribute(Layout(), {.reason = "verify_replicas"})
-                   .local();
+                   .local()
+                   .cpu();
   return meta ? Words() : Words(all.data<int64_t>(), all.data<int64_t>() + all.numel());
 }
 
@@ -108,7 +109,7 @@ void verify_replicas(std::span<const DistributedTensor> list, std::span<const st
            to_string(list[0].mesh().shape()), to_string(x.mesh().shape()));
     if (!replicated(x)) continue;
     copied.push_back(i);
-    parts.push_back(x.local().contiguous());
+    parts.push_back(x.local().contiguous().cpu());
     hashes.push_back(x.is_meta() ? 0 : hash(parts.back().bytes_data(), parts.back().bytes()));
   }
   if (copied.empty()) return;

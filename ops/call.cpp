@@ -6,6 +6,7 @@
 #include "dtensor/local/inline_vector.h"
 #include "dtensor/redistribute.h"
 #include "ops/cpu/gemm.h"
+#include "ops/cuda/kernels.h"
 
 namespace dtensor {
 
@@ -60,6 +61,7 @@ constexpr size_t max_operands = 64, max_outputs = 64;
 // What was decided for a call: found by op, interned input specs, attributes and wanted layout.
 struct Decision {
   const Op* op;
+  Kernel kernel;              // null on meta
   std::vector<uint64_t> ids;  // of the inputs' specs, 0 where absent
   Attributes attributes;
   uint64_t wanted;
@@ -73,15 +75,23 @@ struct Decision {
 struct OpsState {
   std::unordered_multimap<uint64_t, std::unique_ptr<Decision>> decisions;
   std::vector<cpu::Scratch> scratch;
+  std::shared_ptr<cuda::Workspace> workspace;
 };
 
 OpsState& state_of(Rank& rank) {
   if (!rank.ops_state) {
     auto state = std::make_shared<OpsState>();
     state->scratch = std::vector<cpu::Scratch>(size_t(rank.pool().size()));
+    if (rank.device() == Device::cuda) state->workspace = std::make_shared<cuda::Workspace>(rank.allocator());
     rank.ops_state = std::move(state);
   }
   return *static_cast<OpsState*>(rank.ops_state.get());
+}
+
+// Where there is none, a call of it is an error; not already the decision, which is also made on meta.
+Kernel kernel_of(const Op& op, Device device) {
+  if (device != Device::cuda || op.view) return op.cpu;
+  return op.cuda ? op.cuda : cuda::find_kernel(op.name);
 }
 
 constexpr uint64_t nothing_wanted = ~uint64_t(0);
@@ -110,6 +120,7 @@ std::unique_ptr<Decision> decide(const Op& op, const DeviceMesh& mesh, std::span
   }
   auto d = std::make_unique<Decision>();
   d->op = &op;
+  d->kernel = kernel_of(op, mesh.rank_state().device());
   d->attributes = attributes;
   d->wanted = options.wanted ? options.wanted->code() : nothing_wanted;
   d->inputs = choice.inputs;
@@ -148,7 +159,7 @@ const Decision& find_decision(OpsState& state, const Op& op, const DeviceMesh& m
 
 void run_kernel(const Op& op, Rank& rank, OpsState& state, const Decision& d,
                 std::span<const DistributedTensor* const> used, std::span<Tensor> locals) {
-  check(op.cpu, "[{}] has no CPU kernel", op.name);
+  check(d.kernel, "[{}] has no kernel for {}", op.name, name(rank.device()));
   InlineVector<Tensor, max_operands> in;
   for (const DistributedTensor* x : used) {
     if (!x)
@@ -158,8 +169,9 @@ void run_kernel(const Op& op, Rank& rank, OpsState& state, const Decision& d,
     else
       in.emplace_back(x->local().contiguous());
   }
-  op.cpu(Context(op.name, d.attributes, d.factors, rank.pool(), state.scratch, rank.allocator()),
-         std::span<const Tensor>(in.data(), in.size()), locals);
+  d.kernel(
+      Context(op.name, d.attributes, d.factors, rank.pool(), state.scratch, rank.allocator(), state.workspace.get()),
+      std::span<const Tensor>(in.data(), in.size()), locals);
   for (size_t o = 0; o < locals.size(); ++o)
     if (locals[o].shape() != d.outputs[o]->local_shape)
       fail("[{}] the kernel left output {} with shape {}, not {}", op.name, o, to_string(locals[o].shape()),

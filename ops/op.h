@@ -14,6 +14,10 @@
 
 namespace dtensor {
 
+namespace cuda {
+class Workspace;  // ops/cuda/kernels.h
+}
+
 // What a kernel knows besides its tensors: this rank's range of every factor of the rule, and where to work.
 class Context {
  public:
@@ -24,8 +28,15 @@ class Context {
   };
 
   Context(std::string_view op, const Attributes& attributes, std::span<const FactorRange> factors, ThreadPool& pool,
-          std::vector<cpu::Scratch>& scratch, const std::shared_ptr<Allocator>& allocator)
-      : op(op), attributes(attributes), pool(pool), allocator(allocator), factors_(factors), scratch_(scratch) {}
+          std::vector<cpu::Scratch>& scratch, const std::shared_ptr<Allocator>& allocator,
+          cuda::Workspace* workspace = nullptr)
+      : op(op),
+        attributes(attributes),
+        pool(pool),
+        allocator(allocator),
+        factors_(factors),
+        scratch_(scratch),
+        workspace_(workspace) {}
 
   std::string_view op;
   const Attributes& attributes;
@@ -35,6 +46,9 @@ class Context {
   Range range(char factor) const { return find(factor).range; }
   int64_t size(char factor) const { return find(factor).size; }
   cpu::Scratch& scratch(int worker) const { return scratch_[size_t(worker)]; }
+  // On CUDA: the stream to launch on, and what kernels keep between calls (library handles, plans).
+  CUstream_st* stream() const { return allocator->stream(); }
+  cuda::Workspace& workspace() const { return *workspace_; }
   // The number of leaves of a sum over the product of `factors` (those absent count 1), so that the ranks' parts are
   // subtrees of one canonical tree: docs/architecture.md, the same bits. Never 0.
   int64_t leaves(std::string_view factors) const;
@@ -45,6 +59,7 @@ class Context {
   const FactorRange& find(char factor) const;
   std::span<const FactorRange> factors_;
   std::vector<cpu::Scratch>& scratch_;
+  cuda::Workspace* workspace_;
 };
 
 // Reads inputs, writes every element of outputs (allocated, contiguous). Absent inputs are undefined tensors. Inputs
@@ -125,7 +140,9 @@ struct Op {
   bool view = false;     // the output may show the input's storage, so the kernel makes it
   bool stays = false;    // a call that would have to communicate is an error
   bool wraps = false;    // integers wrap around, so a maximum or minimum of them does not pass
-  Kernel cpu = nullptr;
+  Kernel cpu = nullptr;  // of a view, which moves no bytes itself, on every device
+  Kernel cuda =
+      nullptr;  // the library's own cards leave it to ops/cuda/kernels.h, so that a card is the same in every build
   Composite composite = nullptr;
   GradientFunction gradient = nullptr;
   Keeps keeps = {};

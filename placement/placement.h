@@ -6,16 +6,9 @@
 #include <string_view>
 
 #include "placement/error.h"
+#include "placement/reduce.h"
 
 namespace dtensor {
-
-// How the parts of a Partial value combine.
-enum class Reduce : uint8_t { sum, avg, product, min, max };
-
-constexpr std::string_view name(Reduce r) {
-  constexpr std::string_view names[] = {"sum", "avg", "product", "min", "max"};
-  return names[int(r)];
-}
 
 // Along one mesh axis every rank holds the whole value (Replicate), one piece of dimension `dim` (Shard), or one
 // contribution to it (Partial): the contributions combine by `reduce`.

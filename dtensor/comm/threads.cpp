@@ -4,6 +4,9 @@
 //   reduce_scatter           each rank adds its own piece of all contributions
 //   all_reduce               small: each rank adds everything; else each adds its slice and writes it to all, two
 //   meetings
+// On CUDA the ranks share one device or reach each other's memory. The meeting is the host's; the device orders the
+// rest by events: a rank's stream waits until the others' tensors are ready, reads them in one launch per tensor, and
+// then until the others have read its own. No kernel waits for another, so any number of ranks can share a device.
 #include <condition_variable>
 #include <cstring>
 #include <map>
@@ -11,6 +14,7 @@
 #include <numeric>
 
 #include "dtensor/comm/communicator.h"
+#include "dtensor/cuda/local.h"
 
 namespace dtensor {
 namespace {
@@ -22,6 +26,10 @@ struct Call {
   Kind kind;
   Reduce reduce = Reduce::sum;
   std::vector<Buffers> list;
+  std::shared_ptr<cuda::Event> ready = nullptr, read = nullptr;  // on CUDA: `in` is written; all that is read was read
+
+  // Null where the tensors are in host memory.
+  cuda::StreamHandle stream() const { return list.empty() ? nullptr : list[0].out.allocator()->stream(); }
 
   // What must agree on all ranks.
   std::string describe() const {
@@ -109,6 +117,20 @@ void reduce_into(const std::vector<const std::byte*>& in, int64_t at, int64_t n,
     for (int64_t i = 0; i < n; ++i) result[i] = T(result[i] / T(in.size()));
 }
 
+// The same on CUDA: a launch takes a few tensors, so the halves of more are reduced first.
+void reduce_tensors(const Tensor& like, std::span<const void* const> in, int64_t n, Reduce r, void* out) {
+  cuda::StreamHandle stream = like.allocator()->stream();
+  if (in.size() <= size_t(cuda::max_reduced))
+    return cuda::reduce_tree(stream, like.dtype(), r, int(in.size()), in.data(), n, out);
+  Reduce part = r == Reduce::avg ? Reduce::sum : r;
+  Tensor left(like.allocator(), like.dtype(), {n}), right(like.allocator(), like.dtype(), {n});
+  reduce_tensors(like, in.first(in.size() / 2), n, part, left.bytes_data());
+  reduce_tensors(like, in.subspan(in.size() / 2), n, part, right.bytes_data());
+  const void* halves[] = {left.bytes_data(), right.bytes_data()};
+  cuda::reduce_tree(stream, like.dtype(), part, 2, halves, n, out);
+  if (r == Reduce::avg) cuda::scale(stream, like.dtype(), n, 1 / double(in.size()), out);
+}
+
 // out[0..n) = the reduction over all ranks of element [at..at+n) of their `in`.
 void reduce(const std::vector<Call>& calls, size_t item, int64_t at, int64_t n, Reduce r, std::byte* out) {
   std::vector<const std::byte*> in;
@@ -182,6 +204,10 @@ class Threads : public Communicator {
           "[{}] a meta tensor of {} elements has no bytes to move between launched ranks: materialize() it, or run on "
           "Rank::recorded",
           kind_names[int(call.kind)], b.out.numel());
+    if (cuda::StreamHandle stream = call.stream()) {
+      call.ready = std::make_shared<cuda::Event>(), call.read = std::make_shared<cuda::Event>();
+      call.ready->record(stream);
+    }
     uint64_t number = group_->next[size_t(rank_)]++;
     {
       std::lock_guard lock(world_->mutex);
@@ -203,13 +229,19 @@ class Threads : public Communicator {
     lock.unlock();
     agree(round);
     const Call& mine = round.calls[size_t(rank_)];
-    bool shared_work = false;
+    cuda::StreamHandle stream = mine.stream();
+    bool shared_work = stream != nullptr;
+    if (stream)
+      for (const Call& other : round.calls) cuda::wait(stream, *other.ready);
     for (size_t i = 0; i < mine.list.size(); ++i) shared_work |= run(round, mine, i);
+    if (stream) mine.read->record(stream);
     lock.lock();
     if (shared_work) {
       if (++round.reduced == size()) world_->changed.notify_all();
       wait(lock, round, round.reduced);
     }
+    if (stream)
+      for (const Call& other : round.calls) cuda::wait(stream, *other.read);
     if (++round.done == size()) group_->rounds.erase(number);
   }
 
@@ -256,6 +288,21 @@ class Threads : public Communicator {
     return a.counts == b.counts;
   }
 
+  // out = the reduction over all ranks of elements [at..at+n) of their tensor i.
+  static void reduce_on_device(const Round& round, size_t i, int64_t at, int64_t n, Reduce r, const Tensor& out) {
+    std::vector<const void*> in;
+    for (const Call& c : round.calls) in.push_back(c.list[i].in.bytes_data() + at * itemsize(out.dtype()));
+    reduce_tensors(out, in, n, r, out.bytes_data());
+  }
+
+  // Into the tensor `to`, at `out`.
+  static void move(const Tensor& to, std::byte* out, const std::byte* from, int64_t bytes) {
+    if (to.device() == Device::cuda)
+      cuda::copy(out, from, bytes, to.allocator()->stream());
+    else if (bytes)
+      std::memcpy(out, from, size_t(bytes));
+  }
+
   // This rank's share of item i; true where others wait for it.
   bool run(const Round& round, const Call& mine, size_t i) {
     const Buffers& b = mine.list[i];
@@ -265,6 +312,7 @@ class Threads : public Communicator {
     switch (mine.kind) {
       case Kind::all_reduce: {
         int64_t n = b.in.numel();
+        if (b.in.device() == Device::cuda) return reduce_on_device(round, i, 0, n, mine.reduce, b.out), false;
         if (n <= small) return reduce(round.calls, i, 0, n, mine.reduce, out), false;
         int64_t slice = (n + size() - 1) / size(), begin = std::min(n, slice * rank_), end = std::min(n, begin + slice);
         reduce(round.calls, i, begin, end - begin, mine.reduce, out + begin * item);
@@ -277,12 +325,15 @@ class Threads : public Communicator {
       case Kind::reduce_scatter: {
         int64_t at = 0;
         for (size_t r = 0; r < me; ++r) at += b.counts[r];
-        reduce(round.calls, i, at, b.counts[me], mine.reduce, out);
+        if (b.in.device() == Device::cuda)
+          reduce_on_device(round, i, at, b.counts[me], mine.reduce, b.out);
+        else
+          reduce(round.calls, i, at, b.counts[me], mine.reduce, out);
         return false;
       }
       case Kind::all_gather:
         for (size_t r = 0; r < round.calls.size(); ++r) {
-          if (b.counts[r]) std::memcpy(out, round.calls[r].list[i].in.bytes_data(), size_t(b.counts[r] * item));
+          move(b.out, out, round.calls[r].list[i].in.bytes_data(), b.counts[r] * item);
           out += b.counts[r] * item;
         }
         return false;
@@ -291,7 +342,7 @@ class Threads : public Communicator {
           const Buffers& from = round.calls[r].list[i];
           int64_t at = 0;
           for (size_t q = 0; q < me; ++q) at += from.counts[q];
-          if (from.counts[me]) std::memcpy(out, from.in.bytes_data() + at * item, size_t(from.counts[me] * item));
+          move(b.out, out, from.in.bytes_data() + at * item, from.counts[me] * item);
           out += from.counts[me] * item;
         }
         return false;

@@ -1,4 +1,6 @@
 // A build without CUDA.
+#include "dtensor/cuda/allocator.h"
+#include "dtensor/cuda/local.h"
 #include "dtensor/cuda/runtime.h"
 #include "placement/error.h"
 
@@ -44,5 +46,18 @@ bool Graph::is_capturing(StreamHandle) { return false; }
 void Graph::launch(StreamHandle) const { none(); }
 
 void fail_call(const char*, int) { none(); }
+
+std::shared_ptr<Allocator> make_allocator(int) { none(); }
+PrivatePool::PrivatePool(std::shared_ptr<Allocator>) { none(); }
+PrivatePool::~PrivatePool() = default;
+void PrivatePool::begin() { none(); }
+void PrivatePool::end() { none(); }
+
+void copy_strided(StreamHandle, int64_t, int, const int64_t*, const int64_t*, const int64_t*, const void*, void*) {
+  none();
+}
+void fill(StreamHandle, int64_t, int64_t, const void*, void*) { none(); }
+void scale(StreamHandle, DType, int64_t, double, void*) { none(); }
+void reduce_tree(StreamHandle, DType, Reduce, int, const void* const*, int64_t, void*) { none(); }
 
 }  // namespace dtensor::cuda

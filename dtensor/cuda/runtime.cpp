@@ -99,7 +99,11 @@ bool is_idle(StreamHandle stream) {
 
 void* allocate(int64_t bytes) {
   void* memory = nullptr;
+  // New memory is harmless to a graph that this thread captures.
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  check_call(cudaThreadExchangeStreamCaptureMode(&mode), "cudaThreadExchangeStreamCaptureMode");
   cudaError_t e = cudaMalloc(&memory, size_t(bytes));
+  check_call(cudaThreadExchangeStreamCaptureMode(&mode), "cudaThreadExchangeStreamCaptureMode");
   if (e == cudaErrorMemoryAllocation) return cudaGetLastError(), nullptr;
   check_call(e, "cudaMalloc");
   return memory;

@@ -33,10 +33,14 @@ Allocator::~Allocator() {
     for (void* block : blocks) aligned_free(block);
 }
 
-void* Allocator::allocate(int64_t bytes, int64_t overhead) {
+void Allocator::count(int64_t bytes) {
   int64_t now = in_use_.fetch_add(bytes) + bytes, peak = peak_;
   while (now > peak && !peak_.compare_exchange_weak(peak, now)) {
   }
+}
+
+void* Allocator::allocate(int64_t bytes, int64_t overhead) {
+  count(bytes);
   size_t size = rounded(bytes + overhead);
   if (size >= kept) {
     std::lock_guard lock(mutex_);
@@ -50,7 +54,7 @@ void* Allocator::allocate(int64_t bytes, int64_t overhead) {
 }
 
 void Allocator::free(void* block, int64_t bytes, int64_t overhead) {
-  in_use_ -= bytes;
+  count(-bytes);
   size_t size = rounded(bytes + overhead);
   if (size < kept) return aligned_free(block);
   std::lock_guard lock(mutex_);
@@ -58,16 +62,26 @@ void Allocator::free(void* block, int64_t bytes, int64_t overhead) {
 }
 
 Storage::Storage(std::shared_ptr<Allocator> allocator, int64_t bytes) {
-  void* memory = allocator->allocate(bytes, sizeof(Block));
-  block_ = new (memory) Block{std::move(allocator), bytes};
+  if (allocator->device() == Device::cpu) {
+    void* memory = allocator->allocate(bytes, sizeof(Block));
+    block_ = new (memory) Block{std::move(allocator), bytes, static_cast<std::byte*>(memory) + sizeof(Block)};
+  } else {
+    auto data = static_cast<std::byte*>(allocator->allocate(bytes));
+    block_ = new Block{std::move(allocator), bytes, data};
+  }
 }
 
 void Storage::release() {
   if (!block_ || block_->references.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
   std::shared_ptr<Allocator> allocator = std::move(block_->allocator);
   int64_t bytes = block_->bytes;
-  std::destroy_at(block_);
-  allocator->free(block_, bytes, sizeof(Block));
+  if (allocator->device() == Device::cpu) {
+    std::destroy_at(block_);
+    allocator->free(block_, bytes, sizeof(Block));
+  } else {
+    allocator->free(block_->data, bytes);
+    delete block_;
+  }
 }
 
 }  // namespace dtensor

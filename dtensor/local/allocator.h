@@ -11,30 +11,40 @@
 
 #include "dtensor/local/device.h"
 
+struct CUstream_st;  // what a cudaStream_t points to
+
 namespace dtensor {
 
 // One per rank, shared by its tensors; safe to free from another rank's thread, where a collective may drop the last
-// reference. Blocks are 64-byte aligned. Large ones return to a free list by size: the next step of a training loop
-// asks for the same sizes, and fresh pages from the system cost more than most kernels.
+// reference. Here host memory, 64-byte aligned. Large blocks return to a free list by size: the next step of a training
+// loop asks for the same sizes, and fresh pages from the system cost more than most kernels. CUDA's is in
+// cuda/allocator.h.
 class Allocator {
  public:
   Allocator() = default;
   Allocator(const Allocator&) = delete;
   Allocator& operator=(const Allocator&) = delete;
-  ~Allocator();
+  virtual ~Allocator();
+
+  virtual Device device() const { return Device::cpu; }
+  // On which kernels work on its tensors, one after the other; null on the CPU.
+  virtual CUstream_st* stream() const { return nullptr; }
 
   // `overhead` bytes more than are counted.
-  void* allocate(int64_t bytes, int64_t overhead = 0);
-  void free(void* block, int64_t bytes, int64_t overhead = 0);
+  virtual void* allocate(int64_t bytes, int64_t overhead = 0);
+  virtual void free(void* block, int64_t bytes, int64_t overhead = 0);
 
   // Bytes of tensors' elements in use now, and the most since the last reset_peak().
   int64_t bytes_in_use() const { return in_use_; }
   int64_t peak_bytes() const { return peak_; }
   void reset_peak() { peak_ = in_use_.load(); }
 
+ protected:
+  void count(int64_t bytes);  // taken into use, or given back where negative
+  std::mutex mutex_;
+
  private:
   std::atomic<int64_t> in_use_{0}, peak_{0};
-  std::mutex mutex_;
   std::unordered_map<size_t, std::vector<void*>> free_;
 };
 
@@ -54,15 +64,16 @@ class Storage {
   }
   ~Storage() { release(); }
 
-  std::byte* data() const { return reinterpret_cast<std::byte*>(block_ ? block_ + 1 : nullptr); }
+  std::byte* data() const { return block_ ? block_->data : nullptr; }
   bool unique() const { return block_ && block_->references.load(std::memory_order_acquire) == 1; }
   const std::shared_ptr<Allocator>& allocator() const { return block_ ? block_->allocator : none_; }
   friend bool operator==(const Storage&, const Storage&) = default;
 
  private:
-  struct alignas(64) Block {  // stands before the bytes, in one allocation
+  struct alignas(64) Block {  // stands before the bytes, in one allocation, where these are in host memory
     std::shared_ptr<Allocator> allocator;
     int64_t bytes;
+    std::byte* data;
     std::atomic<int> references{1};
   };
   void release();

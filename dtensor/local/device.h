@@ -7,8 +7,11 @@
 namespace dtensor {
 
 // `meta` has shapes and no bytes: models are built and plans are applied on it, and dry runs run on it.
-enum class Device : uint8_t { cpu, meta };
+enum class Device : uint8_t { cpu, meta, cuda };
 
-constexpr std::string_view name(Device d) { return d == Device::cpu ? "cpu" : "meta"; }
+constexpr std::string_view name(Device d) {
+  constexpr std::string_view names[] = {"cpu", "meta", "cuda"};
+  return names[int(d)];
+}
 
 }  // namespace dtensor

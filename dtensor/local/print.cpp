@@ -116,7 +116,8 @@ std::string to_string(const Tensor& t) {
   std::string text = fmt::format("{}{}", name(t.dtype()), to_string(t.shape()));
   if (t.device() == Device::meta) return text + " meta";
   text += '\n';
-  append(text, t, Format(t), 0, 0);
+  Tensor here = t.cpu();
+  append(text, here, Format(here), 0, 0);
   return text;
 }
 

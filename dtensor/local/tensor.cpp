@@ -3,18 +3,25 @@
 #include <cstring>
 #include <limits>
 
+#include "dtensor/cuda/local.h"
+#include "dtensor/cuda/runtime.h"
+
 namespace dtensor {
 
 Tensor::Tensor(const std::shared_ptr<Allocator>& allocator, DType dtype, const Shape& shape, Device device)
     : shape_(shape), strides_(contiguous_strides(shape)), dtype_(dtype), device_(device), defined_(true) {
   if (device == Device::meta) return;
+  device_ = allocator->device();
   storage_ = Storage(allocator, dtensor::numel(shape) * itemsize(dtype));
   data_ = storage_.data();
 }
 
 Tensor Tensor::zeros(const std::shared_ptr<Allocator>& allocator, DType dtype, const Shape& shape, Device device) {
   Tensor t(allocator, dtype, shape, device);
-  if (t.data_) std::memset(t.data_, 0, size_t(t.bytes()));
+  if (t.device_ == Device::cuda)
+    cuda::zero(t.data_, t.bytes(), allocator->stream());
+  else if (t.data_)
+    std::memset(t.data_, 0, size_t(t.bytes()));
   return t;
 }
 
@@ -23,6 +30,9 @@ void Tensor::check_data(DType wanted) const {
   if (dtype_ != wanted)
     fail("[Tensor::data] asked for {}, but the tensor is {}{}", name(wanted), name(dtype_), to_string(shape_));
   if (device_ == Device::meta) fail("[Tensor::data] a meta tensor has no value: {}{}", name(dtype_), to_string(shape_));
+  if (device_ == Device::cuda)
+    fail("[Tensor::data] {}{} is on cuda, where only kernels reach its elements: take its cpu()", name(dtype_),
+         to_string(shape_));
 }
 
 bool Tensor::is_contiguous() const {
@@ -92,6 +102,14 @@ Tensor Tensor::clone() const {
   return t;
 }
 
+Tensor Tensor::to(const std::shared_ptr<Allocator>& other) const {
+  Tensor t(other, dtype_, shape_, device_);
+  copy(*this, t);
+  return t;
+}
+
+Tensor Tensor::cpu() const { return device_ == Device::cuda ? to(std::make_shared<Allocator>()) : *this; }
+
 namespace {
 
 // Copies dimension d and those inside it.
@@ -117,12 +135,26 @@ void copy_as(const Tensor& from, const Tensor& to, const Shape& shape, const Sha
   copy_from(reinterpret_cast<const T*>(from.bytes_data()), reinterpret_cast<T*>(to.bytes_data()), shape, fs, ts, 0);
 }
 
+// One of the two is on CUDA. Bytes cross as one run, so what is not contiguous is copied once more where it is.
+void copy_across(const Tensor& from, const Tensor& to) {
+  if (!from.is_contiguous()) return copy_across(from.clone(), to);
+  if (!to.is_contiguous()) {
+    Tensor whole(to.allocator(), to.dtype(), to.shape());
+    copy_across(from, whole);
+    return copy(whole, to);
+  }
+  const Tensor& on_device = from.device() == Device::cuda ? from : to;
+  cuda::copy(to.bytes_data(), from.bytes_data(), from.bytes(), on_device.allocator()->stream());
+  if (to.device() == Device::cpu) cuda::synchronize(on_device.allocator()->stream());
+}
+
 }  // namespace
 
 void copy(const Tensor& from, const Tensor& to) {
   if (from.shape() != to.shape() || from.dtype() != to.dtype())
     fail("[copy] {}{} to {}{}", name(from.dtype()), to_string(from.shape()), name(to.dtype()), to_string(to.shape()));
   if (from.device() == Device::meta || to.device() == Device::meta || from.numel() == 0) return;
+  if (from.device() != to.device()) return copy_across(from, to);
   // Neighbouring dimensions that are one run in both tensors are copied as one.
   Shape shape, fs, ts;
   for (int d = 0; d < from.dims(); ++d) {
@@ -134,6 +166,9 @@ void copy(const Tensor& from, const Tensor& to) {
       shape.push_back(from.size(d)), fs.push_back(from.strides()[d]), ts.push_back(to.strides()[d]);
     }
   }
+  if (from.device() == Device::cuda)
+    return cuda::copy_strided(to.allocator()->stream(), itemsize(from.dtype()), shape.dims(), shape.begin(), fs.begin(),
+                              ts.begin(), from.bytes_data(), to.bytes_data());
   switch (itemsize(from.dtype())) {
     case 8:
       return copy_as<uint64_t>(from, to, shape, fs, ts);
@@ -146,35 +181,69 @@ void copy(const Tensor& from, const Tensor& to) {
   }
 }
 
+namespace {
+
+// Calls f with a number of the C++ type of the elements.
+template <class F>
+void with_element_type(DType t, F f) {
+  switch (t) {
+    case DType::f32:
+      return f(float{});
+    case DType::f64:
+      return f(double{});
+    case DType::bf16:
+      return f(BFloat16{});
+    case DType::i64:
+      return f(int64_t{});
+    case DType::boolean:
+      return f(bool{});
+  }
+}
+
+template <class T>
+void fill_with(const Tensor& t, T value) {
+  if (t.device() == Device::cuda)
+    cuda::fill(t.allocator()->stream(), sizeof(T), t.numel(), &value, t.bytes_data());
+  else
+    std::fill_n(t.data<T>(), t.numel(), value);
+}
+
+}  // namespace
+
 void fill(const Tensor& t, double value) {
   if (t.device() == Device::meta) return;
   check(t.is_contiguous(), "[fill] the tensor is not contiguous");
-  int64_t n = t.numel();
-  switch (t.dtype()) {
-    case DType::f32:
-      std::fill_n(t.data<float>(), n, float(value));
-      return;
-    case DType::f64:
-      std::fill_n(t.data<double>(), n, value);
-      return;
-    case DType::i64:
-      std::fill_n(t.data<int64_t>(), n, int64_t(value));
-      return;
-    case DType::boolean:
-      std::fill_n(t.data<bool>(), n, value != 0);
-      return;
-    case DType::bf16:
-      break;
-  }
-  fail("[fill] {} is not supported on the CPU", name(t.dtype()));
+  with_element_type(t.dtype(), [&](auto type) {
+    using T = decltype(type);
+    if constexpr (std::is_same_v<T, bool>)
+      fill_with(t, value != 0);
+    else if constexpr (std::is_same_v<T, BFloat16>)
+      fill_with(t, BFloat16(float(value)));
+    else
+      fill_with(t, T(value));
+  });
+}
+
+void scale(const Tensor& t, double factor) {
+  if (t.device() == Device::meta) return;
+  check(is_floating(t.dtype()) && t.is_contiguous(), "[scale] {}{} is not floating and contiguous", name(t.dtype()),
+        to_string(t.shape()));
+  if (t.device() == Device::cuda)
+    return cuda::scale(t.allocator()->stream(), t.dtype(), t.numel(), factor, t.bytes_data());
+  with_element_type(t.dtype(), [&](auto type) {
+    using T = decltype(type);
+    if constexpr (std::is_floating_point_v<T>)
+      for (T& x : std::span(t.data<T>(), size_t(t.numel()))) x *= T(factor);
+    else if constexpr (std::is_same_v<T, BFloat16>)
+      for (T& x : std::span(t.data<T>(), size_t(t.numel()))) x = T(x * float(factor));
+  });
 }
 
 void fill_identity(const Tensor& t, Reduce r) {
   bool extreme = r == Reduce::min || r == Reduce::max;
   if (extreme && t.dtype() == DType::i64 && t.device() != Device::meta) {  // no double is that large
     using Limits = std::numeric_limits<int64_t>;
-    std::fill_n(t.data<int64_t>(), t.numel(), r == Reduce::min ? Limits::max() : Limits::min());
-    return;
+    return fill_with(t, r == Reduce::min ? Limits::max() : Limits::min());
   }
   double most = t.dtype() == DType::boolean ? 1 : std::numeric_limits<double>::infinity();
   double least = t.dtype() == DType::boolean ? 0 : -most;
@@ -182,19 +251,10 @@ void fill_identity(const Tensor& t, Reduce r) {
 }
 
 double element(const Tensor& t, int64_t i) {
-  switch (t.dtype()) {
-    case DType::f32:
-      return double(t.data<float>()[i]);
-    case DType::f64:
-      return t.data<double>()[i];
-    case DType::i64:
-      return double(t.data<int64_t>()[i]);
-    case DType::boolean:
-      return t.data<bool>()[i];
-    case DType::bf16:
-      break;
-  }
-  fail("[element] {} is not supported on the CPU", name(t.dtype()));
+  if (t.device() == Device::cuda) return element(t.view({t.numel()}).narrow(0, i, 1).cpu(), 0);
+  double value = 0;
+  with_element_type(t.dtype(), [&](auto type) { value = double(t.data<decltype(type)>()[i]); });
+  return value;
 }
 
 }  // namespace dtensor

@@ -6,6 +6,7 @@
 #include <span>
 
 #include "dtensor/local/allocator.h"
+#include "dtensor/local/bfloat16.h"
 #include "placement/dtype.h"
 #include "placement/layout.h"
 #include "placement/shape.h"
@@ -17,7 +18,7 @@ namespace dtensor {
 class Tensor {
  public:
   Tensor() = default;  // undefined
-  // Contiguous, contents undefined. On `meta` nothing is allocated.
+  // Contiguous, contents undefined, where the allocator's memory is. On `meta` nothing is allocated.
   Tensor(const std::shared_ptr<Allocator>& allocator, DType dtype, const Shape& shape, Device device = Device::cpu);
   // On the heap of no rank: for tests and for values that outlive a mesh.
   template <class T>
@@ -42,13 +43,14 @@ class Tensor {
   bool unique() const { return storage_.unique(); }
   bool shares_storage(const Tensor& other) const { return storage_ == other.storage_; }
 
-  // The first element. Errors: another element type; a meta tensor, which has no value.
+  // The first element, in host memory. Errors: another element type; a meta tensor, which has no value; a CUDA tensor,
+  // whose elements only kernels reach: take its cpu().
   template <class T>
   T* data() const {
     check_data(dtype_of<T>::value);
     return reinterpret_cast<T*>(data_);
   }
-  std::byte* bytes_data() const { return data_; }  // null on meta
+  std::byte* bytes_data() const { return data_; }  // null on meta; of a CUDA tensor, an address on the device
 
   // Views. Preconditions are the caller's: shapes and ranges must fit.
   Tensor permute(std::span<const int> order) const;
@@ -61,6 +63,10 @@ class Tensor {
   Tensor contiguous() const;
   // A contiguous copy with storage of its own.
   Tensor clone() const;
+  // A contiguous copy in the memory of another allocator; from CUDA to the host it is there when the call returns.
+  Tensor to(const std::shared_ptr<Allocator>& other) const;
+  // This tensor where it is in host memory, else a copy there, for which the host waits.
+  Tensor cpu() const;
 
   // The allocator of its bytes; null on meta.
   const std::shared_ptr<Allocator>& allocator() const { return storage_.allocator(); }
@@ -76,10 +82,20 @@ class Tensor {
   bool defined_ = false;
 };
 
-// Copies elements of one shape and type, whatever the strides. Nothing happens on meta.
+// Copies elements of one shape and type, whatever the strides and devices. Nothing happens on meta.
 void copy(const Tensor& from, const Tensor& to);
+// Calls write(host tensor) where every element of `t` is to be written, and brings the elements to `t`'s device.
+template <class F>
+void write_on_host(const Tensor& t, const F& write) {
+  if (t.device() == Device::cpu) return write(t);
+  Tensor host(std::make_shared<Allocator>(), t.dtype(), t.shape());
+  write(host);
+  copy(host, t);
+}
 // Every element becomes `value`, converted to the tensor's type.
 void fill(const Tensor& t, double value);
+// Every element of a floating tensor times `factor`, in place.
+void scale(const Tensor& t, double factor);
 // What changes nothing in a reduction, bit for bit: -0 for a sum, as -0 + x is x, but 0 + -0 is not -0.
 void fill_identity(const Tensor& t, Reduce reduce);
 // Element i of a contiguous tensor as a double: for printing and tests.

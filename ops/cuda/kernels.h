@@ -1,0 +1,42 @@
+// The CUDA kernels of the library's cards, and what they keep between calls.
+#pragma once
+
+#include <typeinfo>
+
+#include "ops/op.h"
+
+namespace dtensor::cuda {
+
+// Cards are the same in every build and do not name these kernels: they are found by the card's name, once per
+// decision of the dispatcher. Null where a card has none.
+Kernel find_kernel(std::string_view op);
+// Names of all cards that have one, in order.
+std::vector<std::string_view> kernel_names();
+
+// A family's kernels: one table per .cpp file, listed in kernels.cpp.
+struct NamedKernel {
+  std::string_view op;
+  Kernel kernel;
+};
+using KernelTable = std::vector<NamedKernel>;
+
+// What the kernels of one rank keep between calls: library handles, plans, scratch memory of fixed address.
+class Workspace {
+ public:
+  explicit Workspace(std::shared_ptr<Allocator> allocator) : allocator_(std::move(allocator)) {}
+
+  // The rank's one object of this type, made at first use: T(allocator).
+  template <class T>
+  T& get() {
+    for (auto& [type, object] : objects_)
+      if (*type == typeid(T)) return *static_cast<T*>(object.get());
+    objects_.emplace_back(&typeid(T), std::make_shared<T>(allocator_));
+    return *static_cast<T*>(objects_.back().second.get());
+  }
+
+ private:
+  std::shared_ptr<Allocator> allocator_;
+  std::vector<std::pair<const std::type_info*, std::shared_ptr<void>>> objects_;
+};
+
+}  // namespace dtensor::cuda
