@@ -192,8 +192,7 @@ __global__ void forward_kernel(Call<T> c) {
     load_tile<tile>(kv, row_of(static_cast<const T*>(c.pointers.k), s.k, at.batch, group, key), s.k.sequence,
                     s.keys - key, d);
     __syncthreads();
-    product(tile, tile, d, q, size, 1, kv, 1, size,
-            [&](int i, int j, A x) { scores[i * (tile + 1) + j] = score(c, at, at.first + i, key + j, x); });
+    product(tile, tile, d, q, size, 1, kv, 1, size, [&](int i, int j, A x) { scores[i * (tile + 1) + j] = x; });
     __syncthreads();
     softmax<tile>(at, key, dropout, scores, state);
     load_tile<tile>(kv, row_of(static_cast<const T*>(c.pointers.v), s.v, at.batch, group, key), s.v.sequence,
