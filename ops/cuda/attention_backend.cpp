@@ -36,7 +36,7 @@ std::string refusal(const CudnnAttention& call, const AttentionScores& scores, c
         s.diagonal, s.keys);
   if (backward && call.deterministic && attention_part(call).batch == 0)
     return fmt::format("the gradients of the scores of one key head have {} bytes, more than {}",
-                       score_gradient_bytes(s, 1, 1), most_score_gradient_bytes);
+                       score_gradient_bytes(s, 1, 1), most_score_gradients);
   for (const void* pointer : {p.q, p.k, p.v, static_cast<const void*>(p.out), p.dout})
     if (reinterpret_cast<uintptr_t>(pointer) % 16) return "cuDNN takes tensors that begin at multiples of 16 bytes";
   return "";
@@ -59,18 +59,21 @@ AttentionShape without_unseen_keys(AttentionShape s) {
   return s;
 }
 
-AttentionPart attention_part(const CudnnAttention& call, int64_t most_bytes) {
+AttentionPart attention_part(const CudnnAttention& call, int64_t wanted_bytes, int64_t most_bytes) {
   const AttentionShape& s = call.shape;
   AttentionPart all{s.batch, s.kv_heads};
   if (call.pass == AttentionPass::forward || !call.deterministic) return all;
-  auto fits = [&](int64_t batch, int64_t kv_heads) { return score_gradient_bytes(s, batch, kv_heads) <= most_bytes; };
-  if (fits(s.batch, s.kv_heads)) return all;
-  // Parts begin at 16 bytes in lse, and in the lengths.
-  for (int64_t b = s.batch - 1; b > 0; --b)
-    if (fits(b, s.kv_heads) && b * s.heads * s.queries % 4 == 0 && !(call.padded && b % 4)) return {b, s.kv_heads};
-  for (int64_t g = s.kv_heads - 1; g > 0; --g)
-    if (fits(1, g) && g * (s.heads / s.kv_heads) * s.queries % 4 == 0 && s.heads * s.queries % 4 == 0 && !call.padded)
-      return {1, g};
+  auto bytes = [&](int64_t batch, int64_t kv_heads) { return score_gradient_bytes(s, batch, kv_heads); };
+  // Parts begin at multiples of 16 bytes in lse, and in the lengths.
+  auto aligned = [&](int64_t batch, int64_t kv_heads) {
+    int64_t rows = s.heads * s.queries;
+    if (batch < s.batch && (batch * rows % 4 || (call.padded && batch % 4))) return false;
+    return kv_heads == s.kv_heads || kv_heads * (s.heads / s.kv_heads) * s.queries % 4 == 0;
+  };
+  for (int64_t b = s.batch; b > 0; --b)
+    if (bytes(b, s.kv_heads) <= wanted_bytes && aligned(b, s.kv_heads)) return {b, s.kv_heads};
+  for (int64_t g = s.kv_heads; g > 0; --g)
+    if (bytes(1, g) <= (g == 1 ? most_bytes : wanted_bytes) && aligned(1, g)) return {1, g};
   return {0, 0};
 }
 

@@ -23,13 +23,14 @@ AttentionBackend attention_backend(const CudnnAttention& call, const AttentionSc
 AttentionShape without_unseen_keys(AttentionShape shape);
 
 // So many batch entries, or so many key heads of one entry with their query heads, are run at a time, so that the
-// gradients of the scores, which cuDNN's deterministic backward pass has in memory at 2 bytes each, stay below
-// `most_bytes`. Zeros: not even those of one key head do.
+// gradients of the scores, which cuDNN's deterministic backward pass has in memory at 2 bytes each, take no more than
+// `wanted_bytes`, or those of a single key head `most_bytes`. Zeros where that cannot be.
 struct AttentionPart {
   int64_t batch, kv_heads;
   friend bool operator==(const AttentionPart&, const AttentionPart&) = default;
 };
-constexpr int64_t most_score_gradient_bytes = int64_t(2) << 30;
-AttentionPart attention_part(const CudnnAttention& call, int64_t most_bytes = most_score_gradient_bytes);
+constexpr int64_t wanted_score_gradients = int64_t(2) << 30, most_score_gradients = int64_t(16) << 30;
+AttentionPart attention_part(const CudnnAttention& call, int64_t wanted_bytes = wanted_score_gradients,
+                             int64_t most_bytes = most_score_gradients);
 
 }  // namespace dtensor::cuda

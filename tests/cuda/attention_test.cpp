@@ -241,6 +241,89 @@ TEST_CASE("cuda: attention of too large heads is an error") {
                     Contains("[attention] heads of 257 elements: on CUDA they may have at most 256"));
 }
 
+// --- cuDNN. These run on a GPU only: the emulator has none.
+
+namespace {
+
+// Dense tensors of a bf16 call, on the device.
+struct DenseCall {
+  std::shared_ptr<Allocator> allocator = cuda::make_allocator(0);
+  cuda::CudnnAttention call;
+  Tensor q, k, v, dout, out, lse, dq, dk, dv;
+
+  DenseCall(int64_t batch, int64_t heads, int64_t kv_heads, int64_t sequence, int64_t head_dim) {
+    Shape of_q{batch, sequence, heads, head_dim}, of_k{batch, sequence, kv_heads, head_dim};
+    auto random = [&](const Shape& shape, double frequency) {
+      return as_bf16(wave(f32, shape, frequency)).to(allocator);
+    };
+    q = random(of_q, 0.37), k = random(of_k, 0.73), v = random(of_k, 1.19), dout = random(of_q, 0.83);
+    for (Tensor* t : {&out, &dq}) *t = Tensor(allocator, bf16, of_q);
+    for (Tensor* t : {&dk, &dv}) *t = Tensor(allocator, bf16, of_k);
+    lse = Tensor(allocator, f32, {batch, heads, sequence});
+    cuda::AttentionStrides a{sequence * heads * head_dim, heads * head_dim, head_dim},
+        b{sequence * kv_heads * head_dim, kv_heads * head_dim, head_dim};
+    call.shape = {bf16, batch, heads, kv_heads, sequence, sequence, head_dim, false, 0, a, b, b, a, a, a, b, b};
+  }
+  cuda::AttentionPointers pointers() const {
+    return {q.bytes_data(),    k.bytes_data(),  v.bytes_data(),  out.bytes_data(), lse.bytes_data(),
+            dout.bytes_data(), dq.bytes_data(), dk.bytes_data(), dv.bytes_data()};
+  }
+  std::vector<Tensor> run(cuda::Cudnn& cudnn, const int32_t* lengths = nullptr) {
+    for (cuda::AttentionPass pass : {cuda::AttentionPass::forward, cuda::AttentionPass::backward}) {
+      call.pass = pass;
+      cudnn.run(call, pointers(), 0.3, lengths, lengths);
+    }
+    return {out.cpu(), dq.cpu(), dk.cpu(), dv.cpu()};
+  }
+};
+
+bool has_cudnn() { return cuda::cudnn_is_built() && cuda::properties(0).major == 9; }
+
+}  // namespace
+
+TEST_CASE("cuda: cuDNN's padded attention is attention of each batch entry's part") {
+  if (!has_cudnn()) return;
+  const std::vector<int32_t> lengths{40, 13};
+  for (bool causal : {false, true}) {
+    DenseCall b(2, 4, 2, 40, 64);
+    b.call.padded = true, b.call.shape.causal = causal;
+    auto on_device = Storage(b.allocator, 8);
+    cuda::copy(on_device.data(), lengths.data(), 8, b.allocator->stream());
+    cuda::Cudnn cudnn(b.allocator);
+    std::vector<Tensor> padded = b.run(cudnn, reinterpret_cast<const int32_t*>(on_device.data()));
+    for (int64_t i = 0; i < 2; ++i) {
+      cuda::AttentionShape s = b.call.shape;
+      s.batch = 1, s.queries = s.keys = lengths[size_t(i)];
+      Tensor delta(b.allocator, f32, {s.heads, s.queries}), lse(b.allocator, f32, {s.heads, s.queries});
+      auto entry = [&](const Tensor& t) { return t.narrow(0, i, 1).bytes_data(); };
+      cuda::AttentionPointers p{entry(b.q),    entry(b.k),  entry(b.v),  entry(b.out), lse.bytes_data(),
+                                entry(b.dout), entry(b.dq), entry(b.dk), entry(b.dv)};
+      cuda::attention_forward(s, {}, p, 0.3, b.allocator->stream());
+      cuda::attention_backward(s, {}, p, delta.bytes_data(), 0.3, b.allocator->stream());
+      const Tensor* own[] = {&b.out, &b.dq, &b.dk, &b.dv};
+      for (size_t t = 0; t < 4; ++t) {
+        auto part = [&](const Tensor& whole) { return whole.narrow(0, i, 1).narrow(1, 0, s.queries).contiguous(); };
+        check_near(part(padded[t]), part(own[t]->cpu()), 2e-2);
+      }
+    }
+  }
+}
+
+TEST_CASE("cuda: cuDNN's deterministic backward pass in parts agrees with the other, and repeats its bits") {
+  if (!has_cudnn()) return;
+  DenseCall b(3, 8, 2, 8192, 64);
+  b.call.shape.causal = true, b.call.pass = cuda::AttentionPass::backward;
+  REQUIRE(cuda::attention_part(b.call) == cuda::AttentionPart{2, 2});
+  cuda::Cudnn cudnn(b.allocator);
+  std::vector<Tensor> first = b.run(cudnn), second = b.run(cudnn);
+  b.call.deterministic = false;
+  std::vector<Tensor> any_order = b.run(cudnn);
+  for (size_t t = 0; t < 4; ++t) {
+    CHECK(same_bits(first[t], second[t]));
+    check_near(any_order[t], first[t], 2e-2);
+  }
+}
+
 TEST_CASE("cuda: without cuDNN, attention says so") {
   if (cuda::cudnn_is_built()) return;
   const char* text = "this build has no cuDNN: configure it where cudnn.h and libcudnn, 9.16 or newer, are found";

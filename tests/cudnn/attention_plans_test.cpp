@@ -138,8 +138,8 @@ TEST_CASE("what cuDNN does not take goes to the library's own kernels, and says 
        [](auto& call, auto&, auto&, auto&) {
          call.shape.causal = call.padded = true, call.shape.keys = 256, call.shape.diagonal = 128;
        }},
-      {"have 8589934592 bytes, more than 2147483648",
-       [](auto& call, auto&, auto&, auto&) { call.pass = backward, call.shape.queries = call.shape.keys = 32768; }},
+      {"have 34359738368 bytes, more than 17179869184",
+       [](auto& call, auto&, auto&, auto&) { call.pass = backward, call.shape.queries = call.shape.keys = 65536; }},
       {"multiples of 16 bytes", [](auto&, auto&, auto& pointers, auto&) { pointers.v = (const char*)nullptr + 8; }},
   };
   for (const Case& t : cases) {
@@ -159,27 +159,29 @@ TEST_CASE("what cuDNN does not take goes to the library's own kernels, and says 
 
 TEST_CASE("the deterministic backward pass is run in parts") {
   struct Case {
-    int64_t batch, heads, kv_heads, sequence, most_bytes;
+    int64_t batch, heads, kv_heads, sequence, wanted_bytes, most_bytes;
     AttentionPart part;
   };
-  for (Case t : {Case{4, 32, 8, 4096, int64_t(8) << 30, {4, 8}},  // 4 GiB
-                 {4, 32, 8, 4096, int64_t(2) << 30, {2, 8}},
-                 {4, 32, 8, 4096, int64_t(1) << 30, {1, 8}},
-                 {4, 32, 8, 4096, int64_t(1) << 29, {1, 4}},
-                 {4, 32, 8, 4096, (int64_t(1) << 30) / 8, {1, 1}},
-                 {4, 32, 8, 4096, (int64_t(1) << 30) / 8 - 1, {0, 0}},
-                 {5, 3, 3, 64, 4 * 3 * 8192, {4, 3}},
-                 {5, 3, 3, 63, 4 * 3 * 8192, {4, 3}},  // 3 would not begin at 16 bytes
-                 {5, 3, 3, 63, 3 * 3 * 8192, {0, 0}},
-                 {5, 3, 3, 64, 3 * 3 * 8192, {3, 3}}}) {
+  const int64_t gib = 1 << 30;
+  for (Case t : {Case{4, 32, 8, 4096, 8 * gib, 8 * gib, {4, 8}},  // 4 GiB
+                 {4, 32, 8, 4096, 2 * gib, 8 * gib, {2, 8}},
+                 {4, 32, 8, 4096, gib, 8 * gib, {1, 8}},
+                 {4, 32, 8, 4096, gib / 2, 8 * gib, {1, 4}},
+                 {4, 32, 8, 4096, gib / 8, gib / 8, {1, 1}},
+                 {4, 32, 8, 4096, 1, gib / 8, {1, 1}},
+                 {4, 32, 8, 4096, 1, gib / 8 - 1, {0, 0}},
+                 {5, 3, 3, 64, 4 * 3 * 8192, gib, {4, 3}},
+                 {5, 3, 3, 64, 3 * 3 * 8192, gib, {3, 3}},
+                 {5, 3, 3, 63, 4 * 3 * 8192, gib, {4, 3}},
+                 {5, 3, 3, 63, 3 * 3 * 8192, gib, {0, 0}}}) {  // 1 to 3 would not begin at 16 bytes
     CudnnAttention call = make_call(t.heads, t.kv_heads, t.sequence, t.sequence, 128);
     call.shape.batch = t.batch, call.pass = backward;
-    INFO(t.batch << " " << t.heads << " " << t.sequence << " " << t.most_bytes);
-    CHECK(attention_part(call, t.most_bytes) == t.part);
+    INFO(t.batch << " " << t.heads << " " << t.sequence << " " << t.wanted_bytes);
+    CHECK(attention_part(call, t.wanted_bytes, t.most_bytes) == t.part);
     call.pass = forward;
-    CHECK(attention_part(call, t.most_bytes) == AttentionPart{t.batch, t.kv_heads});
+    CHECK(attention_part(call, t.wanted_bytes, t.most_bytes) == AttentionPart{t.batch, t.kv_heads});
     call.pass = backward, call.deterministic = false;
-    CHECK(attention_part(call, t.most_bytes) == AttentionPart{t.batch, t.kv_heads});
+    CHECK(attention_part(call, t.wanted_bytes, t.most_bytes) == AttentionPart{t.batch, t.kv_heads});
   }
 }
 
