@@ -4,10 +4,12 @@
 
 namespace dtensor::cuda {
 
+extern const KernelTable attention_kernels;
+
 namespace {
 
 const std::vector<const KernelTable*>& tables() {
-  static const std::vector<const KernelTable*> list = {};
+  static const std::vector<const KernelTable*> list = {&attention_kernels};
   return list;
 }
 
