@@ -4,10 +4,12 @@
 
 namespace dtensor::cuda {
 
+extern const KernelTable elementwise_kernels, dropout_kernels;
+
 namespace {
 
 const std::vector<const KernelTable*>& tables() {
-  static const std::vector<const KernelTable*> list = {};
+  static const std::vector<const KernelTable*> list = {&elementwise_kernels, &dropout_kernels};
   return list;
 }
 
