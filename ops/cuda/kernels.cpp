@@ -5,11 +5,17 @@
 namespace dtensor::cuda {
 
 extern const KernelTable attention_kernels;
+extern const KernelTable dropout_kernels;
+extern const KernelTable elementwise_kernels;
 
 namespace {
 
 const std::vector<const KernelTable*>& tables() {
-  static const std::vector<const KernelTable*> list = {&attention_kernels};
+  static const std::vector<const KernelTable*> list = {
+      &attention_kernels,
+      &dropout_kernels,
+      &elementwise_kernels,
+  };
   return list;
 }
 
