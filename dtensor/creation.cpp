@@ -8,9 +8,8 @@ namespace {
 
 // The new tensor x gets its value by write(T* part), on the ranks that hold it.
 template <class F>
-DistributedTensor with_values(const char* who, DistributedTensor x, const F& write) {
+DistributedTensor with_values(DistributedTensor x, const F& write) {
   if (x.is_meta()) return x;
-  if (x.dtype() == DType::bf16) fail("[{}] {}: make it in f32, then cast() it to bf16", who, to_string(x));
   if (!keeps_value(x.mesh().shape(), x.mesh().rank(), x.layout().partial, x.layout().reduce)) {
     fill_identity(x.local(), x.layout().reduce);
     return x;
@@ -21,6 +20,8 @@ DistributedTensor with_values(const char* who, DistributedTensor x, const F& wri
         return write(part.data<float>());
       case DType::f64:
         return write(part.data<double>());
+      case DType::bf16:
+        return write(part.data<BFloat16>());
       case DType::i64:
         return write(part.data<int64_t>());
       default:
@@ -32,7 +33,7 @@ DistributedTensor with_values(const char* who, DistributedTensor x, const F& wri
 
 DistributedTensor filled(const char* who, const DistributedTensor& x, Number value) {
   if (x.dtype() == DType::i64) value.as<int64_t>(who);  // on every rank and on meta: an error is the same everywhere
-  return with_values(who, x, [&]<class T>(T* part) { std::fill_n(part, x.local().numel(), value.as<T>(who)); });
+  return with_values(x, [&]<class T>(T* part) { std::fill_n(part, x.local().numel(), value.as<T>(who)); });
 }
 
 // How many values there are from start to end.
@@ -54,7 +55,7 @@ int64_t count(Number start, Number end, Number step, DType dtype) {
 DistributedTensor arange_of(const DistributedTensor& x, Number start, Number step) {
   if (x.dtype() == DType::boolean) fail("[arange] {} cannot count: use i64, f32 or f64", to_string(x));
   Range mine = x.spec().box[0];
-  return with_values("arange", x, [&]<class T>(T* part) {
+  return with_values(x, [&]<class T>(T* part) {
     for (int64_t i = mine.begin; i < mine.end; ++i)
       if constexpr (std::same_as<T, int64_t>)  // unsigned: i * step may be more than an i64 where the sum is not
         *part++ = T(uint64_t(start.as<T>("arange")) + uint64_t(i) * uint64_t(step.as<T>("arange")));
@@ -100,7 +101,7 @@ DistributedTensor eye(const DeviceMesh& mesh, const SpecOrText& spec) {
   DistributedTensor x = empty(mesh, spec);
   if (x.dims() != 2) fail("[eye] {} has {} dimensions, not 2", to_string(x), x.dims());
   const Box& box = x.spec().box;
-  return with_values("eye", x, [&]<class T>(T* part) {
+  return with_values(x, [&]<class T>(T* part) {
     std::fill_n(part, box.numel(), T(0));
     int64_t begin = std::max(box[0].begin, box[1].begin), end = std::min(box[0].end, box[1].end);
     for (int64_t i = begin; i < end; ++i) part[(i - box[0].begin) * box[1].size() + i - box[1].begin] = T(1);

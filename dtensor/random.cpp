@@ -30,13 +30,9 @@ void philox(uint64_t key, uint64_t counter, uint32_t* words) {
     uint64_t c = counter + uint64_t(i);
     w[0][i] = uint32_t(c), w[1][i] = uint32_t(c >> 32), w[2][i] = w[3][i] = 0;
   }
-  uint32_t k0 = uint32_t(key), k1 = uint32_t(key >> 32);
-  for (int round = 0; round < 10; ++round, k0 += 0x9e3779b9u, k1 += 0xbb67ae85u)
-    for (int i = 0; i < lanes; ++i) {
-      uint64_t a = uint64_t(0xd2511f53u) * w[0][i], b = uint64_t(0xcd9e8d57u) * w[2][i];
-      w[0][i] = uint32_t(b >> 32) ^ w[1][i] ^ k0, w[1][i] = uint32_t(b);
-      w[2][i] = uint32_t(a >> 32) ^ w[3][i] ^ k1, w[3][i] = uint32_t(a);
-    }
+  philox_rounds(key, [&](uint32_t k0, uint32_t k1) {
+    for (int i = 0; i < lanes; ++i) philox_round(w[0][i], w[1][i], w[2][i], w[3][i], k0, k1);
+  });
   for (int i = 0; i < lanes; ++i)
     for (int k = 0; k < 4; ++k) words[4 * i + k] = w[k][i];
 }
@@ -91,17 +87,8 @@ uint64_t RandomStream::key() const {
   return h;
 }
 
-Philox::Philox(uint64_t key, uint64_t counter) : word{uint32_t(counter), uint32_t(counter >> 32), 0, 0} {
-  uint32_t k0 = uint32_t(key), k1 = uint32_t(key >> 32);
-  for (int round = 0; round < 10; ++round, k0 += 0x9e3779b9u, k1 += 0xbb67ae85u) {
-    uint64_t a = uint64_t(0xd2511f53u) * word[0], b = uint64_t(0xcd9e8d57u) * word[2];
-    uint32_t w[4] = {uint32_t(b >> 32) ^ word[1] ^ k0, uint32_t(b), uint32_t(a >> 32) ^ word[3] ^ k1, uint32_t(a)};
-    for (int i = 0; i < 4; ++i) word[i] = w[i];
-  }
-}
-
 void fill_unit(uint64_t key, const Shape& shape, const Box& box, float* out) {
-  from_words(key, shape, box, out, [](uint32_t word) { return float(word >> 8) * 0x1p-24f; });
+  from_words(key, shape, box, out, unit_of);
 }
 
 void fill_normal(DistributedTensor& x, const RandomStream& stream, double mean, double std) {

@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "dtensor/distributed_tensor.h"
+#include "dtensor/philox.h"
 
 namespace dtensor {
 
@@ -16,13 +17,6 @@ struct RandomStream {
   int64_t step = 0, micro_batch = 0, call = 0;
 
   uint64_t key() const;
-};
-
-// Philox4x32-10, a counter-based generator. Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3"
-// (2011).
-struct Philox {
-  uint32_t word[4];
-  Philox(uint64_t key, uint64_t counter);
 };
 
 // The uniform numbers of a part of a tensor, for kernels: out[i] for the i-th element of `box`, in row-major order, is

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "dtensor/random.h"
+#include "dtensor/philox.h"
 
 namespace dtensor::cpu {
 
@@ -14,13 +14,17 @@ struct Drop {
   double p = 0;
   double kept = 1 / (1 - p);  // what kept elements are multiplied by
 
+  // What element i is multiplied by.
+  DTENSOR_HOST_DEVICE double factor(int64_t i) const {
+    return unit_of(Philox(key, uint64_t(i) / 4).word[i % 4]) < p ? 0 : kept;
+  }
   // out[k] = what element first + k is multiplied by. Four elements share one counter.
   template <class T>
   void factors(int64_t first, int64_t n, T* out) const {
     for (int64_t i = first, end = first + n; i < end;) {
       Philox words(key, uint64_t(i / 4));
       for (int64_t stop = std::min(end, (i / 4 + 1) * 4); i < stop; ++i)
-        *out++ = float(words.word[i % 4] >> 8) * 0x1p-24f < p ? T(0) : T(kept);
+        *out++ = unit_of(words.word[i % 4]) < p ? T(0) : T(kept);
     }
   }
 };

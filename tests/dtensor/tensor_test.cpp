@@ -196,7 +196,7 @@ TEST_CASE("a copy writes nothing around its target") {
 
 TEST_CASE("tensors are filled and read") {
   auto allocator = std::make_shared<Allocator>();
-  for (DType t : {DType::f32, DType::f64, DType::i64, DType::boolean}) {
+  for (DType t : {DType::f32, DType::f64, DType::bf16, DType::i64, DType::boolean}) {
     Tensor x(allocator, t, {3});
     fill(x, 1);
     for (int i = 0; i < 3; ++i) CHECK(element(x, i) == 1);
@@ -208,9 +208,13 @@ TEST_CASE("tensors are filled and read") {
   CHECK(Tensor::of<float>({}, {5}).numel() == 1);
   CHECK_THROWS_WITH(Tensor::of<float>({2}, {5}), Equals("[Tensor::of] 1 values for shape [2]"));
   CHECK_THROWS_WITH(fill(x.narrow(1, 0, 1), 0), Equals("[fill] the tensor is not contiguous"));
-  Tensor bf16(allocator, DType::bf16, {1});
-  CHECK_THROWS_WITH(fill(bf16, 0), Equals("[fill] bf16 is not supported on the CPU"));
-  CHECK_THROWS_WITH(element(bf16, 0), Equals("[element] bf16 is not supported on the CPU"));
+  for (DType t : {DType::f32, DType::f64, DType::bf16}) {
+    Tensor y(allocator, t, {2});
+    fill(y, 1.5);
+    scale(y, -3);
+    CHECK(element(y, 1) == -4.5);
+  }
+  CHECK_THROWS_WITH(scale(x, 2), Equals("[scale] i64[2,2] is not floating and contiguous"));
   CHECK_THROWS_WITH(copy(x, Tensor::of<float>({2, 2}, {1, 2, 3, 4})), Equals("[copy] i64[2,2] to f32[2,2]"));
   CHECK_THROWS_WITH(copy(x, x.view({4})), Equals("[copy] i64[2,2] to i64[4]"));
 }
@@ -277,4 +281,22 @@ TEST_CASE("storage is unique while one handle holds it") {
     CHECK((a.unique() && b.unique() && !b.shares_storage(a)));
   }
   CHECK(a.unique());
+}
+
+TEST_CASE("bfloat16 is the upper half of a float32, rounded to the nearest, ties to even") {
+  struct Case {
+    float from, to;
+  };
+  const float infinity = std::numeric_limits<float>::infinity();
+  for (auto [from, to] : {Case{1, 1},
+                          {0x1.01p0f, 0x1p0f},
+                          {0x1.03p0f, 0x1.04p0f},
+                          {0x1.010002p0f, 0x1.02p0f},
+                          {-0.0f, -0.0f},
+                          {0x1.ffffp127f, infinity},
+                          {-infinity, -infinity}}) {
+    CHECK(float(BFloat16(from)) == to);
+    CHECK(std::signbit(float(BFloat16(from))) == std::signbit(to));
+  }
+  CHECK(std::isnan(float(BFloat16(std::bit_cast<float>(0x7f800001u)))));
 }
