@@ -2,8 +2,8 @@
 
 #include <cmath>
 
-#include "ops/cpu/layer_norm.h"
 #include "ops/cast.h"
+#include "ops/cpu/layer_norm.h"
 #include "ops/cpu/rows.h"
 #include "ops/dims.h"
 #include "ops/reduce.h"

@@ -4,10 +4,12 @@
 
 namespace dtensor::cuda {
 
+extern const KernelTable norm_kernels;
+
 namespace {
 
 const std::vector<const KernelTable*>& tables() {
-  static const std::vector<const KernelTable*> list = {};
+  static const std::vector<const KernelTable*> list = {&norm_kernels};
   return list;
 }
 

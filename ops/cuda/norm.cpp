@@ -1,7 +1,7 @@
 // The CUDA kernels of ops/norm.cpp and ops/layer_norm.cpp.
 #include "ops/cuda/norm.h"
 
-#include "ops/cuda/tables.h"
+#include "ops/cuda/kernels.h"
 #include "ops/dims.h"
 
 namespace dtensor::cuda {
@@ -100,7 +100,7 @@ void normalize(const Context& c, In in, Out out) {
 }
 void norm_statistics(const Context& c, In in, Out out) {
   if (in[0].defined()) check_rows(c, in, {{0, 0}, {1, 0}});
-  norm_statistics(c.stream(), in[1].dtype(), in[1].numel(), double(c.attributes.get<int64_t>("n")),
+  cuda::norm_statistics(c.stream(), in[1].dtype(), in[1].numel(), double(c.attributes.get<int64_t>("n")),
                   c.attributes.get<double>("eps"), in[0].bytes_data(), in[1].bytes_data(), out[0].bytes_data(),
                   out[1].bytes_data());
 }
@@ -136,6 +136,7 @@ void layer_norm_backward(const Context& c, In in, Out out) {
 
 }  // namespace
 
+extern const KernelTable norm_kernels;
 const KernelTable norm_kernels = {{"rms_norm", rms_norm},
                                   {"add_rms_norm", add_rms_norm},
                                   {"rms_norm_backward", rms_norm_backward},

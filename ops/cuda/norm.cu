@@ -14,15 +14,14 @@ T* as(void* p) {
   return static_cast<T*>(p);
 }
 
-template <class A>
-__device__ A rstd_of(A squares, A n, A eps) {
-  return A(1) / sqrt(squares / n + eps);
-}
+// Reciprocals come from the host: a division, and a square root, would be a call that spills registers.
+__device__ inline float rstd_of(float mean_square, float eps) { return rsqrtf(mean_square + eps); }
+__device__ inline double rstd_of(double mean_square, double eps) { return rsqrt(mean_square + eps); }
 
 template <class T, class A = Accumulate<T>>
 struct Forward {
   int64_t rows, d;
-  A eps;
+  A per_d, eps;  // 1 / d
   bool centre, given;
   const T *x, *residual, *w, *b;
   T *y, *h;
@@ -30,7 +29,7 @@ struct Forward {
 };
 
 template <class T, int n, int team>
-__global__ void __launch_bounds__(row_threads) forward_kernel(__grid_constant__ const Forward<T> p) {
+__global__ void __launch_bounds__(row_threads, 1) forward_kernel(__grid_constant__ const Forward<T> p) {
   using A = Accumulate<T>;
   const int64_t packs = p.d / n;
   for_rows<team>(p.rows, [&](int64_t row) {
@@ -52,13 +51,13 @@ __global__ void __launch_bounds__(row_threads) forward_kernel(__grid_constant__ 
       mean = p.mean ? p.mean[row] : A(0), rstd = p.rstd[row];
     } else {
       if (p.centre) {
-        mean = team_sum<team>(sum) / A(p.d), sum = 0;
+        mean = team_sum<team>(sum) * p.per_d, sum = 0;
         for_packs<team>(packs, [&](int64_t i, int k) {
           Pack<T, n> v = x(i, k);
           for (int j = 0; j < n; ++j) sum += (load(v.at[j]) - mean) * (load(v.at[j]) - mean);
         });
       }
-      rstd = rstd_of(team_sum<team>(sum), A(p.d), p.eps);
+      rstd = rstd_of(team_sum<team>(sum) * p.per_d, p.eps);
       if (threadIdx.x == 0) {
         if (p.centre) p.mean[row] = mean;
         p.rstd[row] = rstd;
@@ -80,10 +79,10 @@ __global__ void __launch_bounds__(row_threads) forward_kernel(__grid_constant__ 
 }
 
 template <class A>
-__global__ void statistics_kernel(int64_t rows, A n, A eps, const A* sum, const A* squares, A* mean, A* rstd) {
+__global__ void statistics_kernel(int64_t rows, A per_n, A eps, const A* sum, const A* squares, A* mean, A* rstd) {
   for (int64_t r = blockIdx.x * int64_t(row_threads) + threadIdx.x; r < rows; r += gridDim.x * int64_t(row_threads)) {
-    mean[r] = sum ? sum[r] / n : A(0);
-    rstd[r] = rstd_of(squares[r], n, eps);
+    mean[r] = sum ? sum[r] * per_n : A(0);
+    rstd[r] = rstd_of(squares[r] * per_n, eps);
   }
 }
 
@@ -92,7 +91,7 @@ __global__ void statistics_kernel(int64_t rows, A n, A eps, const A* sum, const 
 template <class T, class A = Accumulate<T>>
 struct Backward {
   int64_t rows, d;
-  A whole;
+  A per_row;  // 1 / elements of a whole row
   const T *dy, *x, *w;
   const A *mean, *rstd, *sums, *alongs;
   const T* more;
@@ -100,10 +99,10 @@ struct Backward {
   A *sum, *along, *partial;
 };
 
-// dx = rstd * (dy*w - sum/whole - along/whole * (x - mean)*rstd). `weight`: also each block's part of the sum over the
-// rows of dy * (x - mean)*rstd, for rows that are held.
+// dx = rstd * (dy*w - mean of dy*w - mean of dy*w*normed * normed), normed = (x - mean)*rstd. `weight`: also each
+// block's part of the sum over the rows of dy * normed, for rows that are held.
 template <class T, int n, int team, bool weight>
-__global__ void __launch_bounds__(row_threads) backward_kernel(__grid_constant__ const Backward<T> p) {
+__global__ void __launch_bounds__(row_threads, 1) backward_kernel(__grid_constant__ const Backward<T> p) {
   using A = Accumulate<T>;
   const int64_t packs = p.d / n;
   A dw[weight ? held_packs * n : 1] = {};
@@ -133,8 +132,8 @@ __global__ void __launch_bounds__(row_threads) backward_kernel(__grid_constant__
       if (threadIdx.x == 0) p.sum[row] = sum, p.along[row] = along;
       return;
     }
-    sum = p.mean ? sum / p.whole : A(0);  // without a mean nothing was subtracted
-    along /= p.whole;
+    sum = p.mean ? sum * p.per_row : A(0);  // without a mean nothing was subtracted
+    along *= p.per_row;
     for_packs<team>(packs, [&](int64_t i, int k) {
       Pack<T, n> g = dy(i, k), v = x(i, k), w{}, more{};
       if (p.w) w = read<T, n>(p.w + i * n);
@@ -225,9 +224,9 @@ int64_t parts_of(int64_t rows) {
 template <class T>
 void backward(StreamHandle stream, const NormBackward& b) {
   using A = Accumulate<T>;
-  Backward<T> p{b.rows,           b.d,           A(b.whole),     as<T>(b.dy),  as<T>(b.x),     as<T>(b.w),
-                as<A>(b.mean),    as<A>(b.rstd), as<A>(b.sums),  as<A>(b.alongs), as<T>(b.more), as<T>(b.dx),
-                as<A>(b.sum),     as<A>(b.along), as<A>(b.partial)};
+  Backward<T> p{b.rows,        b.d,           A(1) / A(b.whole), as<T>(b.dy),    as<T>(b.x),
+                as<T>(b.w),    as<A>(b.mean), as<A>(b.rstd),     as<A>(b.sums),  as<A>(b.alongs),
+                as<T>(b.more), as<T>(b.dx),   as<A>(b.sum),      as<A>(b.along), as<A>(b.partial)};
   bool aligned = all_aligned(p.dy, p.x, p.w, p.more, p.dx), done = false;
   for_team<T>(b.d, aligned, [&](auto n, auto team) {
     done = b.dw && b.dx && is_fused<T>(b.d, n, b.mean != nullptr);
@@ -254,8 +253,9 @@ void norm(StreamHandle stream, DType type, const Norm& n) {
   for_floating(type, [&](auto t) {
     using T = decltype(t);
     using A = Accumulate<T>;
-    Forward<T> p{n.rows,      n.d,         A(n.eps),    n.centre,    n.given,     as<T>(n.x),    as<T>(n.residual),
-                 as<T>(n.w),  as<T>(n.b),  as<T>(n.y),  as<T>(n.h),  as<A>(n.mean), as<A>(n.rstd)};
+    Forward<T> p{n.rows,     n.d,        A(1) / A(n.d),     A(n.eps),     n.centre,
+                 n.given,    as<T>(n.x), as<T>(n.residual), as<T>(n.w),   as<T>(n.b),
+                 as<T>(n.y), as<T>(n.h), as<A>(n.mean),     as<A>(n.rstd)};
     for_team<T>(n.d, all_aligned(p.x, p.residual, p.w, p.b, p.y, p.h), [&](auto size, auto team) {
       launch(forward_kernel<T, size, team>, row_blocks(n.rows, team), row_block(team), 0, stream, p);
     });
@@ -266,8 +266,8 @@ void norm_statistics(StreamHandle stream, DType type, int64_t rows, double n, do
                      const void* squares, void* mean, void* rstd) {
   auto run = [&](auto t) {
     using A = decltype(t);
-    launch(statistics_kernel<A>, blocks_for(rows, row_threads), row_threads, 0, stream, rows, A(n), A(eps), as<A>(sum),
-           as<A>(squares), as<A>(mean), as<A>(rstd));
+    launch(statistics_kernel<A>, blocks_for(rows, row_threads), row_threads, 0, stream, rows, A(1 / n), A(eps),
+           as<A>(sum), as<A>(squares), as<A>(mean), as<A>(rstd));
   };
   type == DType::f64 ? run(double{}) : run(float{});
 }

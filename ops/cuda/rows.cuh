@@ -34,6 +34,7 @@ __device__ inline void for_packs(int64_t packs, F f) {
     int64_t i = int(threadIdx.x) + k * team;
     if (i < packs) f(i, k);
   }
+#pragma unroll 1
   for (int64_t i = int(threadIdx.x) + held_packs * team; i < packs; i += team) f(i, held_packs);
 }
 template <class T, int n>
@@ -44,7 +45,9 @@ struct Held {
   __device__ void hold(int k, const Pack<T, n>& p) {
     if (k < held_packs) packs[k] = p;
   }
-  __device__ Pack<T, n> operator()(int64_t i, int k) const { return k < held_packs ? packs[k] : read<T, n>(row + i * n); }
+  __device__ Pack<T, n> operator()(int64_t i, int k) const {
+    return k < held_packs ? packs[k] : read<T, n>(row + i * n);
+  }
 };
 
 // To all threads of the team.
