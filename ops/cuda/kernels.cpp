@@ -4,10 +4,12 @@
 
 namespace dtensor::cuda {
 
+extern const KernelTable matmul_kernels;
+
 namespace {
 
 const std::vector<const KernelTable*>& tables() {
-  static const std::vector<const KernelTable*> list = {};
+  static const std::vector<const KernelTable*> list = {&matmul_kernels};
   return list;
 }
 
