@@ -165,8 +165,8 @@ void linear_gradients(Gradient& g, const DistributedTensor& dy) {
     DistributedTensor row = reshape(dy, {1, dy.size(0)});
     g.set(0, reshape(matmul(row, w), x.shape()));
   }
-  // A sum over all tokens, and over micro-batches after that: in float32.
-  Attributes type = w.dtype() == DType::bf16 ? Attributes{{"dtype", DType::f32}} : Attributes();
+  Attributes type =
+      w.dtype() == DType::bf16 && g.dtype(1) == DType::f32 ? Attributes{{"dtype", DType::f32}} : Attributes();
   if (g.needs(1)) g.set(1, call(linear_weight_gradient_op, {&dy, &x}, type, {g.wanted(1)}));
   if (g.needs(2)) {
     std::vector<int64_t> leading(size_t(dy.dims() - 1));

@@ -2,6 +2,7 @@
 #include "ops/cuda/gemm.h"
 #include "ops/cuda/kernels.h"
 #include "ops/cuda/matmul.h"
+#include "ops/cuda/optim.h"
 #include "placement/error.h"
 
 namespace dtensor::cuda {
@@ -24,5 +25,10 @@ void Gemm::load(const std::string&) { none(); }
 Gemm& gemm(Rank&) { none(); }
 
 void multiply(const Context&, const Tensor&, const Tensor&, const Tensor&) { none(); }
+
+// Of tensors that no such build can make.
+void adamw(StreamHandle, const AdamWTensor*, int, const AdamWConstants&, const AdamWNumbers*, const double*, float) {}
+int64_t sum_squares_scratch(const ConstTensor*, int) { return 0; }
+void sum_squares(StreamHandle, DType, const ConstTensor*, int, double*, double*) {}
 
 }  // namespace dtensor::cuda
