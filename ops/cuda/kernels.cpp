@@ -7,6 +7,7 @@ namespace dtensor::cuda {
 extern const KernelTable attention_kernels;
 extern const KernelTable dropout_kernels;
 extern const KernelTable elementwise_kernels;
+extern const KernelTable matmul_kernels;
 extern const KernelTable norm_kernels;
 
 namespace {
@@ -16,6 +17,7 @@ const std::vector<const KernelTable*>& tables() {
       &attention_kernels,
       &dropout_kernels,
       &elementwise_kernels,
+      &matmul_kernels,
       &norm_kernels,
   };
   return list;
