@@ -44,7 +44,6 @@ class Runner {
   void wait(Thread::State state, Where where);  // until another thread calls wake() for it
   void wake(size_t thread);
   void answer(size_t first, unsigned mask, bool is_vote);
-  [[noreturn]] void fail(std::string text);  // ends the block
   std::string who_waits() const;
 
   const std::function<void()>* kernel_ = nullptr;
@@ -128,7 +127,12 @@ void Runner::fiber_main(Fiber& self) {
       current_ = next_++;
       threadIdx = threads_[current_].index;
       threads_[current_].state = Thread::State::running;
-      (*kernel_)();
+      try {
+        (*kernel_)();
+      } catch (const std::exception& e) {
+        failure_ = e.what();
+      }
+      if (!failure_.empty()) self.go(scheduler_);  // does not come back
       threads_[current_].state = Thread::State::returned;
       ++returned_;
       if (!awake_.empty()) break;
@@ -153,8 +157,9 @@ void Runner::meet_block(Where where) {
   if (++at_block_ < threads_.size()) return wait(Thread::State::at_block, where);
   for (size_t i = 0; i < threads_.size(); ++i) {
     if (i != current_ && threads_[i].where.line() != where.line())
-      fail(fmt::format("threads {} and {} of block {} are at two __syncthreads: {} and {}", text(threads_[i].index),
-                       text(threadIdx), text(blockIdx), text(threads_[i].where), text(where)));
+      throw std::runtime_error(fmt::format("threads {} and {} of block {} are at two __syncthreads: {} and {}",
+                                           text(threads_[i].index), text(threadIdx), text(blockIdx),
+                                           text(threads_[i].where), text(where)));
     wake(i);
   }
   at_block_ = 0;
@@ -165,8 +170,9 @@ uint64_t Runner::meet_warp(unsigned mask, uint64_t value, unsigned source, bool 
   size_t warp = current_ / 32;
   unsigned me = 1u << lane();
   if (!(mask & me) || (!is_vote && !(mask >> source & 1)))
-    fail(fmt::format("thread {} of block {}: the mask {:#x} does not have lane {}: {}", text(threadIdx), text(blockIdx),
-                     mask, mask & me ? source : lane(), text(where)));
+    throw std::runtime_error(fmt::format("thread {} of block {}: the mask {:#x} does not have lane {}: {}",
+                                         text(threadIdx), text(blockIdx), mask, mask & me ? source : lane(),
+                                         text(where)));
   self.mask = mask, self.source = source, self.value = value, self.where = where;
   at_warp_[warp] |= me;
   if ((at_warp_[warp] & mask) != mask) {
@@ -185,7 +191,7 @@ void Runner::answer(size_t first, unsigned mask, bool is_vote) {
     if (mask >> i & 1) {
       const Thread &t = threads_[first + i], &me = threads_[current_];
       if (t.mask != mask || t.where.line() != me.where.line() || t.where.column() != me.where.column())
-        fail(
+        throw std::runtime_error(
             fmt::format("threads {} and {} of block {} are at two places that the warp should reach together: {} "
                         "and {}",
                         text(t.index), text(me.index), text(blockIdx), text(t.where), text(me.where)));
@@ -197,12 +203,6 @@ void Runner::answer(size_t first, unsigned mask, bool is_vote) {
       t.result = is_vote ? votes : threads_[first + t.source].value;
       wake(first + i);
     }
-}
-
-void Runner::fail(std::string text) {
-  failure_ = std::move(text);
-  fiber_->go(scheduler_);
-  __builtin_unreachable();
 }
 
 std::string Runner::who_waits() const {
