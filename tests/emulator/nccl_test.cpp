@@ -254,17 +254,19 @@ void play(const Scenario& s) {
   World world(s.ranks);
   world.options.deadline = 250ms, world.options.grace = 1500ms;
   s.script(world);
+  auto start = std::chrono::steady_clock::now();
+  std::atomic<bool> over = false;
   std::thread release([&] {  // calls that never return would not let the test end either
-    std::this_thread::sleep_for(4s);
+    while (!over && std::chrono::steady_clock::now() < start + 4s) std::this_thread::sleep_for(5ms);
     world.fake.release();
   });
-  auto start = std::chrono::steady_clock::now();
   Strings errors = world.run([&](Own o) {
     s.program(o);
     read(o);
     o.comm.barrier();
   });
   CHECK(std::chrono::steady_clock::now() - start < 15s);
+  over = true;
   release.join();
   for (size_t r = 0; r < errors.size(); ++r) {
     INFO("rank " << r);
