@@ -84,7 +84,8 @@ struct State {
   Schedule schedule;
   std::mt19937_64 random;
   std::string failure;  // what a kernel did wrong
-  std::map<const char*, Allocation> allocations;
+  std::map<char*, Allocation> allocations;
+  int accesses = 0;
   std::map<CUstream_st*, std::shared_ptr<CUstream_st>> streams;
   std::set<CUevent_st*> events;
   std::set<std::shared_ptr<Capture>> captures;
@@ -98,6 +99,15 @@ struct State {
 State& state();
 int& current_device();  // of this thread of the host
 
+// While one exists, the host can touch the memory of devices. At other times that is a segmentation fault (or a report
+// of the address sanitizer), as with a GPU. Made and destroyed under the mutex.
+class Access {
+ public:
+  Access();
+  Access(Access&&) = delete;
+  ~Access();
+};
+
 // The frame of every call: `f(lock)` under the mutex, unless a kernel has failed; notes the error.
 template <class F>
 cudaError_t call(F f);
@@ -105,8 +115,8 @@ cudaError_t noted(cudaError_t error);
 
 // Queues work, or adds it to the graph that the stream is captured to.
 cudaError_t give(Lock& lock, cudaStream_t stream, Work run, std::vector<Point> after = {});
-void run_to(Lock& lock, const Point& point);
-void run_all(Lock& lock, int device);  // -1: of all devices
+void run_to(Lock& lock, const Point& point);  // by this thread, or waits for the one that does
+void run_all(Lock& lock, int device);         // -1: of all devices
 // What must not be called while this thread captures: then the capture is spoilt, and it is an error.
 cudaError_t forbidden_in_capture();
 // The allocation that has all of the bytes, or null. *inside: false where one has only some of them.
