@@ -34,8 +34,9 @@ struct Buffer {
   }
   void fill(int seed) {
     for (size_t i = 0; i < size; ++i) set(i, double((int(i) * 7 + seed * 5) % 11 - 5) / 4);
-    cudaMemcpy(at, host.data(), host.size(), cudaMemcpyDefault);
+    put();
   }
+  void put() { cudaMemcpy(at, host.data(), host.size(), cudaMemcpyDefault); }
   void fetch() { cudaMemcpy(host.data(), at, host.size(), cudaMemcpyDefault); }
 
   size_t size;
@@ -203,6 +204,22 @@ TEST_CASE("emulator: products of every type, order, transposition and epilogue")
     auto algorithms = Problem(c).algorithms();
     REQUIRE(algorithms.size() == (c.k > 1 ? 3 : 2));
     for (const auto& a : algorithms) check_values(c, a);
+  }
+}
+
+TEST_CASE("emulator: TF32 rounds the operands") {
+  Case c;
+  c.m = c.n = c.k = 1;
+  for (auto [compute, expected] :
+       {std::pair{CUBLAS_COMPUTE_32F, 2 * (1 + 0x1p-12)}, std::pair{CUBLAS_COMPUTE_32F_FAST_TF32, 2.0}}) {
+    Problem p(c);
+    p.set(CUBLASLT_MATMUL_DESC_COMPUTE_TYPE, compute);
+    p.a.set(0, 1 + 0x1p-12), p.b.set(0, 1);
+    p.a.put(), p.b.put();
+    CHECK(p.run(nullptr, 0, p.a.at) == CUBLAS_STATUS_SUCCESS);
+    synchronize(p.stream.handle());
+    p.d.fetch();
+    CHECK(p.d.get(0) == expected);
   }
 }
 
