@@ -14,7 +14,7 @@
 #include <thread>
 #include <vector>
 
-#include "cuda_runtime_api.h"
+#include <cuda_runtime_api.h>
 #include "tests/emulator/emulator.h"
 
 namespace emulator {
