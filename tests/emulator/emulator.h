@@ -8,6 +8,7 @@
 //   block at a __syncthreads and others elsewhere or gone; lanes of a mask at different places.
 // - Streams are lazy: work runs only when the host waits for it, together with what events put before it and nothing
 //   else. A missing wait therefore shows as wrong values; new memory is full of 0xff bytes (NaN).
+// - The host cannot touch a device's memory: a segmentation fault, except while another thread runs work.
 // - Pageable host memory is read when a copy is called, pinned memory when it runs.
 // - Graphs replay the latest possible work first, so that a missing dependency shows here as well.
 // - What CUDA forbids is an error here: the checks are on the strict side.

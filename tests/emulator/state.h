@@ -14,7 +14,7 @@
 #include <thread>
 #include <vector>
 
-#include "cuda_runtime_api.h"
+#include <cuda_runtime_api.h>
 #include "tests/emulator/emulator.h"
 
 namespace emulator {
@@ -85,7 +85,8 @@ struct State {
   Schedule schedule;
   std::mt19937_64 random;
   std::string failure;  // what a kernel did wrong
-  std::map<const char*, Allocation> allocations;
+  std::map<char*, Allocation> allocations;
+  int accesses = 0;
   std::map<CUstream_st*, std::shared_ptr<CUstream_st>> streams;
   std::set<CUevent_st*> events;
   std::set<std::shared_ptr<Capture>> captures;
@@ -98,6 +99,15 @@ struct State {
 };
 State& state();
 int& current_device();  // of this thread of the host
+
+// While one exists, the host can touch the memory of devices. At other times that is a segmentation fault (or a report
+// of the address sanitizer), as with a GPU. Made and destroyed under the mutex.
+class Access {
+ public:
+  Access();
+  Access(Access&&) = delete;
+  ~Access();
+};
 
 // The frame of every call: `f(lock)` under the mutex, unless a kernel has failed; notes the error.
 template <class F>

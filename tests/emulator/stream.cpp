@@ -70,7 +70,8 @@ double now() {
 }  // namespace
 
 void run_to(Lock& lock, const Point& point) {
-  if (!point.stream) return;
+  if (!point.stream || point.stream->done >= point.count) return;
+  Access access;
   CUstream_st& stream = *point.stream;
   while (stream.done < point.count) {
     if (stream.running) {
