@@ -1,6 +1,7 @@
 #include "nn/tape.h"
 
 #include "dtensor/redistribute.h"
+#include "ops/cast.h"
 #include "ops/pointwise.h"
 
 namespace dtensor::nn {
@@ -8,20 +9,21 @@ namespace dtensor::nn {
 Tape::Tape(Rank& rank) : rank_(rank) { rank_.add(*this); }
 Tape::~Tape() { rank_.remove(*this); }
 
-void Tape::watch(const DistributedTensor& leaf) {
+void Tape::watch(const DistributedTensor& leaf, DType gradient) {
   check(
       leaves_.contains(leaf.id()) || !roots_.contains(leaf.id()),
       "[watch] {} was computed from a watched value, whose gradient would end here: watch values before they are used",
       to_string(leaf));
-  leaves_.insert(leaf.id());
+  leaves_[leaf.id()] = gradient;
   roots_.emplace(leaf.id(), leaf.id());
 }
 
-void Tape::watch_together(const std::vector<DistributedTensor>& leaves, const std::vector<std::string>& names) {
+void Tape::watch_together(const std::vector<DistributedTensor>& leaves, const std::vector<std::string>& names,
+                          std::optional<DType> gradient) {
   check(leaves.size() == names.size(), "[watch_together] {} leaves and {} names", leaves.size(), names.size());
   Group group{leaves, {}};
   for (size_t i = 0; i < leaves.size(); ++i) {
-    watch(leaves[i]);
+    watch(leaves[i], gradient.value_or(leaves[i].dtype()));
     group_of_.emplace(leaves[i].id(), groups_.size());
     group.reasons.push_back("gradient of " + names[i]);
   }
@@ -125,8 +127,9 @@ void Tape::reduce(const Group& group) {
 // What a card's gradient function sees of a node.
 class Tape::NodeGradient : public Gradient {
  public:
-  NodeGradient(const Node& node, std::vector<DistributedTensor> of_outputs)
-      : node_(node), of_outputs_(std::move(of_outputs)), results(node.inputs.size()) {
+  NodeGradient(const Node& node, std::vector<DistributedTensor> of_outputs,
+               const std::unordered_map<uint64_t, DType>& leaves)
+      : node_(node), of_outputs_(std::move(of_outputs)), leaves_(leaves), results(node.inputs.size()) {
     inputs_.resize(node.kept_inputs.size());
     outputs_.resize(node.kept_outputs.size());
     for (const Value& v : node.inputs) wanted_.push_back(v.spec ? target_of(*v.spec) : Layout());
@@ -141,6 +144,10 @@ class Tape::NodeGradient : public Gradient {
   }
   const TensorSpec& input_spec(int i) const override { return *node_.inputs[size_t(i)].spec; }
   const DistributedTensor& of_output(int i) const override { return of_outputs_[size_t(i)]; }
+  DType dtype(int i) const override {
+    auto leaf = leaves_.find(node_.inputs[size_t(i)].root);
+    return leaf == leaves_.end() ? input_spec(i).dtype : leaf->second;
+  }
   bool needs(int i) const override { return node_.inputs[size_t(i)].root != 0; }
   const Layout* wanted(int i) const override { return &wanted_[size_t(i)]; }
   void set(int i, DistributedTensor g) override {
@@ -168,6 +175,7 @@ class Tape::NodeGradient : public Gradient {
 
   const Node& node_;
   std::vector<DistributedTensor> of_outputs_;
+  const std::unordered_map<uint64_t, DType>& leaves_;
   mutable std::vector<DistributedTensor> inputs_, outputs_;
   std::vector<Layout> wanted_;
 
@@ -176,8 +184,9 @@ class Tape::NodeGradient : public Gradient {
 };
 
 void Tape::contribute(uint64_t root, DistributedTensor gradient) {
-  auto& into = leaves_.contains(root) ? gradients_ : pending_;
-  DistributedTensor& sum = into[root];
+  auto leaf = leaves_.find(root);
+  if (leaf != leaves_.end()) gradient = ops::cast(gradient, leaf->second);
+  DistributedTensor& sum = leaf == leaves_.end() ? pending_[root] : gradients_[root];
   sum = sum.defined() ? ops::add(sum, gradient) : std::move(gradient);
 }
 
@@ -196,7 +205,7 @@ void Tape::run(Node& node) {
   }
   if (!any) return;
   check(node.op->gradient, "[backward] {} has no gradient", node.op->name);
-  NodeGradient gradient(node, std::move(of_outputs));
+  NodeGradient gradient(node, std::move(of_outputs), leaves_);
   {
     LabelScope op(rank_, Label::Kind::op, fmt::format("gradient of {}", node.op->name));
     node.op->gradient(gradient);
@@ -244,7 +253,7 @@ void Tape::forget() {
   pending_.clear();
   recipes_.clear();
   roots_.clear();
-  for (uint64_t leaf : leaves_) roots_.emplace(leaf, leaf);
+  for (const auto& [leaf, type] : leaves_) roots_.emplace(leaf, leaf);
 }
 
 }  // namespace dtensor::nn

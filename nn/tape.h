@@ -1,8 +1,8 @@
 // Tape: reverse-mode automatic differentiation by observing what a rank does.
 #pragma once
 
+#include <optional>
 #include <unordered_map>
-#include <unordered_set>
 
 #include "ops/call.h"
 
@@ -26,11 +26,15 @@ class Tape : public Observer {
   Tape(const Tape&) = delete;
   Tape& operator=(const Tape&) = delete;
 
-  // Gradients of this value are wanted. Errors: a value that was computed from another watched one.
-  void watch(const DistributedTensor& leaf);
+  // Gradients of this value are wanted, of its element type, or of another floating one: what arrives is cast to it
+  // before it is added. Errors: a value that was computed from another watched one.
+  void watch(const DistributedTensor& leaf) { watch(leaf, leaf.dtype()); }
+  void watch(const DistributedTensor& leaf, DType gradient);
   // The same for several, whose gradients are brought to the leaves' own layouts in one launch, as soon as the backward
-  // pass has passed the last use of any of them. `names` are for logs.
-  void watch_together(const std::vector<DistributedTensor>& leaves, const std::vector<std::string>& names);
+  // pass has passed the last use of any of them. `names` are for logs, `gradient` is their element type, the
+  // leaves' own where it is not given.
+  void watch_together(const std::vector<DistributedTensor>& leaves, const std::vector<std::string>& names,
+                      std::optional<DType> gradient = {});
   bool tracks(const DistributedTensor& x) const { return roots_.contains(x.id()); }
 
   // Adds the gradients of `loss` (one element, Replicate) to those of the leaves, and frees the record.
@@ -95,7 +99,7 @@ class Tape : public Observer {
   std::unordered_map<uint64_t, std::pair<std::shared_ptr<Recipe>, size_t>> recipes_;  // by the id of the result
   std::shared_ptr<Recipe> last_recipe_;  // of the batch that is being reported
   uint64_t last_batch_ = 0;
-  std::unordered_set<uint64_t> leaves_;
+  std::unordered_map<uint64_t, DType> leaves_;  // and the element types of their gradients
   std::vector<Group> groups_;
   std::unordered_map<uint64_t, size_t> group_of_;                        // by leaf
   std::unordered_map<uint64_t, DistributedTensor> pending_, gradients_;  // by root

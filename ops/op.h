@@ -77,7 +77,9 @@ class Gradient {
   virtual const DistributedTensor& output(int i) const = 0;
   virtual const TensorSpec& input_spec(int i) const = 0;            // known for all inputs
   virtual const DistributedTensor& of_output(int i = 0) const = 0;  // undefined where nothing depends on output i
-  virtual bool needs(int i) const = 0;                              // whether anybody wants the gradient of input i
+  // In which the gradient of input i is kept: that of the input, or f32 where it is the bf16 copy of a parameter.
+  virtual DType dtype(int i) const { return input_spec(i).dtype; }
+  virtual bool needs(int i) const = 0;            // whether anybody wants the gradient of input i
   virtual const Layout* wanted(int i) const = 0;  // the layout that the gradient of input i will be brought to
   virtual void set(int i, DistributedTensor gradient) = 0;
 };

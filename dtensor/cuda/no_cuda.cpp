@@ -16,6 +16,7 @@ std::string unavailable() { return "this build has no CUDA: configure it where n
 
 DeviceProperties properties(int) { none(); }
 void use_device(int) { none(); }
+int current_device() { none(); }
 void enable_peer_access(int, int) { none(); }
 
 Event::Event(bool) { none(); }

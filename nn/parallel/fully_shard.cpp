@@ -11,7 +11,7 @@ void unshard(const ParameterGroup& group, Rank& rank) {
   std::vector<Layout> used;
   std::vector<std::string> reasons;
   for (const Parameter* p : group.parameters) {
-    stored.push_back(p->stored());
+    stored.push_back(p->value());
     used.push_back(p->used_layout());
     reasons.push_back("unshard " + p->path());
   }

@@ -13,6 +13,7 @@ namespace dtensor::cuda {
 namespace {
 
 constexpr int threads = 256;
+constexpr float inf = std::numeric_limits<float>::infinity();
 
 // What a kernel is given. `tiles`: of queries or keys in a sequence.
 template <class T>
@@ -69,7 +70,7 @@ __device__ void load_column(A* to, const A* from, int64_t rows) {
 }
 
 // to(i, j, sum over k < inner of a[i * a_row + k * a_inner] * b[k * b_inner + j * b_column]) for i < rows, j < columns,
-// multiples of 4. The same thread has the same (i, j) each time.
+// multiples of 4. The same thread has the same (i, j) each time that the sizes are the same.
 template <class A, class To>
 __device__ void product(int rows, int columns, int inner, const A* a, int a_row, int a_inner, const A* b, int b_inner,
                         int b_column, To to) {
@@ -89,15 +90,20 @@ __device__ void product(int rows, int columns, int inner, const A* a, int a_row,
   }
 }
 
+// f(i, j) for the elements of a tile of scores; `tile` rows of tile + 1.
+template <int tile, class F>
+__device__ void for_scores(F f) {
+  for (int at = threadIdx.x; at < tile * tile; at += threads) f(at / tile, at % tile);
+}
+
 // The score of query i and key j, from the product of the two; -inf where the key is hidden.
 template <class T>
 __device__ Accumulate<T> score(const Call<T>& c, const Place& at, int64_t i, int64_t j, Accumulate<T> product) {
-  constexpr Accumulate<T> hidden = -std::numeric_limits<Accumulate<T>>::infinity();
   const AttentionShape& s = c.shape;
-  if (i >= s.queries || j >= s.keys || (s.causal && j > i + s.diagonal)) return hidden;
+  if (i >= s.queries || j >= s.keys || (s.causal && j > i + s.diagonal)) return -inf;
   const int64_t* by = c.scores.strides;
   int64_t element = at.batch * by[0] + at.head * by[1] + i * by[2] + j * by[3];
-  if (c.scores.visible && !c.scores.visible[element]) return hidden;
+  if (c.scores.visible && !c.scores.visible[element]) return -inf;
   product *= c.scale;
   return c.scores.bias ? product + load(static_cast<const T*>(c.scores.bias)[element]) : product;
 }
@@ -131,17 +137,19 @@ struct Softmax {
   A *max, *sum, *shrink;  // shrink: what has been added up so far is multiplied by it
 };
 
-// scores -> exp(scores - max), dropped.
+// Products of queries and keys -> exp(scores - max), dropped.
 template <int tile, class T>
 __device__ void softmax(const Place& at, int64_t key, const Dropout<T>& dropout, Accumulate<T>* scores,
                         const Softmax<Accumulate<T>>& state) {
   using A = Accumulate<T>;
-  constexpr A inf = std::numeric_limits<A>::infinity();
   constexpr int lanes = threads / tile;  // that share a query
   const int row = threadIdx.x / lanes, lane = threadIdx.x % lanes;
   A* s = scores + row * (tile + 1);
   A max = state.max[row], sum = 0;
-  for (int c = lane; c < tile; c += lanes) max = Max()(max, s[c]);
+  for (int c = lane; c < tile; c += lanes) {
+    s[c] = score(dropout.c, at, at.first + row, key + c, s[c]);
+    max = Max()(max, s[c]);
+  }
   for (int step = lanes / 2; step > 0; step /= 2) max = Max()(max, __shfl_xor_sync(0xffffffffu, max, step));
   const A base = max == -inf ? A(0) : max;
   for (int c = lane; c < tile; c += lanes) {
@@ -176,8 +184,7 @@ __global__ void forward_kernel(Call<T> c) {
   load_tile<tile>(q, row_of(static_cast<const T*>(c.pointers.q), s.q, at.batch, at.head, at.first), s.q.sequence, rows,
                   d);
   clear_tile<tile>(out, d);
-  for (int r = threadIdx.x; r < tile; r += threads)
-    state.max[r] = -std::numeric_limits<A>::infinity(), state.sum[r] = 0;
+  for (int r = threadIdx.x; r < tile; r += threads) state.max[r] = -inf, state.sum[r] = 0;
 
   const int64_t end = seen_keys(s, at.first + tile);
   for (int64_t key = 0; key < end; key += tile) {
@@ -185,8 +192,7 @@ __global__ void forward_kernel(Call<T> c) {
     load_tile<tile>(kv, row_of(static_cast<const T*>(c.pointers.k), s.k, at.batch, group, key), s.k.sequence,
                     s.keys - key, d);
     __syncthreads();
-    product(tile, tile, d, q, size, 1, kv, 1, size,
-            [&](int i, int j, A x) { scores[i * (tile + 1) + j] = score(c, at, at.first + i, key + j, x); });
+    product(tile, tile, d, q, size, 1, kv, 1, size, [&](int i, int j, A x) { scores[i * (tile + 1) + j] = x; });
     __syncthreads();
     softmax<tile>(at, key, dropout, scores, state);
     load_tile<tile>(kv, row_of(static_cast<const T*>(c.pointers.v), s.v, at.batch, group, key), s.v.sequence,
@@ -227,13 +233,12 @@ __global__ void delta_kernel(Call<T> c) {  // a warp has a query
 // A weight again, from the score: 0 for a query that sees nothing.
 template <class A>
 __device__ A weight(A score, A lse) {
-  constexpr A inf = std::numeric_limits<A>::infinity();
   return lse == -inf ? A(0) : std::exp(score - lse);
 }
 
 template <int tile>
 __host__ __device__ constexpr size_t queries_elements(int64_t head_dim) {
-  return size_t(4 * tile * row_size(head_dim) + tile * (tile + 1) + 2 * tile);
+  return size_t(4 * tile * row_size(head_dim) + 2 * tile * (tile + 1) + 2 * tile);
 }
 
 // dq and dscores of a tile of queries.
@@ -246,7 +251,7 @@ __global__ void queries_kernel(Call<T> c) {
   const int64_t rows = s.queries - at.first, group = at.head / (s.heads / s.kv_heads),
                 row = (at.batch * s.heads + at.head) * s.queries + at.first;
   A *q = dynamic_shared<A>(), *dout = q + tile * size, *kv = dout + tile * size, *dq = kv + tile * size,
-    *ds = dq + tile * size, *lse = ds + tile * (tile + 1), *delta = lse + tile;
+    *p = dq + tile * size, *ds = p + tile * (tile + 1), *lse = ds + tile * (tile + 1), *delta = lse + tile;
   T* dscores = static_cast<T*>(c.pointers.dscores);
   const Dropout<T> dropout(c);
   load_tile<tile>(q, row_of(static_cast<const T*>(c.pointers.q), s.q, at.batch, at.head, at.first), s.q.sequence, rows,
@@ -268,10 +273,12 @@ __global__ void queries_kernel(Call<T> c) {
     load_tile<tile>(kv, row_of(static_cast<const T*>(c.pointers.k), s.k, at.batch, group, key), s.k.sequence,
                     s.keys - key, d);
     __syncthreads();
-    product(tile, tile, d, q, size, 1, kv, 1, size, [&](int i, int j, A x) {
+    product(tile, tile, d, q, size, 1, kv, 1, size, [&](int i, int j, A x) { p[i * (tile + 1) + j] = x; });
+    __syncthreads();
+    for_scores<tile>([&](int i, int j) {
       A& dp = ds[i * (tile + 1) + j];
-      A p = weight(score(c, at, at.first + i, key + j, x), lse[i]);
-      A g = p * (dp * dropout(at, at.first + i, key + j) - delta[i]);
+      A w = weight(score(c, at, at.first + i, key + j, p[i * (tile + 1) + j]), lse[i]);
+      A g = w * (dp * dropout(at, at.first + i, key + j) - delta[i]);
       if (dscores && i < rows && key + j < s.keys) dscores[(row + i) * s.keys + key + j] = rounded<T>(g);
       dp = g * c.scale;
     });
@@ -320,11 +327,13 @@ __global__ void keys_kernel(Call<T> c) {
       load_column<tile>(delta, c.delta + row, left);
       __syncthreads();
       product(tile, tile, d, dout, size, 1, v, 1, size, [&](int i, int j, A x) { ds[i * (tile + 1) + j] = x; });
-      product(tile, tile, d, q, size, 1, k, 1, size, [&](int i, int j, A x) {
-        A& dp = ds[i * (tile + 1) + j];
-        A w = weight(score(c, at, query + i, at.first + j, x), lse[i]), kept = dropout(at, query + i, at.first + j);
+      product(tile, tile, d, q, size, 1, k, 1, size, [&](int i, int j, A x) { p[i * (tile + 1) + j] = x; });
+      __syncthreads();
+      for_scores<tile>([&](int i, int j) {
+        A &w = p[i * (tile + 1) + j], &dp = ds[i * (tile + 1) + j], kept = dropout(at, query + i, at.first + j);
+        w = weight(score(c, at, query + i, at.first + j, w), lse[i]);
         dp = w * (dp * kept - delta[i]) * c.scale;
-        p[i * (tile + 1) + j] = w * kept;
+        w *= kept;
       });
       __syncthreads();
       product(tile, size - 1, tile, p, 1, tile + 1, dout, size, 1, [&](int i, int j, A x) { dv[i * size + j] += x; });

@@ -5,6 +5,7 @@
 #include <map>
 #include <type_traits>
 
+#include "ops/cuda/attention_backend.h"
 #include "ops/cuda/cudnn_plan.h"
 #include "placement/error.h"
 
@@ -189,11 +190,6 @@ Plan make_plan(const CudnnAttention& call, const Target& target) {
   return Plan(call.pass == AttentionPass::forward ? builder.forward() : builder.backward(), target, call.deterministic);
 }
 
-int64_t score_gradient_bytes(const AttentionShape& s, int64_t batch, int64_t kv_heads) {
-  auto whole = [](int64_t n) { return (n + 63) / 64 * 64; };
-  return batch * kv_heads * (s.heads / s.kv_heads) * whole(s.queries) * whole(s.keys) * 2;
-}
-
 // The part of `all` that begins at batch entry b and key head g.
 CudnnAttention part_of(const CudnnAttention& all, const AttentionPart& part, int64_t b, int64_t g) {
   CudnnAttention call = all;
@@ -219,40 +215,7 @@ AttentionPointers pointers_of(const AttentionShape& s, const AttentionPointers& 
 
 }  // namespace
 
-std::string cudnn_refusal(const CudnnAttention& call) {
-  const AttentionShape& s = call.shape;
-  if (s.dtype != DType::bf16) return fmt::format("cuDNN is asked for bf16, not {}", name(s.dtype));
-  if (s.batch * s.heads * s.queries * s.keys * s.head_dim == 0) return "nothing is to be computed";
-  if (s.head_dim % 8 || s.head_dim > 256)
-    return fmt::format("cuDNN takes heads of at most 256 elements, a multiple of 8, not {}", s.head_dim);
-  bool backward = call.pass == AttentionPass::backward;
-  for (const AttentionStrides& t : {s.q, s.k, s.v, s.out, s.dout, s.dq, s.dk, s.dv})
-    if (t.batch % 8 || t.sequence % 8 || t.head % 8)
-      return fmt::format("cuDNN takes strides that are multiples of 8, not {}, {} and {}", t.batch, t.sequence, t.head);
-  if (s.causal && s.diagonal && (call.padded || s.diagonal != s.keys - s.queries))
-    return fmt::format(
-        "cuDNN's causal mask begins at the first or ends at the last key: {} queries from {} on and {} keys", s.queries,
-        s.diagonal, s.keys);
-  if (backward && call.deterministic && attention_part(call).batch == 0)
-    return fmt::format("the gradients of the scores of one key head have {} bytes, more than {}",
-                       score_gradient_bytes(s, 1, 1), most_score_gradient_bytes);
-  return "";
-}
-
-AttentionPart attention_part(const CudnnAttention& call, int64_t most_bytes) {
-  const AttentionShape& s = call.shape;
-  AttentionPart all{s.batch, s.kv_heads};
-  if (call.pass == AttentionPass::forward || !call.deterministic) return all;
-  auto fits = [&](int64_t batch, int64_t kv_heads) { return score_gradient_bytes(s, batch, kv_heads) <= most_bytes; };
-  if (fits(s.batch, s.kv_heads)) return all;
-  // Parts begin at 16 bytes in lse, and in the lengths.
-  for (int64_t b = s.batch - 1; b > 0; --b)
-    if (fits(b, s.kv_heads) && b * s.heads * s.queries % 4 == 0 && !(call.padded && b % 4)) return {b, s.kv_heads};
-  for (int64_t g = s.kv_heads - 1; g > 0; --g)
-    if (fits(1, g) && g * (s.heads / s.kv_heads) * s.queries % 4 == 0 && s.heads * s.queries % 4 == 0 && !call.padded)
-      return {1, g};
-  return {0, 0};
-}
+bool cudnn_is_built() { return true; }
 
 int64_t cudnn_engine(const CudnnAttention& call, const std::string& device_properties) {
   return make_plan(call, Target(device_properties)).engine();
@@ -265,6 +228,7 @@ void check_cudnn_version(size_t version) {
 // --- Running.
 
 struct Cudnn::State {
+  std::shared_ptr<Allocator> allocator;
   cudnnHandle_t handle = nullptr;
   std::map<CudnnAttention, Plan> plans;
 
@@ -277,14 +241,14 @@ struct Cudnn::State {
   }
 };
 
-Cudnn::Cudnn(StreamHandle stream) : state_(std::make_unique<State>()) {
+Cudnn::Cudnn(std::shared_ptr<Allocator> allocator) : state_(std::make_unique<State>()) {
+  state_->allocator = std::move(allocator);
   check_call(cudnnCreate(&state_->handle), "cudnnCreate");
-  check_call(cudnnSetStream(state_->handle, stream), "cudnnSetStream");
+  check_call(cudnnSetStream(state_->handle, state_->allocator->stream()), "cudnnSetStream");
 }
 Cudnn::~Cudnn() = default;
 
-void Cudnn::run_part(const CudnnAttention& call, const AttentionPointers& p, double scale,
-                     const std::shared_ptr<Allocator>& allocator, const int32_t* query_lengths,
+void Cudnn::run_part(const CudnnAttention& call, const AttentionPointers& p, double scale, const int32_t* query_lengths,
                      const int32_t* key_lengths) {
   const AttentionShape& s = call.shape;
   const Plan& plan = state_->plan(call);
@@ -292,7 +256,7 @@ void Cudnn::run_part(const CudnnAttention& call, const AttentionPointers& p, dou
   auto aligned = [](int64_t bytes) { return (bytes + 255) / 256 * 256; };
   int64_t own = aligned(plan.workspace_bytes()), delta = backward ? aligned(s.batch * s.heads * s.queries * 4) : 0,
           dq_sum = backward && !call.deterministic ? s.batch * s.heads * s.queries * s.head_dim * 4 : 0;
-  Storage workspace(allocator, own + delta + dq_sum);
+  Storage workspace(state_->allocator, own + delta + dq_sum);
 
   float by = float(scale), hidden = -std::numeric_limits<float>::infinity(), one = 1;
   int32_t queries = int32_t(s.queries), keys = int32_t(s.keys);
@@ -311,11 +275,11 @@ void Cudnn::run_part(const CudnnAttention& call, const AttentionPointers& p, dou
 }
 
 void Cudnn::run(const CudnnAttention& call, const AttentionPointers& pointers, double scale,
-                const std::shared_ptr<Allocator>& allocator, const int32_t* query_lengths, const int32_t* key_lengths) {
+                const int32_t* query_lengths, const int32_t* key_lengths) {
   AttentionPart part = attention_part(call);
   for (int64_t b = 0; b < call.shape.batch; b += part.batch)
     for (int64_t g = 0; g < call.shape.kv_heads; g += part.kv_heads)
-      run_part(part_of(call, part, b, g), pointers_of(call.shape, pointers, b, g), scale, allocator,
+      run_part(part_of(call, part, b, g), pointers_of(call.shape, pointers, b, g), scale,
                call.padded ? query_lengths + b : nullptr, call.padded ? key_lengths + b : nullptr);
 }
 

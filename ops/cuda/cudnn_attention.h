@@ -21,17 +21,7 @@ struct CudnnAttention {
   friend auto operator<=>(const CudnnAttention&, const CudnnAttention&) = default;
 };
 
-// Why cuDNN is not asked, or "": its documented limits, those of cuDNN 9.19 on Hopper, and our graphs'.
-std::string cudnn_refusal(const CudnnAttention& call);
-
-// As many batch entries, or of one entry as many key heads with their query heads, as are run at a time so that the
-// gradients of the scores stay below `most_bytes`. Zeros: not even one head of keys does.
-struct AttentionPart {
-  int64_t batch, kv_heads;
-  friend bool operator==(const AttentionPart&, const AttentionPart&) = default;
-};
-constexpr int64_t most_score_gradient_bytes = int64_t(2) << 30;
-AttentionPart attention_part(const CudnnAttention& call, int64_t most_bytes = most_score_gradient_bytes);
+bool cudnn_is_built();
 
 // Builds the graph and has cuDNN's heuristics and engines check it for a device that is described by cuDNN's JSON of
 // its properties; no GPU is needed, but the driver's library, or its stub. The number of the engine that takes it.
@@ -41,21 +31,21 @@ int64_t cudnn_engine(const CudnnAttention& call, const std::string& device_prope
 // The version that was linked is too old. Errors: it is.
 void check_cudnn_version(size_t version);
 
-// A rank's handle and plans; used by one thread, on one stream.
+// A rank's handle and plans; used by one thread, on the allocator's stream.
 class Cudnn {
  public:
-  explicit Cudnn(StreamHandle stream);
+  explicit Cudnn(std::shared_ptr<Allocator> allocator);
   ~Cudnn();
 
-  // Lengths by batch entry, on the device, for a padded call. The first call of a kind makes its plan, which takes a
-  // second and is forbidden while a graph is captured. Working memory is the allocator's.
+  // Lengths by batch entry, i32 on the device, for a padded call. A large deterministic backward pass is run in parts,
+  // so that its working memory stays small (attention_part). The first call of a kind makes its plan, which takes a
+  // second and is forbidden while a graph is captured.
   void run(const CudnnAttention& call, const AttentionPointers& pointers, double scale,
-           const std::shared_ptr<Allocator>& allocator, const int32_t* query_lengths = nullptr,
-           const int32_t* key_lengths = nullptr);
+           const int32_t* query_lengths = nullptr, const int32_t* key_lengths = nullptr);
 
  private:
   void run_part(const CudnnAttention& call, const AttentionPointers& pointers, double scale,
-                const std::shared_ptr<Allocator>& allocator, const int32_t* query_lengths, const int32_t* key_lengths);
+                const int32_t* query_lengths, const int32_t* key_lengths);
 
   struct State;
   std::unique_ptr<State> state_;

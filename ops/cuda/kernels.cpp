@@ -4,12 +4,12 @@
 
 namespace dtensor::cuda {
 
-extern const KernelTable elementwise_kernels, dropout_kernels;
+extern const KernelTable attention_kernels, dropout_kernels, elementwise_kernels;
 
 namespace {
 
 const std::vector<const KernelTable*>& tables() {
-  static const std::vector<const KernelTable*> list = {&elementwise_kernels, &dropout_kernels};
+  static const std::vector<const KernelTable*> list = {&attention_kernels, &dropout_kernels, &elementwise_kernels};
   return list;
 }
 
