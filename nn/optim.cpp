@@ -50,7 +50,7 @@ Tensor aligned(const Tensor& t) {
   return reinterpret_cast<uintptr_t>(whole.bytes_data()) % 16 ? whole.clone() : whole;
 }
 
-// The sum of the squares of tensors of one layout: f64, Partial where they are sharded.
+// The sum of the squares of tensors that are sharded along the same axes: f64, Partial there.
 DistributedTensor sum_squares(const std::vector<DistributedTensor>& list) {
   const DistributedTensor& first = list[0];
   Rank& rank = first.mesh().rank_state();
@@ -79,10 +79,10 @@ DistributedTensor global_norm(const std::vector<DistributedTensor>& gradients) {
   check(!gradients.empty(), "[global_norm] no gradients");
   Rank& rank = gradients[0].mesh().rank_state();
   NoGrad scope(rank);
-  std::vector<std::vector<DistributedTensor>> alike;  // those of one layout
+  std::vector<std::vector<DistributedTensor>> alike;  // those whose sums are Partial on the same axes
   for (const DistributedTensor& g : gradients) {
     auto same = std::find_if(alike.begin(), alike.end(), [&](const auto& list) {
-      return list[0].layout() == g.layout() && list[0].dtype() == g.dtype();
+      return list[0].layout().sharded() == g.layout().sharded() && list[0].dtype() == g.dtype();
     });
     if (same == alike.end()) same = alike.insert(alike.end(), std::vector<DistributedTensor>());
     same->push_back(g);

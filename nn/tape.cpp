@@ -19,11 +19,11 @@ void Tape::watch(const DistributedTensor& leaf, DType gradient) {
 }
 
 void Tape::watch_together(const std::vector<DistributedTensor>& leaves, const std::vector<std::string>& names,
-                          DType gradient) {
+                          std::optional<DType> gradient) {
   check(leaves.size() == names.size(), "[watch_together] {} leaves and {} names", leaves.size(), names.size());
   Group group{leaves, {}};
   for (size_t i = 0; i < leaves.size(); ++i) {
-    watch(leaves[i], gradient);
+    watch(leaves[i], gradient.value_or(leaves[i].dtype()));
     group_of_.emplace(leaves[i].id(), groups_.size());
     group.reasons.push_back("gradient of " + names[i]);
   }

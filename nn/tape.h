@@ -1,6 +1,7 @@
 // Tape: reverse-mode automatic differentiation by observing what a rank does.
 #pragma once
 
+#include <optional>
 #include <unordered_map>
 
 #include "ops/call.h"
@@ -30,9 +31,10 @@ class Tape : public Observer {
   void watch(const DistributedTensor& leaf) { watch(leaf, leaf.dtype()); }
   void watch(const DistributedTensor& leaf, DType gradient);
   // The same for several, whose gradients are brought to the leaves' own layouts in one launch, as soon as the backward
-  // pass has passed the last use of any of them. `names` are for logs, `gradient` is their element type.
+  // pass has passed the last use of any of them. `names` are for logs, `gradient` is their element type, the
+  // leaves' own where it is not given.
   void watch_together(const std::vector<DistributedTensor>& leaves, const std::vector<std::string>& names,
-                      DType gradient = DType::f32);
+                      std::optional<DType> gradient = {});
   bool tracks(const DistributedTensor& x) const { return roots_.contains(x.id()); }
 
   // Adds the gradients of `loss` (one element, Replicate) to those of the leaves, and frees the record.

@@ -30,23 +30,37 @@ DType cast_type(std::string_view op, std::span<const TensorSpec* const> in, cons
   return to;
 }
 
+// From one floating type to another a sum passes: what it rounds is what the types round.
+Rule cast_rule(std::span<const Shape* const>, const Attributes& a) {
+  Rule rule{"...->..."};
+  if (a.get<bool>("floating")) rule.linear = {{0}};
+  return rule;
+}
+
 void cast_gradient(Gradient& g) { g.set(0, cast(g.of_output(), g.input_spec(0).dtype)); }
 
 std::vector<Sample> samples() {
   std::vector<Sample> list;
   for (DType to : {DType::f32, DType::f64, DType::i64, DType::boolean})
     for (auto kind : {SampleInput::Kind::normal, SampleInput::Kind::index, SampleInput::Kind::boolean})
-      list.push_back({{{kind, {5, 3}, 3}}, {{"dtype", to}}});
+      list.push_back(
+          {{{kind, {5, 3}, 3}}, {{"dtype", to}, {"floating", kind == SampleInput::Kind::normal && is_floating(to)}}});
   return list;
 }
 
 }  // namespace
 
-const Op cast_op =
-    unary({.name = "cast", .types = cast_type, .cpu = cast_kernel, .gradient = cast_gradient, .sample = samples()});
+const Op cast_op = unary({.name = "cast",
+                          .rule = cast_rule,
+                          .types = cast_type,
+                          .cpu = cast_kernel,
+                          .gradient = cast_gradient,
+                          .sample = samples()});
 
 DistributedTensor cast(const DistributedTensor& x, DType dtype) {
-  return x.dtype() == dtype ? x : call(cast_op, {&x}, {{"dtype", dtype}});
+  return x.dtype() == dtype
+             ? x
+             : call(cast_op, {&x}, {{"dtype", dtype}, {"floating", is_floating(x.dtype()) && is_floating(dtype)}});
 }
 
 }  // namespace dtensor::ops
