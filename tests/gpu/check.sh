@@ -6,7 +6,7 @@ set -u
 . "$(dirname "$0")/common.sh"
 
 # shellcheck disable=SC2034  # used by read_arguments
-usage="usage: tests/gpu/check.sh [--build DIR] [--out DIR] [SECTION...]
+usage="usage: tests/gpu/check.sh [--build DIR] [SECTION...]
 
 sections, all of them unless named:
   tests        build/gpu/tests/test_cuda: every test that needs a GPU
@@ -17,21 +17,23 @@ sections, all of them unless named:
   nccl         NCCL with one rank and with several processes on one GPU
   killed       a rank of NCCL is killed: the others end with exit code 1 and say why
 
---build DIR  of the preset gpu (build/gpu)        --out DIR  for logs and metrics (DIR of --build, results)
+--build DIR  of the preset gpu (build/gpu); logs and metrics go to its folder work
 Prints a table last. Exit codes: 0 all passed or were skipped, 1 something failed, 2 nothing was run (no GPU, bad input)."
+folders=(--build)
+# shellcheck disable=SC2034
 sections=(tests sanitizer determinism cpu ranks nccl killed)
 
 # llama_pretrain on the tiny Llama. Metrics go to NAME.jsonl.
 train() { # NAME OPTION...
   local name=$1
   shift
-  rm -f "$out/$name.jsonl"  # of an earlier call
+  rm -f "$work/$name.jsonl"  # of an earlier call
   ours "$build/bin/llama_pretrain" --model examples/configs/llama_tiny.json --data docs/*.md --batch-size 16 --seq-len 128 \
-    --lr 1e-3 --warmup-steps 10 --metrics "$out/$name.jsonl" "$@"
+    --lr 1e-3 --warmup-steps 10 --metrics "$work/$name.jsonl" "$@"
 }
 
 agree() { # A B OPTION...
-  python3 tests/gpu/compare_metrics.py "$out/$1.jsonl" "$out/$2.jsonl" "${@:3}"
+  python3 tests/gpu/compare_metrics.py "$work/$1.jsonl" "$work/$2.jsonl" "${@:3}"
 }
 
 section_tests() {
@@ -40,20 +42,20 @@ section_tests() {
 
 # Names of test cases that took the least time, up to 2 seconds together: a sanitizer makes them tens of times slower.
 quick_tests() {
-  local log=$out/tests_test_cuda.log names=$out/names.txt
+  local log=$work/tests_test_cuda.log names=$work/names.txt
   [[ -s $log ]] || ours "$build/tests/test_cuda" --durations yes >"$log" || return 1
   ours "$build/tests/test_cuda" --list-test-names-only >"$names"
   sed -nE 's/^([0-9.]+) s: (.*)$/\1\t\2/p' "$log" | sort -n | awk -F '\t' '
     NR == FNR { test[$0]; next }
-    ($2 in test) && !($2 in seen) { seen[$2]; total += $1; if (total <= 2) print $2 }' "$names" - >"$out/quick.txt"
-  echo "$(wc -l <"$out/quick.txt") of $(wc -l <"$names") test cases"
-  [[ -s $out/quick.txt ]]
+    ($2 in test) && !($2 in seen) { seen[$2]; total += $1; if (total <= 2) print $2 }' "$names" - >"$work/quick.txt"
+  echo "$(wc -l <"$work/quick.txt") of $(wc -l <"$names") test cases"
+  [[ -s $work/quick.txt ]]
 }
 
 # Failing calls of the CUDA API are no finding: tests provoke them.
 sanitize() { # TOOL OPTION...
   ours compute-sanitizer --tool "$1" --error-exitcode 99 --report-api-errors no "${@:2}" \
-    "$build/tests/test_cuda" --input-file "$out/quick.txt"
+    "$build/tests/test_cuda" --input-file "$work/quick.txt"
 }
 
 section_sanitizer() {
@@ -135,12 +137,12 @@ free_port() {
 nccl_train() { # WORLD NAME OPTION...
   local world=$1 name=$2 rank pid pids=() bad=0
   shift 2
-  rm -f "$out/${name}"_rank*.jsonl
+  rm -f "$work/${name}"_rank*.jsonl
   free_port
   for ((rank = 0; rank < world; rank++)); do
     on_own_host "$rank" "$world" "$build/bin/llama_pretrain" --model examples/configs/llama_tiny.json --data docs/*.md \
       --batch-size 16 --seq-len 128 --lr 1e-3 --warmup-steps 10 --device cuda --dtype fp32 --comm nccl \
-      --metrics "$out/${name}_rank$rank.jsonl" "$@" &
+      --metrics "$work/${name}_rank$rank.jsonl" "$@" &
     pids+=($!)
   done
   for pid in "${pids[@]}"; do
@@ -151,7 +153,7 @@ nccl_train() { # WORLD NAME OPTION...
 
 # Two ranks on one GPU of one host end with the remedy.
 nccl_refused() {
-  local rank pid pids=() said=$out/nccl_refused.txt
+  local rank pid pids=() said=$work/nccl_refused.txt
   free_port
   for rank in 0 1; do
     as_rank RANK="$rank" WORLD_SIZE=2 LOCAL_RANK=0 LOCAL_WORLD_SIZE=2 \
@@ -190,18 +192,18 @@ section_nccl() {
 
 # Kills rank 1 of 3 with signal 9 in the middle of a run; the others have 60 seconds.
 kill_one() {
-  local rank pids=() file=$out/killed_rank0.jsonl said=$out/killed.txt began rc bad=0
+  local rank pids=() file=$work/killed_rank0.jsonl said=$work/killed.txt began rc bad=0
   rm -f "$file"
   free_port
   for rank in 0 1 2; do
     on_own_host "$rank" 3 "$build/bin/llama_pretrain" --model examples/configs/llama_tiny.json --data docs/*.md \
       --batch-size 12 --seq-len 128 --mesh dp=3 --plan examples/plans/ddp.json --device cuda --dtype fp32 --comm nccl \
-      --steps 100000 --metrics "$out/killed_rank$rank.jsonl" >"$said.$rank" 2>&1 &
+      --steps 100000 --metrics "$work/killed_rank$rank.jsonl" >"$said.$rank" 2>&1 &
     pids+=($!)
   done
   for ((began = SECONDS; SECONDS - began < 120; )); do
     [[ -e $file && $(wc -l <"$file") -ge 3 ]] && break
-    kill -0 "${pids[1]}" 2>/dev/null || break
+    for rank in 0 1 2; do kill -0 "${pids[rank]}" 2>/dev/null || break 2; done
     sleep 0.2
   done
   if ! [[ -e $file && $(wc -l <"$file") -ge 3 ]]; then

@@ -1,6 +1,6 @@
-# shellcheck shell=bash disable=SC2154  # sections and usage are those of the script that sources this
-# What check.sh and bench.sh share: arguments, libraries, the table. To be sourced, with $sections and $usage set; then
-# `read_arguments "$@"`, `need_gpu`, `section`, and `finish`.
+# shellcheck shell=bash disable=SC2154  # sections, folders and usage are those of the script that sources this
+# What check.sh and bench.sh share: arguments, libraries, the table. To be sourced; then, with $sections, $folders (the
+# options that take one) and $usage set, `read_arguments "$@"`, `need_gpu`, `section`, `run` and `skip`, `finish`.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 build=$root/build/gpu
@@ -8,33 +8,28 @@ out=""
 failures=0
 rows=()
 
-# Fills $chosen, $build and $out.
+# Fills $chosen, $build, $out, and $work: a folder for logs and metrics.
 read_arguments() {
   chosen=()
   while (($#)); do
-    case $1 in
-      --build | --out)
-        (($# > 1)) || { echo "$0: $1 needs a folder" >&2; exit 2; }
-        if [[ $1 == --build ]]; then build=$(realpath -m "$2"); else out=$(realpath -m "$2"); fi
-        shift
-        ;;
-      -h | --help)
-        echo "$usage"
-        exit 0
-        ;;
-      *)
-        if [[ " ${sections[*]} " != *" $1 "* ]]; then
-          echo "$0: there is no section or option $1; sections: ${sections[*]}" >&2
-          exit 2
-        fi
-        chosen+=("$1")
-        ;;
-    esac
+    if [[ $1 == -h || $1 == --help ]]; then
+      echo "$usage"
+      exit 0
+    elif [[ " ${folders[*]} " == *" $1 "* ]]; then
+      (($# > 1)) || { echo "$0: $1 needs a folder" >&2; exit 2; }
+      printf -v "${1#--}" %s "$(realpath -m "$2")"  # $build or $out
+      shift
+    elif [[ " ${sections[*]} " == *" $1 "* ]]; then
+      chosen+=("$1")
+    else
+      echo "$0: there is no section or option $1; sections: ${sections[*]}" >&2
+      exit 2
+    fi
     shift
   done
   ((${#chosen[@]})) || chosen=("${sections[@]}")
+  work=$build/work
   [[ $out ]] || out=$build/results
-  mkdir -p "$out"
   cd "$root" || exit 2
 }
 
@@ -71,6 +66,7 @@ need_gpu() {
     127) echo "$0: $said" >&2 && exit 2 ;;  # a library is missing
     2) [[ $said == test_cuda:* ]] && echo "$0: no GPU: ${said#test_cuda: }" >&2 && exit 2 ;;
   esac
+  mkdir -p "$work"
 }
 
 # A call of the machine with a GPU lasts 10 minutes at most, so a section must end within 9.
@@ -92,9 +88,9 @@ skip() { # NAME REASON
 # A row: PASS where the command succeeds before the section's time is over. Its output goes to a file, the end of which
 # is shown where it fails.
 run() { # NAME COMMAND...
-  local name=$1 began=$SECONDS left=$((section_end - SECONDS)) log rc
+  local name=$1 began=$SECONDS left=$((section_end - SECONDS)) log rc failure
   shift
-  log=$out/${current}_$(tr -c 'A-Za-z0-9_=\n' '_' <<<"$name").log
+  log=$work/${current}_$(tr -c 'A-Za-z0-9_=\n' '_' <<<"$name").log
   if ((left < 5)); then
     row "FAIL(the section's 9 minutes are over)" "$name" 0
     failures=$((failures + 1))
@@ -102,7 +98,7 @@ run() { # NAME COMMAND...
   fi
   # In a shell of its own, so that commands may be functions of the scripts.
   export -f ours
-  export libraries build out root section_end
+  export libraries build out work root section_end
   timeout --kill-after=10 "$left" bash -c "$(declare -f); \"\$@\"" run "$@" >"$log" 2>&1
   rc=$?
   if ((rc == 0)); then
@@ -110,7 +106,9 @@ run() { # NAME COMMAND...
     return 0
   fi
   tail -n 25 "$log" | sed 's/^/    /'
-  if ((rc == 124 || rc == 137)); then row "FAIL(timed out)" "$name" $((SECONDS - began)); else row "FAIL(exit $rc)" "$name" $((SECONDS - began)); fi
+  failure="exit $rc"
+  ((rc == 124 || rc == 137)) && failure="timed out"
+  row "FAIL($failure)" "$name" $((SECONDS - began))
   failures=$((failures + 1))
   return 1
 }
@@ -118,7 +116,7 @@ run() { # NAME COMMAND...
 finish() {
   echo
   printf '%s\n' "${rows[@]}"
-  echo "logs: $out"
+  echo "logs: $work"
   ((failures == 0)) || echo "$failures failed"
   exit $((failures > 0))
 }

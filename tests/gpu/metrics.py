@@ -7,6 +7,7 @@ with L layers, S tokens per sequence, and A = heads * head_dim.
 """
 import json
 import statistics
+import sys
 
 PEAK_FLOPS = 989e12
 
@@ -39,17 +40,17 @@ def flops_per_token(c, seq_len):
     return 6 * matmul + 6 * attention, 6 * total + 12 * attention
 
 
-def summary(program, config_path, batch_size, seq_len, steps, warmup):
-    """One run as a record: medians over the steps after the first `warmup`."""
+def summary(program, config_path, batch_size, seq_len, steps, untimed):
+    """One run as a record: medians over the steps after the first `untimed`."""
     c = load_config(config_path)
-    timed = steps[warmup:]
+    timed = steps[untimed:]
     if not timed:
-        raise SystemExit(f"{program}: {len(steps)} steps, of which {warmup} warm up: none is left to be timed")
+        raise ValueError(f"{len(steps)} steps, of which {untimed} are not timed: none is left")
     seconds = statistics.median(s["step_seconds"] for s in timed)
     rate = batch_size * seq_len / seconds
     titan, palm = flops_per_token(c, seq_len)
     return {
-        "kind": "train", "program": program, "model": config_path, "parameters": parameters(c)[0],
+        "program": program, "model": config_path, "parameters": parameters(c)[0],
         "batch_size": batch_size, "seq_len": seq_len, "timed_steps": len(timed), "step_ms": 1e3 * seconds,
         "tokens_per_second": rate, "mfu_torchtitan": rate * titan / PEAK_FLOPS, "mfu_palm": rate * palm / PEAK_FLOPS,
         "peak_memory_bytes": max((s.get("peak_memory_bytes") or 0 for s in steps), default=0),
@@ -66,3 +67,25 @@ def train_row(r):
     return (f"{name:<12} {r['program']:<26} {r['batch_size']:>5} x{r['seq_len']:>4} {r['step_ms']:>9.2f} "
             f"{r['tokens_per_second']:>10.0f} {r['mfu_torchtitan']:>10.1%} {r['mfu_palm']:>9.1%} "
             f"{r['peak_memory_bytes'] / 2**30:>7.1f}")
+
+
+def main():
+    """MODEL BATCH SEQ UNTIMED OUT.json PROGRAM=METRICS...: the runs that are there, as one file for report.py."""
+    model, batch, seq, untimed, out, *runs = sys.argv[1:]
+    rows = []
+    for run in runs:
+        program, path = run.split("=", 1)
+        try:
+            rows.append(summary(program, model, int(batch), int(seq), read(path), int(untimed)))
+        except (OSError, ValueError, KeyError) as e:
+            rows.append({"program": program, "model": model, "error": str(e)})
+    with open(out, "w") as file:
+        json.dump({"kind": "train", "rows": rows}, file, indent=1)
+    print(TRAIN_HEAD)
+    for r in rows:
+        print(f"{r['program']}: {r['error']}" if "error" in r else train_row(r))
+    return int(any("error" in r for r in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
