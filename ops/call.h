@@ -10,6 +10,9 @@ namespace dtensor {
 
 struct CallOptions {
   const Layout* wanted = nullptr;  // the layout that the first output will be brought to; decides among equals
+  // The first output may be added to this value, whose handle is then returned. That is done where the card can and
+  // type, shape and layout are the output's; otherwise the value stays as it is.
+  DistributedTensor* into = nullptr;
 };
 
 // Runs a card. A null pointer or an undefined tensor is an absent operand; at least one is present.
@@ -35,5 +38,7 @@ struct CallEvent {
 
 // What the ops layer keeps per rank. Distinct calls seen so far: flat once a loop repeats itself.
 size_t cached_calls(Rank& rank);
+// What its CUDA kernels keep. Errors: a rank that is not on CUDA.
+cuda::Workspace& workspace_of(Rank& rank);
 
 }  // namespace dtensor

@@ -1,5 +1,6 @@
 #include "dtensor/comm/environment.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cstdlib>
 #include <cstring>
@@ -74,6 +75,10 @@ void read_local(const Reader& read, const Launcher& l, Environment& e) {
 }
 
 }  // namespace
+
+bool was_launched() {
+  return std::any_of(std::begin(launchers), std::end(launchers), [](const Launcher& l) { return std::getenv(l.sign); });
+}
 
 Environment read_environment() {
   return read_environment([](const char* name) { return std::getenv(name); });

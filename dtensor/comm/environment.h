@@ -28,6 +28,7 @@ struct Environment {
 // RANK and WORLD_SIZE alone, set by hand, mean ranks of one host unless MASTER_ADDR is set.
 // Errors: no launcher; a variable that is missing or makes no sense.
 Environment read_environment();
+bool was_launched();  // whether the variables of one of these are there
 Environment read_environment(const std::function<const char*(const char*)>& variable);
 
 }  // namespace dtensor

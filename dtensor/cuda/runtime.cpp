@@ -41,6 +41,12 @@ DeviceProperties properties(int device) {
 
 void use_device(int device) { check_call(cudaSetDevice(device), "cudaSetDevice"); }
 
+int current_device() {
+  int device = 0;
+  check_call(cudaGetDevice(&device), "cudaGetDevice");
+  return device;
+}
+
 void enable_peer_access(int device, int peer) {
   if (device == peer) return;
   int can = 0;

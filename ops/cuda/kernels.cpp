@@ -4,10 +4,22 @@
 
 namespace dtensor::cuda {
 
+extern const KernelTable attention_kernels;
+extern const KernelTable dropout_kernels;
+extern const KernelTable elementwise_kernels;
+extern const KernelTable matmul_kernels;
+extern const KernelTable norm_kernels;
+
 namespace {
 
 const std::vector<const KernelTable*>& tables() {
-  static const std::vector<const KernelTable*> list = {};
+  static const std::vector<const KernelTable*> list = {
+      &attention_kernels,
+      &dropout_kernels,
+      &elementwise_kernels,
+      &matmul_kernels,
+      &norm_kernels,
+  };
   return list;
 }
 

@@ -1,0 +1,162 @@
+// Cards that work on rows: CUDA kernels against the CPU's in float64, on widths and counts that take every path.
+#include <catch2/catch.hpp>
+#include <cmath>
+
+#include "dtensor/local/bfloat16.h"
+#include "ops/all.h"
+#include "ops/dims.h"
+
+using namespace dtensor;
+using Kind = SampleInput::Kind;
+
+namespace {
+
+// Numbers that float32 and bfloat16 hold, the same for all types. Indices are below their bound.
+std::vector<double> values_of(const SampleInput& s, uint64_t seed) {
+  std::vector<double> v(size_t(numel(s.shape)));
+  uint64_t state = seed * 0x9e3779b97f4a7c15u + 1;
+  for (double& x : v) {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    uint64_t r = state >> 33;
+    if (s.kind == Kind::index)
+      x = double(int64_t(r % uint64_t(std::max<int64_t>(s.bound, 1))));
+    else if (s.kind == Kind::boolean)
+      x = double(r % 2);
+    else
+      x = (s.kind == Kind::positive ? 0.25 + double(r % 128) / 64 : double(r % 255) / 64 - 2);
+  }
+  return v;
+}
+template <class T>
+Tensor tensor_as(const Shape& shape, const std::vector<double>& values) {
+  std::unique_ptr<T[]> v(new T[values.size()]);
+  for (size_t i = 0; i < values.size(); ++i) v[i] = T(values[i]);
+  return Tensor::of<T>(shape, std::span<const T>(v.get(), values.size()));
+}
+Tensor tensor_of(DType type, const Shape& shape, const std::vector<double>& values) {
+  switch (type) {
+    case DType::f32:
+      return tensor_as<float>(shape, values);
+    case DType::f64:
+      return tensor_as<double>(shape, values);
+    case DType::bf16:
+      return tensor_as<BFloat16>(shape, values);
+    case DType::i64:
+      return tensor_as<int64_t>(shape, values);
+    case DType::boolean:
+      return tensor_as<bool>(shape, values);
+  }
+  return {};
+}
+
+struct World {
+  explicit World(Device device) : rank(Rank::single(device)), mesh(*rank, "x=1") {}
+
+  // Of floating inputs `type`, or its statistics_type where the bit in `statistics` is set.
+  std::vector<Tensor> run(const Op& op, DType type, unsigned statistics, const std::vector<SampleInput>& inputs,
+                          const std::vector<std::vector<double>>& values, const Attributes& attributes) {
+    std::vector<DistributedTensor> in(inputs.size());
+    std::vector<const DistributedTensor*> pointers(inputs.size());
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      const SampleInput& s = inputs[i];
+      if (s.kind == Kind::absent) continue;
+      DType t = s.kind == Kind::index     ? DType::i64
+                : s.kind == Kind::boolean ? DType::boolean
+                : statistics >> i & 1     ? ops::statistics_type(type)
+                                          : type;
+      in[i] = DistributedTensor::distribute(tensor_of(t, s.shape, values[i]).to(rank->allocator()), mesh, Layout());
+      pointers[i] = &in[i];
+    }
+    std::vector<Tensor> out;
+    for (const DistributedTensor& y : call_all(op, pointers, attributes)) out.push_back(y.local().cpu());
+    return out;
+  }
+
+  std::shared_ptr<Rank> rank;
+  DeviceMesh mesh;
+};
+
+struct Case {
+  std::string_view card;
+  std::vector<SampleInput> inputs;
+  Attributes attributes = {};
+  unsigned statistics = 0;  // bit i: input i
+};
+
+// The first difference beyond `tolerance` of what is compared, relative to the largest element of its output.
+std::string difference(const std::vector<Tensor>& got, const std::vector<Tensor>& expected, DType type) {
+  for (size_t o = 0; o < got.size(); ++o) {
+    double largest = 0;
+    for (int64_t i = 0; i < expected[o].numel(); ++i)
+      if (double e = std::abs(element(expected[o], i)); std::isfinite(e)) largest = std::max(largest, e);
+    double tolerance = (got[o].dtype() == DType::bf16 ? 0x1p-8 : type == DType::f64 ? 1e-12 : 2e-5) * (1 + largest);
+    for (int64_t i = 0; i < expected[o].numel(); ++i) {
+      double g = element(got[o], i), e = element(expected[o], i);
+      bool same = std::isfinite(e) ? std::abs(g - e) <= tolerance : std::isnan(e) ? std::isnan(g) : g == e;
+      if (!same) return fmt::format("output {}[{}] of {}: {} instead of {}", o, i, expected[o].numel(), g, e);
+    }
+  }
+  return "";
+}
+bool same_bits(const std::vector<Tensor>& a, const std::vector<Tensor>& b) {
+  for (size_t o = 0; o < a.size(); ++o)
+    if (std::memcmp(a[o].bytes_data(), b[o].bytes_data(), size_t(a[o].bytes()))) return false;
+  return true;
+}
+
+// CARD=name: that one only.
+void check_cases(const std::vector<Case>& cases) {
+  World cpu(Device::cpu), device(Device::cuda);
+  const char* only = std::getenv("CARD");
+  for (const Case& c : cases) {
+    if (only && c.card != only) continue;
+    const Op& op = ops::find(c.card, "rows_test");
+    std::vector<std::vector<double>> values;
+    for (size_t i = 0; i < c.inputs.size(); ++i) values.push_back(values_of(c.inputs[i], i + 1));
+    std::vector<Tensor> expected = cpu.run(op, DType::f64, c.statistics, c.inputs, values, c.attributes);
+    for (DType type : {DType::bf16, DType::f32, DType::f64}) {
+      std::string shapes;
+      for (const SampleInput& s : c.inputs) shapes += to_string(s.shape);
+      INFO(c.card << " " << name(type) << " " << shapes << " " << c.attributes.to_string());
+      std::vector<Tensor> got = device.run(op, type, c.statistics, c.inputs, values, c.attributes);
+      CHECK(difference(got, expected, type) == "");
+      CHECK(same_bits(got, device.run(op, type, c.statistics, c.inputs, values, c.attributes)));
+    }
+  }
+}
+
+constexpr int64_t widths[] = {1, 3, 8, 33, 768, 1000, 4096, 8200, 50257};
+// Few wide rows, and many narrow ones.
+struct Size {
+  int64_t rows, width;
+};
+std::vector<Size> sizes() {
+  std::vector<Size> list{{0, 5}, {1, 7}, {1000, 3}, {300, 16}, {3, 0}};
+  for (int64_t w : widths) list.push_back({w > 5000 ? 2 : 5, w});
+  return list;
+}
+
+const Attributes eps{{"eps", 1e-5}};
+
+}  // namespace
+
+TEST_CASE("cuda rows: norms and their gradients") {
+  std::vector<Case> cases;
+  for (auto [n, d] : sizes()) {
+    if (d == 0) continue;
+    SampleInput x{n, d}, w{d}, rstd{Kind::positive, {n}};
+    cases.push_back({"rms_norm", {x, w}, eps});
+    cases.push_back({"add_rms_norm", {x, x, w}, eps});
+    cases.push_back({"rms_norm_backward", {x, x, w, rstd}, {}, 0b1000});
+    cases.push_back({"add_rms_norm_backward", {x, x, w, rstd, x}, {}, 0b1000});
+    Attributes one{{"normalized_dims", int64_t(1)}}, norm = one, affine = one, plain = one;
+    norm.set("eps", 1e-5), affine.set("affine", true), plain.set("affine", false);
+    SampleInput none{Kind::absent, {}}, sum{n};
+    cases.push_back({"layer_norm", {x, w, w}, norm});
+    cases.push_back({"layer_norm_backward", {x, x, w, sum, rstd, none, none}, affine, 0b11000});
+    cases.push_back({"layer_norm_backward", {x, x, none, none, rstd, sum, sum}, plain, 0b1110000});
+    cases.push_back({"normalize", {x, none, w, none, rstd}, one, 0b11000});
+    cases.push_back({"norm_gradient_sums", {x, x, w, sum, rstd}, one, 0b11000});
+  }
+  check_cases(cases);
+}
