@@ -4,12 +4,15 @@
 
 namespace dtensor::cuda {
 
-extern const KernelTable norm_kernels;
+extern const KernelTable norm_kernels, reduce_kernels, statistics_kernels, softmax_kernels, loss_kernels,
+    embedding_kernels, rotary_kernels;
 
 namespace {
 
 const std::vector<const KernelTable*>& tables() {
-  static const std::vector<const KernelTable*> list = {&norm_kernels};
+  static const std::vector<const KernelTable*> list = {&norm_kernels,    &reduce_kernels, &statistics_kernels,
+                                                       &softmax_kernels, &loss_kernels,   &embedding_kernels,
+                                                       &rotary_kernels};
   return list;
 }
 
