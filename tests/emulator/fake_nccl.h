@@ -28,9 +28,9 @@ class FakeNccl {
   void script(int rank, const std::string& function, int n, Effect effect) { script_[{rank, function, n}] = effect; }
   int polls = 0;  // how often every call is still in progress
 
-  void release();        // calls that block return
-  int open();            // communicators neither destroyed nor aborted
-  std::string misuse();  // what NCCL forbids and was done; "" for nothing
+  void release();           // calls that block return
+  int open();               // communicators neither destroyed nor aborted
+  std::string misuse();     // what NCCL forbids and was done; "" for nothing
   int calls(int rank, const std::string& function);
 
  private:

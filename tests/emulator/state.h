@@ -115,7 +115,7 @@ cudaError_t noted(cudaError_t error);
 
 // Queues work, or adds it to the graph that the stream is captured to.
 cudaError_t give(Lock& lock, cudaStream_t stream, Work run, std::vector<Point> after = {});
-void run_to(Lock& lock, const Point& point);  // by this thread, or waits for the one that does
+void run_to(Lock& lock, const Point& point);
 void run_all(Lock& lock, int device);         // -1: of all devices
 // What must not be called while this thread captures: then the capture is spoilt, and it is an error.
 cudaError_t forbidden_in_capture();
