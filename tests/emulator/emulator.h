@@ -19,6 +19,9 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+
+struct CUstream_st;
 
 namespace emulator {
 
@@ -40,5 +43,9 @@ struct Alive {
   bool operator==(const Alive&) const = default;
 };
 Alive alive();
+
+// Gives a stream work that something outside of it has to be ready for: a network, say. The stream asks when it has
+// come to it, and again until `ready` is true; a graph does not ask. `ready` must not call CUDA.
+void give_external(CUstream_st* stream, std::function<bool()> ready, std::function<void()> run);
 
 }  // namespace emulator

@@ -30,6 +30,7 @@ struct Point {
 struct Item {
   Work run;
   std::vector<Point> after;
+  std::function<bool()> ready = nullptr;  // null: as soon as all of `after` are done
 };
 
 struct Node {
@@ -114,9 +115,10 @@ cudaError_t call(F f);
 cudaError_t noted(cudaError_t error);
 
 // Queues work, or adds it to the graph that the stream is captured to.
-cudaError_t give(Lock& lock, cudaStream_t stream, Work run, std::vector<Point> after = {});
+cudaError_t give(Lock& lock, cudaStream_t stream, Work run, std::vector<Point> after = {},
+                 std::function<bool()> ready = nullptr);
 void run_to(Lock& lock, const Point& point);
-void run_all(Lock& lock, int device);         // -1: of all devices
+void run_all(Lock& lock, int device);  // -1: of all devices
 // What must not be called while this thread captures: then the capture is spoilt, and it is an error.
 cudaError_t forbidden_in_capture();
 // The allocation that has all of the bytes, or null. *inside: false where one has only some of them.
