@@ -127,9 +127,8 @@ void Tape::reduce(const Group& group) {
 // What a card's gradient function sees of a node.
 class Tape::NodeGradient : public Gradient {
  public:
-  NodeGradient(const Node& node, std::vector<DistributedTensor> of_outputs,
-               const std::unordered_map<uint64_t, DType>& leaves)
-      : node_(node), of_outputs_(std::move(of_outputs)), leaves_(leaves), results(node.inputs.size()) {
+  NodeGradient(Tape& tape, const Node& node, std::vector<DistributedTensor> of_outputs)
+      : tape_(tape), node_(node), of_outputs_(std::move(of_outputs)), results(node.inputs.size()) {
     inputs_.resize(node.kept_inputs.size());
     outputs_.resize(node.kept_outputs.size());
     for (const Value& v : node.inputs) wanted_.push_back(v.spec ? target_of(*v.spec) : Layout());
@@ -145,8 +144,14 @@ class Tape::NodeGradient : public Gradient {
   const TensorSpec& input_spec(int i) const override { return *node_.inputs[size_t(i)].spec; }
   const DistributedTensor& of_output(int i) const override { return of_outputs_[size_t(i)]; }
   DType dtype(int i) const override {
-    auto leaf = leaves_.find(node_.inputs[size_t(i)].root);
-    return leaf == leaves_.end() ? input_spec(i).dtype : leaf->second;
+    auto leaf = tape_.leaves_.find(node_.inputs[size_t(i)].root);
+    return leaf == tape_.leaves_.end() ? input_spec(i).dtype : leaf->second;
+  }
+  DistributedTensor* sum(int i) const override {
+    uint64_t root = node_.inputs[size_t(i)].root;
+    auto& sums = tape_.leaves_.contains(root) ? tape_.gradients_ : tape_.pending_;
+    auto it = sums.find(root);
+    return it == sums.end() ? nullptr : &it->second;
   }
   bool needs(int i) const override { return node_.inputs[size_t(i)].root != 0; }
   const Layout* wanted(int i) const override { return &wanted_[size_t(i)]; }
@@ -173,9 +178,9 @@ class Tape::NodeGradient : public Gradient {
     fail("[{}] the gradient asks for {} {}, which the card does not keep", node_.op->name, what, i);
   }
 
+  Tape& tape_;
   const Node& node_;
   std::vector<DistributedTensor> of_outputs_;
-  const std::unordered_map<uint64_t, DType>& leaves_;
   mutable std::vector<DistributedTensor> inputs_, outputs_;
   std::vector<Layout> wanted_;
 
@@ -187,6 +192,7 @@ void Tape::contribute(uint64_t root, DistributedTensor gradient) {
   auto leaf = leaves_.find(root);
   if (leaf != leaves_.end()) gradient = ops::cast(gradient, leaf->second);
   DistributedTensor& sum = leaf == leaves_.end() ? pending_[root] : gradients_[root];
+  if (sum.defined() && sum.id() == gradient.id()) return;  // a kernel added to it already
   sum = sum.defined() ? ops::add(sum, gradient) : std::move(gradient);
 }
 
@@ -205,7 +211,7 @@ void Tape::run(Node& node) {
   }
   if (!any) return;
   check(node.op->gradient, "[backward] {} has no gradient", node.op->name);
-  NodeGradient gradient(node, std::move(of_outputs), leaves_);
+  NodeGradient gradient(*this, node, std::move(of_outputs));
   {
     LabelScope op(rank_, Label::Kind::op, fmt::format("gradient of {}", node.op->name));
     node.op->gradient(gradient);

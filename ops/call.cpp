@@ -201,7 +201,7 @@ std::vector<DistributedTensor> run_composite(const Op& op, Rank& rank, std::span
 
 // Whether a kernel can add an output of this specification to the value.
 bool may_take(const DistributedTensor* into, const LocalSpec& output) {
-  return into && into->defined() && &into->spec() == &output && into->local().is_contiguous();
+  return into && into->defined() && into->unique() && &into->spec() == &output && into->local().is_contiguous();
 }
 
 // Runs the call; outputs are given to `take(index, tensor)`.

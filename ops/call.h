@@ -10,8 +10,8 @@ namespace dtensor {
 
 struct CallOptions {
   const Layout* wanted = nullptr;  // the layout that the first output will be brought to; decides among equals
-  // The first output may be added to this value, whose handle is then returned. That is done where the card can and
-  // type, shape and layout are the output's; otherwise the value stays as it is.
+  // A value that the first output is added to in place, and whose handle is then returned: where the card can do so,
+  // and the value has the output's type, shape and layout and no other handle. Otherwise it stays as it is.
   DistributedTensor* into = nullptr;
 };
 

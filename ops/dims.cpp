@@ -3,6 +3,7 @@
 #include <numeric>
 
 #include "dtensor/redistribute.h"
+#include "ops/cast.h"
 
 namespace dtensor::ops {
 
@@ -84,6 +85,8 @@ DType floating_types(std::string_view op, std::span<const TensorSpec* const> in,
         to_string(in[0]->shape));
   return t;
 }
+
+DistributedTensor exact(const DistributedTensor& x) { return cast(x, statistics_type(x.dtype())); }
 
 DType rows_type(std::string_view op, std::span<const TensorSpec* const> in, const Attributes& a, unsigned statistics,
                 unsigned indices) {

@@ -43,6 +43,8 @@ DType floating_types(std::string_view op, std::span<const TensorSpec* const> inp
 
 // Statistics of rows (a norm's rstd, the sum of a softmax) are f32 where the rows are bf16, else of the rows' type.
 inline DType statistics_type(DType t) { return t == DType::bf16 ? DType::f32 : t; }
+// x in the statistics_type of its own.
+DistributedTensor exact(const DistributedTensor& x);
 // The type of the operands that are neither `statistics` nor `indices` (bit i: operand i), which have one floating
 // type. Errors: others differ; statistics are not of that type's statistics_type, or indices not i64.
 DType rows_type(std::string_view op, std::span<const TensorSpec* const> inputs, const Attributes&, unsigned statistics,

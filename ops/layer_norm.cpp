@@ -2,7 +2,6 @@
 
 #include <cmath>
 
-#include "ops/cast.h"
 #include "ops/cpu/layer_norm.h"
 #include "ops/cpu/rows.h"
 #include "ops/dims.h"
@@ -195,9 +194,8 @@ std::vector<DistributedTensor> sharded(std::span<const DistributedTensor* const>
   const DistributedTensor &x = *in[0], *bias = centre ? in[2] : nullptr;
   Dims dims;
   for (int d = x.dims() - normalized_dims_of(a); d < x.dims(); ++d) dims.push_back(d);
-  DistributedTensor exact = cast(x, statistics_type(x.dtype())),
-                    s = centre ? reduced(sum(exact, dims)) : DistributedTensor(),
-                    squares = reduced(call(centred_squares_op, {&exact, present(s)}, {{"dims", dims}}));
+  DistributedTensor precise = exact(x), s = centre ? reduced(sum(precise, dims)) : DistributedTensor(),
+                    squares = reduced(call(centred_squares_op, {&precise, present(s)}, {{"dims", dims}}));
   auto statistics = call_all(norm_statistics_op, {present(s), &squares},
                              {{"n", slice_size(x.shape(), dims)}, {"eps", a.get<double>("eps")}});
   const DistributedTensor *mean = centre ? &statistics[0] : nullptr, *rstd = &statistics[1];

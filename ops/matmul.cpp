@@ -141,6 +141,13 @@ void linear_weight_gradient_kernel(const Context& c, std::span<const Tensor> in,
   });
 }
 
+// Of input 1 of `g`, a matrix [n, k]: added to what it has so far, in the type that it is kept in.
+void set_weight_gradient(Gradient& g, const DistributedTensor& dy, const DistributedTensor& x) {
+  bool wider = x.dtype() == DType::bf16 && g.dtype(1) == DType::f32;
+  Attributes type = wider ? Attributes{{"dtype", DType::f32}} : Attributes();
+  g.set(1, call(linear_weight_gradient_op, {&dy, &x}, type, {g.wanted(1), g.sum(1)}));
+}
+
 void matmul_gradient(Gradient& g) {
   const DistributedTensor &a = g.input(0), &b = g.input(1), &dy = g.of_output();
   if (g.needs(0)) {
@@ -149,7 +156,7 @@ void matmul_gradient(Gradient& g) {
   }
   if (!g.needs(1)) return;
   if (b.dims() == 2) {
-    g.set(1, call(linear_weight_gradient_op, {&a, &dy}, {}, {g.wanted(1)}));
+    set_weight_gradient(g, a, dy);
   } else {
     DistributedTensor at = transpose(a, -2, -1);
     g.set(1, sum_to(call(matmul_op, {&at, &dy}, {}, {g.wanted(1)}), b.shape()));
@@ -165,9 +172,7 @@ void linear_gradients(Gradient& g, const DistributedTensor& dy) {
     DistributedTensor row = reshape(dy, {1, dy.size(0)});
     g.set(0, reshape(matmul(row, w), x.shape()));
   }
-  Attributes type =
-      w.dtype() == DType::bf16 && g.dtype(1) == DType::f32 ? Attributes{{"dtype", DType::f32}} : Attributes();
-  if (g.needs(1)) g.set(1, call(linear_weight_gradient_op, {&dy, &x}, type, {g.wanted(1)}));
+  if (g.needs(1)) set_weight_gradient(g, dy, x);
   if (g.needs(2)) {
     std::vector<int64_t> leading(size_t(dy.dims() - 1));
     std::iota(leading.begin(), leading.end(), 0);

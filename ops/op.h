@@ -83,6 +83,9 @@ class Gradient {
   virtual DType dtype(int i) const { return input_spec(i).dtype; }
   virtual bool needs(int i) const = 0;            // whether anybody wants the gradient of input i
   virtual const Layout* wanted(int i) const = 0;  // the layout that the gradient of input i will be brought to
+  // The sum of the gradients that arrived for input i before, which a call may add to (CallOptions::into); then set()
+  // is given that sum. Null where there is none.
+  virtual DistributedTensor* sum(int) const { return nullptr; }
   virtual void set(int i, DistributedTensor gradient) = 0;
 };
 using GradientFunction = void (*)(Gradient&);

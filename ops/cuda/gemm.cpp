@@ -88,62 +88,83 @@ cublasStatus_t set_addresses(const MatmulDesc& desc, const Product& p) {
   return status;
 }
 
-GemmPlan make_plan(std::string_view op, const Product& p) {
-  GemmPlan plan;
-  plan.product = p;
-  auto done = [&](cublasStatus_t status, const char* call) {
-    if (status != CUBLAS_STATUS_SUCCESS) fail_status(status, op, call, to_string(p));
-  };
-  cudaDataType scale = p.A.dtype == DType::f64 ? CUDA_R_64F : CUDA_R_32F;
-  cublasLtMatmulDesc_t desc = nullptr;
-  done(cublasLtMatmulDescCreate(&desc, compute_type(p), scale), "cublasLtMatmulDescCreate");
-  plan.desc.reset(desc);
-  auto set_desc = [&](cublasLtMatmulDescAttributes_t attribute, auto value) {
-    done(cublasLtMatmulDescSetAttribute(desc, attribute, &value, sizeof value), "cublasLtMatmulDescSetAttribute");
-  };
-  set_desc(CUBLASLT_MATMUL_DESC_TRANSA, int32_t(p.B.transposed ? CUBLAS_OP_T : CUBLAS_OP_N));
-  set_desc(CUBLASLT_MATMUL_DESC_TRANSB, int32_t(p.A.transposed ? CUBLAS_OP_T : CUBLAS_OP_N));
-  set_desc(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue_of(p));
-  if (p.aux) set_desc(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, p.ldc);
-  if (p.aux && p.batch > 1) set_desc(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_BATCH_STRIDE, p.stride);
-  done(set_addresses(plan.desc, p), "cublasLtMatmulDescSetAttribute");
+// Descriptors of a product; what cuBLASLt refuses is an error that names it.
+class PlanMaker {
+ public:
+  PlanMaker(std::string_view op, const Product& p) : op_(op), p_(p) {}
 
-  auto set_layout = [&](MatrixLayout& layout, DType dtype, int64_t rows, int64_t columns, int64_t ld, int64_t stride) {
+  GemmPlan plan() const {
+    auto operand = [&](const GemmOperand& x, int64_t rows, int64_t columns) {
+      if (x.transposed) std::swap(rows, columns);
+      return layout(x.dtype, rows, columns, x.ld, x.stride);
+    };
+    return {.product = p_,
+            .desc = desc(),
+            .a = operand(p_.B, p_.K, p_.N),
+            .b = operand(p_.A, p_.M, p_.K),
+            .c = layout(p_.dtype, p_.M, p_.N, p_.ldc, p_.stride),
+            .preference = preference()};
+  }
+
+ private:
+  void done(cublasStatus_t status, const char* call) const {
+    if (status != CUBLAS_STATUS_SUCCESS) fail_status(status, op_, call, to_string(p_));
+  }
+
+  MatmulDesc desc() const {
+    cublasLtMatmulDesc_t made = nullptr;
+    cudaDataType scale = p_.A.dtype == DType::f64 ? CUDA_R_64F : CUDA_R_32F;
+    done(cublasLtMatmulDescCreate(&made, compute_type(p_), scale), "cublasLtMatmulDescCreate");
+    MatmulDesc desc(made);
+    auto set = [&](cublasLtMatmulDescAttributes_t attribute, auto value) {
+      done(cublasLtMatmulDescSetAttribute(made, attribute, &value, sizeof value), "cublasLtMatmulDescSetAttribute");
+    };
+    set(CUBLASLT_MATMUL_DESC_TRANSA, int32_t(p_.B.transposed ? CUBLAS_OP_T : CUBLAS_OP_N));
+    set(CUBLASLT_MATMUL_DESC_TRANSB, int32_t(p_.A.transposed ? CUBLAS_OP_T : CUBLAS_OP_N));
+    set(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue_of(p_));
+    if (p_.aux) set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, p_.ldc);
+    if (p_.aux && p_.batch > 1) set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_BATCH_STRIDE, p_.stride);
+    done(set_addresses(desc, p_), "cublasLtMatmulDescSetAttribute");
+    return desc;
+  }
+
+  // Rows of ours are columns of cuBLASLt's.
+  MatrixLayout layout(DType dtype, int64_t rows, int64_t columns, int64_t ld, int64_t stride) const {
     cublasLtMatrixLayout_t made = nullptr;
     done(cublasLtMatrixLayoutCreate(&made, type_of(dtype), uint64_t(columns), uint64_t(rows), ld),
          "cublasLtMatrixLayoutCreate");
-    layout.reset(made);
+    MatrixLayout layout(made);
     auto set = [&](cublasLtMatrixLayoutAttribute_t attribute, auto value) {
       done(cublasLtMatrixLayoutSetAttribute(made, attribute, &value, sizeof value), "cublasLtMatrixLayoutSetAttribute");
     };
-    if (p.batch == 1) return;
-    set(CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, int32_t(p.batch));
-    set(CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, stride);
-  };
-  auto set_operand = [&](MatrixLayout& layout, const GemmOperand& x, int64_t rows, int64_t columns) {
-    if (x.transposed) std::swap(rows, columns);
-    set_layout(layout, x.dtype, rows, columns, x.ld, x.stride);
-  };
-  set_operand(plan.a, p.B, p.K, p.N);
-  set_operand(plan.b, p.A, p.M, p.K);
-  set_layout(plan.c, p.dtype, p.M, p.N, p.ldc, p.stride);
+    if (p_.batch > 1) {
+      set(CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, int32_t(p_.batch));
+      set(CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, stride);
+    }
+    return layout;
+  }
 
-  cublasLtMatmulPreference_t preference = nullptr;
-  done(cublasLtMatmulPreferenceCreate(&preference), "cublasLtMatmulPreferenceCreate");
-  plan.preference.reset(preference);
-  auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, auto value) {
-    done(cublasLtMatmulPreferenceSetAttribute(preference, attribute, &value, sizeof value),
-         "cublasLtMatmulPreferenceSetAttribute");
-  };
-  prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t(workspace_bytes));
-  // Parts of a sum over K are added in float32, in a step of their own: never in C's type, never in order of arrival.
-  prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, uint32_t(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
-  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, uint32_t(alignment(p.B.data)));
-  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, uint32_t(alignment(p.A.data)));
-  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, uint32_t(alignment(p.C)));
-  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, uint32_t(alignment(p.C)));
-  return plan;
-}
+  Preference preference() const {
+    cublasLtMatmulPreference_t made = nullptr;
+    done(cublasLtMatmulPreferenceCreate(&made), "cublasLtMatmulPreferenceCreate");
+    Preference preference(made);
+    auto set = [&](cublasLtMatmulPreferenceAttributes_t attribute, auto value) {
+      done(cublasLtMatmulPreferenceSetAttribute(made, attribute, &value, sizeof value),
+           "cublasLtMatmulPreferenceSetAttribute");
+    };
+    set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t(workspace_bytes));
+    // Parts of a sum over K are added in float32, in a step of their own: never in C's type or in order of arrival.
+    set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, uint32_t(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
+    set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, uint32_t(alignment(p_.B.data)));
+    set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, uint32_t(alignment(p_.A.data)));
+    set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, uint32_t(alignment(p_.C)));
+    set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, uint32_t(alignment(p_.C)));
+    return preference;
+  }
+
+  std::string_view op_;
+  const Product& p_;
+};
 
 // `count` of a product's rows, columns, terms of the sums or batch, from `begin` on.
 Product part(const Product& p, int64_t Product::*size, int64_t begin, int64_t count) {
@@ -198,7 +219,7 @@ GemmPlan& GemmState::plan_of(std::string_view op, const Product& p) {
   GemmKey key = key_of(p);
   auto it = plans.find(key);
   if (it != plans.end()) return it->second;
-  GemmPlan plan = make_plan(op, p);
+  GemmPlan plan = PlanMaker(op, p).plan();
   if (auto from_file = loaded.find(key); from_file != loaded.end()) {
     cublasLtMatmulHeuristicResult_t result{};
     cublasStatus_t status = cublasLtMatmulAlgoCheck(handle.get(), plan.desc.get(), plan.a.get(), plan.b.get(),

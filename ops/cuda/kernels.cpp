@@ -7,8 +7,14 @@ namespace dtensor::cuda {
 extern const KernelTable attention_kernels;
 extern const KernelTable dropout_kernels;
 extern const KernelTable elementwise_kernels;
+extern const KernelTable embedding_kernels;
+extern const KernelTable loss_kernels;
 extern const KernelTable matmul_kernels;
 extern const KernelTable norm_kernels;
+extern const KernelTable reduce_kernels;
+extern const KernelTable rotary_kernels;
+extern const KernelTable softmax_kernels;
+extern const KernelTable statistics_kernels;
 
 namespace {
 
@@ -17,8 +23,14 @@ const std::vector<const KernelTable*>& tables() {
       &attention_kernels,
       &dropout_kernels,
       &elementwise_kernels,
+      &embedding_kernels,
+      &loss_kernels,
       &matmul_kernels,
       &norm_kernels,
+      &reduce_kernels,
+      &rotary_kernels,
+      &softmax_kernels,
+      &statistics_kernels,
   };
   return list;
 }

@@ -101,8 +101,8 @@ void normalize(const Context& c, In in, Out out) {
 void norm_statistics(const Context& c, In in, Out out) {
   if (in[0].defined()) check_rows(c, in, {{0, 0}, {1, 0}});
   cuda::norm_statistics(c.stream(), in[1].dtype(), in[1].numel(), double(c.attributes.get<int64_t>("n")),
-                  c.attributes.get<double>("eps"), in[0].bytes_data(), in[1].bytes_data(), out[0].bytes_data(),
-                  out[1].bytes_data());
+                        c.attributes.get<double>("eps"), in[0].bytes_data(), in[1].bytes_data(), out[0].bytes_data(),
+                        out[1].bytes_data());
 }
 
 // dy, x, weight, mean, rstd

@@ -5,15 +5,6 @@
 namespace dtensor::cuda {
 namespace {
 
-template <class T>
-const T* as(const void* p) {
-  return static_cast<const T*>(p);
-}
-template <class T>
-T* as(void* p) {
-  return static_cast<T*>(p);
-}
-
 // Reciprocals come from the host: a division, and a square root, would be a call that spills registers.
 __device__ inline float rstd_of(float mean_square, float eps) { return rsqrtf(mean_square + eps); }
 __device__ inline double rstd_of(double mean_square, double eps) { return rsqrt(mean_square + eps); }

@@ -2,6 +2,7 @@
 // the row in registers; what is longer is read again, from the cache. Included by .cu files only.
 #pragma once
 
+#include <cstring>
 #include <type_traits>
 
 #include "dtensor/cuda/launch.cuh"
@@ -50,6 +51,31 @@ struct Held {
   }
 };
 
+// f(k, pack) for all elements of a row, k the place of a pack's first: packs of 16 bytes where the row has them, single
+// elements before and behind. So it is for rows of any width, which begin anywhere.
+template <int team, class T, class F>
+__device__ inline void for_row(const T* row, int64_t d, F f) {
+  constexpr int n = Pack<T>::size;
+  int64_t head = int64_t((16 - reinterpret_cast<uintptr_t>(row) % 16) % 16 / sizeof(T));
+  if (head > d) head = d;
+  int64_t packs = (d - head) / n, tail = head + packs * n;
+  if (int(threadIdx.x) < head) f(int64_t(threadIdx.x), read<T, 1>(row + threadIdx.x));
+#pragma unroll 2
+  for (int64_t i = int(threadIdx.x); i < packs; i += team) f(head + i * n, read<T, n>(row + head + i * n));
+  if (tail + int(threadIdx.x) < d) f(tail + int(threadIdx.x), read<T, 1>(row + tail + threadIdx.x));
+}
+
+// Any State of words of 4 bytes from the lane whose number differs by `step`.
+template <class State>
+__device__ inline State shuffled(State s, int step) {
+  static_assert(sizeof(State) % 4 == 0);
+  uint32_t words[sizeof(State) / 4];
+  memcpy(words, &s, sizeof(State));
+#pragma unroll
+  for (uint32_t& w : words) w = __shfl_xor_sync(0xffffffffu, w, step);
+  memcpy(&s, words, sizeof(State));
+  return s;
+}
 // To all threads of the team.
 template <int team, class T>
 __device__ inline T team_sum(T x) {
@@ -76,6 +102,15 @@ void for_team(int64_t d, bool aligned, F f) {
 template <class... T>
 bool all_aligned(const T*... pointers) {
   return (is_aligned(pointers) && ...);
+}
+
+template <class T>
+const T* as(const void* p) {
+  return static_cast<const T*>(p);
+}
+template <class T>
+T* as(void* p) {
+  return static_cast<T*>(p);
 }
 
 inline dim3 row_block(int team) { return dim3(unsigned(team), unsigned(row_threads / team)); }

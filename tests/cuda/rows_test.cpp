@@ -160,3 +160,119 @@ TEST_CASE("cuda rows: norms and their gradients") {
   }
   check_cases(cases);
 }
+
+TEST_CASE("cuda rows: reductions along any dimensions") {
+  using Dims = std::vector<int64_t>;
+  struct Shaped {
+    Shape shape;
+    Dims dims;
+    Shape kept;
+  };
+  std::vector<Shaped> list;
+  for (auto [n, d] : sizes()) list.push_back({{n, d}, {1}, {n}});
+  for (Shaped s : std::initializer_list<Shaped>{{{20000}, {0}, {}},
+                                                {{3, 40000}, {1}, {3}},
+                                                {{300, 7}, {0}, {7}},
+                                                {{2, 700, 5}, {1}, {2, 5}},
+                                                {{1, 33}, {0}, {33}},
+                                                {{0, 5}, {0}, {5}},
+                                                {{4, 5, 3, 2}, {0, 2}, {5, 2}},
+                                                {{4, 5, 3, 2}, {1, 2}, {4, 2}},
+                                                {{4, 5, 6}, {0, 1, 2}, {}},
+                                                {{}, {}, {}}})
+    list.push_back(s);
+  std::vector<Case> cases;
+  for (const Shaped& s : list) {
+    Attributes a{{"dims", s.dims}};
+    SampleInput x(Kind::normal, s.shape), ids(Kind::index, s.shape, 5), flags(Kind::boolean, s.shape),
+        y(Kind::normal, s.kept), of(Kind::positive, s.kept), id(Kind::index, s.kept, 5), flag(Kind::boolean, s.kept);
+    bool some = numel(s.shape) > 0;
+    for (const SampleInput& v : {x, ids}) cases.push_back({"sum", {v}, a});
+    for (const SampleInput& v : {x, ids, flags}) {
+      cases.push_back({"count_nonzero", {v}, a});
+      for (auto card : {"amax", "amin"}) cases.push_back({card, {v}, a});
+      if (some)
+        for (auto card : {"argmax", "argmin"}) cases.push_back({card, {v}, a});
+    }
+    cases.push_back({"ties", {ids, id}, a});
+    cases.push_back({"first_index", {ids, id}, a});
+    cases.push_back({"first_index", {flags, flag}, a});
+    cases.push_back({"amax_backward", {id, ids, id}, a});
+    if (numel(s.shape) < 300)
+      for (auto card : {"prod", "prod_parts"}) cases.push_back({card, {x}, a});
+    cases.push_back({"prod", {ids}, a});
+    cases.push_back({"prod_backward", {y, x, y, id}, a});
+    for (bool root : {false, true}) {
+      Attributes var = a;
+      var.set("correction", 0.5), var.set("std", root);
+      cases.push_back({"var", {x}, var});
+      cases.push_back({"var_backward", {y, x, y, of}, var, 0b100});
+    }
+    cases.push_back({"centred_squares", {x, y}, a, 0b10});
+    for (double p : numel(s.shape) < 2000 ? std::vector{2.0, 1.0, 0.0, 3.0, 0.5} : std::vector{2.0}) {
+      Attributes norm = a;
+      norm.set("p", p);
+      cases.push_back({"norm", {x}, norm});
+      cases.push_back({"power_sum", {x, of}, norm, 0b10});
+      cases.push_back({"norm_root", {of, of}, norm, 0b11});
+      cases.push_back({"norm_backward", {y, x, of}, norm});
+    }
+    cases.push_back({"logsumexp", {x}, a});
+    cases.push_back({"exp_sum", {x, y}, a, 0b10});
+    cases.push_back({"logsumexp_backward", {y, x, y}, a});
+  }
+  cases.push_back({"sum_squares", {{3, 40000}}});
+  cases.push_back({"sum_squares", {{0}}});
+  check_cases(cases);
+}
+
+TEST_CASE("cuda rows: softmax and cross entropy") {
+  std::vector<Case> cases;
+  for (auto [n, v] : sizes()) {
+    for (auto [dim, rows] : {std::pair(int64_t(1), n), std::pair(int64_t(0), v)}) {
+      if (dim == 0 && n * v > 20000) continue;
+      Attributes a{{"dims", std::vector<int64_t>{dim}}};
+      SampleInput x{n, v}, of_rows{rows}, positive{Kind::positive, {rows}};
+      for (auto card : {"softmax", "log_softmax"}) cases.push_back({card, {x}, a});
+      for (auto card : {"softmax_backward", "log_softmax_backward"}) cases.push_back({card, {x, x}, a});
+      for (auto card : {"sharded_softmax_backward", "sharded_log_softmax_backward"})
+        cases.push_back({card, {x, x, of_rows}, a, 0b100});
+      cases.push_back({"exp_shifted", {x, of_rows}, a});
+      cases.push_back({"log_softmax_shifted", {x, of_rows, positive}, a});
+    }
+    if (v == 0) continue;
+    SampleInput x{n, v}, m{Kind::positive, {n}}, target(Kind::index, {n}, v);
+    cases.push_back({"sum_exp", {x, m}, {}, 0b10});
+    cases.push_back({"sum_below", {x, m}, {}, 0b10});
+    cases.push_back({"pick", {x, target}, {{"ignore_index", int64_t(1)}}});
+    for (double smoothing : {0.0, 0.25}) {
+      Attributes a{{"ignore_index", int64_t(1)}, {"label_smoothing", smoothing}}, of_rows = a;
+      of_rows.set("classes", v);
+      cases.push_back({"cross_entropy_forward", {x, target}, a});
+      cases.push_back({"cross_entropy_rows", {m, m, m, target, m}, of_rows, 0b10111});
+      cases.push_back({"cross_entropy_backward", {x, m, m, target, m}, a, 0b10110});
+      cases.push_back({"cross_entropy_backward", {x, m, m, target, SampleInput{}}, a, 0b10110});
+    }
+  }
+  check_cases(cases);
+}
+
+TEST_CASE("cuda rows: embedding and rotary") {
+  std::vector<Case> cases;
+  for (auto [n, d] : sizes()) {
+    SampleInput ids(Kind::index, {n}, 3), w{3, d}, wide(Kind::index, {n}, 1000);
+    cases.push_back({"embedding", {ids, w}});
+    cases.push_back({"embedding_backward", {ids, {n, d}}, {{"num_embeddings", int64_t(3)}}});
+    if (d < 1000) cases.push_back({"embedding_backward", {wide, {n, d}}, {{"num_embeddings", int64_t(1000)}}});
+  }
+  cases.push_back({"embedding_backward", {{Kind::index, {3000}, 40}, {3000, 3}}, {{"num_embeddings", int64_t(40)}}});
+  for (bool inverse : {false, true}) {
+    Attributes a{{"theta", 10000.0}, {"inverse", inverse}};
+    cases.push_back({"rotary", {{2, 5, 3, 16}}, a});
+    cases.push_back({"rotary", {{1, 300, 1, 6}}, a});
+    cases.push_back({"rotary_pair", {{2, 7, 8, 64}, {2, 7, 2, 64}}, a});
+    cases.push_back({"rotary_pair", {{0, 7, 2, 8}, {0, 7, 2, 8}}, a});
+    cases.push_back({"rotary", {{2, 0, 2, 8}}, a});
+  }
+  check_cases(cases);
+}
