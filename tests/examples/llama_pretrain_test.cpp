@@ -59,7 +59,7 @@ TEST_CASE("bad input ends llama_pretrain with exit code 2 and an error that name
       {{"--steps", "1", "--mesh", "dp=2", "--plan", small.folder / "none.json"}, "[plan] cannot read " + small.folder / "none.json" + ": no such file"},
       {{"--steps", "1", "--config", small.folder.write("broken.json", "{\"lr\": }")}, "[config] " + small.folder / "broken.json" + " is not JSON: "},
       {{"--steps", "1", "--dtype", "bf16"}, "[llama_pretrain] --dtype bf16 needs --device cuda: the CPU computes in fp32"},
-      {{"--steps", "1", "--mesh", "dp=2", "--plan", plan(R"({"fully_shard": {"axis": "dp", "modules": [""], "param_dtype": "bf16"}})")},
+      {{"--steps", "1", "--mesh", "dp=2", "--plan", small.folder.write("bf16.json", R"({"fully_shard": {"axis": "dp", "modules": [""], "param_dtype": "bf16"}})")},
        "[llama_pretrain] the plan's param_dtype bf16 needs --device cuda"},
       {{"--steps", "1", "--comm", "nccl"}, "[llama_pretrain] --comm nccl needs --device cuda"},
       {{"--steps", "1", "--tune-gemm", "f"}, "[llama_pretrain] --tune-gemm needs --device cuda"},
