@@ -11,7 +11,7 @@ usage="usage: tests/gpu/bench.sh [--build DIR] [--out DIR] [SECTION...]
 sections, all of them unless named:
   ceilings   device copy, and a large bf16 product: what bounds the rest
   kernels    the library's own kernels as shares of the copy rate
-  gemm       products of the models' shapes
+  gemm       products of the models' shapes, by the heuristics' algorithms and by tuned ones
   attention  forward and backward, heads of 64 and 128, 1024 to 8192 tokens
   train124, train350, train1b, train3b
              training steps per second, MFU and peak memory of a Llama of that size: llama_pretrain, then
@@ -26,14 +26,15 @@ folders=(--build --out)
 # shellcheck disable=SC2034
 sections=(ceilings kernels gemm attention train124 train350 train1b train3b)
 
-# A program of build/gpu/bench, whose results are SECTION.json.
-program() { # NAME
+# A program of build/gpu/bench, whose results are FILE.json.
+program() { # NAME FILE OPTION...
+  local file=$out/$2.json
   if [[ ! -x $build/bench/$1 ]]; then
-    skip "$1" "$build/bench/$1 is not built"
+    skip "$2" "$build/bench/$1 is not built"
     return
   fi
-  mkdir -p "$out" && rm -f "$out/$current.json"
-  run "$1" ours "$build/bench/$1" --json "$out/$current.json"
+  mkdir -p "$out" && rm -f "$file"
+  run "$2" ours "$build/bench/$1" --json "$file" "${@:3}" && cat "$work/${current}_$2.log"
 }
 
 steps=30
@@ -67,10 +68,14 @@ train() { # CONFIG BATCH SEQ
   python3 tests/gpu/metrics.py "examples/configs/$1" "$2" "$3" "$untimed" "$out/$current.json" "${list[@]}"
 }
 
-section_ceilings() { program ceilings_cuda; }
-section_kernels() { program kernels_cuda; }
-section_gemm() { program gemm_cuda; }
-section_attention() { program attention_cuda; }
+section_ceilings() { program ceilings_cuda ceilings; }
+section_kernels() { program kernels_cuda kernels; }
+section_gemm() {
+  program gemm_cuda gemm
+  rm -f "$work/gemm_algorithms"
+  program gemm_cuda gemm_tuned --tune-gemm "$work/gemm_algorithms"
+}
+section_attention() { program attention_cuda attention; }
 section_train124() { train llama_124m.json 32 1024; }
 section_train350() { train llama_350m.json 16 2048; }
 section_train1b() { train llama_1b.json 4 4096; }

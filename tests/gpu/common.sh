@@ -39,7 +39,7 @@ library_folders() {
   local known name folder packages
   known=$(ldconfig -p 2>/dev/null || /sbin/ldconfig -p 2>/dev/null)
   packages=$(python3 -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' 2>/dev/null)
-  for name in libcublasLt.so.13 libcudnn.so.9 libnccl.so.2; do
+  for name in libcublasLt.so.13 libcudnn.so.9 libnccl.so.2 libnvrtc.so.13; do
     [[ $known == *"$name"* ]] && continue
     for folder in /usr/local/cuda/lib64 "$packages"/nvidia/*/lib; do
       [[ -e $folder/$name ]] && printf '%s:' "$folder" && break
@@ -55,6 +55,9 @@ ours() {
 # Ends the script with 2 where nothing can run.
 need_gpu() {
   PATH=$PATH:/usr/local/cuda/bin
+  if [[ $build/carry.tar.xz -nt $build/carry.unpacked ]]; then  # as carry.sh packed it
+    python3 -m tarfile -e "$build/carry.tar.xz" "$build" && touch "$build/carry.unpacked" || exit 2
+  fi
   libraries=$(library_folders)
   if [[ ! -x $build/tests/test_cuda ]]; then
     echo "$0: $build/tests/test_cuda is not there: cmake --preset gpu && cmake --build --preset gpu (or --build DIR)" >&2

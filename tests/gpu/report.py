@@ -24,11 +24,16 @@ def load(folder):
     found = {}
     for path in sorted(pathlib.Path(folder).glob("*.json")):
         data = json.loads(path.read_text())
-        if not isinstance(data, dict) or "kind" not in data:
-            continue
-        rows = data["rows"]
-        found.setdefault(data["kind"], []).extend(rows)
+        if "rows" in data:
+            found.setdefault(data["kind"], []).extend(data["rows"])
+        elif "products" in data:
+            found.setdefault("gemm", []).extend(product_rows(data["products"], "tuned" in path.stem))
     return found
+
+
+def product_rows(products, tuned):
+    return [{"name": " ".join(str(p[key]) for key in ("model", "weight", "product") if p[key])
+             + f"  {p['M']} x {p['N']} x {p['K']}", ("tuned_" if tuned else "") + "tflops": p["tflops"]} for p in products]
 
 
 def by_name(rows, name, key):
@@ -59,11 +64,11 @@ def report_kernels(rows):
 def report_rates(title, rows, product):
     """Rows of any figures in TFLOP/s, each with its share of the large product's rate."""
     print(f"{title}, TFLOP/s (share of the large product)")
+    merged = {}  # rows of one name are one
     for r in rows:
-        if "error" in r:
-            print(f"  {r['name']:<44} failed: {r['error']}")
-            continue
-        figures = [f"{key.removesuffix('tflops').strip('_').replace('_', ' ')} {value:.0f}"
+        merged.setdefault(r["name"], {}).update(r)
+    for r in merged.values():
+        figures = [f"{key.removesuffix('tflops').strip('_').replace('_', ' ')} {value:.0f}".strip()
                    + (f" ({value / product:.0%})" if product else "")
                    for key, value in r.items() if key.endswith("tflops")]
         print(f"  {r['name']:<44} {'   '.join(figures)}")
