@@ -347,7 +347,8 @@ TEST_CASE("cuda: cuDNN's deterministic backward pass in parts agrees with the ot
 
 TEST_CASE("cuda: without cuDNN, attention says so") {
   if (cuda::cudnn_is_built()) return;
-  const char* text = "this build has no cuDNN: configure it where cudnn.h and libcudnn, 9.16 or newer, are found";
+  const char* text =
+      "[cudnn] this build has no cuDNN: configure it where cudnn.h and libcudnn, 9.16 or newer, are found";
   CHECK(cuda::attention_backend({.shape = {.dtype = bf16, .head_dim = 64}}, {}, {}, 9).reason == "cuDNN is not built");
   CHECK_THROWS_WITH(cuda::cudnn_engine({}, ""), Contains(text));
   CHECK_THROWS_WITH(cuda::check_cudnn_version(0), Contains(text));
