@@ -143,8 +143,8 @@ struct Op {
   bool stays = false;    // a call that would have to communicate is an error
   bool wraps = false;    // integers wrap around, so a maximum or minimum of them does not pass
   Kernel cpu = nullptr;  // of a view, which moves no bytes itself, on every device
-  Kernel cuda =
-      nullptr;  // the library's own cards leave it to ops/cuda/kernels.h, so that a card is the same in every build
+  // Kernels of CUDA alone are in ops/cuda/kernels.h, so that the library's own cards are the same in every build.
+  Kernel cuda = nullptr;
   Composite composite = nullptr;
   GradientFunction gradient = nullptr;
   Keeps keeps = {};

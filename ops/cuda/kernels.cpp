@@ -4,12 +4,13 @@
 
 namespace dtensor::cuda {
 
-extern const KernelTable attention_kernels, dropout_kernels, elementwise_kernels;
+extern const KernelTable attention_kernels, dropout_kernels, elementwise_kernels, gather_kernels, rearrange_kernels;
 
 namespace {
 
 const std::vector<const KernelTable*>& tables() {
-  static const std::vector<const KernelTable*> list = {&attention_kernels, &dropout_kernels, &elementwise_kernels};
+  static const std::vector<const KernelTable*> list = {&attention_kernels, &dropout_kernels, &elementwise_kernels,
+                                                       &gather_kernels, &rearrange_kernels};
   return list;
 }
 
