@@ -132,6 +132,7 @@ std::span<const Op* const> all() {
       &one_hot_op,
       &matmul_op,
       &linear_op,
+      &linear_gelu_op,
       &linear_weight_gradient_op,
       &rms_norm_op,
       &rms_norm_backward_op,
@@ -155,8 +156,12 @@ std::span<const Op* const> all() {
       &sum_exp_op,
       &sum_below_op,
       &pick_op,
+      &cross_entropy_forward_op,
+      &cross_entropy_rows_op,
       &cross_entropy_backward_op,
       &cross_entropy_op,
+      &scaled_op,
+      &linear_cross_entropy_op,
   };
   return list;
 }

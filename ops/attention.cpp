@@ -17,7 +17,7 @@ namespace {
 void rotary_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   int64_t d = in[0].size(3);
   Range s = c.range('s');
-  check(d % 2 == 0, "[rotary] heads of {} elements; pairs need an even number", d);
+  check_pairs(d);
   auto strides = [](const Tensor& t) { return cpu::Strides{t.strides()[0], t.strides()[1], t.strides()[2]}; };
   for_floating(c, in[0].dtype(), [&]<class T>() {
     std::vector<T> cos(size_t(s.size() * d / 2)), sin(cos.size());
@@ -259,6 +259,9 @@ const Op attention_backward_op = {.name = "attention_backward",
                                                {2, 4, 3, 5},
                                                random_key},
                                               backward_attributes(false, 0.25, true)}}};
+
+Tensor with_whole_heads(const Tensor& t) { return t.strides().back() == 1 || t.shape().back() == 1 ? t : t.clone(); }
+void check_pairs(int64_t d) { check(d % 2 == 0, "[rotary] heads of {} elements; pairs need an even number", d); }
 
 DistributedTensor rotary(const DistributedTensor& x, double theta) {
   return call(rotary_op, {&x}, {{"theta", theta}, {"inverse", false}});

@@ -40,4 +40,8 @@ struct AttentionOptions {
 DistributedTensor scaled_dot_product_attention(const DistributedTensor& q, const DistributedTensor& k,
                                                const DistributedTensor& v, const AttentionOptions& options = {});
 
+// For kernels: [batch, sequence, heads, d] with contiguous heads, any other strides; and an error where d is odd.
+Tensor with_whole_heads(const Tensor& t);
+void check_pairs(int64_t d);
+
 }  // namespace dtensor::ops

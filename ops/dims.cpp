@@ -3,6 +3,7 @@
 #include <numeric>
 
 #include "dtensor/redistribute.h"
+#include "ops/cast.h"
 
 namespace dtensor::ops {
 
@@ -82,6 +83,25 @@ DType floating_types(std::string_view op, std::span<const TensorSpec* const> in,
   DType t = same_types(op, in, a, output);
   check(is_floating(t), "[{}] element type {} of {}: use cast() to a floating type", op, name(t),
         to_string(in[0]->shape));
+  return t;
+}
+
+DistributedTensor exact(const DistributedTensor& x) { return cast(x, statistics_type(x.dtype())); }
+
+DType rows_type(std::string_view op, std::span<const TensorSpec* const> in, const Attributes& a, unsigned statistics,
+                unsigned indices) {
+  std::vector<const TensorSpec*> rows(in.begin(), in.end());
+  for (size_t i = 0; i < in.size(); ++i)
+    if ((statistics | indices) >> i & 1) rows[i] = nullptr;
+  DType t = same_types(op, rows, a, 0);
+  check(is_floating(t), "[{}] element type {} of {}: use cast() to a floating type", op, name(t),
+        to_string((*std::find_if(in.begin(), in.end(), [](auto* x) { return x; }))->shape));
+  for (size_t i = 0; i < in.size(); ++i) {
+    if (!in[i] || rows[i]) continue;
+    DType wanted = indices >> i & 1 ? DType::i64 : statistics_type(t);
+    check(in[i]->dtype == wanted, "[{}] operand {} is {}{}, not {}: use cast()", op, i, name(in[i]->dtype),
+          to_string(in[i]->shape), name(wanted));
+  }
   return t;
 }
 

@@ -41,6 +41,21 @@ DistributedTensor reduced(const DistributedTensor& x);
 // All outputs have the floating type of the inputs. Errors: other types, which cast() changes.
 DType floating_types(std::string_view op, std::span<const TensorSpec* const> inputs, const Attributes&, int output);
 
+// Statistics of rows (a norm's rstd, the sum of a softmax) are f32 where the rows are bf16, else of the rows' type.
+inline DType statistics_type(DType t) { return t == DType::bf16 ? DType::f32 : t; }
+// x in the statistics_type of its own.
+DistributedTensor exact(const DistributedTensor& x);
+// The type of the operands that are neither `statistics` nor `indices` (bit i: operand i), which have one floating
+// type. Errors: others differ; statistics are not of that type's statistics_type, or indices not i64.
+DType rows_type(std::string_view op, std::span<const TensorSpec* const> inputs, const Attributes&, unsigned statistics,
+                unsigned indices = 0);
+// Types of a card on rows: of which inputs and outputs are statistics, and which inputs are indices, bit by bit.
+template <unsigned statistics, unsigned output_statistics, unsigned indices = 0>
+DType row_types(std::string_view op, std::span<const TensorSpec* const> inputs, const Attributes& a, int output) {
+  DType t = rows_type(op, inputs, a, statistics, indices);
+  return output_statistics >> output & 1 ? statistics_type(t) : t;
+}
+
 // For kernels: a tensor as `count` slices of n elements each, which lie along `dims`; contiguous, slice by slice.
 struct Slices {
   Tensor x;

@@ -231,6 +231,8 @@ constexpr Function layers[] = {
      }},
     {"linear", "linear(x, weight, bias=none)",
      [](Arguments& a) -> List { return {linear(a.tensor(0), a.tensor(1), a.optional_tensor(2))}; }},
+    {"linear_gelu", "linear_gelu(x, weight, bias=none)",
+     [](Arguments& a) -> List { return {linear_gelu(a.tensor(0), a.tensor(1), a.optional_tensor(2))}; }},
     {"rms_norm", "rms_norm(x, weight, eps=1e-6)",
      [](Arguments& a) -> List { return {rms_norm(a.tensor(0), a.tensor(1), a.number("eps", 1e-6))}; }},
     {"layer_norm", "layer_norm(x, weight=none, bias=none, normalized_shape=, eps=1e-5)",
@@ -263,6 +265,16 @@ constexpr Function layers[] = {
                               .reduction = reduction_of(a, "cross_entropy"),
                               .label_smoothing = a.number("label_smoothing", 0),
                               .class_dim = a.integer("class_dim", -1)})};
+     }},
+    {"linear_cross_entropy",
+     "linear_cross_entropy(hidden, weight, target, ignore_index=-100, reduction=mean, label_smoothing=0, "
+     "chunk_rows=4096)",
+     [](Arguments& a) -> List {
+       return {linear_cross_entropy(a.tensor(0), a.tensor(1), a.tensor(2),
+                                    {.ignore_index = a.integer("ignore_index", -100),
+                                     .reduction = reduction_of(a, "linear_cross_entropy"),
+                                     .label_smoothing = a.number("label_smoothing", 0),
+                                     .chunk_rows = a.integer("chunk_rows", 4096)})};
      }},
     {"mse_loss", "mse_loss(input, target, reduction=mean)",
      [](Arguments& a) -> List { return {mse_loss(a.tensor(0), a.tensor(1), reduction_of(a, "mse_loss"))}; }},

@@ -194,8 +194,8 @@ std::vector<DistributedTensor> sharded(std::span<const DistributedTensor* const>
   const DistributedTensor &x = *in[0], *bias = centre ? in[2] : nullptr;
   Dims dims;
   for (int d = x.dims() - normalized_dims_of(a); d < x.dims(); ++d) dims.push_back(d);
-  DistributedTensor s = centre ? reduced(sum(x, dims)) : DistributedTensor();
-  DistributedTensor squares = reduced(call(centred_squares_op, {&x, present(s)}, {{"dims", dims}}));
+  DistributedTensor precise = exact(x), s = centre ? reduced(sum(precise, dims)) : DistributedTensor(),
+                    squares = reduced(call(centred_squares_op, {&precise, present(s)}, {{"dims", dims}}));
   auto statistics = call_all(norm_statistics_op, {present(s), &squares},
                              {{"n", slice_size(x.shape(), dims)}, {"eps", a.get<double>("eps")}});
   const DistributedTensor *mean = centre ? &statistics[0] : nullptr, *rstd = &statistics[1];
@@ -229,7 +229,7 @@ const std::vector<Sample> samples = {{{{4, 3, 6}, {6}, {6}}, norm_of(1)},       
 
 const Op layer_norm_op = {.name = "layer_norm",
                           .rule = layer_norm_rule,
-                          .types = floating_types,
+                          .types = row_types<0b000, 0b110>,
                           .cpu = layer_norm_kernel,
                           .gradient = layer_norm_gradient,
                           .keeps = {.inputs = {0, 1}, .outputs = {1, 2}},
@@ -237,7 +237,7 @@ const Op layer_norm_op = {.name = "layer_norm",
 const Op layer_norm_backward_op = {
     .name = "layer_norm_backward",
     .rule = layer_norm_backward_rule,
-    .types = type_of_x,
+    .types = row_types<0b1111000, 0b000>,
     .cpu = layer_norm_backward_kernel,
     .sample = {{{{4, 3, 6}, {4, 3, 6}, {6}, {4, 3}, positive({4, 3}), none, none}, gradient_of(1, true)},
                {{{4, 6}, {4, 6}, none, {4}, positive({4}), none, none}, gradient_of(1, false)},
@@ -256,6 +256,7 @@ const Op sharded_rms_norm_op = {
     .sample = {{{{4, 3, 6}, {6}}, norm_of(1)}, {{{1, 5}, {5}}, norm_of(1)}, {{{0, 5}, {5}}, norm_of(1)}}};
 const Op normalize_op = {.name = "normalize",
                          .rule = normalize_rule,
+                         .types = row_types<0b11000, 0b0>,
                          .cpu = normalize_kernel,
                          .sample = {{{{4, 3, 6}, {6}, {6}, {4, 3}, positive({4, 3})}, norm_of(1)},
                                     {{{4, 2, 3}, {2, 3}, none, none, positive({4})}, norm_of(2)}}};
@@ -269,7 +270,7 @@ const Op norm_statistics_op = {.name = "norm_statistics",
 const Op norm_gradient_sums_op = {.name = "norm_gradient_sums",
                                   .rule = norm_gradient_sums_rule,
                                   .linear = {{0}},
-                                  .types = type_of_x,
+                                  .types = row_types<0b11000, 0b11>,
                                   .cpu = norm_gradient_sums_kernel,
                                   .sample = {{{{4, 3, 6}, {4, 3, 6}, {6}, {4, 3}, positive({4, 3})}, norm_of(1)},
                                              {{{4, 2, 3}, {4, 2, 3}, none, none, positive({4})}, norm_of(2)}}};

@@ -29,7 +29,15 @@ void sum_exp_kernel(const Context& c, std::span<const Tensor> in, std::span<Tens
   });
 }
 
-// x [..., v], m [...] -> the sum of m - x: what label smoothing needs of a row, without the rounding of large logits
+// The sum of m - x: what label smoothing needs of a row, without the rounding of large logits.
+template <class T>
+T sum_below(const Context& c, int worker, int64_t v, const T* x, T m, int64_t l) {
+  T* below = c.scratch(worker).template get<T>(cpu::Slot::caller, v);
+  for (int64_t j = 0; j < v; ++j) below[j] = m - x[j];
+  return cpu::sum(v, below, l);
+}
+
+// x [..., v], m [...] -> that sum
 void sum_below_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   int64_t v = in[0].shape().back(), l = c.leaves("v");
   check_rows(c, in, {{0, 1}, {1, 0}});
@@ -37,18 +45,13 @@ void sum_below_kernel(const Context& c, std::span<const Tensor> in, std::span<Te
     const T *x = in[0].data<T>(), *m = in[1].data<T>();
     T* y = out[0].data<T>();
     c.pool.parallel_for(in[1].numel(), row_grain(v), [&](int64_t b, int64_t e, int worker) {
-      T* below = c.scratch(worker).template get<T>(cpu::Slot::caller, v);
-      for (int64_t i = b; i < e; ++i) {
-        for (int64_t j = 0; j < v; ++j) below[j] = m[i] - x[i * v + j];
-        y[i] = cpu::sum(v, below, l);
-      }
+      for (int64_t i = b; i < e; ++i) y[i] = sum_below(c, worker, v, x + i * v, m[i], l);
     });
   });
 }
 
-DType first_type(std::string_view op, std::span<const TensorSpec* const> in, const Attributes&, int) {
-  check(in[1]->dtype == DType::i64, "[{}] targets are i64, not {}{}", op, name(in[1]->dtype), to_string(in[1]->shape));
-  return in[0]->dtype;
+void check_target(int64_t t, int64_t ignore, int64_t classes) {
+  check(t == ignore || (t >= 0 && t < classes), "[cross_entropy] target {} is outside the classes [0,{})", t, classes);
 }
 
 // x [..., v], target [...] -> x[target], 0 where the target is ignored or another rank has it
@@ -62,16 +65,23 @@ void pick_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor>
     T* y = out[0].data<T>();
     for (int64_t i = 0; i < in[1].numel(); ++i) {
       int64_t t = target[i];
-      check(t == ignore || (t >= 0 && t < c.size('v')), "[cross_entropy] target {} is outside the classes [0,{})", t,
-            c.size('v'));
+      check_target(t, ignore, c.size('v'));
       y[i] = t != ignore && t >= here.begin && t < here.end ? x[i * v + t - here.begin] : T(0);
     }
   });
 }
 
-// m [...], log_sum [...], picked [...], target [...], below [...] -> (m - picked) + log_sum, 0 where ignored; and 1 for
-// each that counts. Not lse - picked: rounded at the size of the logits, lse would lose the small loss of a confident
-// row. With smoothing s, (1 - s) of m - picked and s of the mean of m - x.
+// (m - picked) + log_sum. Not lse - picked: rounded at the size of the logits, lse would lose the small loss of a
+// confident row. With smoothing s, (1 - s) of m - picked and s of the mean of m - x, whose sum is `below`.
+template <class T>
+T loss_of_row(T m, T log_sum, T picked, T below, double smoothing, double classes) {
+  T d = m - picked;
+  if (smoothing > 0) d = T(1 - smoothing) * d + T(smoothing / classes) * below;
+  return d + log_sum;
+}
+
+// m [...], log_sum [...], picked [...], target [...], below [...] -> the loss, 0 where ignored; and 1 for each that
+// counts
 void rows_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   const int64_t* target = in[3].data<int64_t>();
   int64_t ignore = c.attributes.get<int64_t>("ignore_index");
@@ -83,18 +93,36 @@ void rows_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor>
     const T* below = in[4].defined() ? in[4].data<T>() : nullptr;
     T *loss = out[0].data<T>(), *counts = out[1].data<T>();
     for (int64_t i = 0; i < in[0].numel(); ++i) {
-      T d = m[i] - picked[i];
-      if (below) d = T(1 - smoothing) * d + T(smoothing / classes) * below[i];
-      counts[i] = target[i] == ignore ? T(0) : T(1);
-      loss[i] = target[i] == ignore ? T(0) : d + log_sum[i];
+      bool ignored = target[i] == ignore;
+      counts[i] = T(!ignored);
+      loss[i] = ignored ? T(0) : loss_of_row(m[i], log_sum[i], picked[i], below ? below[i] : T(0), smoothing, classes);
     }
   });
 }
-DType rows_type(std::string_view, std::span<const TensorSpec* const> in, const Attributes&, int) {
-  return in[0]->dtype;
+
+// x [..., v], target [...] -> the loss, m, log_sum and counts of above, where the classes are whole: a row at a time
+void forward_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+  int64_t v = in[0].shape().back(), ignore = c.attributes.get<int64_t>("ignore_index"), l = c.leaves("v");
+  const int64_t* target = in[1].data<int64_t>();
+  check_rows(c, in, {{0, 1}, {1, 0}});
+  double smoothing = c.attributes.get<double>("label_smoothing");
+  for_floating(c, in[0].dtype(), [&]<class T>() {
+    T *loss = out[0].data<T>(), *m = out[1].data<T>(), *log_sum = out[2].data<T>(), *counts = out[3].data<T>();
+    c.pool.parallel_for(in[1].numel(), row_grain(v), [&](int64_t b, int64_t e, int worker) {
+      for (int64_t i = b; i < e; ++i) {
+        const T* x = in[0].data<T>() + i * v;
+        bool ignored = target[i] == ignore;
+        check_target(target[i], ignore, v);
+        m[i] = cpu::max(v, x);
+        log_sum[i] = cpu::sum_exp(v, x, m[i], static_cast<T*>(nullptr), l);
+        cpu::log(1, log_sum + i, log_sum + i);
+        T below = smoothing > 0 ? sum_below(c, worker, v, x, m[i], l) : T(0);
+        counts[i] = T(!ignored);
+        loss[i] = ignored ? T(0) : loss_of_row(m[i], log_sum[i], x[target[i]], below, smoothing, double(v));
+      }
+    });
+  });
 }
-const Op rows_op = {
-    .name = "cross_entropy_rows", .rule = "...,...,...,...,...->...,...", .types = rows_type, .cpu = rows_kernel};
 
 // dx += the gradient of the part of the loss that smoothing moves from the target (column t, -1 if elsewhere) to all
 // classes.
@@ -130,11 +158,7 @@ void cross_entropy_backward_kernel(const Context& c, std::span<const Tensor> in,
     });
   });
 }
-DType backward_type(std::string_view, std::span<const TensorSpec* const> in, const Attributes&, int) {
-  return in[0]->dtype;
-}
-
-// Kernels read the logits three times: turned ones (classes were not last) are put in order once.
+// Kernels read the logits several times: turned ones (classes were not last) are put in order once.
 DistributedTensor contiguous(const DistributedTensor& x) {
   if (x.is_meta() || x.local().is_contiguous()) return x;
   return DistributedTensor::from_local(x.local().contiguous(), x.mesh(), x.layout(), x.shape());
@@ -143,24 +167,11 @@ DistributedTensor contiguous(const DistributedTensor& x) {
 // -> loss, maximum [...], log of the sum [...], count
 std::vector<DistributedTensor> cross_entropy_composite(std::span<const DistributedTensor* const> in,
                                                        const Attributes& a) {
-  DistributedTensor logits = contiguous(*in[0]);
-  const DistributedTensor& target = *in[1];
-  Attributes ignore{{"ignore_index", a.get<int64_t>("ignore_index")}};
-  double smoothing = a.get<double>("label_smoothing");
-  DistributedTensor m = amax(logits, {-1});
-  m = reduced(m);
-  std::vector<DistributedTensor> sums{call(sum_exp_op, {&logits, &m}), call(pick_op, {&logits, &target}, ignore)};
-  if (smoothing > 0) sums.push_back(call(sum_below_op, {&logits, &m}));
-  sums = reduced(std::move(sums));
-  DistributedTensor log_sum = log(sums[0]), below = smoothing > 0 ? sums[2] : DistributedTensor();
-  Attributes of_rows = ignore;
-  of_rows.set("label_smoothing", smoothing);
-  of_rows.set("classes", logits.size(-1));
-  auto rows = call_all(rows_op, {&m, &log_sum, &sums[1], &target, &below}, of_rows);
+  auto rows = cross_entropy_rows(contiguous(*in[0]), *in[1], a);
   auto reduction = Reduction(a.get<int64_t>("reduction"));
-  if (reduction == Reduction::none) return {rows[0], m, log_sum, rows[1]};
-  auto totals = reduced({sum(rows[0]), sum(rows[1])});
-  return {reduction == Reduction::sum ? totals[0] : div(totals[0], totals[1]), m, log_sum, totals[1]};
+  if (reduction == Reduction::none) return rows;
+  auto totals = reduced({sum(rows[0]), sum(rows[3])});
+  return {reduction == Reduction::sum ? totals[0] : div(totals[0], totals[1]), rows[1], rows[2], totals[1]};
 }
 
 void cross_entropy_gradient(Gradient& g) {
@@ -173,13 +184,6 @@ void cross_entropy_gradient(Gradient& g) {
              {g.wanted(0)}));
 }
 
-// A loss of a Partial input would reduce it each time that it reads it: once, before. The gradient passes through.
-DistributedTensor reduced_once(const char* who, const DistributedTensor& x) {
-  if (!x.layout().partial) return x;
-  LabelScope label(x.mesh().rank_state(), Label::Kind::reason, who);
-  return reduced(x);
-}
-
 SampleInput ids(Shape s, int64_t bound) { return {SampleInput::Kind::index, s, bound}; }
 Attributes loss(int64_t ignore, Reduction r, double smoothing = 0) {
   return {{"ignore_index", ignore}, {"reduction", int64_t(r)}, {"label_smoothing", smoothing}};
@@ -189,32 +193,53 @@ Attributes backward_of(int64_t ignore, double smoothing) {
   return {{"ignore_index", ignore}, {"label_smoothing", smoothing}};
 }
 
+Attributes of_rows(int64_t ignore, double smoothing) {
+  Attributes a = backward_of(ignore, smoothing);
+  a.set("classes", int64_t(7));
+  return a;
+}
+
 }  // namespace
 
 const Op sum_exp_op = {.name = "sum_exp",
                        .rule = "...v,...->...",
+                       .types = row_types<0b10, 0b1>,
                        .cpu = sum_exp_kernel,
                        .sample = {{{{4, 3, 7}, {4, 3}}}, {{{5, 1}, {5}}}}};
 const Op pick_op = {.name = "pick",
                     .rule = "...v,...->...",
                     .linear = {{0}},
-                    .types = first_type,
+                    .types = row_types<0b00, 0b1, 0b10>,
                     .cpu = pick_kernel,
                     .sample = {{{{4, 3, 7}, ids({4, 3}, 7)}, ignoring(-100)}, {{{5, 3}, ids({5}, 3)}, ignoring(1)}}};
 const Op sum_below_op = {.name = "sum_below",
                          .rule = "...v,...->...",
                          .linear = {{0, 1}},
+                         .types = row_types<0b10, 0b1>,
                          .cpu = sum_below_kernel,
                          .sample = {{{{4, 3, 7}, {4, 3}}}, {{{5, 1}, {5}}}}};
 const Op cross_entropy_backward_op = {
     .name = "cross_entropy_backward",
     .rule = "...v,...,...,...,...->...v",
     .linear = {{4}},
-    .types = backward_type,
+    .types = row_types<0b10110, 0b0, 0b1000>,
     .cpu = cross_entropy_backward_kernel,
     .sample = {{{{4, 3, 7}, {4, 3}, {4, 3}, ids({4, 3}, 7), {4, 3}}, backward_of(-100, 0)},
                {{{4, 3, 7}, {4, 3}, {4, 3}, ids({4, 3}, 7), {4, 3}}, backward_of(-100, 0.1)},
                {{{5, 3}, {5}, {5}, ids({5}, 3), {}}, backward_of(1, 0.5)}}};
+const Op cross_entropy_rows_op = {
+    .name = "cross_entropy_rows",
+    .rule = "...,...,...,...,...->...,...",
+    .types = row_types<0b0, 0b0, 0b1000>,
+    .cpu = rows_kernel,
+    .sample = {{{{4, 3}, {4, 3}, {4, 3}, ids({4, 3}, 7), {4, 3}}, of_rows(-100, 0.5)},
+               {{{5}, {5}, {5}, ids({5}, 3), {SampleInput::Kind::absent, {}}}, of_rows(1, 0)}}};
+const Op cross_entropy_forward_op = {
+    .name = "cross_entropy_forward",
+    .rule = "...[v],...->...,...,...,...",
+    .types = row_types<0b00, 0b1111, 0b10>,
+    .cpu = forward_kernel,
+    .sample = {{{{4, 3, 7}, ids({4, 3}, 7)}, backward_of(-100, 0)}, {{{5, 3}, ids({5}, 3)}, backward_of(1, 0.2)}}};
 const Op cross_entropy_op = {.name = "cross_entropy",
                              .composite = cross_entropy_composite,
                              .gradient = cross_entropy_gradient,
@@ -227,6 +252,29 @@ const Op cross_entropy_op = {.name = "cross_entropy",
                                         {{{5, 8}, ids({5}, 8)}, loss(-100, Reduction::none)},
                                         {{{1, 5}, ids({1}, 5)}, loss(-100, Reduction::mean)},
                                         {{{0, 3}, ids({0}, 3)}, loss(-100, Reduction::sum)}}};
+
+std::vector<DistributedTensor> cross_entropy_rows(const DistributedTensor& logits, const DistributedTensor& target,
+                                                  const Attributes& a) {
+  Attributes ignore{{"ignore_index", a.get<int64_t>("ignore_index")}}, of_rows = ignore;
+  double smoothing = a.get<double>("label_smoothing");
+  of_rows.set("label_smoothing", smoothing);
+  if (!sharded_along(logits, {logits.dims() - 1}))
+    return call_all(cross_entropy_forward_op, {&logits, &target}, of_rows);
+  DistributedTensor m = exact(reduced(amax(logits, {-1})));
+  std::vector<DistributedTensor> sums{call(sum_exp_op, {&logits, &m}), call(pick_op, {&logits, &target}, ignore)};
+  if (smoothing > 0) sums.push_back(call(sum_below_op, {&logits, &m}));
+  sums = reduced(std::move(sums));
+  DistributedTensor log_sum = log(sums[0]), below = smoothing > 0 ? sums[2] : DistributedTensor();
+  of_rows.set("classes", logits.size(-1));
+  auto rows = call_all(cross_entropy_rows_op, {&m, &log_sum, &sums[1], &target, &below}, of_rows);
+  return {rows[0], m, log_sum, rows[1]};
+}
+
+DistributedTensor reduced_once(const char* who, const DistributedTensor& x) {
+  if (!x.layout().partial) return x;
+  LabelScope label(x.mesh().rank_state(), Label::Kind::reason, who);
+  return reduced(x);
+}
 
 DistributedTensor cross_entropy(const DistributedTensor& logits, const DistributedTensor& target,
                                 const CrossEntropyOptions& options) {

@@ -5,7 +5,8 @@
 
 namespace dtensor::ops {
 
-extern const Op cross_entropy_op, sum_exp_op, sum_below_op, pick_op, cross_entropy_backward_op;
+extern const Op cross_entropy_op, cross_entropy_rows_op, cross_entropy_forward_op, sum_exp_op, sum_below_op, pick_op,
+    cross_entropy_backward_op, scaled_op, linear_cross_entropy_op;
 
 enum class Reduction : uint8_t { none, sum, mean };
 
@@ -24,6 +25,29 @@ struct CrossEntropyOptions {
 // once, before. Class weights and targets that are probabilities are not supported.
 DistributedTensor cross_entropy(const DistributedTensor& logits, const DistributedTensor& target,
                                 const CrossEntropyOptions& options = {});
+
+struct LinearCrossEntropyOptions {
+  int64_t ignore_index = -100;
+  Reduction reduction = Reduction::mean;  // or sum
+  double label_smoothing = 0;
+  int64_t chunk_rows = 4096;  // of logits that exist at a time on a rank
+};
+
+// cross_entropy(linear(hidden, weight), target) of hidden [..., k], weight [v, k] and target i64 [...], without the
+// logits of all rows: some rows at a time, and where gradients are recorded (no NoGrad) theirs too, which the backward
+// pass only scales. Of bf16, the loss and the sums over chunks are f32. Chunks are made along a dimension of rows that
+// no axis splits, or within the ranks' parts of one that they divide; where there is neither, the rows are one chunk.
+// The classes may be sharded (rows of the weight): then each chunk has the all-reduces of cross_entropy; the gradients
+// are left Partial, as those of linear are. Source: Hsu et al., "Liger Kernel" (2024).
+DistributedTensor linear_cross_entropy(const DistributedTensor& hidden, const DistributedTensor& weight,
+                                       const DistributedTensor& target, const LinearCrossEntropyOptions& options = {});
+
+// For composites: logits [..., v], contiguous and not Partial -> of each row the loss, the maximum, the log of the sum
+// of exp(x - maximum), and 1 where the target counts. Attributes: ignore_index, label_smoothing.
+std::vector<DistributedTensor> cross_entropy_rows(const DistributedTensor& logits, const DistributedTensor& target,
+                                                  const Attributes& attributes);
+// A loss of a Partial input would reduce it each time that it reads it: once, before. The gradient passes through.
+DistributedTensor reduced_once(const char* who, const DistributedTensor& x);
 
 // (input - target)^2, two floating tensors of one shape: all of them, or their sum or mean, Replicate. A mean of
 // nothing is NaN.

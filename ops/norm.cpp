@@ -86,6 +86,7 @@ const Attributes eps{{"eps", 1e-5}};
 const Op rms_norm_op = {.name = "rms_norm",
                         .rule = "...[d],[d]->...[d],...",
                         .passes = {{.inputs = {1}, .outputs = {0}}},
+                        .types = row_types<0b00, 0b10>,
                         .cpu = rms_norm_kernel,
                         .gradient = rms_norm_gradient,
                         .keeps = {.inputs = {0, 1}, .outputs = {1}},
@@ -94,6 +95,7 @@ const Op rms_norm_backward_op = {.name = "rms_norm_backward",
                                  .rule = "...[d],...[d],[d],...->...[d],[d]",
                                  .linear = {{0}},
                                  .passes = {{.inputs = {2}, .outputs = {0}}},
+                                 .types = row_types<0b1000, 0b00>,
                                  .cpu = rms_norm_backward_kernel,
                                  .sample = {{{{4, 3, 6}, {4, 3, 6}, {6}, {SampleInput::Kind::positive, {4, 3}}}}}};
 
@@ -101,6 +103,7 @@ const Op add_rms_norm_op = {
     .name = "add_rms_norm",
     .rule = "...[d],...[d],[d]->...[d],...[d],...",
     .passes = {{.inputs = {2}, .outputs = {0}}},
+    .types = row_types<0b000, 0b100>,
     .cpu = add_rms_norm_kernel,
     .gradient = add_rms_norm_gradient,
     .keeps = {.inputs = {2}, .outputs = {1, 2}},
@@ -111,6 +114,7 @@ const Op add_rms_norm_backward_op = {
     .rule = "...[d],...[d],[d],...,...[d]->...[d],[d]",
     .linear = {{0, 4}},
     .passes = {{.inputs = {2, 4}, .outputs = {0}}},
+    .types = row_types<0b01000, 0b00>,
     .cpu = rms_norm_backward_kernel,
     .sample = {{{{4, 3, 6}, {4, 3, 6}, {6}, {SampleInput::Kind::positive, {4, 3}}, {4, 3, 6}}}}};
 

@@ -1,5 +1,6 @@
 #include "ops/softmax.h"
 
+#include "ops/cast.h"
 #include "ops/cpu/rows.h"
 #include "ops/dims.h"
 #include "ops/pointwise.h"
@@ -92,11 +93,11 @@ void log_softmax_shifted_kernel(const Context& c, In in, Out out) {
 
 template <bool log>
 std::vector<DistributedTensor> sharded(std::span<const DistributedTensor* const> in, const Attributes& a) {
-  const DistributedTensor &x = *in[0], m = reduced(call(amax_op, {&x}, a));
+  const DistributedTensor x = exact(*in[0]), m = reduced(call(amax_op, {&x}, a));
   auto e = call_all(exp_shifted_op, {&x, &m}, a);
-  DistributedTensor sum = reduced(e[1]);
-  if (log) return {call(log_softmax_shifted_op, {&x, &m, &sum}, a)};
-  return {div(e[0], reshape(sum, kept_shape(x.shape(), dims_of(a))))};
+  DistributedTensor sum = reduced(e[1]), y = log ? call(log_softmax_shifted_op, {&x, &m, &sum}, a)
+                                                 : div(e[0], reshape(sum, kept_shape(x.shape(), dims_of(a))));
+  return {cast(y, in[0]->dtype())};
 }
 
 void softmax_gradient(Gradient& g) {
@@ -107,12 +108,12 @@ void log_softmax_gradient(Gradient& g) {
 }
 void sharded_softmax_gradient(Gradient& g) {
   const DistributedTensor &dy = g.of_output(), &y = g.output(0);
-  DistributedTensor s = reduced(sum(mul(dy, y), dims_of(g.attributes())));
+  DistributedTensor s = reduced(sum(mul(exact(dy), exact(y)), dims_of(g.attributes())));
   g.set(0, call(sharded_softmax_backward_op, {&dy, &y, &s}, g.attributes()));
 }
 void sharded_log_softmax_gradient(Gradient& g) {
   const DistributedTensor& dy = g.of_output();
-  DistributedTensor s = reduced(sum(dy, dims_of(g.attributes())));
+  DistributedTensor s = reduced(sum(exact(dy), dims_of(g.attributes())));
   g.set(0, call(sharded_log_softmax_backward_op, {&dy, &g.output(0), &s}, g.attributes()));
 }
 
@@ -202,11 +203,13 @@ const Op log_softmax_shifted_op = {.name = "log_softmax_shifted",
 const Op sharded_softmax_backward_op = {.name = "sharded_softmax_backward",
                                         .rule = sharded_backward_rule,
                                         .linear = {{0, 2}, {1}},
+                                        .types = row_types<0b100, 0b0>,
                                         .cpu = backward_kernel<false>,
                                         .sample = {{{{4, 5, 3}, {4, 5, 3}, {4, 3}}, over({1})}}};
 const Op sharded_log_softmax_backward_op = {.name = "sharded_log_softmax_backward",
                                             .rule = sharded_backward_rule,
                                             .linear = {{0, 2}},
+                                            .types = row_types<0b100, 0b0>,
                                             .cpu = backward_kernel<true>,
                                             .sample = {{{{4, 5, 3}, {4, 5, 3}, {4, 3}}, over({1})}}};
 

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "ops/cast.h"
 #include "ops/cpu/layer_norm.h"
 #include "ops/cpu/rows.h"
 #include "ops/dims.h"
@@ -40,8 +41,6 @@ T* row_of(const Context& c, int worker, int64_t n) {
 
 // --- variance
 
-double variance_factor(double n, double correction) { return n > 0 ? 1 / std::max(0.0, n - correction) : NAN; }
-
 // x -> var or std, sum of x
 void var_kernel(const Context& c, In in, Out out) {
   Slices s = slices_of(in[0], dims_of(c.attributes));
@@ -72,11 +71,11 @@ void centred_squares_kernel(const Context& c, In in, Out out) {
 std::vector<DistributedTensor> sharded_var(std::span<const DistributedTensor* const> in, const Attributes& a) {
   const DistributedTensor& x = *in[0];
   Attributes dims{{"dims", dims_of(a)}};
-  DistributedTensor s = reduced(sum(x, dims_of(a)));
+  DistributedTensor s = reduced(sum(exact(x), dims_of(a)));
   DistributedTensor squares = reduced(call(centred_squares_op, {&x, &s}, dims));
   double n = double(slice_size(x.shape(), dims_of(a)));
   DistributedTensor v = mul(squares, variance_factor(n, a.get<double>("correction")));
-  return {a.get<bool>("std") ? sqrt(v) : v, s};
+  return {cast(a.get<bool>("std") ? sqrt(v) : v, x.dtype()), s};
 }
 
 // dy, x, sum of x, var or std -> dx
@@ -166,9 +165,9 @@ void norm_root_kernel(const Context& c, In in, Out out) {
 std::vector<DistributedTensor> sharded_norm(std::span<const DistributedTensor* const> in, const Attributes& a) {
   const DistributedTensor &x = *in[0], size = abs(x);
   double p = a.get<double>("p");
-  DistributedTensor m = reduced(call(p < 0 ? amin_op : amax_op, {&size}, {{"dims", dims_of(a)}}));
+  DistributedTensor m = exact(reduced(call(p < 0 ? amin_op : amax_op, {&size}, {{"dims", dims_of(a)}})));
   DistributedTensor s = reduced(call(power_sum_op, {&x, &m}, a));
-  return {call(norm_root_op, {&s, &m}, {{"p", p}})};
+  return {cast(call(norm_root_op, {&s, &m}, {{"p", p}}), x.dtype())};
 }
 
 // dy, x, y -> dx = dy * sign(x) * (|x| / y)^(p-1); 0 where x or y is 0, and for p = 0
@@ -226,8 +225,8 @@ void exp_sum_kernel(const Context& c, In in, Out out) {
   });
 }
 std::vector<DistributedTensor> sharded_logsumexp(std::span<const DistributedTensor* const> in, const Attributes& a) {
-  const DistributedTensor &x = *in[0], m = reduced(call(amax_op, {&x}, a));
-  return {add(log(reduced(call(exp_sum_op, {&x, &m}, a))), m)};
+  const DistributedTensor &x = *in[0], m = exact(reduced(call(amax_op, {&x}, a)));
+  return {cast(add(log(reduced(call(exp_sum_op, {&x, &m}, a))), m), x.dtype())};
 }
 // dy, x, y -> dx = dy * exp(x - y)
 void logsumexp_backward_kernel(const Context& c, In in, Out out) {
@@ -281,7 +280,7 @@ const SampleInput counts{SampleInput::Kind::positive, {4, 3}};
 
 const Op var_op = {.name = "var",
                    .rule = whole_rule_of_two,
-                   .types = floating_types,
+                   .types = row_types<0b0, 0b10>,
                    .strided = true,
                    .cpu = var_kernel,
                    .gradient = var_gradient,
@@ -295,11 +294,13 @@ const Op sharded_var_op = {.name = "sharded_var",
 const Op centred_squares_op = {
     .name = "centred_squares",
     .rule = with_slices_rule,
+    .types = row_types<0b10, 0b1>,
     .cpu = centred_squares_kernel,
     .sample = {{{{4, 5, 3}, {4, 3}}, over({1})}, {{{7}, {SampleInput::Kind::absent, {}}}, over({0})}}};
 const Op var_backward_op = {.name = "var_backward",
                             .rule = onto_slices_rule,
                             .linear = {{0}, {1, 2}},
+                            .types = row_types<0b100, 0b0>,
                             .cpu = var_backward_kernel,
                             .sample = {{{{4, 3}, {4, 5, 3}, {4, 3}, counts}, var_of({1}, 0.5, false)},
                                        {{{4, 3}, {4, 5, 3}, {4, 3}, counts}, var_of({1}, 0.5, true)}}};
@@ -319,6 +320,7 @@ const Op sharded_norm_op = {.name = "sharded_norm",
                             .sample = norm_samples};
 const Op power_sum_op = {.name = "power_sum",
                          .rule = with_slices_rule,
+                         .types = row_types<0b10, 0b1>,
                          .cpu = power_sum_kernel,
                          .sample = {{{{4, 5, 3}, {4, 3}}, norm_of({1}, 2)}, {{{7}, {}}, norm_of({0}, 3)}}};
 const Op norm_root_op = {.name = "norm_root",
@@ -347,6 +349,7 @@ const Op sharded_logsumexp_op = {.name = "sharded_logsumexp",
                                  .sample = exp_samples};
 const Op exp_sum_op = {.name = "exp_sum",
                        .rule = with_slices_rule,
+                       .types = row_types<0b10, 0b1>,
                        .cpu = exp_sum_kernel,
                        .sample = {{{{4, 5, 3}, {4, 3}}, over({1})}, {{{7}, {}}, over({0})}}};
 const Op logsumexp_backward_op = {.name = "logsumexp_backward",
@@ -354,6 +357,8 @@ const Op logsumexp_backward_op = {.name = "logsumexp_backward",
                                   .linear = {{0}},
                                   .cpu = logsumexp_backward_kernel,
                                   .sample = {{{{4, 3}, {4, 5, 3}, {4, 3}}, over({1})}}};
+
+double variance_factor(double n, double correction) { return n > 0 ? 1 / std::max(0.0, n - correction) : NAN; }
 
 DistributedTensor var(const DistributedTensor& x, const Dims& dims, double correction, bool keepdim) {
   return variance("var", false, x, dims, correction, keepdim);

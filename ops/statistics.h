@@ -31,4 +31,7 @@ DistributedTensor norm(const DistributedTensor& x, double p = 2, const std::vect
 // log(sum(exp(x))) without overflow. Sharded: an all-reduce of maxima, then one of sums.
 DistributedTensor logsumexp(const DistributedTensor& x, const std::vector<int64_t>& dims, bool keepdim = false);
 
+// For kernels of var: what the sum of centred squares is multiplied by.
+double variance_factor(double n, double correction);
+
 }  // namespace dtensor::ops

@@ -95,8 +95,9 @@ Findings compare(const std::map<int, std::string>& records, const std::vector<in
       continue;
     }
     bool begun = false;
-    for (const json& entry : json::parse(record->second)["collectives"]) {
-      if (entry["ranks"] != ranks) continue;
+    json parsed = json::parse(record->second);
+    for (const json& entry : parsed["collectives"]) {
+      if (entry["ranks"].get<std::vector<int>>() != ranks) continue;
       uint64_t number = entry["sequence"];
       begun |= number >= sequence;
       Signature call = signature_of(entry);

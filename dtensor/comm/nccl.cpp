@@ -54,13 +54,14 @@ class Nccl : public Communicator, public std::enable_shared_from_this<Nccl> {
   int rank() const override { return rank_; }
   int size() const override { return int(channel_->ranks->size()); }
 
-  // `make` has NCCL begin a communicator at the pointer that it is given.
+  // `make` has NCCL begin a communicator at the pointer that it is given; a split is a call on the parent as well.
   template <class F>
-  void init(const std::string& name, F make) {
+  void init(const std::string& name, F make, Operation* splitting = nullptr) {
     auto making = watchdog_->begin(channel_, {name, {}});
     Comm* begun = nullptr;
     Result r = make(&begun);
     watchdog_->open(channel_, begun);
+    if (splitting) watchdog_->finish_call(*splitting, std::exchange(r, Result::in_progress));
     watchdog_->finish_call(*making, r);
     watchdog_->forget(making, true);
   }
@@ -144,13 +145,11 @@ class Nccl : public Communicator, public std::enable_shared_from_this<Nccl> {
     auto part = std::make_shared<Nccl>(watchdog_, global, key);
     auto splitting = watchdog_->begin(channel_, {"split", {}});
     Config config;
-    part->init(fmt::format("split [{}]", fmt::join(global, ",")), [&](Comm** made) {
-      std::unique_lock lock(channel_->calls);
-      Result r = comm() ? api_.CommSplit(comm(), color, key, made, &config) : Result::in_progress;
-      lock.unlock();
-      watchdog_->finish_call(*splitting, r);
-      return Result::in_progress;
-    });
+    auto make = [&](Comm** made) {
+      std::lock_guard lock(channel_->calls);
+      return comm() ? api_.CommSplit(comm(), color, key, made, &config) : Result::in_progress;
+    };
+    part->init(fmt::format("split [{}]", fmt::join(global, ",")), make, splitting.get());
     watchdog_->forget(splitting, true);
     int count = 0;
     api_.CommCount(part->comm(), &count);

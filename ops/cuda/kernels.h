@@ -20,6 +20,9 @@ struct NamedKernel {
 };
 using KernelTable = std::vector<NamedKernel>;
 
+// A contiguous tensor where it begins at a multiple of 16 bytes, as new ones do, else a copy.
+inline Tensor aligned(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.bytes_data()) % 16 ? t.clone() : t; }
+
 // What the kernels of one rank keep between calls: library handles, plans, scratch memory of fixed address.
 class Workspace {
  public:

@@ -15,29 +15,33 @@ using Catch::Contains;
 namespace {
 
 struct Buffer {
-  Buffer(size_t n, cudaDataType t) : size(n), type(t), at(allocate(int64_t(n * bytes()))) {}
+  Buffer(size_t n, cudaDataType t) : size(n), type(t), host(n * bytes()), at(allocate(int64_t(n * bytes()))) {}
   Buffer(Buffer&&) = delete;
   ~Buffer() { release(at); }
   size_t bytes() const { return type == CUDA_R_64F ? 8 : type == CUDA_R_32F ? 4 : 2; }
-  // The emulator's memory is the host's.
   double get(size_t i) const {
-    if (type == CUDA_R_64F) return static_cast<double*>(at)[i];
-    if (type == CUDA_R_32F) return double(static_cast<float*>(at)[i]);
-    return double(float(static_cast<__nv_bfloat16*>(at)[i]));
+    if (type == CUDA_R_64F) return reinterpret_cast<const double*>(host.data())[i];
+    if (type == CUDA_R_32F) return double(reinterpret_cast<const float*>(host.data())[i]);
+    return double(float(reinterpret_cast<const __nv_bfloat16*>(host.data())[i]));
   }
   void set(size_t i, double x) {
     if (type == CUDA_R_64F)
-      static_cast<double*>(at)[i] = x;
+      reinterpret_cast<double*>(host.data())[i] = x;
     else if (type == CUDA_R_32F)
-      static_cast<float*>(at)[i] = float(x);
+      reinterpret_cast<float*>(host.data())[i] = float(x);
     else
-      static_cast<__nv_bfloat16*>(at)[i] = x;
+      reinterpret_cast<__nv_bfloat16*>(host.data())[i] = x;
   }
   void fill(int seed) {
     for (size_t i = 0; i < size; ++i) set(i, double((int(i) * 7 + seed * 5) % 11 - 5) / 4);
+    put();
   }
+  void put() { cudaMemcpy(at, host.data(), host.size(), cudaMemcpyDefault); }
+  void fetch() { cudaMemcpy(host.data(), at, host.size(), cudaMemcpyDefault); }
+
   size_t size;
   cudaDataType type;
+  std::vector<char> host;  // what get() and set() see
   void* at;
 };
 
@@ -159,6 +163,7 @@ void check_values(const Case& c, const cublasLtMatmulHeuristicResult_t& chosen) 
   for (size_t i = 0; i < p.aux.size; ++i) aux.push_back(p.aux.get(i));
   REQUIRE(p.run(&chosen.algo, chosen.workspaceSize, p.a.at) == CUBLAS_STATUS_SUCCESS);
   synchronize(p.stream.handle());
+  for (Buffer* b : {&p.d, &p.bias, &p.aux}) b->fetch();
   double tolerance = c.out == CUDA_R_16BF ? 1e-2 : 1e-5;
   auto near = [&](double x) { return Approx(x).epsilon(tolerance).margin(tolerance); };
   for (size_t g = 0; g < size_t(c.batch); ++g)
@@ -199,6 +204,22 @@ TEST_CASE("emulator: products of every type, order, transposition and epilogue")
     auto algorithms = Problem(c).algorithms();
     REQUIRE(algorithms.size() == (c.k > 1 ? 3 : 2));
     for (const auto& a : algorithms) check_values(c, a);
+  }
+}
+
+TEST_CASE("emulator: TF32 rounds the operands") {
+  Case c;
+  c.m = c.n = c.k = 1;
+  for (auto [compute, expected] :
+       {std::pair{CUBLAS_COMPUTE_32F, 2 * (1 + 0x1p-12)}, std::pair{CUBLAS_COMPUTE_32F_FAST_TF32, 2.0}}) {
+    Problem p(c);
+    p.set(CUBLASLT_MATMUL_DESC_COMPUTE_TYPE, compute);
+    p.a.set(0, 1 + 0x1p-12), p.b.set(0, 1);
+    p.a.put(), p.b.put();
+    CHECK(p.run(nullptr, 0, p.a.at) == CUBLAS_STATUS_SUCCESS);
+    synchronize(p.stream.handle());
+    p.d.fetch();
+    CHECK(p.d.get(0) == expected);
   }
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <set>
 #include <thread>
 
 #include "tests/emulator/emulator.h"
@@ -47,7 +48,7 @@ struct FakeNccl::Group {
     bool stalls = false, done = false;
   };
   struct Split {
-    std::map<int, std::pair<int, int>> asked;  // color and key, by rank
+    std::map<int, std::pair<int, int>> asked;    // color and key, by rank
     std::map<int, std::shared_ptr<Group>> made;  // by color
   };
   int size;
@@ -55,7 +56,7 @@ struct FakeNccl::Group {
   std::map<uint64_t, Round> rounds = {};
   std::map<uint64_t, Split> splits = {};
   int finalized = 0;
-  bool aborted = false;
+  std::set<int> aborted = {};  // ranks
 };
 
 namespace {
@@ -122,6 +123,7 @@ double combine(RedOp op, double a, double b) {
 
 }  // namespace
 
+FakeNccl::FakeNccl(int ranks) : ranks_(ranks), calls_(size_t(ranks)), groups_(size_t(ranks)) {}
 FakeNccl::~FakeNccl() = default;
 
 namespace {
@@ -181,15 +183,17 @@ void exchange(Round& round) {
       for (auto& [rank, list] : round.of) {
         auto p = only(list, false)[i];
         if (c.name == "Reduce" && rank != c.peer) continue;
-        for (size_t k = 0; k < c.n; ++k) put(p.out, c.type, k, result[(c.name == "ReduceScatter" ? size_t(rank) : 0) * c.n + k]);
+        for (size_t k = 0; k < c.n; ++k)
+          put(p.out, c.type, k, result[(c.name == "ReduceScatter" ? size_t(rank) : 0) * c.n + k]);
       }
     } else {
       for (auto& [from, given] : round.of) {
         if (c.name == "Broadcast" && from != c.peer) continue;
         const void* in = only(given, false)[i].in;
         for (auto& [to, taken] : round.of)
-          std::memmove(static_cast<char*>(only(taken, false)[i].out) + (c.name == "AllGather" ? size_t(from) * bytes : 0),
-                       in, bytes);
+          std::memmove(
+              static_cast<char*>(only(taken, false)[i].out) + (c.name == "AllGather" ? size_t(from) * bytes : 0), in,
+              bytes);
       }
     }
   }
@@ -234,11 +238,6 @@ std::string FakeNccl::misuse() {
   return misuse_;
 }
 
-int FakeNccl::calls(int rank, const std::string& function) {
-  std::lock_guard lock(mutex_);
-  return calls_[size_t(rank)][function];
-}
-
 Comm* FakeNccl::make(int rank, std::shared_ptr<Group> group, int index) {
   comms_.push_back(std::make_unique<Comm>());
   Comm& c = *comms_.back();
@@ -254,7 +253,7 @@ Result FakeNccl::state(Comm& c) {
   if (!c.group) {
     Group& parent = *c.parent->group;
     Group::Split& s = parent.splits[c.split];
-    if (parent.aborted) return Result::remote_error;
+    if (!parent.aborted.empty()) return Result::remote_error;
     if (int(s.asked.size()) < parent.size) return Result::in_progress;
     auto [color, key] = s.asked[c.parent->rank];
     auto& group = s.made[color];
@@ -263,12 +262,13 @@ Result FakeNccl::state(Comm& c) {
       for (auto& [rank, a] : s.asked) size += a.first == color;
       group = std::make_shared<Group>(Group{size});
     }
-    for (auto& [rank, a] : s.asked) c.rank += a.first == color && std::pair(a.second, rank) < std::pair(key, c.parent->rank);
+    for (auto& [rank, a] : s.asked)
+      c.rank += a.first == color && std::pair(a.second, rank) < std::pair(key, c.parent->rank);
     c.group = group;
     group->members[c.rank] = &c;
   }
   Group& g = *c.group;
-  if (g.aborted) return Result::remote_error;
+  if (!g.aborted.empty()) return Result::remote_error;
   if (int(g.members.size()) < g.size) return Result::in_progress;
   if (c.next_split && int(g.splits[c.next_split - 1].asked.size()) < g.size) return Result::in_progress;
   if (c.finalized && g.finalized < g.size) return Result::in_progress;
@@ -277,7 +277,7 @@ Result FakeNccl::state(Comm& c) {
 
 void FakeNccl::leave(Comm& c, bool aborted) {
   c.alive = false;
-  if (c.group && aborted) c.group->aborted = true;
+  if (c.group && aborted) c.group->aborted.insert(c.rank);
 }
 
 Result FakeNccl::add(int rank, Primitive p) {
@@ -291,32 +291,37 @@ Result FakeNccl::end_group(int rank) {
   groups_[size_t(rank)].clear();
   if (list.empty()) return Result::success;
   Effect e = effect(rank, "GroupEnd");
-  std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
   Comm& c = *list[0].comm;
   if (!c.alive) misuse_ += "a collective on a communicator that is gone; ";
   if (state(c) == Result::in_progress && !c.polls) misuse_ += "a collective on a communicator that is not ready; ";
   if (e.result != Result::success && e.result != Result::in_progress) return e.result;
-  c.later = e.later, c.polls = polls;
+  if (c.later == Result::success) c.later = e.later;
+  c.polls = polls;
   std::shared_ptr<Group> group = c.group;
   uint64_t number = c.next++;
   Stream stream = list[0].stream;
   Group::Round& round = group->rounds[number];
   round.of[c.rank] = std::move(list);
   round.stalls |= e.stalls;
-  // Its kernel runs when all have come; aborted ones end with nothing done.
+  bool busy = polls > 0;
+  lock.unlock();  // the emulator has a lock of its own, which it holds when it asks
+  // The first one to be asked when all have come does it for all. One that is aborted ends with nothing done.
   emulator::give_external(
       stream,
       [this, group, &round, me = c.rank] {
         std::lock_guard inner(mutex_);
         round.arrived[me] = true;
-        return group->aborted || (int(round.arrived.size()) == group->size && !round.stalls && match(round));
+        if (group->aborted.count(me) || round.done) return true;
+        return group->aborted.empty() && int(round.arrived.size()) == group->size && !round.stalls && match(round);
       },
-      [this, group, &round] {
+      [this, group, &round, me = c.rank] {
         std::lock_guard inner(mutex_);
-        if (group->aborted || std::exchange(round.done, true)) return;
+        if (group->aborted.count(me) || (round.done && group->size > 1)) return;
+        round.done = true;
         exchange(round);
       });
-  return polls ? Result::in_progress : Result::success;
+  return busy ? Result::in_progress : Result::success;
 }
 
 Result FakeNccl::split(int rank, Comm* comm, int color, int key, Comm** part) {
@@ -356,7 +361,9 @@ Api FakeNccl::api(int rank) {
     (*comm)->later = e.later;
     return Result::in_progress;
   };
-  a.CommSplit = [=, this](Comm* c, int color, int key, Comm** part, Config*) { return split(rank, c, color, key, part); };
+  a.CommSplit = [=, this](Comm* c, int color, int key, Comm** part, Config*) {
+    return split(rank, c, color, key, part);
+  };
   a.CommGetAsyncError = [=, this](Comm* c, Result* r) {
     Result failed = called(rank, "CommGetAsyncError", c);
     std::lock_guard lock(mutex_);
@@ -409,8 +416,9 @@ Api FakeNccl::api(int rank) {
     return add(rank, {"Recv", nullptr, out, n, t, RedOp::sum, peer, c, s});
   };
   a.GetErrorString = [](Result r) {
-    constexpr const char* texts[] = {"no error",        "unhandled cuda error", "unhandled system error", "internal error",
-                                     "invalid argument", "invalid usage",        "remote process exited",  "in progress"};
+    constexpr const char* texts[] = {
+        "no error",         "unhandled cuda error", "unhandled system error", "internal error",
+        "invalid argument", "invalid usage",        "remote process exited",  "in progress"};
     return texts[int(r)];
   };
   a.GetLastError = [](Comm*) { return "what the fake said last\n"; };

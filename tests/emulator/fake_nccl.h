@@ -3,8 +3,10 @@
 #pragma once
 
 #include <map>
+#include <memory>
 #include <mutex>
 #include <string>
+#include <vector>
 
 #include "dtensor/comm/nccl_api.h"
 
@@ -20,7 +22,7 @@ class FakeNccl {
     bool blocks = false;                          // the call does not return until release()
   };
 
-  explicit FakeNccl(int ranks) : ranks_(ranks), calls_(size_t(ranks)), groups_(size_t(ranks)) {}
+  explicit FakeNccl(int ranks);
   ~FakeNccl();
 
   nccl::Api api(int rank);
@@ -28,14 +30,14 @@ class FakeNccl {
   void script(int rank, const std::string& function, int n, Effect effect) { script_[{rank, function, n}] = effect; }
   int polls = 0;  // how often every call is still in progress
 
-  void release();           // calls that block return
-  int open();               // communicators neither destroyed nor aborted
-  std::string misuse();     // what NCCL forbids and was done; "" for nothing
-  int calls(int rank, const std::string& function);
+  void release();        // calls that block return
+  int open();            // communicators neither destroyed nor aborted
+  std::string misuse();  // what NCCL forbids and was done; "" for nothing
+
+  struct Group;  // the ranks of a communicator
 
  private:
   struct Primitive;
-  struct Group;
   Effect effect(int rank, const std::string& function);
   nccl::Result called(int rank, const std::string& function, nccl::Comm* comm);
   nccl::Result add(int rank, Primitive p);

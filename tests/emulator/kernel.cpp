@@ -40,7 +40,7 @@ class Runner {
  private:
   void run_block();
   void fiber_main(Fiber& self);
-  void go_on(Fiber& fiber);
+  Fiber& next_awake();                          // becomes the one that runs
   void wait(Thread::State state, Where where);  // until another thread calls wake() for it
   void wake(size_t thread);
   void answer(size_t first, unsigned mask, bool is_vote);
@@ -96,17 +96,15 @@ void Runner::run_block() {
   at_warp_.assign((threads_.size() + 31) / 32, 0);
   while (failure_.empty()) {
     if (!awake_.empty()) {
-      current_ = awake_.front(), awake_.pop_front();
-      threadIdx = threads_[current_].index;
-      go_on(*threads_[current_].fiber);
+      scheduler_.go(next_awake());
     } else if (next_ < threads_.size()) {
       if (idle_.empty()) {
         fibers_.push_back(std::make_unique<Fiber>([](Fiber& self) { runner().fiber_main(self); }));
         idle_.push_back(fibers_.back().get());
       }
-      Fiber& fiber = *idle_.back();
+      fiber_ = idle_.back();
       idle_.pop_back();
-      go_on(fiber);
+      scheduler_.go(*fiber_);
     } else {
       break;
     }
@@ -115,9 +113,10 @@ void Runner::run_block() {
     failure_ = fmt::format("threads of block {} wait for others that do not come: {}", text(blockIdx), who_waits());
 }
 
-void Runner::go_on(Fiber& fiber) {
-  fiber_ = &fiber;
-  scheduler_.go(fiber);
+Fiber& Runner::next_awake() {
+  current_ = awake_.front(), awake_.pop_front();
+  threadIdx = threads_[current_].index;
+  return *(fiber_ = threads_[current_].fiber);
 }
 
 // Runs threads to their end, one after the other as long as none has to wait.
@@ -145,7 +144,7 @@ void Runner::fiber_main(Fiber& self) {
 void Runner::wait(Thread::State state, Where where) {
   Thread& t = threads_[current_];
   t.state = state, t.where = where, t.fiber = fiber_;
-  fiber_->go(scheduler_);
+  t.fiber->go(awake_.empty() ? scheduler_ : next_awake());
 }
 
 void Runner::wake(size_t thread) {

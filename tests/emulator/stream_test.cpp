@@ -1,8 +1,12 @@
 // What the emulator shows: missing waits, host reads that are too early, what captures forbid.
 #include <cuda_runtime_api.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <catch2/catch.hpp>
 #include <cmath>
+#include <csignal>
+#include <cstdio>
 #include <thread>
 #include <vector>
 
@@ -305,4 +309,18 @@ TEST_CASE("emulator: devices and their memory are the test's choice") {
     CHECK(emulator::alive().streams == alive.streams + 1);
   }
   CHECK(emulator::alive() == alive);
+}
+
+TEST_CASE("emulator: the host cannot touch a device's memory") {
+  Memory a(1);
+  int child = fork();
+  if (child == 0) {
+    std::freopen("/dev/null", "w", stderr);
+    std::signal(SIGSEGV, SIG_DFL);
+    *const_cast<volatile float*>(a.at) = 1;
+    _exit(0);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  CHECK(status != 0);
 }

@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "cuda_runtime_api.h"
+#include <cuda_runtime_api.h>
 
 typedef enum { CUDA_R_32F = 0, CUDA_R_64F = 1, CUDA_R_16BF = 14 } cudaDataType;
 typedef cudaDataType cudaDataType_t;

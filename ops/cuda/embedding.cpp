@@ -1,0 +1,30 @@
+// The CUDA kernels of ops/embedding.cpp.
+#include "ops/cuda/embedding.h"
+
+#include "ops/cuda/kernels.h"
+#include "ops/kernel.h"
+
+namespace dtensor::cuda {
+namespace {
+
+Ids ids_of(const Context& c, const Tensor& ids) {
+  Range v = c.range('v');
+  return {ids.bytes_data(), ids.numel(), v.begin, v.end, c.size('v')};
+}
+void forward(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+  embedding(c.stream(), in[1].dtype(), ids_of(c, in[0]), in[1].size(1), in[1].bytes_data(), out[0].bytes_data());
+}
+void backward(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+  check_rows(c, in, {{0, 0}, {1, 1}});
+  Ids ids = ids_of(c, in[0]);
+  Tensor room(c.allocator, DType::f32, {embedding_room(ids)});
+  embedding_backward(c.stream(), in[1].dtype(), ids, in[1].shape().back(), in[1].bytes_data(), out[0].bytes_data(),
+                     room.bytes_data());
+}
+
+}  // namespace
+
+extern const KernelTable embedding_kernels;
+const KernelTable embedding_kernels = {{"embedding", forward}, {"embedding_backward", backward}};
+
+}  // namespace dtensor::cuda

@@ -1,0 +1,35 @@
+// The CUDA kernels of rotary and rotary_pair in ops/attention.cpp.
+#include "ops/cuda/rotary.h"
+
+#include "ops/attention.h"
+#include "ops/cuda/kernels.h"
+
+namespace dtensor::cuda {
+namespace {
+
+void rotary_of_any(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+  ops::check_pairs(in[0].size(3));
+  Range s = c.range('s');
+  Rotary r{.batch = in[0].size(0),
+           .positions = s.size(),
+           .begin = s.begin,
+           .d = in[0].size(3),
+           .theta = c.attributes.get<double>("theta"),
+           .inverse = c.attributes.get<bool>("inverse"),
+           .count = int(in.size()),
+           .tensor = {}};
+  Tensor x[2];
+  for (size_t i = 0; i < in.size(); ++i) {
+    x[i] = ops::with_whole_heads(in[i]);
+    const Shape& strides = x[i].strides();
+    r.tensor[i] = {x[i].bytes_data(), strides[0], strides[1], strides[2], out[i].bytes_data(), in[i].size(2)};
+  }
+  rotary(c.stream(), in[0].dtype(), r);
+}
+
+}  // namespace
+
+extern const KernelTable rotary_kernels;
+const KernelTable rotary_kernels = {{"rotary", rotary_of_any}, {"rotary_pair", rotary_of_any}};
+
+}  // namespace dtensor::cuda
