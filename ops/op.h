@@ -149,8 +149,8 @@ struct Op {
   bool wraps = false;        // integers wrap around, so a maximum or minimum of them does not pass
   bool accumulates = false;  // kernels can add output 0 to what it has (Context::accumulate)
   Kernel cpu = nullptr;      // of a view, which moves no bytes itself, on every device
-  // Kernels of CUDA alone are in ops/cuda/kernels.h, so that the library's own cards are the same in every build.
-  Kernel cuda = nullptr;
+  Kernel cuda =
+      nullptr;  // the library's own cards leave it to ops/cuda/kernels.h, so that a card is the same in every build
   Composite composite = nullptr;
   GradientFunction gradient = nullptr;
   Keeps keeps = {};
