@@ -42,7 +42,7 @@ class Gpu {
 
   // How many sets of inputs of this size are together more than four times the cache, so that none is found there.
   int sets(double bytes) const {
-    return int(std::clamp(std::ceil(4.0 * double(properties().l2_bytes) / std::max(bytes, 1.0)), 1.0, 1000.0)) + 1;
+    return int(std::clamp(std::ceil(4.0 * double(properties().l2_bytes) / std::max(bytes, 1.0)), 1.0, 100.0)) + 1;
   }
 
   // The median of the microseconds that `run(i)` takes on the device, i = 0, 1, ... of `calls`. The device is kept busy
@@ -73,7 +73,7 @@ class Gpu {
   }
 
   // GB/s of a large copy on the device, bytes read and bytes written: the ceiling of what is bound by memory.
-  double copy_rate(int calls, int64_t bytes = int64_t(1) << 30) {
+  double copy_rate(int calls, int64_t bytes) {
     Tensor a = random(DType::f32, {bytes / 4}).local(), b(rank_->allocator(), DType::f32, {bytes / 4});
     double us = median_us(calls, [&](int) { cuda::copy(b.bytes_data(), a.bytes_data(), bytes, stream()); });
     return 2e-3 * double(bytes) / us;
@@ -83,7 +83,7 @@ class Gpu {
   // Copies of half a gigabyte: at least 0.2 ms each on any device.
   void keep_busy(double us) {
     constexpr int64_t bytes = int64_t(1) << 29;
-    int64_t fits = std::min(bytes, properties().memory_bytes / 16);
+    int64_t fits = std::min(bytes, properties().memory_bytes / 64);
     if (!busy_.defined()) busy_ = Tensor(rank_->allocator(), DType::f32, {2 * fits / 4});
     for (int i = 0; i < int(us / 200) + 2; ++i)
       cuda::copy(busy_.bytes_data(), busy_.bytes_data() + fits, fits, stream());
@@ -95,8 +95,8 @@ class Gpu {
   int64_t calls_ = 0;
 };
 
-// --json FILE, --calls N (50), --tokens N (16384), --only TEXT: rows whose names have it. Ends the program with 2
-// where they are wrong.
+// --json FILE, --calls N (50), --only TEXT: rows whose names have it; --tokens N (16384): fewer make everything
+// smaller, to try the program and not the device. Ends the program with 2 where they are wrong.
 struct Options {
   std::string json, only;
   int calls = 50;
@@ -126,6 +126,7 @@ struct Options {
       }
     }
   }
+  int64_t copy_bytes() const { return std::min(tokens << 16, int64_t(1) << 30); }
   bool wants(std::string_view name) const { return name.find(only) != std::string_view::npos; }
 };
 

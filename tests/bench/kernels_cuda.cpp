@@ -231,9 +231,9 @@ std::pair<double, double> measure(Gpu& gpu, const Case& c, int calls) {
 
 int program(const bench::Options& o) {
   Gpu gpu;
-  double ceiling = gpu.copy_rate(o.calls);
-  fmt::print("{}: a copy of 1 GiB moves {:.0f} GB/s, read and written\n\n{:<38} {:>10} {:>10} {:>9} {:>8}\n",
-             gpu.properties().name, ceiling, "kernel", "MB", "us", "GB/s", "of copy");
+  double ceiling = gpu.copy_rate(o.calls, o.copy_bytes());
+  fmt::print("{}: a copy of {} MiB moves {:.0f} GB/s, read and written\n\n{:<38} {:>10} {:>10} {:>9} {:>8}\n",
+             gpu.properties().name, o.copy_bytes() >> 20, ceiling, "kernel", "MB", "us", "GB/s", "of copy");
   std::vector<Case> cases;
   add_norms(cases, gpu, o.tokens);
   add_pointwise(cases, gpu, o.tokens);
