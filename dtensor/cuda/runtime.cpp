@@ -15,7 +15,7 @@ void check_call(cudaError_t e, const char* call) {
 
 void fail_call(const char* call, int error) {
   cudaGetLastError();  // an error that can be got over is not reported again
-  fail("[cuda] {}: {} ({})", call, cudaGetErrorString(cudaError_t(error)), cudaGetErrorName(cudaError_t(error)));
+  fail("[cuda] {} failed: {} ({})", call, cudaGetErrorString(cudaError_t(error)), cudaGetErrorName(cudaError_t(error)));
 }
 
 bool is_built() { return true; }

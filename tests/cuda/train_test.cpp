@@ -94,6 +94,16 @@ TEST_CASE("cuda: training in float32 gives the losses of the CPU") {
   CHECK(eager.graph == "not captured: switched off");
 }
 
+TEST_CASE("cuda: a captured step is of one batch size") {
+  nn::PackedText text({text_file()}, 16);
+  auto rank = Rank::single(Device::cuda);
+  DeviceMesh mesh(*rank, "dp=1");
+  nn::Trainer trainer(mesh, small_model(), {}, {.steps = 4});
+  for (int i = 0; i < 2; ++i) trainer.step(text.batch(mesh, {}, i, 4));
+  CHECK_THAT(error_of([&] { trainer.step(text.batch(mesh, {}, 2, 8)); }),
+             Contains("[train] the batch is i64[8,16] dp=Replicate, but the step was captured of i64[4,16] dp=Replicate"));
+}
+
 TEST_CASE("cuda: training in bf16 stays near float32, with the same bits every time") {
   Outcome wide = train({.device = Device::cpu}), narrow = train({.dtype = DType::bf16});
   CAPTURE(wide.loss, narrow.loss);

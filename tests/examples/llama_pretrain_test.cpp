@@ -101,7 +101,7 @@ TEST_CASE("without a CUDA device llama_pretrain on cuda ends with exit code 2, a
   } else {  // processes are what is missing
     Result r = small({"--device", "cuda", "--comm", "nccl", "--steps", "1"});
     CHECK(r.code == 2);
-    CHECK_THAT(r.err, Contains("[llama_pretrain] --comm nccl needs processes: start this with torchrun, mpirun or srun"));
+    CHECK_THAT(r.err, Contains("[llama_pretrain] --comm nccl needs processes: start this with torchrun, mpirun or srun, or use --comm threads"));
   }
   Result dry = run("llama_pretrain", model + Words{"--device", "cuda", "--dtype", "bf16", "--mesh", "dp=2,tp=2", "--plan", plans + "fsdp_tp.json", "--dry-run", "--batch-size", "8", "--seq-len", "16"});
   CAPTURE(dry.err);

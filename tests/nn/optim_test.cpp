@@ -152,6 +152,19 @@ TEST_CASE("errors of AdamW, and its step on meta") {
              Contains("[AdamW] the gradient of a is f32[5,7] x=Replicate, not f32[5,7] x=Shard(0)"));
 }
 
+TEST_CASE("parameters that are computed with in bf16 are for CUDA") {
+  auto rank = Rank::single();
+  DeviceMesh m(*rank, "x=1");
+  Weights w(m);
+  CHECK(error_of([&] { w.a.compute_in(DType::i64); }) == "[Parameter] a cannot be computed with in i64");
+  w.a.compute_in(DType::bf16);
+  materialize(w, 3);
+  CHECK((w.a.value().dtype() == DType::bf16 && w.a.stored().dtype() == DType::f32 && w.b.value().id() == w.b.stored().id()));
+  CHECK(values(w.a.value().local()) == values(ops::cast(w.a.stored(), DType::bf16).local()));
+  CHECK(error_of([&] { w.a.compute_in(DType::f32); }) == "[Parameter] a has values already: choose the type before materialize()");
+  CHECK(error_of([&] { AdamW(w.parameters(), {}).step(gradients_of(w, 1), 0.1); }) == "[AdamW] parameters that are computed with in bf16 are for CUDA");
+}
+
 TEST_CASE("the learning rate warms up and falls as a cosine") {
   struct Case {
     int64_t step, warmup, total;
