@@ -37,9 +37,9 @@ TEST_CASE("linear_cross_entropy refuses what does not fit") {
   CHECK_THROWS_WITH(call({.reduction = ops::Reduction::none}), Contains("[linear_cross_entropy] reduction=none needs the logits of all rows: use cross_entropy(linear(...))"));
   CHECK_THROWS_WITH(call({.label_smoothing = -1}), Contains("[linear_cross_entropy] label_smoothing -1 is outside"));
   CHECK_THROWS_WITH(call({.chunk_rows = 0}), Contains("chunk_rows=0: at least 1"));
-  CHECK_THROWS_WITH(call_all(ops::scaled_op, {&hidden, &weight}, {{"dtype", DType::f64}}),
+  CHECK_THROWS_WITH(call_all(ops::scaled_op, {&hidden, &scalar}, {{"dtype", DType::f64}}),
                     Contains("[scaled] f32 becomes f64: use cast()"));
-  DistributedTensor doubles = one({4}, DType::f64);
+  DistributedTensor doubles = one({4}, DType::f64), scalar = one(Shape{});
   CHECK_THROWS_WITH(call_all(ops::sum_exp_op, {&hidden, &doubles}),
                     Contains("[sum_exp] operand 1 is f64[4], not f32: use cast()"));
 }
