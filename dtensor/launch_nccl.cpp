@@ -10,7 +10,7 @@ namespace dtensor {
 namespace {
 
 int device_of(const Environment& e) {
-  check(cuda::unavailable().empty(), "[nccl] {}: use --comm threads", cuda::unavailable());
+  check(cuda::unavailable().empty(), "[nccl] {}: NCCL needs a GPU; use --device cpu", cuda::unavailable());
   int devices = cuda::device_count();
   bool chosen = std::getenv("CUDA_VISIBLE_DEVICES") || std::getenv("NCCL_HOSTID");
   check(e.local_world <= devices || chosen,

@@ -9,6 +9,7 @@
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
@@ -18,6 +19,7 @@
 #include "examples/progress.h"
 #include "nn/json.h"
 #include "nn/trainer.h"
+#include "ops/cuda/gemm.h"
 #include "placement/nearest.h"
 
 using namespace dtensor;
@@ -27,13 +29,14 @@ namespace {
 struct Options {
   std::string model, mesh = "dp=1", plan, metrics, config, resume = "never";
   std::string device = "cpu", dtype = "fp32", comm = "auto", cuda_graph = "auto";
+  std::string tune_gemm;
   double deadline = 600;
   std::vector<std::string> data;
   int64_t batch_size = 16, seq_len = 128;
   nn::TrainerOptions train{
       .seed = 42, .steps = 0, .lr = 1e-3, .warmup_steps = 0, .clip = 1.0, .adamw = {.weight_decay = 0.1}};
   int threads = 0;
-  bool strict = false, dry_run = false, json = false;
+  bool tf32 = false, strict = false, dry_run = false, json = false;
 };
 
 // CLI11's own PositiveNumber and NonNegativeNumber print the largest double, all 309 digits.
@@ -72,6 +75,10 @@ void declare(CLI::App& app, Options& o) {
       ->check(CLI::IsMember({"auto", "threads", "nccl"}));
   app.add_option("--cuda-graph", o.cuda_graph, "auto: a step is one CUDA graph where nothing forbids it; or never")
       ->check(CLI::IsMember({"auto", "never"}));
+  app.add_option(
+      "--tune-gemm", o.tune_gemm,
+      "file of the fastest cuBLASLt algorithms on this GPU: read, or measured after the first step and written");
+  app.add_flag("--tf32", o.tf32, "on cuda, products of fp32 may round their factors to tf32");
   app.add_option("--deadline", o.deadline, "seconds that a rank waits for the others")->check(positive);
   app.add_option("--threads", o.threads, "of each rank's kernels; 0: the cores divided by the ranks");
   app.add_flag("--strict", o.strict, "communication that nobody asked for is an error");
@@ -138,6 +145,8 @@ void prepare_device(const Options& o, Run& run) {
         "[llama_pretrain] --dtype bf16 needs --device cuda: the CPU computes in fp32");
   bool bf16_plan = run.plan.fully_shard && run.plan.fully_shard->param_dtype == DType::bf16;
   check(cuda || o.dry_run || !bf16_plan, "[llama_pretrain] the plan's param_dtype bf16 needs --device cuda");
+  check(cuda || o.tune_gemm.empty(), "[llama_pretrain] --tune-gemm needs --device cuda");
+  check(cuda || !o.tf32, "[llama_pretrain] --tf32 needs --device cuda");
   check(cuda || o.comm != "nccl", "[llama_pretrain] --comm nccl needs --device cuda");
   if (o.dry_run || !cuda) return;
   check(cuda::unavailable().empty(), "[llama_pretrain] --device cuda: {}; use --device cpu", cuda::unavailable());
@@ -250,6 +259,9 @@ void train(const Options& o, const Run& run, const nn::PackedText& text, std::of
     DeviceMesh mesh(rank, run.mesh);
     nn::Trainer trainer(mesh, run.model, run.plan, run.train);
     bool first = rank.rank() == 0;
+    rank.tf32 = o.tf32;
+    bool tuned = o.tune_gemm.empty() || std::filesystem::exists(o.tune_gemm);
+    if (tuned && !o.tune_gemm.empty()) cuda::gemm(rank).load(o.tune_gemm);
     int64_t tokens = o.batch_size * o.seq_len;
     if (first)
       fmt::print("{} parameters, mesh {}, {} tokens per step\n", trainer.parameter_count(), to_string(run.mesh),
@@ -259,6 +271,12 @@ void train(const Options& o, const Run& run, const nn::PackedText& text, std::of
       auto begin = std::chrono::steady_clock::now();
       nn::Trainer::Step s = trainer.step(text.batch(mesh, layout, i, o.batch_size));
       double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+      if (!tuned) {
+        int products = cuda::gemm(rank).tune();
+        tuned = true;
+        if (first) cuda::gemm(rank).save(o.tune_gemm);
+        if (first) progress.note(fmt::format("{} products tuned, written to {}", products, o.tune_gemm));
+      }
       if (!first) continue;
       progress.step(s, tokens, seconds);
       if (i == 1 && run.device == Device::cuda) progress.note("CUDA graph: " + trainer.graph_status());

@@ -7,7 +7,7 @@
 #include <tuple>
 #include <vector>
 
-#include "dtensor/distributed_tensor.h"
+#include "dtensor/redistribute.h"
 
 namespace dtensor::nn {
 
@@ -17,7 +17,12 @@ class Parameter;
 // Parameters that are brought together and sharded again as one: nn/parallel/fully_shard.h.
 struct ParameterGroup {
   std::vector<Parameter*> parameters;
+  Module* module = nullptr;  // before whose forward they are brought together
   bool reshard_after_forward = true;
+  // The group that is used next, brought together while this one's module computes, and how far that is.
+  std::weak_ptr<ParameterGroup> next = {};
+  Redistribution unsharding = {};
+  std::vector<uint32_t> versions = {};  // of the values that are on their way
 };
 
 // How a parameter begins.

@@ -103,25 +103,32 @@ void Tape::count_uses(const Node& node, int change) {
     if (it == group_of_.end()) continue;
     Group& group = groups_[it->second];
     group.uses += change;
-    if (change < 0 && group.uses == 0) reduce(group);
+    if (change < 0 && group.uses == 0) begin_reduce(group);
   }
 }
 
-void Tape::reduce(const Group& group) {
-  std::vector<uint64_t> ids;
+// One group at a time is on its way.
+void Tape::begin_reduce(const Group& group) {
+  finish_reduce();
   std::vector<DistributedTensor> list;
   std::vector<Layout> layouts;
   std::vector<std::string> reasons;
   for (size_t i = 0; i < group.leaves.size(); ++i) {
     auto it = gradients_.find(group.leaves[i].id());
     if (it == gradients_.end()) continue;
-    ids.push_back(it->first);
+    reduced_leaves_.push_back(it->first);
     list.push_back(it->second);
     layouts.push_back(group.leaves[i].layout());
     reasons.push_back(group.reasons[i]);
   }
-  list = redistribute(list, layouts, {.reasons = reasons});
-  for (size_t i = 0; i < ids.size(); ++i) gradients_[ids[i]] = list[i];
+  reducing_ = Redistribution::begin(list, layouts, {.reasons = reasons});
+}
+
+void Tape::finish_reduce() {
+  if (!reducing_.defined()) return;
+  std::vector<DistributedTensor> list = reducing_.finish();
+  for (size_t i = 0; i < list.size(); ++i) gradients_[reduced_leaves_[i]] = list[i];
+  reduced_leaves_.clear();
 }
 
 // What a card's gradient function sees of a node.
@@ -131,6 +138,7 @@ class Tape::NodeGradient : public Gradient {
       : tape_(tape), node_(node), of_outputs_(std::move(of_outputs)), results(node.inputs.size()) {
     inputs_.resize(node.kept_inputs.size());
     outputs_.resize(node.kept_outputs.size());
+    offered_.resize(node.inputs.size());
     for (const Value& v : node.inputs) wanted_.push_back(v.spec ? target_of(*v.spec) : Layout());
   }
 
@@ -151,12 +159,17 @@ class Tape::NodeGradient : public Gradient {
     uint64_t root = node_.inputs[size_t(i)].root;
     auto& sums = tape_.leaves_.contains(root) ? tape_.gradients_ : tape_.pending_;
     auto it = sums.find(root);
-    return it == sums.end() ? nullptr : &it->second;
+    if (it == sums.end()) return nullptr;
+    offered_[size_t(i)] = it->second.version();
+    return &it->second;
   }
   bool needs(int i) const override { return node_.inputs[size_t(i)].root != 0; }
   const Layout* wanted(int i) const override { return &wanted_[size_t(i)]; }
   void set(int i, DistributedTensor g) override {
-    if (needs(i)) results[size_t(i)] = std::move(g);
+    if (!needs(i)) return;
+    // A kernel that added to the sum wrote to it; one that only passes the same value on did not.
+    std::optional<uint32_t> before = offered_[size_t(i)];
+    if (!before || g.version() == *before || g.id() != sum(i)->id()) results[size_t(i)] = std::move(g);
   }
 
   // Where the sum of a value's gradients goes: its own placement, Replicate where it is Partial.
@@ -183,6 +196,7 @@ class Tape::NodeGradient : public Gradient {
   std::vector<DistributedTensor> of_outputs_;
   mutable std::vector<DistributedTensor> inputs_, outputs_;
   std::vector<Layout> wanted_;
+  mutable std::vector<std::optional<uint32_t>> offered_;  // versions of the sums that the card asked for
 
  public:
   std::vector<DistributedTensor> results;
@@ -192,7 +206,6 @@ void Tape::contribute(uint64_t root, DistributedTensor gradient) {
   auto leaf = leaves_.find(root);
   if (leaf != leaves_.end()) gradient = ops::cast(gradient, leaf->second);
   DistributedTensor& sum = leaf == leaves_.end() ? pending_[root] : gradients_[root];
-  if (sum.defined() && sum.id() == gradient.id()) return;  // a kernel added to it already
   sum = sum.defined() ? ops::add(sum, gradient) : std::move(gradient);
 }
 
@@ -251,11 +264,13 @@ void Tape::backward(const DistributedTensor& loss) {
     node.kept_inputs.clear(), node.kept_outputs.clear();
     count_uses(node, -1);
   }
+  finish_reduce();
 }
 
 void Tape::forget() {
   nodes_.clear();
   for (Group& group : groups_) group.uses = 0;
+  reducing_ = {}, reduced_leaves_.clear();
   pending_.clear();
   recipes_.clear();
   roots_.clear();

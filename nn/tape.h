@@ -4,6 +4,7 @@
 #include <optional>
 #include <unordered_map>
 
+#include "dtensor/redistribute.h"
 #include "ops/call.h"
 
 namespace dtensor::nn {
@@ -90,7 +91,8 @@ class Tape : public Observer {
   void run(Node& node);
   void contribute(uint64_t root, DistributedTensor gradient);
   void count_uses(const Node& node, int change);
-  void reduce(const Group& group);
+  void begin_reduce(const Group& group);
+  void finish_reduce();
   void forget();  // all but the leaves and their gradients
 
   Rank& rank_;
@@ -101,6 +103,9 @@ class Tape : public Observer {
   uint64_t last_batch_ = 0;
   std::unordered_map<uint64_t, DType> leaves_;  // and the element types of their gradients
   std::vector<Group> groups_;
+  // The gradients that are being reduced while the backward pass goes on, by leaf.
+  Redistribution reducing_;
+  std::vector<uint64_t> reduced_leaves_;
   std::unordered_map<uint64_t, size_t> group_of_;                        // by leaf
   std::unordered_map<uint64_t, DistributedTensor> pending_, gradients_;  // by root
 };

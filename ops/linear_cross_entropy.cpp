@@ -27,7 +27,7 @@ void scaled_kernel(const Context& c, std::span<const Tensor> in, std::span<Tenso
   });
 }
 DType scaled_type(std::string_view op, std::span<const TensorSpec* const> in, const Attributes& a, int) {
-  DType t = rows_type(op, in, a, 0b10), to = a.get<DType>("dtype");
+  DType t = rows_type(op, in, a, 0b10), to = a.get<DType>("dtype", t);
   check(statistics_type(to) == statistics_type(t), "[{}] {} becomes {}: use cast()", op, name(t), name(to));
   return to;
 }
@@ -138,7 +138,7 @@ const Op scaled_op = {.name = "scaled",
                       .linear = {{0}, {1}},
                       .types = scaled_type,
                       .cpu = scaled_kernel,
-                      .sample = {{{{4, 3}, {}}, {{"dtype", DType::f64}}}}};
+                      .sample = {{{{4, 3}, {}}}}};
 const Op linear_cross_entropy_op = {.name = "linear_cross_entropy",
                                     .composite = composite,
                                     .gradient = gradient,

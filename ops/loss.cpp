@@ -86,6 +86,7 @@ void rows_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor>
   const int64_t* target = in[3].data<int64_t>();
   int64_t ignore = c.attributes.get<int64_t>("ignore_index");
   check_rows(c, in, {{0, 0}, {1, 0}, {2, 0}, {3, 0}});
+  if (in[4].defined()) check_rows(c, in, {{0, 0}, {4, 0}});
   double smoothing = c.attributes.get<double>("label_smoothing"),
          classes = double(c.attributes.get<int64_t>("classes"));
   for_floating(c, in[0].dtype(), [&]<class T>() {
@@ -230,6 +231,7 @@ const Op cross_entropy_backward_op = {
 const Op cross_entropy_rows_op = {
     .name = "cross_entropy_rows",
     .rule = "...,...,...,...,...->...,...",
+    .passes = {{.inputs = {0, 1, 2, 4}, .outputs = {0}}},
     .types = row_types<0b0, 0b0, 0b1000>,
     .cpu = rows_kernel,
     .sample = {{{{4, 3}, {4, 3}, {4, 3}, ids({4, 3}, 7), {4, 3}}, of_rows(-100, 0.5)},

@@ -11,7 +11,7 @@ namespace dtensor::cuda {
 __device__ inline int64_t first_of_run(const Part& part, int64_t run) {
   int64_t index = part.first;
   for (int d = part.dims - 1; d >= 0; --d) {
-    int64_t rest = run / part.size[d];
+    int64_t rest = quotient(run, part.size[d]);
     index += (run - rest * part.size[d]) * part.stride[d];
     run = rest;
   }
@@ -33,7 +33,8 @@ __global__ void words_kernel(Key from, __grid_constant__ const Part part, const 
   const int64_t counters = (part.run + 6) / 4;  // that a run can have words of
   const int64_t n = part.n / part.run * counters, step = int64_t(gridDim.x) * blockDim.x;
   for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += step) {
-    int64_t run = i / counters, first = first_of_run(part, run), counter = first / 4 + i % counters;
+    int64_t run = quotient(i, counters), first = first_of_run(part, run);
+    int64_t counter = first / 4 + i - run * counters;
     int64_t begin = counter * 4 - first, at = run * part.run + begin;  // of the counter, in the run and in the part
     if (begin >= part.run) continue;
     Philox words(key, uint64_t(counter));

@@ -233,6 +233,7 @@ void apply_fully_shard(Module& model, const FullyShardPlan& plan) {
         if (!p->group()) p->compute_in(*plan.param_dtype);
     nn::fully_shard(*m, options);
   }
+  prefetch(model);
 }
 
 }  // namespace

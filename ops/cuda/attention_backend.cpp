@@ -35,8 +35,10 @@ std::string refusal(const CudnnAttention& call, const AttentionScores& scores, c
         "cuDNN's causal mask begins at the first or ends at the last key: {} queries from {} on and {} keys", s.queries,
         s.diagonal, s.keys);
   if (backward && call.deterministic && attention_part(call).batch == 0)
-    return fmt::format("the gradients of the scores of one key head have {} bytes, more than {}",
-                       score_gradient_bytes(s, 1, 1), most_score_gradients);
+    return fmt::format(
+        "no part of the deterministic backward pass begins at 16 bytes and takes at most {}: the scores "
+        "of one key head have gradients of {} bytes",
+        most_score_gradients, score_gradient_bytes(s, 1, 1));
   for (const void* pointer : {p.q, p.k, p.v, static_cast<const void*>(p.out), p.dout})
     if (reinterpret_cast<uintptr_t>(pointer) % 16) return "cuDNN takes tensors that begin at multiples of 16 bytes";
   return "";

@@ -9,11 +9,6 @@ namespace dtensor::cuda {
 
 constexpr int elementwise_threads = 256;
 
-// Divisions of 32 bits are several times faster.
-__device__ inline int64_t quotient(int64_t a, int64_t b) {
-  return (uint64_t(a | b) >> 32) == 0 ? int64_t(uint32_t(a) / uint32_t(b)) : a / b;
-}
-
 // V neighbouring elements of an operand.
 template <class T, int V>
 struct Values {

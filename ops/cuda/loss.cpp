@@ -47,6 +47,7 @@ void picked(const Context& c, In in, Out out) {
 }
 void rows(const Context& c, In in, Out out) {
   check_rows(c, in, {{0, 0}, {1, 0}, {2, 0}, {3, 0}});
+  if (in[4].defined()) check_rows(c, in, {{0, 0}, {4, 0}});
   Targets t{in[3].bytes_data(), ignore_index(c), c.attributes.get<int64_t>("classes")};
   cross_entropy_rows(c.stream(), in[0].dtype(), in[0].numel(), t, smoothing_of(c), in[0].bytes_data(),
                      in[1].bytes_data(), in[2].bytes_data(), in[4].bytes_data(), out[0].bytes_data(),

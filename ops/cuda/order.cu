@@ -58,7 +58,39 @@ struct FirstIndex : Reducer<T, int64_t> {
   }
 };
 
+// A warp for each slice, 32 terms at a time. Floating sums are taken in f64, as the CPU's.
+template <class T>
+__global__ void __launch_bounds__(row_threads, 1)
+    cumsum_kernel(int64_t slices, int64_t n, int64_t inner, bool reverse, const T* x, T* y) {
+  using Sum = std::conditional_t<std::is_same_v<T, int64_t>, unsigned long long, double>;
+  for_rows<32>(slices, [&](int64_t i) {
+    const int64_t first = i / inner * n * inner + i % inner;
+    const int lane = int(threadIdx.x);
+    Sum before = 0;
+    for (int64_t begin = 0; begin < n; begin += 32) {
+      const int64_t k = begin + lane, at = first + (reverse ? n - 1 - k : k) * inner;
+      Sum sum = k < n ? Sum(load(x[at])) : Sum(0);
+#pragma unroll
+      for (int step = 1; step < 32; step *= 2) {
+        Sum left = __shfl_up_sync(0xffffffffu, sum, unsigned(step));
+        if (lane >= step) sum += left;
+      }
+      sum += before;
+      if (k < n) y[at] = rounded<T>(Accumulate<T>(sum));
+      before = __shfl_sync(0xffffffffu, sum, 31);
+    }
+  });
+}
+
 }  // namespace
+
+void cumsum(StreamHandle stream, DType type, const Terms& t, bool reverse, void* y) {
+  auto run = [&]<class T>(T) {
+    launch(cumsum_kernel<T>, row_blocks(t.outer * t.inner, 32), row_block(32), 0, stream, t.outer * t.inner, t.n,
+           t.inner, reverse, as<T>(t.x), as<T>(y));
+  };
+  type == DType::i64 ? run(int64_t{}) : void(for_floating(type, run));
+}
 
 void first_extreme(StreamHandle stream, DType type, const Terms& t, bool largest, void* out) {
   for_all_types(type, [&]<class T>(T) {

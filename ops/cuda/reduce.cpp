@@ -1,4 +1,4 @@
-// The CUDA kernels of ops/reduce.cpp, and of ops/order.cpp those that are reductions.
+// The CUDA kernels of ops/reduce.cpp and ops/scan.cpp, and of ops/order.cpp those that are reductions.
 #include "ops/cuda/reduce.h"
 
 #include "ops/cuda/slices.h"
@@ -41,6 +41,13 @@ void amax_backward(const Context& c, In in, Out out) {
   });
 }
 
+void cumulative_sum(const Context& c, In in, Out out) {
+  Slices s(c, in[0]);
+  s.write(c, out[0], [&](Tensor& y) {
+    cumsum(c.stream(), in[0].dtype(), s.terms(), c.attributes.get<bool>("reverse", false), y.bytes_data());
+  });
+}
+
 template <bool largest>
 void arg(const Context& c, In in, Out out) {
   Slices s(c, in[0]);
@@ -70,6 +77,7 @@ const KernelTable reduce_kernels = {{"sum", reduce_slices<Reducing::sum>},
                                     {"ties", count_ties},
                                     {"amax_backward", amax_backward},
                                     {"sum_squares", sum_squares},
+                                    {"cumsum", cumulative_sum},
                                     {"argmax", arg<true>},
                                     {"argmin", arg<false>},
                                     {"first_index", find_first_index}};

@@ -62,8 +62,10 @@ void exp_sum(StreamHandle stream, DType type, const Terms& t, const void* m, boo
 // dx = dy * exp(x - y)
 void logsumexp_backward(StreamHandle stream, DType type, const Terms& x, const void* dy, const void* y, void* dx);
 
-// --- order.cu: all types
+// --- order.cu: all types unless said
 
+// y = the sum of the terms up to each, or from it on where `reverse`; not of bool.
+void cumsum(StreamHandle stream, DType type, const Terms& t, bool reverse, void* y);
 // The place in its slice of the first of the largest (or smallest) terms; NaN is beyond all.
 void first_extreme(StreamHandle stream, DType type, const Terms& t, bool largest, void* out);
 // The global index of the first term that equals `extreme` of its slice, as NaN does NaN; the largest i64 if none does.

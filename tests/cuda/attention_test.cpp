@@ -236,6 +236,27 @@ TEST_CASE("law 6: attention on cuda gives the same bits every time") {
   }
 }
 
+TEST_CASE("cuda: attention in bf16 keeps the logarithms of its sums in float32") {
+  struct Outputs : Observer {
+    std::vector<DType> types;
+    void on_call(const CallEvent& e) override {
+      if (e.op.name != "attention") return;
+      for (const DistributedTensor& y : e.outputs) types.push_back(y.dtype());
+    }
+  };
+  auto rank = Rank::single(Device::cuda);
+  DeviceMesh mesh(*rank, "x=1");
+  Outputs outputs;
+  rank->add(outputs);
+  auto distribute = [&](const Tensor& t) { return DistributedTensor::distribute(t, mesh, Layout()); };
+  Tensor values = wave(bf16, {1, 2, 5, 8}, 0.37);
+  DistributedTensor q = distribute(as_bf16(values)), x = distribute(values);
+  DistributedTensor y = ops::scaled_dot_product_attention(q, q, q, {.causal = true});
+  CHECK(outputs.types == std::vector<DType>{bf16, f32});
+  check_near(y.full().cpu(), ops::scaled_dot_product_attention(x, x, x, {.causal = true}).full().cpu(), 2e-2);
+  rank->remove(outputs);
+}
+
 TEST_CASE("cuda: attention of too large heads is an error") {
   CHECK_THROWS_WITH(run({f32, 1, 1, 1, 2, 2, 257}, Device::cuda),
                     Contains("[attention] heads of 257 elements: on CUDA they may have at most 256"));
@@ -326,7 +347,8 @@ TEST_CASE("cuda: cuDNN's deterministic backward pass in parts agrees with the ot
 
 TEST_CASE("cuda: without cuDNN, attention says so") {
   if (cuda::cudnn_is_built()) return;
-  const char* text = "this build has no cuDNN: configure it where cudnn.h and libcudnn, 9.16 or newer, are found";
+  const char* text =
+      "[cudnn] this build has no cuDNN: configure it where cudnn.h and libcudnn, 9.16 or newer, are found";
   CHECK(cuda::attention_backend({.shape = {.dtype = bf16, .head_dim = 64}}, {}, {}, 9).reason == "cuDNN is not built");
   CHECK_THROWS_WITH(cuda::cudnn_engine({}, ""), Contains(text));
   CHECK_THROWS_WITH(cuda::check_cudnn_version(0), Contains(text));

@@ -80,7 +80,8 @@ struct Case {
   std::string_view card;
   std::vector<SampleInput> inputs;
   Attributes attributes = {};
-  unsigned statistics = 0;  // bit i: input i
+  unsigned statistics = 0;         // bit i: input i
+  std::vector<double> first = {};  // what input 0 begins with
 };
 
 // The first difference beyond `tolerance` of what is compared, relative to the largest element of its output.
@@ -113,6 +114,7 @@ void check_cases(const std::vector<Case>& cases) {
     const Op& op = ops::find(c.card, "rows_test");
     std::vector<std::vector<double>> values;
     for (size_t i = 0; i < c.inputs.size(); ++i) values.push_back(values_of(c.inputs[i], i + 1));
+    std::copy(c.first.begin(), c.first.end(), values[0].begin());
     std::vector<Tensor> expected = cpu.run(op, DType::f64, c.statistics, c.inputs, values, c.attributes);
     for (DType type : {DType::bf16, DType::f32, DType::f64}) {
       std::string shapes;
@@ -194,6 +196,12 @@ TEST_CASE("cuda rows: reductions along any dimensions") {
       if (some)
         for (auto card : {"argmax", "argmin"}) cases.push_back({card, {v}, a});
     }
+    if (s.dims.size() < 2)
+      for (bool reverse : {false, true}) {
+        Attributes scan = a;
+        scan.set("reverse", reverse);
+        for (const SampleInput& v : {x, ids}) cases.push_back({"cumsum", {v}, scan});
+      }
     cases.push_back({"ties", {ids, id}, a});
     cases.push_back({"first_index", {ids, id}, a});
     cases.push_back({"first_index", {flags, flag}, a});
@@ -275,4 +283,51 @@ TEST_CASE("cuda rows: embedding and rotary") {
     cases.push_back({"rotary", {{2, 0, 2, 8}}, a});
   }
   check_cases(cases);
+}
+
+TEST_CASE("cuda rows: NaN and infinity go where the CPU's go") {
+  std::vector<Case> cases;
+  SampleInput w{40}, target(Kind::index, {4}, 40), of_rows{4};
+  const Attributes last{{"dims", std::vector<int64_t>{1}}}, first{{"dims", std::vector<int64_t>{0}}},
+      loss{{"ignore_index", int64_t(-100)}, {"label_smoothing", 0.0}};
+  for (double special : {double(NAN), double(INFINITY), -double(INFINITY)})
+    for (size_t count : {1, 40}) {  // an element of row 0, or all of it
+      std::vector<double> values(count, special);
+      SampleInput x{4, 40};
+      cases.push_back({"rms_norm", {x, w}, eps, 0, values});
+      cases.push_back({"layer_norm", {x, w, w}, {{"normalized_dims", int64_t(1)}, {"eps", 1e-5}}, 0, values});
+      for (const Attributes& a : {last, first})
+        for (auto card : {"sum", "prod", "amax", "amin", "argmax", "argmin", "logsumexp", "softmax", "log_softmax"})
+          cases.push_back({card, {x}, a, 0, values});
+      cases.push_back({"exp_sum", {x, of_rows}, last, 0b10, values});
+      cases.push_back({"cross_entropy_forward", {x, target}, loss, 0, values});
+    }
+  check_cases(cases);
+}
+
+TEST_CASE("cuda rows: ids and targets that do not exist make their rows NaN") {
+  World device(Device::cuda);
+  auto run = [&](const Op& op, const std::vector<SampleInput>& inputs, const std::vector<std::vector<double>>& values,
+                 const Attributes& attributes = {}) {
+    std::vector<std::vector<double>> out;
+    for (const Tensor& t : device.run(op, DType::f32, 0, inputs, values, attributes)) {
+      out.emplace_back();
+      for (int64_t i = 0; i < t.numel(); ++i) out.back().push_back(std::isnan(element(t, i)) ? -99 : element(t, i));
+    }
+    return out;
+  };
+  using Rows = std::vector<double>;
+  SampleInput ids(Kind::index, {4}), table{2, 2}, each{4};
+  const Rows bad{1, -1, 2, 0};
+  CHECK(run(ops::embedding_op, {ids, table}, {bad, {1, 2, 3, 4}})[0] == Rows{3, 4, -99, -99, -99, -99, 1, 2});
+  CHECK(run(ops::embedding_backward_op, {ids, {4, 2}}, {bad, {1, 2, 3, 4, 5, 6, 7, 8}},
+            {{"num_embeddings", int64_t(2)}})[0] == Rows{7, 8, 1, 2});
+  Attributes a{{"ignore_index", int64_t(-1)}, {"label_smoothing", 0.0}};
+  CHECK(run(ops::pick_op, {{4, 2}, ids}, {{1, 2, 3, 4, 5, 6, 7, 8}, bad}, {{"ignore_index", int64_t(-1)}})[0] ==
+        Rows{2, 0, -99, 7});
+  auto loss = run(ops::cross_entropy_forward_op, {{4, 1}, ids}, {{1, 2, 3, 4}, bad}, a);
+  CHECK(loss[0] == Rows{-99, 0, -99, 0});
+  CHECK(loss[3] == Rows{1, 0, 1, 1});
+  CHECK(run(ops::cross_entropy_backward_op, {{4, 2}, each, each, ids, {}},
+            {Rows(8, 0), Rows(4, 0), Rows(4, 0), bad, {1}}, a)[0] == Rows{1, 0, 0, 0, -99, -99, 0, 1});
 }

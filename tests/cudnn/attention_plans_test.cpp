@@ -138,7 +138,7 @@ TEST_CASE("what cuDNN does not take goes to the library's own kernels, and says 
        [](auto& call, auto&, auto&, auto&) {
          call.shape.causal = call.padded = true, call.shape.keys = 256, call.shape.diagonal = 128;
        }},
-      {"have 34359738368 bytes, more than 17179869184",
+      {"at most 17179869184: the scores of one key head have gradients of 34359738368 bytes",
        [](auto& call, auto&, auto&, auto&) { call.pass = backward, call.shape.queries = call.shape.keys = 65536; }},
       {"multiples of 16 bytes", [](auto&, auto&, auto& pointers, auto&) { pointers.v = (const char*)nullptr + 8; }},
   };

@@ -61,15 +61,12 @@ int64_t used_memory(int device) {
   return bytes;
 }
 
-// The address sanitizer watches memory of malloc's, of its very size; elsewhere the pages are protected.
+// The address sanitizer watches memory of its very size; elsewhere whole pages are protected, huge ones where they are
+// possible, because this is done at every wait.
 #ifdef __SANITIZE_ADDRESS__
-void* map_memory(size_t bytes) {
+void* reserve(size_t bytes) {
   void* at = nullptr;
   return posix_memalign(&at, 256, bytes) == 0 ? at : nullptr;
-}
-void unmap_memory(void* at, size_t bytes) {
-  ASAN_UNPOISON_MEMORY_REGION(at, bytes);
-  std::free(at);
 }
 void set_access(void* at, size_t bytes, bool possible) {
   if (possible)
@@ -78,13 +75,15 @@ void set_access(void* at, size_t bytes, bool possible) {
     ASAN_POISON_MEMORY_REGION(at, bytes);
 }
 #else
-void* map_memory(size_t bytes) {
-  void* at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  return at == MAP_FAILED ? nullptr : at;
+constexpr size_t page = 4096, huge_page = 2 << 20;
+size_t in_pages(size_t bytes) { return (bytes + page - 1) / page * page; }
+void* reserve(size_t bytes) {
+  void* at = std::aligned_alloc(bytes < huge_page ? page : huge_page, in_pages(bytes));
+  if (at && bytes >= huge_page) madvise(at, in_pages(bytes), MADV_HUGEPAGE);
+  return at;
 }
-void unmap_memory(void* at, size_t bytes) { munmap(at, bytes); }
 void set_access(void* at, size_t bytes, bool possible) {
-  mprotect(at, bytes, possible ? PROT_READ | PROT_WRITE : PROT_NONE);
+  mprotect(at, in_pages(bytes), possible ? PROT_READ | PROT_WRITE : PROT_NONE);
 }
 #endif
 
@@ -99,7 +98,7 @@ cudaError_t allocate(void** memory, size_t bytes, int device) {
   if (!is_device(current_device())) return cudaErrorNoDevice;
   if (bytes == 0) return cudaSuccess;
   if (device >= 0 && used_memory(device) + int64_t(bytes) > state().memory) return cudaErrorMemoryAllocation;
-  if (!(*memory = map_memory(bytes))) return cudaErrorMemoryAllocation;
+  if (!(*memory = reserve(bytes))) return cudaErrorMemoryAllocation;
   std::memset(*memory, 0xff, bytes);
   if (device >= 0 && state().accesses == 0) set_access(*memory, bytes, false);
   state().allocations[static_cast<char*>(*memory)] = {bytes, device};
@@ -113,7 +112,8 @@ cudaError_t release(void* memory, bool pinned) {
   auto at = state().allocations.find(static_cast<char*>(memory));
   if (at == state().allocations.end() || (at->second.device < 0) != pinned) return noted(cudaErrorInvalidValue);
   run_all(lock, -1);
-  unmap_memory(memory, at->second.bytes);
+  if (!pinned) set_access(memory, at->second.bytes, true);
+  std::free(memory);
   state().allocations.erase(at);
   return noted(state().failure.empty() ? cudaSuccess : cudaErrorLaunchFailure);
 }

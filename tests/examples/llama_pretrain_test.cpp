@@ -59,9 +59,11 @@ TEST_CASE("bad input ends llama_pretrain with exit code 2 and an error that name
       {{"--steps", "1", "--mesh", "dp=2", "--plan", small.folder / "none.json"}, "[plan] cannot read " + small.folder / "none.json" + ": no such file"},
       {{"--steps", "1", "--config", small.folder.write("broken.json", "{\"lr\": }")}, "[config] " + small.folder / "broken.json" + " is not JSON: "},
       {{"--steps", "1", "--dtype", "bf16"}, "[llama_pretrain] --dtype bf16 needs --device cuda: the CPU computes in fp32"},
-      {{"--steps", "1", "--mesh", "dp=2", "--plan", plan(R"({"fully_shard": {"axis": "dp", "modules": [""], "param_dtype": "bf16"}})")},
+      {{"--steps", "1", "--mesh", "dp=2", "--plan", small.folder.write("bf16.json", R"({"fully_shard": {"axis": "dp", "modules": [""], "param_dtype": "bf16"}})")},
        "[llama_pretrain] the plan's param_dtype bf16 needs --device cuda"},
       {{"--steps", "1", "--comm", "nccl"}, "[llama_pretrain] --comm nccl needs --device cuda"},
+      {{"--steps", "1", "--tune-gemm", "f"}, "[llama_pretrain] --tune-gemm needs --device cuda"},
+      {{"--steps", "1", "--tf32"}, "[llama_pretrain] --tf32 needs --device cuda"},
       {{"--steps", "1", "--device", "tpu"}, "--device: tpu not in {cpu,cuda}; see --help"},
       {{"--steps", "1", "--resume", "auto"}, "--resume: auto not in {never}; see --help"},
   };
@@ -92,10 +94,10 @@ TEST_CASE("bad input ends llama_pretrain with exit code 2 and an error that name
 
 TEST_CASE("without a CUDA device llama_pretrain on cuda ends with exit code 2, and its dry run does not need one") {
   Small small;
-  if (!cuda::unavailable().empty()) {
+  if (!dtensor::cuda::unavailable().empty()) {
     Result r = small({"--device", "cuda", "--steps", "1"});
     CHECK(r.code == 2);
-    CHECK_THAT(r.err, StartsWith("llama_pretrain: [llama_pretrain] --device cuda: " + cuda::unavailable() + "; use --device cpu"));
+    CHECK_THAT(r.err, StartsWith("llama_pretrain: [llama_pretrain] --device cuda: " + dtensor::cuda::unavailable() + "; use --device cpu"));
   } else {  // processes are what is missing
     Result r = small({"--device", "cuda", "--comm", "nccl", "--steps", "1"});
     CHECK(r.code == 2);
@@ -112,7 +114,7 @@ TEST_CASE("--help ends llama_pretrain with exit code 0 and names every option") 
   CHECK(r.code == 0);
   CHECK(r.err.empty());
   for (const char* option : {"model", "mesh", "plan", "data", "steps", "batch-size", "seq-len", "seed", "lr", "warmup-steps", "weight-decay", "clip",
-                             "metrics", "config", "resume", "device", "dtype", "comm", "cuda-graph", "deadline", "threads", "strict", "dry-run", "json"})
+                             "metrics", "config", "resume", "device", "dtype", "comm", "cuda-graph", "tune-gemm", "tf32", "deadline", "threads", "strict", "dry-run", "json"})
     CHECK_THAT(r.out, Contains("--" + std::string(option) + " "));
   CHECK_THAT(r.out, Contains("--mesh TEXT=dp=1"));
 }

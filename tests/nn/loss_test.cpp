@@ -1,6 +1,8 @@
 // What losses and their gradients communicate.
 #include "ops/loss.h"
 
+#include <cmath>
+
 #include "dtensor/comm_log.h"
 #include "nn/tape.h"
 #include "tests/nn/helpers.h"
@@ -104,5 +106,66 @@ TEST_CASE("mse_loss of sharded inputs is one all-reduce of its sum, and nothing 
     tape.backward(loss);
     check(log.entries().size() == 1 && log.entries()[0].reason == "mse_loss", "{}", seen(log).log);
     check(tape.gradient(x).layout() == x.layout(), "{}", to_string(tape.gradient(x)));
+  });
+}
+
+TEST_CASE(
+    "linear_cross_entropy is cross_entropy of linear in chunks, and its gradients; a chunk adds the sums of its "
+    "classes") {
+  struct Case {
+    const char* what;
+    std::vector<Placement> hidden, weight;
+    Shape rows;
+    int64_t chunk_rows;
+    int launches;  // of chunks and one of the totals
+  };
+  const Case cases[] = {
+      {"whole", {Replicate(), Replicate()}, {Replicate(), Replicate()}, {4, 6}, 5, 0},
+      {"classes on one axis, three chunks", {Replicate(), Replicate()}, {Replicate(), Shard(0)}, {4, 6}, 8, 6},
+      {"rows and classes, two chunks", {Shard(0), Replicate()}, {Replicate(), Shard(0)}, {4, 6}, 6, 5},
+      {"rows on both axes, chunks within", {Shard(0), Shard(0)}, {Replicate(), Replicate()}, {8}, 1, 1},
+      {"rows on both axes, unevenly", {Shard(0), Shard(0)}, {Replicate(), Replicate()}, {7}, 1, 1},
+  };
+  launch(4, [&](Rank& rank) {
+    DeviceMesh mesh(rank, "a=2,b=2");
+    rank.strict = true;
+    for (const Case& c : cases)
+      for (auto reduction : {ops::Reduction::mean, ops::Reduction::sum}) {
+        Shape shape = c.rows;
+        shape.push_back(3);
+        auto hidden = DistributedTensor::distribute(numbers_of(shape), mesh, Layout(std::span(c.hidden)));
+        auto weight = DistributedTensor::distribute(numbers_of({8, 3}), mesh, Layout(std::span(c.weight)));
+        std::vector<int64_t> ids(size_t(numel(c.rows)));
+        for (size_t i = 0; i < ids.size(); ++i) ids[i] = int64_t(i % 8);
+        auto target =
+            DistributedTensor::distribute(Tensor::of<int64_t>(c.rows, ids), mesh, Layout(std::span(c.hidden)));
+        std::vector<Tensor> results[2];
+        for (bool chunked : {false, true}) {
+          nn::Tape tape(rank);
+          tape.watch(hidden), tape.watch(weight);
+          CommLog log(rank);
+          DistributedTensor loss =
+              chunked
+                  ? ops::linear_cross_entropy(
+                        hidden, weight, target,
+                        {.ignore_index = 3, .reduction = reduction, .label_smoothing = 0.1, .chunk_rows = c.chunk_rows})
+                  : ops::cross_entropy(ops::linear(hidden, weight), target,
+                                       {.ignore_index = 3, .reduction = reduction, .label_smoothing = 0.1});
+          if (chunked)
+            check(seen(log).launches == c.launches, "{}: {} launches\n{}", c.what, seen(log).launches, seen(log).log);
+          tape.backward(ops::mul(loss, 2));
+          results[chunked] = {loss.full(), tape.gradient(hidden).full(), tape.gradient(weight).full()};
+        }
+        for (size_t i = 0; i < 3; ++i)
+          for (int64_t k = 0; k < results[0][i].numel(); ++k) {
+            double whole = element(results[0][i], k), parts = element(results[1][i], k);
+            check(std::abs(whole - parts) < 1e-5 * (1 + std::abs(whole)), "{}: {}[{}] is {}, not {}", c.what, i, k,
+                  parts, whole);
+          }
+      }
+    NoGrad scope(rank);  // nothing but the loss is computed
+    auto x = DistributedTensor::distribute(numbers_of({4, 3}), mesh, Layout()), w = x;
+    auto t = DistributedTensor::distribute(Tensor::of<int64_t>({4}, {0, 1, 2, 3}), mesh, Layout());
+    check(std::isfinite(ops::linear_cross_entropy(x, w, t).item()), "no loss");
   });
 }

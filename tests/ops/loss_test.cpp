@@ -26,6 +26,24 @@ TEST_CASE("cross entropy refuses targets that are no class, and shapes that do n
   CHECK_THROWS_WITH(ops::mse_loss(one({4}, DType::i64), one({4}, DType::i64)), Contains("no floating type"));
 }
 
+TEST_CASE("linear_cross_entropy refuses what does not fit") {
+  OneRank one;
+  DistributedTensor hidden = one({4, 3}), weight = one({5, 3}), target = one({4}, DType::i64);
+  auto call = [&](ops::LinearCrossEntropyOptions o) { ops::linear_cross_entropy(hidden, weight, target, o); };
+  CHECK_THROWS_WITH(ops::linear_cross_entropy(hidden, one({5, 4}), target),
+                    Contains("they are [..., k] and [classes, k]"));
+  CHECK_THROWS_WITH(ops::linear_cross_entropy(hidden, weight, one({5}, DType::i64)),
+                    Contains("[linear_cross_entropy] hidden f32[4,3]") && Contains("one i64 target for each row"));
+  CHECK_THROWS_WITH(call({.reduction = ops::Reduction::none}), Contains("reduction=none needs the logits of all rows"));
+  CHECK_THROWS_WITH(call({.label_smoothing = -1}), Contains("[linear_cross_entropy] label_smoothing -1 is outside"));
+  CHECK_THROWS_WITH(call({.chunk_rows = 0}), Contains("chunk_rows=0: at least 1"));
+  CHECK_THROWS_WITH(call_all(ops::scaled_op, {&hidden, &weight}, {{"dtype", DType::f64}}),
+                    Contains("[scaled] f32 becomes f64: use cast()"));
+  DistributedTensor doubles = one({4}, DType::f64);
+  CHECK_THROWS_WITH(call_all(ops::sum_exp_op, {&hidden, &doubles}),
+                    Contains("[sum_exp] operand 1 is f64[4], not f32: use cast()"));
+}
+
 TEST_CASE("the mean of cross entropy is over the targets that are not ignored, NaN where there are none") {
   OneRank one;
   DistributedTensor logits = one({2, 3}), target = one(Tensor::of<int64_t>({2}, {2, -100})),
