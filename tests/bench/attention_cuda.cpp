@@ -18,7 +18,8 @@ int program(const bench::Options& o) {
              "shape", "forward us", "TFLOP/s", "backward us", "TFLOP/s", "any order us", "TFLOP/s");
   nlohmann::ordered_json rows = nlohmann::ordered_json::array();
   for (int64_t d : {64, 128})
-    for (int64_t s : {1024, 2048, 4096, 8192}) {
+    for (int64_t length : {1024, 2048, 4096, 8192}) {
+      int64_t s = std::min(length, o.tokens);
       std::string name = fmt::format("d={} S={}", d, s);
       if (!o.wants(name)) continue;
       int64_t batch = std::max<int64_t>(1, o.tokens / s);

@@ -61,8 +61,10 @@ train() { # CONFIG BATCH SEQ
   fi
   run "llama_pretrain again" ours_to dtensor_again "${list[@]}"  # how much figures differ from run to run
   run "llama_pretrain without a graph" ours_to dtensor_no_graph "${list[@]}" --cuda-graph never
+  rm -f "$work/$current.algorithms"
+  run "llama_pretrain with tuned products" ours_to dtensor_tuned "${list[@]}" --tune-gemm "$work/$current.algorithms"
   list=()
-  for program in dtensor eager compiled dtensor_again dtensor_no_graph; do
+  for program in dtensor eager compiled dtensor_again dtensor_no_graph dtensor_tuned; do
     [[ -e $files/$program ]] && list+=("$program=$files/$program")
   done
   python3 tests/gpu/metrics.py "examples/configs/$1" "$2" "$3" "$untimed" "$out/$current.json" "${list[@]}"

@@ -171,15 +171,17 @@ nccl_refused() {
   grep -q -e "--comm threads" "$said".*
 }
 
-section_nccl() {
-  local world
+# Real NCCL on one GPU: results of all collectives, a rank that throws, one that is killed, one that is late.
+loopback() { # RANKS
   if [[ -x $build/gpu/nccl_loopback ]]; then
-    for world in 1 2 3; do
-      run "collectives of $world" ours "$build/gpu/nccl_loopback" "$world"
-    done
+    run "nccl_loopback, $1 processes" ours "$build/gpu/nccl_loopback" "$1"
   else
-    skip "collectives" "$build/gpu/nccl_loopback is not built"
+    skip "nccl_loopback" "$build/gpu/nccl_loopback is not built"
   fi
+}
+
+section_nccl() {
+  loopback 2
   run "one rank" train one_rank --device cuda --dtype fp32 --steps 20
   run "llama_pretrain, 1 process" nccl_train 1 nccl_1 --mesh dp=1 --steps 20
   run "its losses to 1e-4" agree one_rank nccl_1_rank0 --tolerance 1e-4
@@ -230,11 +232,7 @@ kill_one() {
 }
 
 section_killed() {
-  if [[ -x $build/gpu/nccl_loopback ]]; then
-    run "a rank of the collectives" ours "$build/gpu/nccl_loopback" 3 1
-  else
-    skip "a rank of the collectives" "$build/gpu/nccl_loopback is not built"
-  fi
+  loopback 3
   run "a rank of llama_pretrain" kill_one
 }
 
