@@ -65,6 +65,7 @@ class DistributedTensor {
   // A meta tensor gets bytes, contents undefined.
   void materialize();
 
+  bool unique() const { return value_.use_count() == 1; }  // no other handle to this value
   uint64_t id() const { return value_->id; }
   uint32_t version() const { return value_->version; }
 

@@ -28,6 +28,11 @@ struct Philox {
   DTENSOR_HOST_DEVICE Philox(uint64_t key, uint64_t counter) : word{uint32_t(counter), uint32_t(counter >> 32), 0, 0} {
     philox_rounds(key, [this](uint32_t k0, uint32_t k1) { philox_round(word[0], word[1], word[2], word[3], k0, k1); });
   }
+
+  // word[i], which a GPU could index only in memory.
+  DTENSOR_HOST_DEVICE uint32_t at(int64_t i) const {
+    return i < 2 ? (i == 0 ? word[0] : word[1]) : (i == 2 ? word[2] : word[3]);
+  }
 };
 
 // In [0, 1), a multiple of 2^-24.

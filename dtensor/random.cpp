@@ -1,8 +1,9 @@
 #include "dtensor/random.h"
 
 #include <cmath>
-#include <numbers>
 
+#include "dtensor/cuda/part.h"
+#include "dtensor/distributions.h"
 #include "dtensor/local/runs.h"
 #include "dtensor/redistribute.h"
 
@@ -57,25 +58,23 @@ void from_words(uint64_t key, const Shape& shape, const Box& box, T* out, const 
   });
 }
 
-double unit(uint32_t word) { return double(word) * 0x1p-32; }                // [0, 1)
-double unit_above_0(uint32_t word) { return (double(word) + 1) * 0x1p-32; }  // (0, 1]
-
-// write(T* part) on the ranks that keep a value.
-template <class... Types, class F>
-void fill_with(const char* who, DistributedTensor& x, const F& write) {
-  bool known = x.dtype() == DType::bf16 && x.is_meta();
+// on_host(T* part), or on_device(fill), on the ranks that keep a value.
+template <class... Types, class OnHost, class OnDevice>
+void fill_with(const char* who, DistributedTensor& x, const RandomStream& stream, const OnHost& on_host,
+               const OnDevice& on_device) {
+  bool known = (... || (x.dtype() == dtype_of<Types>::value)) || (x.dtype() == DType::bf16 && x.is_meta());
+  if (!known) fail("[{}] {} gets no such numbers: use f32 or f64", who, to_string(x));
+  if (x.is_meta()) return;
+  const Tensor& part = x.local_for_writing();
+  if (!keeps_value(x.mesh().shape(), x.mesh().rank(), x.layout().partial, x.layout().reduce))
+    return fill_identity(part, x.layout().reduce);
+  if (part.device() == Device::cuda)
+    return on_device({part.allocator()->stream(), stream.key(), cuda::part_of(x.shape(), x.spec().box), part.dtype(),
+                      part.bytes_data()});
   auto fill_one = [&]<class T>(T*) {
-    if (x.dtype() != dtype_of<T>::value) return;
-    known = true;
-    if (x.is_meta()) return;
-    const Tensor& part = x.local_for_writing();
-    if (keeps_value(x.mesh().shape(), x.mesh().rank(), x.layout().partial, x.layout().reduce))
-      write(part.data<T>());
-    else
-      fill_identity(part, x.layout().reduce);
+    if (part.dtype() == dtype_of<T>::value) on_host(part.data<T>());
   };
   (fill_one(static_cast<Types*>(nullptr)), ...);
-  if (!known) fail("[{}] {} gets no such numbers on the CPU: use f32 or f64", who, to_string(x));
 }
 
 }  // namespace
@@ -93,32 +92,32 @@ void fill_unit(uint64_t key, const Shape& shape, const Box& box, float* out) {
 
 void fill_normal(DistributedTensor& x, const RandomStream& stream, double mean, double std) {
   check(std >= 0, "[fill_normal] a standard deviation of {}", std);
-  uint64_t key = stream.key();
-  fill_with<float, double>("fill_normal", x, [&]<class T>(T* part) {
-    for_each_run(x.shape(), x.spec().box, [&](int64_t local, int64_t global, int64_t n) {
-      for (int64_t i = 0; i < n; ++i) {  // Box and Muller
+  auto on_host = [&]<class T>(T* part) {
+    for_each_run(x.shape(), x.spec().box, [&, key = stream.key()](int64_t local, int64_t global, int64_t n) {
+      for (int64_t i = 0; i < n; ++i) {
         Philox p(key, uint64_t(global + i));
-        double radius = std::sqrt(-2 * std::log(unit_above_0(p.word[0])));
-        part[local + i] = T(mean + std * radius * std::cos(2 * std::numbers::pi * unit_above_0(p.word[1])));
+        part[local + i] = Normal<T>{mean, std}(p.word[0], p.word[1]);
       }
     });
-  });
+  };
+  fill_with<float, double>("fill_normal", x, stream, on_host,
+                           [&](const cuda::RandomFill& to) { cuda::fill_normal(to, mean, std); });
 }
 
 void fill_uniform(DistributedTensor& x, const RandomStream& stream, double low, double high) {
   check(low <= high && std::isfinite(high - low), "[fill_uniform] the numbers cannot be in [{}, {})", low, high);
-  fill_with<float, double>("fill_uniform", x, [&]<class T>(T* part) {
-    T below = std::nextafter(T(high), T(low));  // rounding may reach `high`
-    from_words(stream.key(), x.shape(), x.spec().box, part,
-               [&](uint32_t word) { return std::min(T(low + (high - low) * unit(word)), below); });
-  });
+  auto on_host = [&]<class T>(T* part) {
+    from_words(stream.key(), x.shape(), x.spec().box, part, Uniform<T>{low, high, std::nextafter(T(high), T(low))});
+  };
+  fill_with<float, double>("fill_uniform", x, stream, on_host,
+                           [&](const cuda::RandomFill& to) { cuda::fill_uniform(to, low, high); });
 }
 
 void fill_bernoulli(DistributedTensor& x, const RandomStream& stream, double p) {
   check(p >= 0 && p <= 1, "[fill_bernoulli] a probability of {}", p);
-  fill_with<float, double, int64_t, bool>("fill_bernoulli", x, [&]<class T>(T* part) {
-    from_words(stream.key(), x.shape(), x.spec().box, part, [&](uint32_t word) { return T(unit(word) < p); });
-  });
+  auto on_host = [&]<class T>(T* part) { from_words(stream.key(), x.shape(), x.spec().box, part, Bernoulli<T>{p}); };
+  fill_with<float, double, int64_t, bool>("fill_bernoulli", x, stream, on_host,
+                                          [&](const cuda::RandomFill& to) { cuda::fill_bernoulli(to, p); });
 }
 
 }  // namespace dtensor

@@ -19,7 +19,7 @@ struct RandomStream {
   uint64_t key() const;
 };
 
-// The uniform numbers of a part of a tensor, for kernels: out[i] for the i-th element of `box`, in row-major order, is
+// The uniform numbers of a part of a tensor, in host memory: out[i] for the i-th element of `box`, in row-major order, is
 // in [0, 1), a multiple of 2^-24. The element with global row-major index g gets word g % 4 of Philox(key, g / 4), so
 // the numbers do not depend on the box.
 void fill_unit(uint64_t key, const Shape& shape, const Box& box, float* out);

@@ -74,6 +74,7 @@ class Rank : public std::enable_shared_from_this<Rank> {
 
   Phase phase = Phase::none;
   bool strict = false;  // law 7: implicit communication is an error
+  bool tf32 = false;    // on CUDA, products of float32 may round their factors to tf32, 10 bits of mantissa: faster
   int no_grad = 0;      // open NoGrad scopes: ops and redistributions are not recorded by tapes
   // What the ops layer keeps per rank: the dispatcher's cache and the kernels' scratch memory.
   std::shared_ptr<void> ops_state;

@@ -1,5 +1,7 @@
 #include "dtensor/redistribute.h"
 
+#include <optional>
+
 #include "placement/redistribution.h"
 
 namespace dtensor {
@@ -10,7 +12,7 @@ struct Travel {
   DistributedTensor source;
   Plan plan;
   Tensor local;
-  std::string_view reason;
+  std::string reason;
   size_t next = 0;
 
   const Step& step() const { return plan.steps[next]; }
@@ -206,7 +208,22 @@ bool same_launch(const Step& a, const Step& b) {
   return a.kind == b.kind && a.axes == b.axes && a.from.reduce == b.from.reduce;
 }
 
-void run_collective(std::vector<Travel*> list, const RedistributeOptions& options) {
+// A launch under way, and the tensors that wait for it.
+struct Launch {
+  std::vector<Travel*> list;
+  std::vector<Prepared> prepared;
+  Work work;
+
+  void finish() {
+    work.wait();
+    for (size_t i = 0; i < list.size(); ++i) {
+      prepared[i].finish(*list[i]);
+      ++list[i]->next;
+    }
+  }
+};
+
+Launch start_collective(std::vector<Travel*> list, bool asked_for) {
   const DeviceMesh& mesh = list[0]->mesh();
   Rank& rank = mesh.rank_state();
   const Step first = list[0]->step();
@@ -214,38 +231,35 @@ void run_collective(std::vector<Travel*> list, const RedistributeOptions& option
   std::vector<Prepared> prepared;
   std::vector<Buffers> buffers;
   for (Travel* t : list) {
-    if (rank.strict && !options.asked_for)
+    if (rank.strict && !asked_for)
       fail(
           "[{}] strict mode: {} of {} ({} bytes), which nobody asked for; bring the operand to {} with redistribute() "
           "or a plan line",
           rank.label(Label::Kind::op), collective_name(t->step().kind), to_string(t->source), t->step().bytes,
           to_string(t->plan.steps.back().to, mesh.shape()));
     rank.notify([&](Observer& o) {
-      o.on_collective({mesh, t->step(), t->source.spec(), group, t->reason, options.asked_for});
+      o.on_collective({mesh, t->step(), t->source.spec(), group, t->reason, asked_for});
     });
     prepared.push_back(prepare(*t));
     buffers.push_back(prepared.back().buffers);
   }
-  start(mesh.communicator(first.axes), first, std::move(buffers)).wait();
-  for (size_t i = 0; i < list.size(); ++i) {
-    prepared[i].finish(*list[i]);
-    ++list[i]->next;
-  }
+  Work work = start(mesh.communicator(first.axes), first, std::move(buffers));
+  return {std::move(list), std::move(prepared), std::move(work)};
 }
 
-void run(std::vector<Travel>& all, const RedistributeOptions& options) {
-  for (;;) {
-    Travel* first = nullptr;
-    for (Travel& t : all) {
-      for (; !t.arrived() && is_local(t.step().kind); ++t.next) t.step().kind == StepKind::slice ? slice(t) : embed(t);
-      if (!first && !t.arrived()) first = &t;
-    }
-    if (!first) return;
-    std::vector<Travel*> list;
-    for (Travel& t : all)
-      if (!t.arrived() && same_launch(t.step(), first->step())) list.push_back(&t);
-    run_collective(std::move(list), options);
+// Takes the local steps that come next and starts a collective of those that need the same one; nothing where all have
+// arrived.
+std::optional<Launch> next_launch(std::vector<Travel>& all, bool asked_for) {
+  Travel* first = nullptr;
+  for (Travel& t : all) {
+    for (; !t.arrived() && is_local(t.step().kind); ++t.next) t.step().kind == StepKind::slice ? slice(t) : embed(t);
+    if (!first && !t.arrived()) first = &t;
   }
+  if (!first) return {};
+  std::vector<Travel*> list;
+  for (Travel& t : all)
+    if (!t.arrived() && same_launch(t.step(), first->step())) list.push_back(&t);
+  return start_collective(std::move(list), asked_for);
 }
 
 }  // namespace
@@ -258,12 +272,23 @@ Plan plan_of(const DistributedTensor& x, const Layout& to) {
   return plan_redistribution(x.mesh().shape(), x.shape(), itemsize(x.dtype()), x.layout(), to);
 }
 
-std::vector<DistributedTensor> redistribute(std::span<const DistributedTensor> list, std::span<const Layout> layouts,
-                                            const RedistributeOptions& options) {
-  check(list.size() == layouts.size(), "[redistribute] {} tensors and {} layouts", list.size(), layouts.size());
+struct Redistribution::State {
+  std::vector<DistributedTensor> result;
   std::vector<Travel> travels;
-  std::vector<size_t> index;
-  std::vector<DistributedTensor> result(list.begin(), list.end());
+  std::vector<size_t> index;  // of each travel's tensor
+  std::vector<Layout> layouts;
+  std::optional<Launch> launch;
+  bool asked_for, remake;
+};
+
+Redistribution Redistribution::begin(std::span<const DistributedTensor> list, std::span<const Layout> layouts,
+                                     const RedistributeOptions& options) {
+  check(list.size() == layouts.size(), "[redistribute] {} tensors and {} layouts", list.size(), layouts.size());
+  Redistribution r;
+  r.state_ = std::make_shared<State>();
+  State& s = *r.state_;
+  s.result.assign(list.begin(), list.end());
+  s.asked_for = options.asked_for, s.remake = options.remake;
   for (size_t i = 0; i < list.size(); ++i) {
     const DistributedTensor& x = list[i];
     check(x.defined(), "[redistribute] tensor {} is undefined", i);
@@ -274,21 +299,39 @@ std::vector<DistributedTensor> redistribute(std::span<const DistributedTensor> l
       if (layouts[i].split[size_t(d)].count) fail("[redistribute] {} has no dimension {} to shard", to_string(x), d);
     Layout to = strip_narrow_axes(x.mesh().shape(), layouts[i]);
     if (x.layout() == to) continue;
-    travels.push_back({x, plan_of(x, to), x.local(),
-                       i < options.reasons.size() ? std::string_view(options.reasons[i]) : options.reason});
-    index.push_back(i);
+    s.travels.push_back(
+        {x, plan_of(x, to), x.local(), std::string(i < options.reasons.size() ? options.reasons[i] : options.reason)});
+    s.index.push_back(i);
+    s.layouts.push_back(to);
   }
-  run(travels, options);
-  uint64_t batch = travels.empty() ? 0 : travels[0].mesh().rank_state().next_id();
-  for (size_t k = 0; k < travels.size(); ++k) {
-    const DistributedTensor& x = list[index[k]];
-    const LocalSpec* spec = x.mesh().intern({x.dtype(), x.shape(), layouts[index[k]]});
-    Tensor local = travels[k].local;
-    if (local.shape() != spec->local_shape) local = travels[k].make(spec->local_shape);  // empty tensors need no steps
-    result[index[k]] = DistributedTensor::empty(x.mesh(), spec, local);
-    x.mesh().rank_state().notify([&](Observer& o) { o.on_redistribute({x, result[index[k]], options.remake, batch}); });
+  s.launch = next_launch(s.travels, s.asked_for);
+  return r;
+}
+
+std::vector<DistributedTensor> Redistribution::finish() {
+  State& s = *state_;
+  while (s.launch) {
+    s.launch->finish();
+    s.launch = next_launch(s.travels, s.asked_for);
   }
+  uint64_t batch = s.travels.empty() ? 0 : s.travels[0].mesh().rank_state().next_id();
+  for (size_t k = 0; k < s.travels.size(); ++k) {
+    const DistributedTensor& x = s.travels[k].source;
+    const LocalSpec* spec = x.mesh().intern({x.dtype(), x.shape(), s.layouts[k]});
+    Tensor local = s.travels[k].local;
+    if (local.shape() != spec->local_shape)
+      local = s.travels[k].make(spec->local_shape);  // empty: no steps were needed
+    DistributedTensor& to = s.result[s.index[k]] = DistributedTensor::empty(x.mesh(), spec, local);
+    x.mesh().rank_state().notify([&](Observer& o) { o.on_redistribute({x, to, s.remake, batch}); });
+  }
+  std::vector<DistributedTensor> result = std::move(s.result);
+  state_.reset();
   return result;
+}
+
+std::vector<DistributedTensor> redistribute(std::span<const DistributedTensor> list, std::span<const Layout> layouts,
+                                            const RedistributeOptions& options) {
+  return Redistribution::begin(list, layouts, options).finish();
 }
 
 }  // namespace dtensor

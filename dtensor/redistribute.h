@@ -20,6 +20,22 @@ struct RedistributeOptions {
 std::vector<DistributedTensor> redistribute(std::span<const DistributedTensor> list, std::span<const Layout> layouts,
                                             const RedistributeOptions& options = {});
 
+// The same in two parts, so that communication and computing overlap: begin() starts the first collective, and finish()
+// waits for it and takes the other steps. All ranks begin and finish in the same order. The tensors must not be written
+// in place in between. Handles are the same redistribution; it is finished once.
+class Redistribution {
+ public:
+  Redistribution() = default;  // none
+  static Redistribution begin(std::span<const DistributedTensor> list, std::span<const Layout> layouts,
+                              const RedistributeOptions& options = {});
+  std::vector<DistributedTensor> finish();
+  bool defined() const { return state_ != nullptr; }
+
+ private:
+  struct State;
+  std::shared_ptr<State> state_;
+};
+
 // Law 1: of ranks that differ on `axes` the first keeps a value that becomes Partial there and the others hold the
 // identity of the reduction; of min, max and avg all keep it. Whether `rank` keeps it.
 bool keeps_value(const MeshShape& mesh, int rank, AxisSet axes, Reduce reduce);

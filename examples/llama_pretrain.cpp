@@ -9,14 +9,17 @@
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "dtensor/comm_log.h"
 #include "dtensor/launch.h"
+#include "dtensor/launch_nccl.h"
 #include "examples/progress.h"
 #include "nn/json.h"
 #include "nn/trainer.h"
+#include "ops/cuda/gemm.h"
 #include "placement/nearest.h"
 
 using namespace dtensor;
@@ -25,12 +28,15 @@ namespace {
 
 struct Options {
   std::string model, mesh = "dp=1", plan, metrics, config, resume = "never";
+  std::string device = "cpu", dtype = "fp32", comm = "auto", cuda_graph = "auto";
+  std::string tune_gemm;
+  double deadline = 600;
   std::vector<std::string> data;
   int64_t batch_size = 16, seq_len = 128;
   nn::TrainerOptions train{
       .seed = 42, .steps = 0, .lr = 1e-3, .warmup_steps = 0, .clip = 1.0, .adamw = {.weight_decay = 0.1}};
   int threads = 0;
-  bool strict = false, dry_run = false, json = false;
+  bool tf32 = false, strict = false, dry_run = false, json = false;
 };
 
 // CLI11's own PositiveNumber and NonNegativeNumber print the largest double, all 309 digits.
@@ -60,6 +66,20 @@ void declare(CLI::App& app, Options& o) {
                  "JSON file with any of these options, {\"lr\": 0.003, ...}; options on the command line win");
   app.add_option("--resume", o.resume, "never: start from the seed (checkpoints are not supported yet)")
       ->check(CLI::IsMember({"never"}));
+  app.add_option("--device", o.device, "where tensors are: cpu or cuda")->check(CLI::IsMember({"cpu", "cuda"}));
+  app.add_option("--dtype", o.dtype, "to compute in; bf16 needs --device cuda, and keeps fp32 parameters")
+      ->check(CLI::IsMember({"fp32", "bf16"}));
+  app.add_option("--comm", o.comm,
+                 "threads: ranks are threads of this process; nccl: processes that torchrun, mpirun or srun started, a "
+                 "GPU each; auto: nccl on cuda where one of these did")
+      ->check(CLI::IsMember({"auto", "threads", "nccl"}));
+  app.add_option("--cuda-graph", o.cuda_graph, "auto: a step is one CUDA graph where nothing forbids it; or never")
+      ->check(CLI::IsMember({"auto", "never"}));
+  app.add_option(
+      "--tune-gemm", o.tune_gemm,
+      "file of the fastest cuBLASLt algorithms on this GPU: read, or measured after the first step and written");
+  app.add_flag("--tf32", o.tf32, "on cuda, products of fp32 may round their factors to tf32");
+  app.add_option("--deadline", o.deadline, "seconds that a rank waits for the others")->check(positive);
   app.add_option("--threads", o.threads, "of each rank's kernels; 0: the cores divided by the ranks");
   app.add_flag("--strict", o.strict, "communication that nobody asked for is an error");
   app.add_flag("--dry-run", o.dry_run, "list the collectives of a step and stop; needs neither --data nor --steps");
@@ -109,13 +129,43 @@ struct Run {
   MeshShape mesh;
   nn::LlamaConfig model;
   nn::ParallelPlan plan;
+  nn::TrainerOptions train;
+  Device device = Device::cpu;
+  std::optional<Environment> processes = {};  // with NCCL
 };
+
+// Where the run is and what it computes in.
+void prepare_device(const Options& o, Run& run) {
+  run.device = o.device == "cuda" ? Device::cuda : Device::cpu;
+  run.train = o.train;
+  run.train.dtype = o.dtype == "bf16" ? DType::bf16 : DType::f32;
+  run.train.graph = o.cuda_graph == "auto";
+  bool cuda = run.device == Device::cuda;
+  check(cuda || o.dry_run || o.dtype != "bf16",
+        "[llama_pretrain] --dtype bf16 needs --device cuda: the CPU computes in fp32");
+  bool bf16_plan = run.plan.fully_shard && run.plan.fully_shard->param_dtype == DType::bf16;
+  check(cuda || o.dry_run || !bf16_plan, "[llama_pretrain] the plan's param_dtype bf16 needs --device cuda");
+  check(cuda || o.tune_gemm.empty(), "[llama_pretrain] --tune-gemm needs --device cuda");
+  check(cuda || !o.tf32, "[llama_pretrain] --tf32 needs --device cuda");
+  check(cuda || o.comm != "nccl", "[llama_pretrain] --comm nccl needs --device cuda");
+  if (o.dry_run || !cuda) return;
+  check(cuda::unavailable().empty(), "[llama_pretrain] --device cuda: {}; use --device cpu", cuda::unavailable());
+  bool started = was_launched();
+  check(
+      started || o.comm != "nccl",
+      "[llama_pretrain] --comm nccl needs processes: start this with torchrun, mpirun or srun, or use --comm threads");
+  if (o.comm == "threads" || !started) return;
+  run.processes = read_environment();
+  check(run.processes->world == run.mesh.world(), "[llama_pretrain] --mesh {} has {} ranks, but {} started {}", o.mesh,
+        run.mesh.world(), run.processes->launcher, run.processes->world);
+}
 
 Run prepare(const Options& o) {
   check(!o.model.empty(),
         "[llama_pretrain] --model is missing: give a Hugging Face config.json, as examples/configs/llama_tiny.json");
-  Run run{MeshShape::parse(o.mesh), nn::LlamaConfig::load(o.model), {}};
+  Run run{MeshShape::parse(o.mesh), nn::LlamaConfig::load(o.model), {}, {}};
   if (!o.plan.empty()) run.plan = nn::ParallelPlan::load(o.plan);
+  prepare_device(o, run);
   check(run.model.vocab_size >= nn::ByteTokenizer::vocab_size,
         "[llama_pretrain] the model's vocab_size {} is smaller than the tokenizer's {}", run.model.vocab_size,
         nn::ByteTokenizer::vocab_size);
@@ -138,7 +188,7 @@ std::vector<CommLog::Entry> dry_run(const Options& o, const Run& run) {
   auto rank = Rank::recorded(run.mesh.world());
   rank->strict = o.strict;
   DeviceMesh mesh(*rank, run.mesh);
-  nn::Trainer trainer(mesh, run.model, run.plan, o.train);
+  nn::Trainer trainer(mesh, run.model, run.plan, run.train);
   CommLog log(*rank);
   trainer.step(nn::meta_batch(mesh, nn::batch_layout(run.mesh, run.plan), o.batch_size, o.seq_len));
   return log.entries();
@@ -195,11 +245,11 @@ void print_table(const Run& run, const std::vector<CommLog::Entry>& entries) {
 }
 
 // One line of the metrics file: numbers have 17 digits, which read back to the same bits.
-std::string metrics_line(const nn::Trainer::Step& s, int64_t tokens, double seconds) {
+std::string metrics_line(const nn::Trainer::Step& s, int64_t tokens, double seconds, int64_t peak_bytes) {
   return fmt::format(
       "{{\"step\": {}, \"loss\": {:.17g}, \"grad_norm\": {:.17g}, \"lr\": {:.17g}, \"tokens\": {}, "
-      "\"tokens_per_second\": {:.17g}, \"step_seconds\": {:.17g}}}\n",
-      s.step, s.loss, s.grad_norm, s.lr, tokens, double(tokens) / seconds, seconds);
+      "\"tokens_per_second\": {:.17g}, \"step_seconds\": {:.17g}, \"peak_memory_bytes\": {}}}\n",
+      s.step, s.loss, s.grad_norm, s.lr, tokens, double(tokens) / seconds, seconds, peak_bytes);
 }
 
 void train(const Options& o, const Run& run, const nn::PackedText& text, std::ofstream& metrics) {
@@ -207,8 +257,11 @@ void train(const Options& o, const Run& run, const nn::PackedText& text, std::of
   auto body = [&](Rank& rank) {
     rank.strict = o.strict;
     DeviceMesh mesh(rank, run.mesh);
-    nn::Trainer trainer(mesh, run.model, run.plan, o.train);
+    nn::Trainer trainer(mesh, run.model, run.plan, run.train);
     bool first = rank.rank() == 0;
+    rank.tf32 = o.tf32;
+    bool tuned = o.tune_gemm.empty() || std::filesystem::exists(o.tune_gemm);
+    if (tuned && !o.tune_gemm.empty()) cuda::gemm(rank).load(o.tune_gemm);
     int64_t tokens = o.batch_size * o.seq_len;
     if (first)
       fmt::print("{} parameters, mesh {}, {} tokens per step\n", trainer.parameter_count(), to_string(run.mesh),
@@ -218,15 +271,26 @@ void train(const Options& o, const Run& run, const nn::PackedText& text, std::of
       auto begin = std::chrono::steady_clock::now();
       nn::Trainer::Step s = trainer.step(text.batch(mesh, layout, i, o.batch_size));
       double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+      if (!tuned) {
+        int products = cuda::gemm(rank).tune();
+        tuned = true;
+        if (first) cuda::gemm(rank).save(o.tune_gemm);
+        if (first) progress.note(fmt::format("{} products tuned, written to {}", products, o.tune_gemm));
+      }
       if (!first) continue;
       progress.step(s, tokens, seconds);
+      if (i == 1 && run.device == Device::cuda) progress.note("CUDA graph: " + trainer.graph_status());
       if (!metrics.is_open()) continue;
-      metrics << metrics_line(s, tokens, seconds) << std::flush;
+      metrics << metrics_line(s, tokens, seconds, rank.allocator()->peak_bytes()) << std::flush;
       check(metrics.good(), "[llama_pretrain] cannot write to --metrics {}: is the disk full?", o.metrics);
     }
   };
-  launch(run.mesh.world(), body, {.threads = o.threads});
-  progress.summary(o.metrics);
+  std::chrono::milliseconds deadline(int64_t(o.deadline * 1000));
+  if (run.processes)
+    launch_nccl(*run.processes, body, {.nccl = {.deadline = deadline}, .threads = o.threads});
+  else
+    launch(run.mesh.world(), body, {.deadline = deadline, .threads = o.threads, .device = run.device});
+  if (!run.processes || run.processes->rank == 0) progress.summary(o.metrics);
 }
 
 }  // namespace
@@ -258,7 +322,7 @@ int main(int argc, char** argv) {
       o.json ? print_json(*run, entries) : print_table(*run, entries);
       return 0;
     }
-    if (!o.metrics.empty()) {
+    if (!o.metrics.empty() && (!run->processes || run->processes->rank == 0)) {
       metrics.open(o.metrics);
       check(metrics.good(), "[llama_pretrain] cannot write --metrics {}: does the folder exist?", o.metrics);
     }

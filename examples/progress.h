@@ -56,6 +56,12 @@ class Progress {
     std::fflush(stdout);
   }
 
+  // A line of its own, the bar goes on below.
+  void note(const std::string& text) {
+    fmt::print("{}{}\n", open_ ? "\r\x1b[K" : "", text);
+    std::fflush(stdout);
+  }
+
   // `metrics` is the file that has them, or "".
   void summary(const std::string& metrics) {
     if (open_) std::fputs("\n", stdout);

@@ -25,15 +25,18 @@ PackedText::PackedText(const std::vector<std::string>& files, int64_t seq_len) :
 PackedText::Batch PackedText::batch(const DeviceMesh& mesh, const Layout& layout, int64_t step,
                                     int64_t batch_size) const {
   const LocalSpec* spec = mesh.intern({DType::i64, {batch_size, seq_len_}, layout});
+  Rank& rank = mesh.rank_state();
   Tensor parts[2];
   for (int64_t shift : {0, 1}) {
-    Tensor& t = parts[shift] = Tensor(mesh.rank_state().allocator(), DType::i64, spec->local_shape);
+    auto host = rank.device() == Device::cuda ? std::make_shared<Allocator>() : rank.allocator();
+    Tensor& t = parts[shift] = Tensor(host, DType::i64, spec->local_shape);
     int64_t* to = t.data<int64_t>();
     for (int64_t row = spec->box[0].begin; row < spec->box[0].end; ++row) {
       int64_t window = (step * batch_size + row) % windows_;
       const int64_t* from = tokens_.data() + window * seq_len_ + shift;
       to = std::copy(from + spec->box[1].begin, from + spec->box[1].end, to);
     }
+    if (rank.device() == Device::cuda) t = t.to(rank.allocator());
   }
   return {DistributedTensor::empty(mesh, spec, parts[0]), DistributedTensor::empty(mesh, spec, parts[1])};
 }

@@ -2,6 +2,7 @@
 
 #include "dtensor/random.h"
 #include "dtensor/redistribute.h"
+#include "ops/cast.h"
 
 namespace dtensor::nn {
 
@@ -19,16 +20,27 @@ Parameter::Parameter(Module& owner, std::string name, const Shape& shape, Init i
 
 DistributedTensor Parameter::operator()() const {
   if (unsharded_.defined()) return unsharded_;
-  if (stored_.layout() == used_) return stored_;
-  return stored_.redistribute(used_, {.remake = true});
+  if (stored_.layout() == used_) return value();
+  return value().redistribute(used_, {.remake = true});
 }
 
 void Parameter::store_as(const Layout& layout) {
   check(stored_.is_meta(), "[Parameter] {} has values already: apply plans before materialize()", path_);
+  stored_ = meta(stored_.dtype(), layout);
+  if (copy_.defined()) copy_ = meta(copy_.dtype(), layout);
+}
+
+DistributedTensor Parameter::meta(DType dtype, const Layout& layout) const {
   const DeviceMesh& mesh = stored_.mesh();
-  const LocalSpec* spec = mesh.intern({stored_.dtype(), shape(), layout});
-  stored_ = DistributedTensor::empty(
-      mesh, spec, Tensor(mesh.rank_state().allocator(), spec->dtype, spec->local_shape, Device::meta));
+  const LocalSpec* spec = mesh.intern({dtype, shape(), layout});
+  return DistributedTensor::empty(mesh, spec,
+                                  Tensor(mesh.rank_state().allocator(), spec->dtype, spec->local_shape, Device::meta));
+}
+
+void Parameter::compute_in(DType dtype) {
+  check(stored_.is_meta(), "[Parameter] {} has values already: choose the type before materialize()", path_);
+  check(is_floating(dtype), "[Parameter] {} cannot be computed with in {}", path_, name(dtype));
+  copy_ = dtype == stored_.dtype() ? DistributedTensor() : meta(dtype, stored_.layout());
 }
 
 void Parameter::place(int axis, Placement p) {
@@ -50,6 +62,10 @@ void Parameter::materialize(uint64_t seed) {
     fill_normal(stored_, {.seed = seed, .purpose = "init", .path = path_}, 0, init_.std);
   else
     fill(stored_.local_for_writing(), init_.kind == Init::Kind::ones ? 1 : 0);
+  if (!copy_.defined()) return;
+  NoGrad scope(stored_.mesh().rank_state());
+  copy_.materialize();
+  copy_.copy_(ops::cast(stored_, copy_.dtype()));
 }
 
 Module::Module(Module& parent, std::string name) : mesh_(parent.mesh_), path_(join(parent.path_, name)) {

@@ -7,7 +7,7 @@
 #include <tuple>
 #include <vector>
 
-#include "dtensor/distributed_tensor.h"
+#include "dtensor/redistribute.h"
 
 namespace dtensor::nn {
 
@@ -17,7 +17,12 @@ class Parameter;
 // Parameters that are brought together and sharded again as one: nn/parallel/fully_shard.h.
 struct ParameterGroup {
   std::vector<Parameter*> parameters;
+  Module* module = nullptr;  // before whose forward they are brought together
   bool reshard_after_forward = true;
+  // The group that is used next, brought together while this one's module computes, and how far that is.
+  std::weak_ptr<ParameterGroup> next = {};
+  Redistribution unsharding = {};
+  std::vector<uint32_t> versions = {};  // of the values that are on their way
 };
 
 // How a parameter begins.
@@ -31,7 +36,8 @@ struct Init {
 };
 
 // A tensor that is trained. It is born on meta, Replicate; a plan places it; materialize() gives each rank its part.
-// Stored and used may differ: fully sharded parameters are stored in shards and brought together for use.
+// Stored and used may differ: fully sharded parameters are stored in shards and brought together for use, and f32 ones
+// may be computed with in bf16.
 class Parameter {
  public:
   Parameter(Module& owner, std::string name, const Shape& shape, Init init);
@@ -43,6 +49,12 @@ class Parameter {
   // As stored: what optimizers and checkpoints see.
   DistributedTensor& stored() { return stored_; }
   const DistributedTensor& stored() const { return stored_; }
+  // What is computed with, as stored: stored() itself, or its copy in the type for computing. Tapes watch this one.
+  DistributedTensor& value() { return copy_.defined() ? copy_ : stored_; }
+  const DistributedTensor& value() const { return copy_.defined() ? copy_ : stored_; }
+  // From now on computing is in bf16, with a copy that the optimizer renews. Errors: a parameter that has values
+  // already.
+  void compute_in(DType dtype);
   // For use in a forward function: the group's copy while there is one, else brought to its layout for use, which the
   // tape may drop and remake.
   DistributedTensor operator()() const;
@@ -62,8 +74,9 @@ class Parameter {
   std::string path_;
   Init init_;
   void store_as(const Layout& layout);
+  DistributedTensor meta(DType dtype, const Layout& layout) const;
 
-  DistributedTensor stored_, unsharded_;
+  DistributedTensor stored_, copy_, unsharded_;
   Layout used_;
   std::shared_ptr<ParameterGroup> group_;
 };

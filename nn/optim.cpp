@@ -6,18 +6,19 @@
 #include "dtensor/redistribute.h"
 #include "ops/all.h"
 #include "ops/cpu/fused.h"
+#include "ops/cuda/optim.h"
 #include "ops/kernel.h"
 
 namespace dtensor::nn {
 
 void watch_parameters(Tape& tape, const std::vector<Parameter*>& parameters) {
   for (Parameter* p : parameters) {
-    if (!p->group()) tape.watch(p->stored());
+    if (!p->group()) tape.watch(p->value(), p->stored().dtype());
     if (!p->group() || p->group()->parameters.front() != p) continue;
     std::vector<DistributedTensor> leaves;
     std::vector<std::string> names;
-    for (const Parameter* q : p->group()->parameters) leaves.push_back(q->stored()), names.push_back(q->path());
-    tape.watch_together(leaves, names);
+    for (const Parameter* q : p->group()->parameters) leaves.push_back(q->value()), names.push_back(q->path());
+    tape.watch_together(leaves, names, p->stored().dtype());
   }
 }
 
@@ -27,7 +28,7 @@ std::vector<DistributedTensor> reduce_gradients(const Tape& tape, const std::vec
   std::vector<Layout> layouts;
   std::vector<std::string> reasons;
   for (Parameter* p : parameters) {
-    DistributedTensor g = tape.gradient(p->stored());
+    DistributedTensor g = tape.gradient(p->value());
     if (!g.defined()) {
       g = DistributedTensor::empty(p->stored().mesh(), &p->stored().spec(),
                                    Tensor::zeros(p->stored().local().allocator(), p->stored().dtype(),
@@ -41,20 +42,53 @@ std::vector<DistributedTensor> reduce_gradients(const Tape& tape, const std::vec
   return redistribute(gradients, layouts, {.reasons = reasons});
 }
 
+namespace {
+
+// 16-byte aligned, as the kernels on CUDA need it.
+Tensor aligned(const Tensor& t) {
+  Tensor whole = t.contiguous();
+  return reinterpret_cast<uintptr_t>(whole.bytes_data()) % 16 ? whole.clone() : whole;
+}
+
+// The sum of the squares of tensors that are sharded along the same axes: f64, Partial there.
+DistributedTensor sum_squares(const std::vector<DistributedTensor>& list) {
+  const DistributedTensor& first = list[0];
+  Rank& rank = first.mesh().rank_state();
+  DistributedTensor sum = ops::sum_squares(first);
+  if (rank.device() != Device::cuda || first.is_meta()) {
+    for (size_t i = 1; i < list.size(); ++i) sum = ops::add(sum, ops::sum_squares(list[i]));
+    return sum;
+  }
+  std::vector<Tensor> parts;
+  std::vector<cuda::ConstTensor> tensors;
+  for (const DistributedTensor& x : list) {
+    parts.push_back(aligned(x.local()));
+    tensors.push_back({parts.back().bytes_data(), parts.back().numel()});
+  }
+  int count = int(tensors.size());
+  Tensor scratch(rank.allocator(), DType::f64, {cuda::sum_squares_scratch(tensors.data(), count)}),
+      out(rank.allocator(), DType::f64, {});
+  cuda::sum_squares(rank.allocator()->stream(), first.dtype(), tensors.data(), count,
+                    reinterpret_cast<double*>(scratch.bytes_data()), reinterpret_cast<double*>(out.bytes_data()));
+  return DistributedTensor::from_local(out, first.mesh(), sum.layout(), {});
+}
+
+}  // namespace
+
 DistributedTensor global_norm(const std::vector<DistributedTensor>& gradients) {
   check(!gradients.empty(), "[global_norm] no gradients");
   Rank& rank = gradients[0].mesh().rank_state();
   NoGrad scope(rank);
-  std::vector<DistributedTensor> sums;  // one per layout
+  std::vector<std::vector<DistributedTensor>> alike;  // those whose sums are Partial on the same axes
   for (const DistributedTensor& g : gradients) {
-    DistributedTensor s = ops::sum_squares(g);
-    auto same =
-        std::find_if(sums.begin(), sums.end(), [&](const DistributedTensor& t) { return t.layout() == s.layout(); });
-    if (same == sums.end())
-      sums.push_back(s);
-    else
-      *same = ops::add(*same, s);
+    auto same = std::find_if(alike.begin(), alike.end(), [&](const auto& list) {
+      return list[0].layout().sharded() == g.layout().sharded() && list[0].dtype() == g.dtype();
+    });
+    if (same == alike.end()) same = alike.insert(alike.end(), std::vector<DistributedTensor>());
+    same->push_back(g);
   }
+  std::vector<DistributedTensor> sums;
+  for (const auto& list : alike) sums.push_back(sum_squares(list));
   LabelScope reason(rank, Label::Kind::reason, "gradient norm");
   sums = redistribute(sums, std::vector<Layout>(sums.size()));
   DistributedTensor total = sums[0];
@@ -62,50 +96,107 @@ DistributedTensor global_norm(const std::vector<DistributedTensor>& gradients) {
   return ops::sqrt(total);
 }
 
+// This rank's part of a parameter, its states and its gradient.
+struct AdamW::Piece {
+  Tensor value, copy, exp_avg, exp_avg_sq, gradient;
+};
+
 AdamW::AdamW(std::vector<Parameter*> parameters, const AdamWOptions& options)
     : parameters_(std::move(parameters)), options_(options) {}
 
-void AdamW::step(const std::vector<DistributedTensor>& gradients, double lr, double scale) {
-  check(gradients.size() == parameters_.size(), "[AdamW] {} gradients for {} parameters", gradients.size(),
-        parameters_.size());
+void AdamW::step(const std::vector<DistributedTensor>& gradients, double lr, const DistributedTensor& norm,
+                 double clip) {
+  begin_step(lr);
+  apply(gradients, norm, clip);
+}
+
+void AdamW::begin_step(double lr) {
   ++steps_;
+  lr_ = lr;
   if (parameters_.empty() || parameters_[0]->stored().is_meta()) return;
   if (exp_avg_.empty())
     for (Parameter* p : parameters_)
       for (auto* state : {&exp_avg_, &exp_avg_sq_})
         state->push_back(
             Tensor::zeros(p->stored().local().allocator(), p->stored().dtype(), p->stored().spec().local_shape));
-  cpu::AdamW numbers{lr,
+  Rank& rank = parameters_[0]->stored().mesh().rank_state();
+  if (rank.device() != Device::cuda) return;
+  if (!numbers_.defined()) numbers_ = Tensor(rank.allocator(), DType::f32, {3});
+  double correction1 = 1 - std::pow(options_.beta1, double(steps_)),
+         correction2 = 1 - std::pow(options_.beta2, double(steps_));
+  copy(Tensor::of<float>(
+           {3}, {float(lr / correction1), float(1 - lr * options_.weight_decay), float(std::sqrt(correction2))}),
+       numbers_);
+}
+
+void AdamW::apply(const std::vector<DistributedTensor>& gradients, const DistributedTensor& norm, double clip) {
+  check(gradients.size() == parameters_.size(), "[AdamW] {} gradients for {} parameters", gradients.size(),
+        parameters_.size());
+  if (parameters_.empty() || parameters_[0]->stored().is_meta()) return;
+  std::vector<Piece> pieces;
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    Parameter& p = *parameters_[i];
+    DistributedTensor& stored = p.stored();
+    if (gradients[i].layout() != stored.layout() || gradients[i].shape() != stored.shape() ||
+        gradients[i].dtype() != stored.dtype())
+      fail("[AdamW] the gradient of {} is {}, not {}", p.path(), to_string(gradients[i]), to_string(stored));
+    pieces.push_back({stored.local_for_writing(), &p.value() == &stored ? Tensor() : p.value().local_for_writing(),
+                      exp_avg_[i], exp_avg_sq_[i], gradients[i].local()});
+  }
+  if (parameters_[0]->stored().mesh().rank_state().device() == Device::cuda)
+    apply_on_device(pieces, norm, clip);
+  else
+    apply_on_host(pieces, norm, clip);
+}
+
+void AdamW::apply_on_host(const std::vector<Piece>& pieces, const DistributedTensor& norm, double clip) {
+  double value = norm.defined() ? norm.item() : 0;
+  if (!std::isfinite(value)) return;
+  cpu::AdamW numbers{lr_,
                      options_.beta1,
                      options_.beta2,
                      options_.eps,
                      options_.weight_decay,
                      1 - std::pow(options_.beta1, double(steps_)),
                      1 - std::pow(options_.beta2, double(steps_)),
-                     scale};
+                     clip > 0 && value > clip ? clip / (value + 1e-6) : 1};
   // All tensors in one launch: the elements of one follow those of another.
-  struct Piece {
-    float *value, *m, *v;
-    Tensor gradient;
-    int64_t begin;
-  };
-  std::vector<Piece> pieces;
   int64_t total = 0;
-  for (size_t i = 0; i < parameters_.size(); ++i) {
-    DistributedTensor& p = parameters_[i]->stored();
-    if (gradients[i].layout() != p.layout() || gradients[i].shape() != p.shape())
-      fail("[AdamW] the gradient of {} is {}, not {}", parameters_[i]->path(), to_string(gradients[i]), to_string(p));
-    pieces.push_back({p.local_for_writing().data<float>(), exp_avg_[i].data<float>(), exp_avg_sq_[i].data<float>(),
-                      gradients[i].local().contiguous(), total});
-    total += pieces.back().gradient.numel();
+  std::vector<std::pair<int64_t, Tensor>> gradients;  // from where on
+  for (const Piece& p : pieces) {
+    check(!p.copy.defined(), "[AdamW] parameters that are computed with in bf16 are for CUDA");
+    gradients.emplace_back(total, p.gradient.contiguous());
+    total += p.value.numel();
   }
   parameters_[0]->stored().mesh().rank_state().pool().parallel_for(
       total, pointwise_grain, [&](int64_t begin, int64_t end, int) {
-        for (const Piece& p : pieces) {
-          int64_t b = std::max(begin - p.begin, int64_t(0)), e = std::min(end - p.begin, p.gradient.numel());
-          if (b < e) cpu::adamw(e - b, numbers, p.value + b, p.gradient.data<float>() + b, p.m + b, p.v + b);
+        for (size_t i = 0; i < pieces.size(); ++i) {
+          const auto& [first, gradient] = gradients[i];
+          const Piece& p = pieces[i];
+          int64_t b = std::max(begin - first, int64_t(0)), e = std::min(end - first, p.value.numel());
+          if (b < e)
+            cpu::adamw(e - b, numbers, p.value.data<float>() + b, gradient.data<float>() + b,
+                       p.exp_avg.data<float>() + b, p.exp_avg_sq.data<float>() + b);
         }
       });
+}
+
+void AdamW::apply_on_device(const std::vector<Piece>& pieces, const DistributedTensor& norm, double clip) {
+  Rank& rank = parameters_[0]->stored().mesh().rank_state();
+  std::vector<Tensor> gradients;
+  std::vector<cuda::AdamWTensor> tensors;
+  auto floats = [](const Tensor& t) { return reinterpret_cast<float*>(t.bytes_data()); };
+  for (const Piece& p : pieces) {
+    gradients.push_back(aligned(p.gradient));
+    tensors.push_back({floats(p.value), floats(gradients.back()), floats(p.exp_avg), floats(p.exp_avg_sq),
+                       p.copy.bytes_data(), p.value.numel()});
+  }
+  Tensor no_norm = norm.defined() ? Tensor() : Tensor::zeros(rank.allocator(), DType::f64, {});
+  const Tensor& of_gradients = norm.defined() ? norm.local() : no_norm;
+  cuda::adamw(rank.allocator()->stream(), tensors.data(), int(tensors.size()),
+              {float(options_.beta1), float(options_.beta2), float(options_.eps)},
+              reinterpret_cast<const cuda::AdamWNumbers*>(numbers_.bytes_data()),
+              reinterpret_cast<const double*>(of_gradients.bytes_data()), float(clip));
 }
 
 double warmup_cosine(int64_t step, double peak, int64_t warmup, int64_t total) {

@@ -14,7 +14,7 @@ void watch_parameters(Tape& tape, const std::vector<Parameter*>& parameters);
 std::vector<DistributedTensor> reduce_gradients(const Tape& tape, const std::vector<Parameter*>& parameters);
 
 // The Euclidean norm of all gradients, each parameter once: f64, Replicate. Parts of one layout are added first, so
-// that there is one reduction per layout, all in one launch.
+// that there is one reduction per layout, all in one launch. The host does not wait for it.
 DistributedTensor global_norm(const std::vector<DistributedTensor>& gradients);
 
 struct AdamWOptions {
@@ -27,15 +27,27 @@ class AdamW {
  public:
   AdamW(std::vector<Parameter*> parameters, const AdamWOptions& options);
 
-  // One step in place. `gradients` are those of the parameters, in their order and stored layouts; they are multiplied
-  // by `scale` (clipping). On meta nothing happens.
-  void step(const std::vector<DistributedTensor>& gradients, double lr, double scale = 1);
+  // One step in place, begin_step() and apply(). On meta nothing happens.
+  void step(const std::vector<DistributedTensor>& gradients, double lr, const DistributedTensor& norm = {},
+            double clip = 0);
+  // Counts the step and, on CUDA, brings the numbers that change from step to step to the device.
+  void begin_step(double lr);
+  // The update: on CUDA one launch and no word from the host, so a graph can hold it. `gradients` are those of the
+  // parameters, in their order and stored layouts. With their global `norm` they are clipped to `clip` (0: not), and
+  // nothing is changed where it is not finite.
+  void apply(const std::vector<DistributedTensor>& gradients, const DistributedTensor& norm, double clip);
   int64_t steps() const { return steps_; }
 
  private:
+  struct Piece;
+  void apply_on_host(const std::vector<Piece>& pieces, const DistributedTensor& norm, double clip);
+  void apply_on_device(const std::vector<Piece>& pieces, const DistributedTensor& norm, double clip);
+
   std::vector<Parameter*> parameters_;
   AdamWOptions options_;
   std::vector<Tensor> exp_avg_, exp_avg_sq_;  // local parts, allocated at the first step
+  Tensor numbers_;                            // of this step, on the device
+  double lr_ = 0;
   int64_t steps_ = 0;
 };
 

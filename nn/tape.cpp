@@ -1,6 +1,7 @@
 #include "nn/tape.h"
 
 #include "dtensor/redistribute.h"
+#include "ops/cast.h"
 #include "ops/pointwise.h"
 
 namespace dtensor::nn {
@@ -8,20 +9,21 @@ namespace dtensor::nn {
 Tape::Tape(Rank& rank) : rank_(rank) { rank_.add(*this); }
 Tape::~Tape() { rank_.remove(*this); }
 
-void Tape::watch(const DistributedTensor& leaf) {
+void Tape::watch(const DistributedTensor& leaf, DType gradient) {
   check(
       leaves_.contains(leaf.id()) || !roots_.contains(leaf.id()),
       "[watch] {} was computed from a watched value, whose gradient would end here: watch values before they are used",
       to_string(leaf));
-  leaves_.insert(leaf.id());
+  leaves_[leaf.id()] = gradient;
   roots_.emplace(leaf.id(), leaf.id());
 }
 
-void Tape::watch_together(const std::vector<DistributedTensor>& leaves, const std::vector<std::string>& names) {
+void Tape::watch_together(const std::vector<DistributedTensor>& leaves, const std::vector<std::string>& names,
+                          std::optional<DType> gradient) {
   check(leaves.size() == names.size(), "[watch_together] {} leaves and {} names", leaves.size(), names.size());
   Group group{leaves, {}};
   for (size_t i = 0; i < leaves.size(); ++i) {
-    watch(leaves[i]);
+    watch(leaves[i], gradient.value_or(leaves[i].dtype()));
     group_of_.emplace(leaves[i].id(), groups_.size());
     group.reasons.push_back("gradient of " + names[i]);
   }
@@ -101,34 +103,42 @@ void Tape::count_uses(const Node& node, int change) {
     if (it == group_of_.end()) continue;
     Group& group = groups_[it->second];
     group.uses += change;
-    if (change < 0 && group.uses == 0) reduce(group);
+    if (change < 0 && group.uses == 0) begin_reduce(group);
   }
 }
 
-void Tape::reduce(const Group& group) {
-  std::vector<uint64_t> ids;
+// One group at a time is on its way.
+void Tape::begin_reduce(const Group& group) {
+  finish_reduce();
   std::vector<DistributedTensor> list;
   std::vector<Layout> layouts;
   std::vector<std::string> reasons;
   for (size_t i = 0; i < group.leaves.size(); ++i) {
     auto it = gradients_.find(group.leaves[i].id());
     if (it == gradients_.end()) continue;
-    ids.push_back(it->first);
+    reduced_leaves_.push_back(it->first);
     list.push_back(it->second);
     layouts.push_back(group.leaves[i].layout());
     reasons.push_back(group.reasons[i]);
   }
-  list = redistribute(list, layouts, {.reasons = reasons});
-  for (size_t i = 0; i < ids.size(); ++i) gradients_[ids[i]] = list[i];
+  reducing_ = Redistribution::begin(list, layouts, {.reasons = reasons});
+}
+
+void Tape::finish_reduce() {
+  if (!reducing_.defined()) return;
+  std::vector<DistributedTensor> list = reducing_.finish();
+  for (size_t i = 0; i < list.size(); ++i) gradients_[reduced_leaves_[i]] = list[i];
+  reduced_leaves_.clear();
 }
 
 // What a card's gradient function sees of a node.
 class Tape::NodeGradient : public Gradient {
  public:
-  NodeGradient(const Node& node, std::vector<DistributedTensor> of_outputs)
-      : node_(node), of_outputs_(std::move(of_outputs)), results(node.inputs.size()) {
+  NodeGradient(Tape& tape, const Node& node, std::vector<DistributedTensor> of_outputs)
+      : tape_(tape), node_(node), of_outputs_(std::move(of_outputs)), results(node.inputs.size()) {
     inputs_.resize(node.kept_inputs.size());
     outputs_.resize(node.kept_outputs.size());
+    offered_.resize(node.inputs.size());
     for (const Value& v : node.inputs) wanted_.push_back(v.spec ? target_of(*v.spec) : Layout());
   }
 
@@ -141,10 +151,25 @@ class Tape::NodeGradient : public Gradient {
   }
   const TensorSpec& input_spec(int i) const override { return *node_.inputs[size_t(i)].spec; }
   const DistributedTensor& of_output(int i) const override { return of_outputs_[size_t(i)]; }
+  DType dtype(int i) const override {
+    auto leaf = tape_.leaves_.find(node_.inputs[size_t(i)].root);
+    return leaf == tape_.leaves_.end() ? input_spec(i).dtype : leaf->second;
+  }
+  DistributedTensor* sum(int i) const override {
+    uint64_t root = node_.inputs[size_t(i)].root;
+    auto& sums = tape_.leaves_.contains(root) ? tape_.gradients_ : tape_.pending_;
+    auto it = sums.find(root);
+    if (it == sums.end()) return nullptr;
+    offered_[size_t(i)] = it->second.version();
+    return &it->second;
+  }
   bool needs(int i) const override { return node_.inputs[size_t(i)].root != 0; }
   const Layout* wanted(int i) const override { return &wanted_[size_t(i)]; }
   void set(int i, DistributedTensor g) override {
-    if (needs(i)) results[size_t(i)] = std::move(g);
+    if (!needs(i)) return;
+    // A kernel that added to the sum wrote to it; one that only passes the same value on did not.
+    std::optional<uint32_t> before = offered_[size_t(i)];
+    if (!before || g.version() == *before || g.id() != sum(i)->id()) results[size_t(i)] = std::move(g);
   }
 
   // Where the sum of a value's gradients goes: its own placement, Replicate where it is Partial.
@@ -166,18 +191,21 @@ class Tape::NodeGradient : public Gradient {
     fail("[{}] the gradient asks for {} {}, which the card does not keep", node_.op->name, what, i);
   }
 
+  Tape& tape_;
   const Node& node_;
   std::vector<DistributedTensor> of_outputs_;
   mutable std::vector<DistributedTensor> inputs_, outputs_;
   std::vector<Layout> wanted_;
+  mutable std::vector<std::optional<uint32_t>> offered_;  // versions of the sums that the card asked for
 
  public:
   std::vector<DistributedTensor> results;
 };
 
 void Tape::contribute(uint64_t root, DistributedTensor gradient) {
-  auto& into = leaves_.contains(root) ? gradients_ : pending_;
-  DistributedTensor& sum = into[root];
+  auto leaf = leaves_.find(root);
+  if (leaf != leaves_.end()) gradient = ops::cast(gradient, leaf->second);
+  DistributedTensor& sum = leaf == leaves_.end() ? pending_[root] : gradients_[root];
   sum = sum.defined() ? ops::add(sum, gradient) : std::move(gradient);
 }
 
@@ -196,7 +224,7 @@ void Tape::run(Node& node) {
   }
   if (!any) return;
   check(node.op->gradient, "[backward] {} has no gradient", node.op->name);
-  NodeGradient gradient(node, std::move(of_outputs));
+  NodeGradient gradient(*this, node, std::move(of_outputs));
   {
     LabelScope op(rank_, Label::Kind::op, fmt::format("gradient of {}", node.op->name));
     node.op->gradient(gradient);
@@ -236,15 +264,17 @@ void Tape::backward(const DistributedTensor& loss) {
     node.kept_inputs.clear(), node.kept_outputs.clear();
     count_uses(node, -1);
   }
+  finish_reduce();
 }
 
 void Tape::forget() {
   nodes_.clear();
   for (Group& group : groups_) group.uses = 0;
+  reducing_ = {}, reduced_leaves_.clear();
   pending_.clear();
   recipes_.clear();
   roots_.clear();
-  for (uint64_t leaf : leaves_) roots_.emplace(leaf, leaf);
+  for (const auto& [leaf, type] : leaves_) roots_.emplace(leaf, leaf);
 }
 
 }  // namespace dtensor::nn

@@ -1,9 +1,10 @@
 // Tape: reverse-mode automatic differentiation by observing what a rank does.
 #pragma once
 
+#include <optional>
 #include <unordered_map>
-#include <unordered_set>
 
+#include "dtensor/redistribute.h"
 #include "ops/call.h"
 
 namespace dtensor::nn {
@@ -26,11 +27,15 @@ class Tape : public Observer {
   Tape(const Tape&) = delete;
   Tape& operator=(const Tape&) = delete;
 
-  // Gradients of this value are wanted. Errors: a value that was computed from another watched one.
-  void watch(const DistributedTensor& leaf);
+  // Gradients of this value are wanted, of its element type, or of another floating one: what arrives is cast to it
+  // before it is added. Errors: a value that was computed from another watched one.
+  void watch(const DistributedTensor& leaf) { watch(leaf, leaf.dtype()); }
+  void watch(const DistributedTensor& leaf, DType gradient);
   // The same for several, whose gradients are brought to the leaves' own layouts in one launch, as soon as the backward
-  // pass has passed the last use of any of them. `names` are for logs.
-  void watch_together(const std::vector<DistributedTensor>& leaves, const std::vector<std::string>& names);
+  // pass has passed the last use of any of them. `names` are for logs, `gradient` is their element type, the
+  // leaves' own where it is not given.
+  void watch_together(const std::vector<DistributedTensor>& leaves, const std::vector<std::string>& names,
+                      std::optional<DType> gradient = {});
   bool tracks(const DistributedTensor& x) const { return roots_.contains(x.id()); }
 
   // Adds the gradients of `loss` (one element, Replicate) to those of the leaves, and frees the record.
@@ -86,7 +91,8 @@ class Tape : public Observer {
   void run(Node& node);
   void contribute(uint64_t root, DistributedTensor gradient);
   void count_uses(const Node& node, int change);
-  void reduce(const Group& group);
+  void begin_reduce(const Group& group);
+  void finish_reduce();
   void forget();  // all but the leaves and their gradients
 
   Rank& rank_;
@@ -95,8 +101,11 @@ class Tape : public Observer {
   std::unordered_map<uint64_t, std::pair<std::shared_ptr<Recipe>, size_t>> recipes_;  // by the id of the result
   std::shared_ptr<Recipe> last_recipe_;  // of the batch that is being reported
   uint64_t last_batch_ = 0;
-  std::unordered_set<uint64_t> leaves_;
+  std::unordered_map<uint64_t, DType> leaves_;  // and the element types of their gradients
   std::vector<Group> groups_;
+  // The gradients that are being reduced while the backward pass goes on, by leaf.
+  Redistribution reducing_;
+  std::vector<uint64_t> reduced_leaves_;
   std::unordered_map<uint64_t, size_t> group_of_;                        // by leaf
   std::unordered_map<uint64_t, DistributedTensor> pending_, gradients_;  // by root
 };

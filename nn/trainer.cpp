@@ -46,7 +46,8 @@ class FirstBad : public Observer {
   }
 
  private:
-  static bool all_finite(const Tensor& t) {
+  static bool all_finite(const Tensor& x) {
+    Tensor t = x.cpu();
     for (int64_t i = 0; i < t.numel(); ++i)
       if (!std::isfinite(element(t, i))) return false;
     return true;
@@ -80,6 +81,7 @@ Trainer::Trainer(const DeviceMesh& mesh, const LlamaConfig& config, const Parall
       parameters_(model_.parameters()),
       optimizer_(parameters_, options.adamw) {
   check_axes(mesh.shape(), plan);
+  for (Parameter* p : parameters_) p->compute_in(options.dtype);
   plan.apply(model_);
   materialize(model_, options.seed);
   watch_parameters(tape_, parameters_);
@@ -119,20 +121,75 @@ void Trainer::fail_not_finite(const Step& s, const PackedText::Batch& batch,
       s.step, s.loss, s.grad_norm, where);
 }
 
-Trainer::Step Trainer::step(const PackedText::Batch& batch) {
+Trainer::Results Trainer::run(const PackedText::Batch& batch) {
   DistributedTensor loss = forward(batch);
   tape_.backward(loss);
   PhaseScope phase(model_.mesh().rank_state(), Phase::optimizer);
   std::vector<DistributedTensor> gradients = reduce_gradients(tape_, parameters_);
   tape_.clear_gradients();
   DistributedTensor norm = global_norm(gradients);
+  optimizer_.apply(gradients, norm, options_.clip);
+  return {loss, norm, std::move(gradients)};
+}
 
-  Step result{optimizer_.steps() + 1, value_of(loss), value_of(norm),
-              warmup_cosine(optimizer_.steps(), options_.lr, options_.warmup_steps, options_.steps)};
-  if (!loss.is_meta() && !(std::isfinite(result.loss) && std::isfinite(result.grad_norm)))
-    fail_not_finite(result, batch, gradients);
-  double scale = options_.clip > 0 && result.grad_norm > options_.clip ? options_.clip / (result.grad_norm + 1e-6) : 1;
-  optimizer_.step(gradients, result.lr, scale);
+// "" where the step can be captured now.
+std::string Trainer::why_no_graph(const PackedText::Batch& batch) {
+  Rank& rank = model_.mesh().rank_state();
+  if (rank.device() != Device::cuda || batch.inputs.is_meta()) return "not captured: graphs are CUDA's";
+  if (!options_.graph) return "not captured: switched off";
+  if (rank.world() > 1) return fmt::format("not captured: {} ranks, whose collectives need the host", rank.world());
+  if (rank.observers().size() > 1)
+    return "not captured: somebody observes the ops, which a launched graph does not call";
+  return "";
+}
+
+// The first step allocates what stays (states of the optimizer, plans, workspaces) and the second is captured, so that
+// what the graph holds is what a step needs.
+Trainer::Results Trainer::run_or_launch(const PackedText::Batch& batch) {
+  Rank& rank = model_.mesh().rank_state();
+  if (optimizer_.steps() == 2) {
+    graph_status_ = why_no_graph(batch);
+    if (graph_status_.empty()) {
+      captured_ = std::make_unique<Captured>(rank);
+      captured_->batch = {DistributedTensor::empty(model_.mesh(), batch.inputs.spec()),
+                          DistributedTensor::empty(model_.mesh(), batch.targets.spec())};
+    }
+  }
+  if (!captured_) return run(batch);
+  check(&batch.inputs.spec() == &captured_->batch.inputs.spec(),
+        "[train] the batch is {}, but the step was captured of {}", to_string(batch.inputs),
+        to_string(captured_->batch.inputs));
+  captured_->batch.inputs.copy_(batch.inputs);
+  captured_->batch.targets.copy_(batch.targets);
+  cuda::StreamHandle stream = rank.allocator()->stream();
+  if (!captured_->graph.defined()) {
+    captured_->pool.begin();
+    cuda::Graph::begin(stream);
+    try {
+      captured_->results = run(captured_->batch);
+      captured_->graph = cuda::Graph::end(stream);
+    } catch (const Error& e) {
+      cuda::Graph::abandon(stream);
+      captured_->pool.end();
+      captured_.reset();
+      graph_status_ = fmt::format("not captured: {}", e.what());
+      tape_.clear_gradients();
+      return run(batch);
+    }
+    captured_->pool.end();
+    graph_status_ = fmt::format("captured, {} nodes", captured_->graph.nodes());
+  }
+  captured_->graph.launch(stream);
+  return captured_->results;
+}
+
+Trainer::Step Trainer::step(const PackedText::Batch& batch) {
+  double lr = warmup_cosine(optimizer_.steps(), options_.lr, options_.warmup_steps, options_.steps);
+  optimizer_.begin_step(lr);
+  Results r = run_or_launch(batch);
+  Step result{optimizer_.steps(), value_of(r.loss), value_of(r.norm), lr};
+  if (!r.loss.is_meta() && !(std::isfinite(result.loss) && std::isfinite(result.grad_norm)))
+    fail_not_finite(result, batch, r.gradients);
   return result;
 }
 

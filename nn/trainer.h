@@ -1,6 +1,9 @@
 // One training step of a language model, the same code for runs and dry runs (law 8).
 #pragma once
 
+#include <memory>
+
+#include "dtensor/cuda/allocator.h"
 #include "nn/data.h"
 #include "nn/llama.h"
 #include "nn/optim.h"
@@ -13,7 +16,9 @@ struct TrainerOptions {
   int64_t steps = 1;  // of the whole schedule
   double lr = 1e-3;
   int64_t warmup_steps = 0;
-  double clip = 1.0;  // of the global gradient norm; 0: none
+  double clip = 1.0;         // of the global gradient norm; 0: none
+  DType dtype = DType::f32;  // to compute in, with f32 parameters and states: bf16 on CUDA
+  bool graph = true;         // on CUDA: capture a step, where nothing forbids it, and launch it again for each
   AdamWOptions adamw;
 };
 
@@ -37,11 +42,22 @@ class Trainer {
   // the first op or parameter where it is so.
   Step step(const PackedText::Batch& batch);
 
+  // Whether steps are launched as one CUDA graph: "captured, 1234 nodes", or why not. Known after the second step.
+  const std::string& graph_status() const { return graph_status_; }
+
   LlamaForCausalLM& model() { return model_; }
   int64_t parameter_count();
 
  private:
+  // What a step leaves to be read.
+  struct Results {
+    DistributedTensor loss, norm;
+    std::vector<DistributedTensor> gradients;
+  };
   DistributedTensor forward(const PackedText::Batch& batch);  // the loss
+  Results run(const PackedText::Batch& batch);                // all of a step but the numbers that change
+  Results run_or_launch(const PackedText::Batch& batch);
+  std::string why_no_graph(const PackedText::Batch& batch);
   [[noreturn]] void fail_not_finite(const Step& s, const PackedText::Batch& batch,
                                     const std::vector<DistributedTensor>& gradients);
 
@@ -50,6 +66,17 @@ class Trainer {
   Tape tape_;
   std::vector<Parameter*> parameters_;
   AdamW optimizer_;
+
+  // The captured step: where it reads its batch and leaves its results, and its memory, which must outlive all of them.
+  struct Captured {
+    explicit Captured(Rank& rank) : pool(rank.allocator()) {}
+    cuda::PrivatePool pool;
+    PackedText::Batch batch;
+    Results results;
+    cuda::Graph graph;
+  };
+  std::unique_ptr<Captured> captured_;
+  std::string graph_status_;
 };
 
 }  // namespace dtensor::nn

@@ -4,6 +4,7 @@
 #include "ops/cpu/fused.h"
 #include "ops/cpu/rows.h"
 #include "ops/elementwise.h"
+#include "ops/functors.h"
 #include "ops/pointwise.h"
 
 namespace dtensor::ops {
@@ -53,14 +54,13 @@ const std::vector<Sample> pairs = {{{{5, 3}, {5, 3}}}, {{{2, 1, 4}, {2, 1, 4}}}}
 
 const Op relu_op = unary({.name = "relu",
                           .monotone = {{0}},
-                          .cpu = unary_kernel<[](auto a) { return a < 0 ? decltype(a)(0) : a; }>,
+                          .cpu = unary_kernel<functors::Relu{}>,
                           .gradient =
                               [](Gradient& g) {
                                 g.set(0, call(relu_backward_op, {&g.of_output(), &g.input(0)}));
                               },
                           .keeps = {.inputs = {0}}});
-const Op relu_backward_op = gradient_op(
-    {.name = "relu_backward", .cpu = binary_kernel<[](auto dy, auto x) { return x <= 0 ? decltype(x)(0) : dy; }>});
+const Op relu_backward_op = gradient_op({.name = "relu_backward", .cpu = binary_kernel<functors::ReluBackward{}>});
 const Op gelu_op =
     unary({.name = "gelu",
            .cpu = gelu_kernel,

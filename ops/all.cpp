@@ -132,6 +132,7 @@ std::span<const Op* const> all() {
       &one_hot_op,
       &matmul_op,
       &linear_op,
+      &linear_gelu_op,
       &linear_weight_gradient_op,
       &rms_norm_op,
       &rms_norm_backward_op,

@@ -24,7 +24,7 @@ void rotary_kernel(const Context& c, std::span<const Tensor> in, std::span<Tenso
     cpu::rotary_table(s.begin, s.end, d, c.attributes.get<double>("theta"), cos.data(), sin.data());
     bool inverse = c.attributes.get<bool>("inverse");
     for (size_t i = 0; i < in.size(); ++i) {
-      Tensor x = with_whole_heads(in[i]);
+      Tensor x = with_whole_rows(in[i]);
       const Tensor& y = out[i];
       int64_t batch = x.size(0), heads = x.size(2);
       const T* from = x.data<T>();
@@ -110,7 +110,7 @@ T* head(const Tensor& t, int64_t batch, int64_t h) {
 // q [b,s,(g r),d], k and v [b,t,g,d], mask, key -> out [b,s,(g r),d], and the logarithm of each row's sum [b,(g r),s]
 // for the gradient
 void attention_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
-  Tensor q = with_whole_heads(in[0]), k = with_whole_heads(in[1]), v = with_whole_heads(in[2]);
+  Tensor q = with_whole_rows(in[0]), k = with_whole_rows(in[1]), v = with_whole_rows(in[2]);
   for_floating(c, q.dtype(), [&]<class T>() {
     Heads<T> n(c, q, k, in[3], in[4]);
     T* lse = out[1].data<T>();
@@ -127,8 +127,8 @@ void attention_kernel(const Context& c, std::span<const Tensor> in, std::span<Te
 
 // dout, q, k, v, out, lse, mask, key -> dq, dk, dv, and where it is asked for that of the scores [b,(g r),s,t]
 void attention_backward_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> grad) {
-  Tensor dout = with_whole_heads(in[0]), q = with_whole_heads(in[1]), k = with_whole_heads(in[2]),
-         v = with_whole_heads(in[3]), out = with_whole_heads(in[4]), rows = in[5].contiguous();
+  Tensor dout = with_whole_rows(in[0]), q = with_whole_rows(in[1]), k = with_whole_rows(in[2]),
+         v = with_whole_rows(in[3]), out = with_whole_rows(in[4]), rows = in[5].contiguous();
   fill(grad[1], 0);
   fill(grad[2], 0);
   for_floating(c, q.dtype(), [&]<class T>() {
@@ -169,8 +169,14 @@ Rule attention_backward_rule(std::span<const Shape* const> in, const Attributes&
           ",->bs(gr)[d],b[t]g[d],b[t]g[d]" + (a.get<bool>("mask_gradient") ? ",b(gr)s[t]" : "")};
 }
 // Masks may be bool, and keys of random streams are i64.
-DType attention_types(std::string_view, std::span<const TensorSpec* const> in, const Attributes& a, int output) {
+DType attention_backward_types(std::string_view, std::span<const TensorSpec* const> in, const Attributes& a,
+                               int output) {
   return same_types("scaled_dot_product_attention", in.first(3), a, output);
+}
+// bf16 would leave too little of the logarithms: exp(score - lse) is taken of them.
+DType attention_types(std::string_view op, std::span<const TensorSpec* const> in, const Attributes& a, int output) {
+  DType t = attention_backward_types(op, in, a, output);
+  return output == 1 && t == DType::bf16 ? DType::f32 : t;
 }
 
 void attention_gradient(Gradient& g) {
@@ -232,7 +238,7 @@ const Op attention_op = {
                {{{2, 5, 4, 2}, {2, 5, 2, 2}, {2, 5, 2, 2}, absent, random_key}, attention_attributes(true, 0.5)}}};
 const Op attention_backward_op = {.name = "attention_backward",
                                   .rule = attention_backward_rule,
-                                  .types = attention_types,
+                                  .types = attention_backward_types,
                                   .strided = true,
                                   .cpu = attention_backward_kernel,
                                   .sample = {{{{2, 5, 12, 4},
@@ -300,9 +306,9 @@ DistributedTensor scaled_dot_product_attention(const DistributedTensor& q, const
   double scale = options.scale != 0 ? std::abs(options.scale) : 1 / std::sqrt(double(q.size(3)));
   DistributedTensor qs = transpose(options.scale < 0 ? neg(q) : q, 1, 2), ks = transpose(k, 1, 2),
                     vs = transpose(v, 1, 2);
-  return transpose(call(attention_op, {&qs, &ks, &vs, &mask, &key},
-                        {{"causal", options.causal}, {"scale", scale}, {"dropout_p", options.dropout_p}}),
-                   1, 2);
+  Attributes attributes{{"causal", options.causal}, {"scale", scale}, {"dropout_p", options.dropout_p}};
+  if (!options.deterministic) attributes.set("deterministic", false);
+  return transpose(call(attention_op, {&qs, &ks, &vs, &mask, &key}, attributes), 1, 2);
 }
 
 }  // namespace dtensor::ops

@@ -28,6 +28,9 @@ struct AttentionOptions {
   // and out: the caller knows.
   double dropout_p = 0;
   RandomStream stream = {};
+  // False: the gradient of the queries may be added up in any order, which is quicker where cuDNN computes it
+  // (docs/cuda.md). Elsewhere the bits are the same every time anyway.
+  bool deterministic = true;
 };
 
 // Exact softmax attention without the matrix of scores. q [batch, heads, s, d], k [batch, kv_heads, t, d],

@@ -158,7 +158,7 @@ const Decision& find_decision(OpsState& state, const Op& op, const DeviceMesh& m
 }
 
 void run_kernel(const Op& op, Rank& rank, OpsState& state, const Decision& d,
-                std::span<const DistributedTensor* const> used, std::span<Tensor> locals) {
+                std::span<const DistributedTensor* const> used, std::span<Tensor> locals, bool accumulate) {
   check(d.kernel, "[{}] has no kernel for {}", op.name, name(rank.device()));
   InlineVector<Tensor, max_operands> in;
   for (const DistributedTensor* x : used) {
@@ -169,9 +169,10 @@ void run_kernel(const Op& op, Rank& rank, OpsState& state, const Decision& d,
     else
       in.emplace_back(x->local().contiguous());
   }
-  d.kernel(
-      Context(op.name, d.attributes, d.factors, rank.pool(), state.scratch, rank.allocator(), state.workspace.get()),
-      std::span<const Tensor>(in.data(), in.size()), locals);
+  Context context(op.name, d.attributes, d.factors, rank.pool(), state.scratch, rank.allocator(),
+                  state.workspace.get());
+  context.accumulate = accumulate, context.tf32 = rank.tf32;
+  d.kernel(context, std::span<const Tensor>(in.data(), in.size()), locals);
   for (size_t o = 0; o < locals.size(); ++o)
     if (locals[o].shape() != d.outputs[o]->local_shape)
       fail("[{}] the kernel left output {} with shape {}, not {}", op.name, o, to_string(locals[o].shape()),
@@ -196,6 +197,11 @@ std::vector<DistributedTensor> run_composite(const Op& op, Rank& rank, std::span
   NoGrad scope(rank);
   LabelScope label(rank, Label::Kind::op, std::string(op.name));
   return op.composite(inputs, attributes);
+}
+
+// Whether a kernel can add an output of this specification to the value.
+bool may_take(const DistributedTensor* into, const LocalSpec& output) {
+  return into && into->defined() && into->unique() && &into->spec() == &output && into->local().is_contiguous();
 }
 
 // Runs the call; outputs are given to `take(index, tensor)`.
@@ -239,12 +245,20 @@ void dispatch(const Op& op, std::span<const DistributedTensor* const> given, con
 
   InlineVector<Tensor, max_outputs> locals;
   Device device = meta || op.view ? Device::meta : rank.device();
-  for (const LocalSpec* spec : d.outputs) locals.emplace_back(rank.allocator(), spec->dtype, spec->local_shape, device);
-  if (!meta) run_kernel(op, rank, state, d, ready, std::span(locals.data(), locals.size()));
+  bool accumulate = op.accumulates && may_take(options.into, *d.outputs[0]);
+  for (const LocalSpec* spec : d.outputs)
+    if (accumulate && locals.size() == 0)
+      locals.emplace_back(options.into->local_for_writing());
+    else
+      locals.emplace_back(rank.allocator(), spec->dtype, spec->local_shape, device);
+  if (!meta) run_kernel(op, rank, state, d, ready, std::span(locals.data(), locals.size()), accumulate);
 
   InlineVector<DistributedTensor, max_outputs> outputs;
   for (size_t o = 0; o < locals.size(); ++o)
-    outputs.emplace_back(DistributedTensor::empty(mesh, d.outputs[o], std::move(locals[o])));
+    if (accumulate && o == 0)
+      outputs.emplace_back(*options.into);
+    else
+      outputs.emplace_back(DistributedTensor::empty(mesh, d.outputs[o], std::move(locals[o])));
   std::span<DistributedTensor> out(outputs.data(), outputs.size());
   rank.notify([&](Observer& o) { o.on_call({op, attributes, in, ready, out}); });
   result(out);
@@ -270,5 +284,11 @@ DistributedTensor call(const Op& op, std::initializer_list<const DistributedTens
 }
 
 size_t cached_calls(Rank& rank) { return state_of(rank).decisions.size(); }
+
+cuda::Workspace& workspace_of(Rank& rank) {
+  check(rank.device() == Device::cuda, "[workspace_of] rank {} is on {}, where kernels keep nothing; it is for cuda",
+        rank.rank(), name(rank.device()));
+  return *state_of(rank).workspace;
+}
 
 }  // namespace dtensor

@@ -10,6 +10,9 @@ namespace dtensor {
 
 struct CallOptions {
   const Layout* wanted = nullptr;  // the layout that the first output will be brought to; decides among equals
+  // A value that the first output is added to in place, and whose handle is then returned: where the card can do so,
+  // and the value has the output's type, shape and layout and no other handle. Otherwise it stays as it is.
+  DistributedTensor* into = nullptr;
 };
 
 // Runs a card. A null pointer or an undefined tensor is an absent operand; at least one is present.
@@ -35,5 +38,7 @@ struct CallEvent {
 
 // What the ops layer keeps per rank. Distinct calls seen so far: flat once a loop repeats itself.
 size_t cached_calls(Rank& rank);
+// What its CUDA kernels keep. Errors: a rank that is not on CUDA.
+cuda::Workspace& workspace_of(Rank& rank);
 
 }  // namespace dtensor

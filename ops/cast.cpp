@@ -1,33 +1,41 @@
 #include "ops/cast.h"
 
 #include "ops/elementwise.h"
+#include "ops/functors.h"
 
 namespace dtensor::ops {
 namespace {
 
-// A conversion to i64 of what it cannot hold is undefined in C++; here it is the smallest one, as x86-64 has it.
-template <class To, class From>
-To converted(From v) {
-  if constexpr (std::is_same_v<To, bool>)
-    return v != From(0);
-  else if constexpr (std::is_floating_point_v<From> && std::is_same_v<To, int64_t>)
-    return v >= From(-0x1p63) && v < From(0x1p63) ? To(v) : std::numeric_limits<To>::min();
+// bf16 is converted by way of float.
+template <class T>
+using By = std::conditional_t<std::is_same_v<T, BFloat16>, float, T>;
+
+template <class F>
+void for_cast_types(const Context& c, DType t, F f) {
+  if (t == DType::bf16)
+    f.template operator()<BFloat16>();
   else
-    return To(v);
+    for_all_types(c, t, f);
 }
 
 void cast_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
-  for_all_types(c, in[0].dtype(), [&]<class From>() {
-    for_all_types(c, out[0].dtype(), [&]<class To>() {
-      elementwise<To, From>(c, {&in[0]}, out[0], [](From v) { return converted<To>(v); });
+  for_cast_types(c, in[0].dtype(), [&]<class From>() {
+    for_cast_types(c, out[0].dtype(), [&]<class To>() {
+      elementwise<To, From>(c, {&in[0]}, out[0],
+                            [](Read<From> x) { return To(functors::Cast<By<To>>{}(By<From>(x))); });
     });
   });
 }
 
-DType cast_type(std::string_view op, std::span<const TensorSpec* const> in, const Attributes& a, int) {
-  DType to = a.get<DType>("dtype");
-  for (DType t : {in[0]->dtype, to}) check(t != DType::bf16, "[{}] bf16 is not supported on the CPU", op);
-  return to;
+DType cast_type(std::string_view, std::span<const TensorSpec* const>, const Attributes& a, int) {
+  return a.get<DType>("dtype");
+}
+
+// To a wider floating type nothing is rounded, so a sum passes.
+Rule cast_rule(std::span<const Shape* const>, const Attributes& a) {
+  Rule rule{"...->..."};
+  if (a.get<bool>("widening")) rule.linear = {{0}};
+  return rule;
 }
 
 void cast_gradient(Gradient& g) { g.set(0, cast(g.of_output(), g.input_spec(0).dtype)); }
@@ -36,17 +44,25 @@ std::vector<Sample> samples() {
   std::vector<Sample> list;
   for (DType to : {DType::f32, DType::f64, DType::i64, DType::boolean})
     for (auto kind : {SampleInput::Kind::normal, SampleInput::Kind::index, SampleInput::Kind::boolean})
-      list.push_back({{{kind, {5, 3}, 3}}, {{"dtype", to}}});
+      list.push_back({{{kind, {5, 3}, 3}}, {{"dtype", to}, {"widening", false}}});
   return list;
 }
 
 }  // namespace
 
-const Op cast_op =
-    unary({.name = "cast", .types = cast_type, .cpu = cast_kernel, .gradient = cast_gradient, .sample = samples()});
+const Op cast_op = unary({.name = "cast",
+                          .rule = cast_rule,
+                          .types = cast_type,
+                          .cpu = cast_kernel,
+                          .gradient = cast_gradient,
+                          .sample = samples()});
 
 DistributedTensor cast(const DistributedTensor& x, DType dtype) {
-  return x.dtype() == dtype ? x : call(cast_op, {&x}, {{"dtype", dtype}});
+  return x.dtype() == dtype ? x
+                            : call(cast_op, {&x},
+                                   {{"dtype", dtype},
+                                    {"widening", is_floating(x.dtype()) && is_floating(dtype) &&
+                                                     itemsize(dtype) > itemsize(x.dtype())}});
 }
 
 }  // namespace dtensor::ops

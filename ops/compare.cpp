@@ -1,12 +1,12 @@
 #include "ops/compare.h"
 
-#include <functional>
-
 #include "ops/elementwise.h"
+#include "ops/functors.h"
 
 namespace dtensor::ops {
 namespace {
 
+using namespace functors;
 using Kind = SampleInput::Kind;
 
 template <auto f>
@@ -65,7 +65,7 @@ DType selected_types(std::string_view op, std::span<const TensorSpec* const> in,
 
 void where_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   for_all_types(c, out[0].dtype(), [&]<class T>() {
-    elementwise<T, bool, T, T>(c, {&in[0], &in[1], &in[2]}, out[0], [](bool p, T a, T b) { return p ? a : b; });
+    elementwise<T, bool, T, T>(c, {&in[0], &in[1], &in[2]}, out[0], Where{});
   });
 }
 void where_gradient(Gradient& g) {
@@ -76,7 +76,7 @@ void where_gradient(Gradient& g) {
 void masked_fill_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   for_all_types(c, out[0].dtype(), [&]<class T>() {
     elementwise<T, T, bool>(c, {&in[0], &in[1]}, out[0],
-                            [v = scalar<T>(c, "value")](T x, bool p) { return p ? v : x; });
+                            [v = scalar<T>(c, "value")](T x, bool p) { return Where{}(p, v, x); });
   });
 }
 // Filled with zeros it is linear, as a gradient needs; each rank would add another value.
@@ -91,27 +91,25 @@ Rule masked_fill_rule(std::span<const Shape* const>, const Attributes& a) {
 
 }  // namespace
 
-const Op eq_op = comparison<std::equal_to<>{}>("eq");
-const Op ne_op = comparison<std::not_equal_to<>{}>("ne");
-const Op lt_op = comparison<std::less<>{}>("lt");
-const Op le_op = comparison<std::less_equal<>{}>("le");
-const Op gt_op = comparison<std::greater<>{}>("gt");
-const Op ge_op = comparison<std::greater_equal<>{}>("ge");
+const Op eq_op = comparison<Equal{}>("eq");
+const Op ne_op = comparison<NotEqual{}>("ne");
+const Op lt_op = comparison<Less{}>("lt");
+const Op le_op = comparison<LessEqual{}>("le");
+const Op gt_op = comparison<Greater{}>("gt");
+const Op ge_op = comparison<GreaterEqual{}>("ge");
 
-const Op logical_and_op =
-    logic<[](bool a, bool b) { return bool(a & b); }>("logical_and", {{0}, {1}}, {{{0, 1}, Reduce::min, Reduce::min}});
-const Op logical_or_op =
-    logic<[](bool a, bool b) { return bool(a | b); }>("logical_or", {{0}, {1}}, {{{0, 1}, Reduce::max, Reduce::max}});
-const Op logical_xor_op = logic<[](bool a, bool b) { return a != b; }>("logical_xor");
+const Op logical_and_op = logic<And{}>("logical_and", {{0}, {1}}, {{{0, 1}, Reduce::min, Reduce::min}});
+const Op logical_or_op = logic<Or{}>("logical_or", {{0}, {1}}, {{{0, 1}, Reduce::max, Reduce::max}});
+const Op logical_xor_op = logic<NotEqual{}>("logical_xor");
 const Op logical_not_op = unary({.name = "logical_not",
                                  .passes = {{{0}, Reduce::max, Reduce::min}, {{0}, Reduce::min, Reduce::max}},
                                  .types = bool_types,
-                                 .cpu = test_kernel<[](auto a) { return !a; }>,
+                                 .cpu = test_kernel<Not{}>,
                                  .sample = unary_samples(Kind::boolean)});
 
-const Op isfinite_op = test<[](auto a) { return a - a == 0; }>("isfinite");
-const Op isnan_op = test<[](auto a) { return a != a; }>("isnan");
-const Op isinf_op = test<[](auto a) { return a - a != 0 && a == a; }>("isinf");
+const Op isfinite_op = test<IsFinite{}>("isfinite");
+const Op isnan_op = test<IsNan{}>("isnan");
+const Op isinf_op = test<IsInfinite{}>("isinf");
 
 const Op where_op = {.name = "where",
                      .rule = "...,...,...->...",

@@ -231,6 +231,8 @@ constexpr Function layers[] = {
      }},
     {"linear", "linear(x, weight, bias=none)",
      [](Arguments& a) -> List { return {linear(a.tensor(0), a.tensor(1), a.optional_tensor(2))}; }},
+    {"linear_gelu", "linear_gelu(x, weight, bias=none)",
+     [](Arguments& a) -> List { return {linear_gelu(a.tensor(0), a.tensor(1), a.optional_tensor(2))}; }},
     {"rms_norm", "rms_norm(x, weight, eps=1e-6)",
      [](Arguments& a) -> List { return {rms_norm(a.tensor(0), a.tensor(1), a.number("eps", 1e-6))}; }},
     {"layer_norm", "layer_norm(x, weight=none, bias=none, normalized_shape=, eps=1e-5)",

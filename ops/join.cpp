@@ -44,6 +44,7 @@ Rule cat_rule(std::span<const Shape* const> in, const Attributes& a) {
 }
 
 void copy_split(const Context& c, const Tensor& from, const Tensor& to) {
+  if (to.device() == Device::cuda) return copy(from, to);
   int along = 0;  // the longest dimension, split over threads
   for (int d = 0; d < to.dims(); ++d)
     if (to.size(d) > to.size(along)) along = d;
@@ -132,6 +133,7 @@ const Op cat_op = {
     .rule = cat_rule,
     .strided = true,
     .cpu = cat_kernel,
+    .cuda = cat_kernel,
     .gradient = cat_gradient,
     .sample = {{{{2, 4}, {3, 4}}, pieces(0, {2, 3})},
                {{{4, 2}, {4, 1}, {4, 2}}, pieces(1, {2, 1, 2})},

@@ -36,6 +36,11 @@ void for_all_types(const Context& c, DType t, F f) {
     for_numbers(c, t, f);
 }
 
+// `t` where its last dimension is contiguous, whatever the others are, else a copy.
+inline Tensor with_whole_rows(const Tensor& t) {
+  return t.strides().back() == 1 || t.shape().back() == 1 ? t : t.clone();
+}
+
 // Strides with which `t` reads as a tensor of `shape`, aligned from the right: 0 where it is broadcast.
 inline Shape broadcast_strides(const Tensor& t, const Shape& shape) {
   Shape s = Shape::filled(shape.dims(), 0);

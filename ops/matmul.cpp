@@ -2,7 +2,11 @@
 
 #include <numeric>
 
+#include "ops/activation.h"
+#include "ops/cast.h"
 #include "ops/cpu/gemm.h"
+#include "ops/cpu/rows.h"
+#include "ops/cuda/matmul.h"
 #include "ops/kernel.h"
 #include "ops/reduce.h"
 #include "ops/view.h"
@@ -10,23 +14,7 @@
 namespace dtensor::ops {
 namespace {
 
-// The last two dimensions of an operand as gemm takes them: by rows, or transposed.
-struct Matrix {
-  Tensor t;
-  bool transposed;
-  int64_t ld;
-};
-
-Matrix matrix(const Tensor& t) {
-  int64_t rows = t.size(t.dims() - 2), columns = t.shape().back();
-  int64_t sr = t.strides()[t.dims() - 2], sc = t.strides().back();
-  if ((sc == 1 || columns == 1) && (sr >= columns || rows == 1)) return {t, false, std::max(sr, columns)};
-  if ((sr == 1 || rows == 1) && (sc >= rows || columns == 1)) return {t, true, std::max(sc, rows)};
-  Tensor copy = t.clone();
-  return {copy, false, columns};
-}
-
-// C [M, N] = A B, one product, its rows or columns split over the threads.
+// C [M, N] = A B, or C + A B where the context says so: one product, its rows or columns split over the threads.
 template <class T>
 void product(const Context& c, cpu::Form form, int64_t M, int64_t N, int64_t K, const T* A, int64_t lda, const T* B,
              int64_t ldb, T* C, int64_t ldc, int64_t l) {
@@ -34,12 +22,12 @@ void product(const Context& c, cpu::Form form, int64_t M, int64_t N, int64_t K, 
   if (M >= N || N < 2 * columns) {
     c.pool.parallel_for(M, rows, [&](int64_t b, int64_t e, int worker) {
       const T* a = A + (form == cpu::Form::TN ? b : b * lda);
-      cpu::gemm(form, e - b, N, K, a, lda, B, ldb, C + b * ldc, ldc, false, l, c.scratch(worker));
+      cpu::gemm(form, e - b, N, K, a, lda, B, ldb, C + b * ldc, ldc, c.accumulate, l, c.scratch(worker));
     });
   } else {
     c.pool.parallel_for(N, columns, [&](int64_t b, int64_t e, int worker) {
       const T* p = B + (form == cpu::Form::NT ? b * ldb : b);
-      cpu::gemm(form, M, e - b, K, A, lda, p, ldb, C + b, ldc, false, l, c.scratch(worker));
+      cpu::gemm(form, M, e - b, K, A, lda, p, ldb, C + b, ldc, c.accumulate, l, c.scratch(worker));
     });
   }
 }
@@ -55,7 +43,17 @@ Tensor flattened(const Tensor& x, const Shape& shape) {
   return v.defined() ? v : x.contiguous().view(shape);
 }
 
+Matrix matrix(const Tensor& t) {
+  int64_t rows = t.size(t.dims() - 2), columns = t.shape().back();
+  int64_t sr = t.strides()[t.dims() - 2], sc = t.strides().back();
+  if ((sc == 1 || columns == 1) && (sr >= columns || rows == 1)) return {t, false, std::max(sr, columns)};
+  if ((sr == 1 || rows == 1) && (sc >= rows || columns == 1)) return {t, true, std::max(sc, rows)};
+  Tensor copy = t.clone();
+  return {copy, false, columns};
+}
+
 void multiply(const Context& c, const Tensor& x, const Tensor& z, const Tensor& y, int64_t leaves) {
+  if (y.device() == Device::cuda) return cuda::multiply(c, x, z, y);
   Matrix a = matrix(x), b = matrix(z);
   if (a.transposed && b.transposed) a = {a.t.clone(), false, a.t.shape().back()};
   int64_t M = y.size(y.dims() - 2), N = y.shape().back(), K = a.t.shape().back();
@@ -86,6 +84,14 @@ DType product_types(std::string_view op, std::span<const TensorSpec* const> in, 
 
 namespace {
 
+DType weight_gradient_type(std::string_view op, std::span<const TensorSpec* const> in, const Attributes& a,
+                           int output) {
+  DType t = product_types(op, in, a, output), to = a.get<DType>("dtype", t);
+  check(to == t || (t == DType::bf16 && to == DType::f32), "[{}] dtype={} of {} factors: it is theirs, or f32 of bf16",
+        op, name(to), name(t));
+  return to;
+}
+
 void matmul_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   Tensor y = out[0], x = in[0];
   // Without leading dimensions in b, those of a are more rows.
@@ -96,19 +102,32 @@ void matmul_kernel(const Context& c, std::span<const Tensor> in, std::span<Tenso
   multiply(c, x, in[1], y, c.leaves("k"));
 }
 
-void linear_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+// x W^T + bias -> y
+template <class T>
+void linear_rows(const Context& c, std::span<const Tensor> in, T* y) {
   const Tensor &x = in[0], &w = in[1], &bias = in[2];
   int64_t M = rows_of(x), N = w.size(0), K = w.size(1);
-  for_floating(c, x.dtype(), [&]<class T>() {
-    T* y = out[0].data<T>();
-    product(c, cpu::Form::NT, M, N, K, x.data<T>(), K, w.data<T>(), K, y, N, c.leaves("k"));
-    if (!bias.defined()) return;
-    const T* b = bias.data<T>();
-    c.pool.parallel_for(M, std::max<int64_t>(1, pointwise_grain / std::max<int64_t>(N, 1)),
-                        [&](int64_t begin, int64_t end, int) {
-                          for (int64_t i = begin; i < end; ++i)
-                            for (int64_t j = 0; j < N; ++j) y[i * N + j] += b[j];
-                        });
+  product(c, cpu::Form::NT, M, N, K, x.data<T>(), K, w.data<T>(), K, y, N, c.leaves("k"));
+  if (!bias.defined()) return;
+  const T* b = bias.data<T>();
+  c.pool.parallel_for(M, std::max<int64_t>(1, pointwise_grain / std::max<int64_t>(N, 1)),
+                      [&](int64_t begin, int64_t end, int) {
+                        for (int64_t i = begin; i < end; ++i)
+                          for (int64_t j = 0; j < N; ++j) y[i * N + j] += b[j];
+                      });
+}
+
+void linear_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+  for_floating(c, out[0].dtype(), [&]<class T>() { linear_rows(c, in, out[0].data<T>()); });
+}
+
+void linear_gelu_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+  for_floating(c, out[0].dtype(), [&]<class T>() {
+    T *y = out[0].data<T>(), *before = out[1].data<T>();
+    linear_rows(c, in, before);
+    c.pool.parallel_for(out[0].numel(), pointwise_grain, [&](int64_t begin, int64_t end, int) {
+      cpu::gelu_tanh(end - begin, before + begin, y + begin);
+    });
   });
 }
 
@@ -122,6 +141,13 @@ void linear_weight_gradient_kernel(const Context& c, std::span<const Tensor> in,
   });
 }
 
+// Of input 1 of `g`, a matrix [n, k]: added to what it has so far, in the type that it is kept in.
+void set_weight_gradient(Gradient& g, const DistributedTensor& dy, const DistributedTensor& x) {
+  bool wider = x.dtype() == DType::bf16 && g.dtype(1) == DType::f32;
+  Attributes type = wider ? Attributes{{"dtype", DType::f32}} : Attributes();
+  g.set(1, call(linear_weight_gradient_op, {&dy, &x}, type, {g.wanted(1), g.sum(1)}));
+}
+
 void matmul_gradient(Gradient& g) {
   const DistributedTensor &a = g.input(0), &b = g.input(1), &dy = g.of_output();
   if (g.needs(0)) {
@@ -130,31 +156,36 @@ void matmul_gradient(Gradient& g) {
   }
   if (!g.needs(1)) return;
   if (b.dims() == 2) {
-    g.set(1, call(linear_weight_gradient_op, {&a, &dy}, {}, {g.wanted(1)}));
+    set_weight_gradient(g, a, dy);
   } else {
     DistributedTensor at = transpose(a, -2, -1);
     g.set(1, sum_to(call(matmul_op, {&at, &dy}, {}, {g.wanted(1)}), b.shape()));
   }
 }
 
-void linear_gradient(Gradient& g) {
-  const DistributedTensor &x = g.input(0), &w = g.input(1), &dy = g.of_output();
+// Of x W^T + bias, where its gradient is dy.
+void linear_gradients(Gradient& g, const DistributedTensor& dy) {
+  const DistributedTensor &x = g.input(0), &w = g.input(1);
   if (g.needs(0) && dy.dims() > 1) {
     g.set(0, call(matmul_op, {&dy, &w}, {}, {g.wanted(0)}));
   } else if (g.needs(0)) {  // one row
     DistributedTensor row = reshape(dy, {1, dy.size(0)});
     g.set(0, reshape(matmul(row, w), x.shape()));
   }
-  if (g.needs(1)) g.set(1, call(linear_weight_gradient_op, {&dy, &x}, {}, {g.wanted(1)}));
+  if (g.needs(1)) set_weight_gradient(g, dy, x);
   if (g.needs(2)) {
     std::vector<int64_t> leading(size_t(dy.dims() - 1));
     std::iota(leading.begin(), leading.end(), 0);
     g.set(2, leading.empty() ? dy : sum(dy, leading));
   }
 }
+void linear_gradient(Gradient& g) { linear_gradients(g, g.of_output()); }
+void linear_gelu_gradient(Gradient& g) {
+  linear_gradients(g, call(gelu_backward_op, {&g.of_output(), &g.output(1)}, {{"approximate", std::string("tanh")}}));
+}
 
 void linear_weight_gradient_gradient(Gradient& g) {
-  const DistributedTensor &dy = g.input(0), &x = g.input(1), &dw = g.of_output();
+  const DistributedTensor &dy = g.input(0), &x = g.input(1), dw = cast(g.of_output(), x.dtype());
   if (g.needs(0)) g.set(0, linear(x, dw));
   if (g.needs(1)) g.set(1, matmul(dy, dw));
 }
@@ -187,10 +218,20 @@ const Op linear_op = {
     .gradient = linear_gradient,
     .keeps = {.inputs = {0, 1}},
     .sample = {{{{5, 7}, {3, 7}, {3}}}, {{{2, 5, 7}, {3, 7}, absent}}, {{{7}, {3, 7}, {3}}}, {{{0, 4}, {6, 4}, {6}}}}};
+// Sharded k would be summed before gelu, which is not linear.
+const Op linear_gelu_op = {
+    .name = "linear_gelu",
+    .rule = "...[k],n[k],n->...n,...n",
+    .types = product_types,
+    .cpu = linear_gelu_kernel,
+    .gradient = linear_gelu_gradient,
+    .keeps = {.inputs = {0, 1}, .outputs = {1}},
+    .sample = {{{{5, 7}, {3, 7}, {3}}}, {{{2, 5, 7}, {3, 7}, absent}}, {{{7}, {3, 7}, {3}}}, {{{0, 4}, {6, 4}, {6}}}}};
 const Op linear_weight_gradient_op = {.name = "linear_weight_gradient",
                                       .rule = "...n,...k->nk",
                                       .linear = {{0}, {1}},
-                                      .types = product_types,
+                                      .types = weight_gradient_type,
+                                      .accumulates = true,
                                       .cpu = linear_weight_gradient_kernel,
                                       .gradient = linear_weight_gradient_gradient,
                                       .keeps = {.inputs = {0, 1}},
@@ -220,8 +261,13 @@ DistributedTensor bmm(const DistributedTensor& a, const DistributedTensor& b) {
 DistributedTensor linear(const DistributedTensor& x, const DistributedTensor& weight, const DistributedTensor& bias) {
   return call(linear_op, {&x, &weight, &bias});
 }
-DistributedTensor linear_weight_gradient(const DistributedTensor& dy, const DistributedTensor& x) {
-  return call(linear_weight_gradient_op, {&dy, &x});
+DistributedTensor linear_gelu(const DistributedTensor& x, const DistributedTensor& weight,
+                              const DistributedTensor& bias) {
+  return call(linear_gelu_op, {&x, &weight, &bias});
+}
+DistributedTensor linear_weight_gradient(const DistributedTensor& dy, const DistributedTensor& x,
+                                         std::optional<DType> dtype) {
+  return call(linear_weight_gradient_op, {&dy, &x}, dtype ? Attributes{{"dtype", *dtype}} : Attributes());
 }
 
 }  // namespace dtensor::ops

@@ -42,6 +42,8 @@ class Context {
   const Attributes& attributes;
   ThreadPool& pool;
   const std::shared_ptr<Allocator>& allocator;
+  bool accumulate = false;  // add to what output 0 has: only where the card says that it can
+  bool tf32 = false;        // Rank::tf32
 
   Range range(char factor) const { return find(factor).range; }
   int64_t size(char factor) const { return find(factor).size; }
@@ -77,8 +79,13 @@ class Gradient {
   virtual const DistributedTensor& output(int i) const = 0;
   virtual const TensorSpec& input_spec(int i) const = 0;            // known for all inputs
   virtual const DistributedTensor& of_output(int i = 0) const = 0;  // undefined where nothing depends on output i
-  virtual bool needs(int i) const = 0;                              // whether anybody wants the gradient of input i
+  // In which the gradient of input i is kept: that of the input, or f32 where it is the bf16 copy of a parameter.
+  virtual DType dtype(int i) const { return input_spec(i).dtype; }
+  virtual bool needs(int i) const = 0;            // whether anybody wants the gradient of input i
   virtual const Layout* wanted(int i) const = 0;  // the layout that the gradient of input i will be brought to
+  // The sum of the gradients that arrived for input i before, which a call may add to (CallOptions::into); then set()
+  // is given that sum. Null where there is none.
+  virtual DistributedTensor* sum(int) const { return nullptr; }
   virtual void set(int i, DistributedTensor gradient) = 0;
 };
 using GradientFunction = void (*)(Gradient&);
@@ -136,11 +143,12 @@ struct Op {
   std::vector<std::vector<int>> moves = {};
   std::vector<Reduce> reduce = {};
   TypeFunction types = same_types;
-  bool strided = false;  // the kernel takes any strides
-  bool view = false;     // the output may show the input's storage, so the kernel makes it
-  bool stays = false;    // a call that would have to communicate is an error
-  bool wraps = false;    // integers wrap around, so a maximum or minimum of them does not pass
-  Kernel cpu = nullptr;  // of a view, which moves no bytes itself, on every device
+  bool strided = false;      // the kernel takes any strides
+  bool view = false;         // the output may show the input's storage, so the kernel makes it
+  bool stays = false;        // a call that would have to communicate is an error
+  bool wraps = false;        // integers wrap around, so a maximum or minimum of them does not pass
+  bool accumulates = false;  // kernels can add output 0 to what it has (Context::accumulate)
+  Kernel cpu = nullptr;      // of a view, which moves no bytes itself, on every device
   Kernel cuda =
       nullptr;  // the library's own cards leave it to ops/cuda/kernels.h, so that a card is the same in every build
   Composite composite = nullptr;

@@ -1,9 +1,9 @@
 #include "ops/pointwise.h"
 
 #include <cmath>
-#include <functional>
 
 #include "ops/elementwise.h"
+#include "ops/functors.h"
 
 namespace dtensor::ops {
 namespace {
@@ -59,51 +59,38 @@ Rule div_rule(std::span<const Shape* const> in, const Attributes& a) {
 
 // --- arithmetic
 
-constexpr auto plus = [](auto a, auto b) { return wrapping(std::plus<>{}, a, b); };
-constexpr auto minus = [](auto a, auto b) { return wrapping(std::minus<>{}, a, b); };
-constexpr auto times = [](auto a, auto b) { return wrapping(std::multiplies<>{}, a, b); };
-
-// By float64, whose error is lost in a float32 result.
-constexpr auto power = [](auto a, auto b) { return decltype(a)(std::pow(double(a), double(b))); };
+using namespace functors;
 
 // Common exponents are products and roots, as in PyTorch.
 void pow_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   for_floating(c, out[0].dtype(), [&]<class T>() {
     auto each = [&](auto f) { elementwise<T, T>(c, {&in[0]}, out[0], f); };
     double e = in[1].defined() ? 0 : c.attributes.get<double>("value");
-    if (e == 2) return each([](T a) { return a * a; });
-    if (e == 3) return each([](T a) { return a * a * a; });
-    if (e == 0.5) return each([](T a) { return std::sqrt(a); });
-    if (e == -0.5) return each([](T a) { return 1 / std::sqrt(a); });
-    if (e == -1) return each([](T a) { return 1 / a; });
-    if (e == -2) return each([](T a) { return 1 / (a * a); });
-    if (!in[1].defined()) return each([e](T a) { return T(std::pow(double(a), e)); });
-    elementwise_pair<T, T>(c, present(in, 0), &in[1], out[0], power);
+    if (e == 2) return each(Square{});
+    if (e == 3) return each(Cube{});
+    if (e == 0.5) return each(SquareRoot{});
+    if (e == -0.5) return each(ReciprocalSquareRoot{});
+    if (e == -1) return each(Reciprocal{});
+    if (e == -2) return each(ReciprocalSquare{});
+    if (!in[1].defined()) return each(PowerOf{e});
+    elementwise_pair<T, T>(c, present(in, 0), &in[1], out[0], Power{});
   });
 }
 
-// The remainder of the sign that the divisor has, or the dividend.
 template <bool of_divisor>
 void remainder_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   for_numbers(c, out[0].dtype(), [&]<class T>() {
     elementwise_pair<T, T>(c, &in[0], present(in, 1), out[0], [&c](T a, T b) {
-      T r;
-      if constexpr (std::is_floating_point_v<T>) {
-        r = std::fmod(a, b);
-      } else {
-        check(b != 0, "[{}] integer {} is divided by zero", c.op, a);
-        r = b == -1 ? 0 : a % b;  // the smallest integer has no negative
-      }
-      return of_divisor && r != 0 && (r < 0) != (b < 0) ? r + b : r;
+      if constexpr (!std::is_floating_point_v<T>) check(b != 0, "[{}] integer {} is divided by zero", c.op, a);
+      return Remainder<of_divisor>{}(a, b);
     });
   });
 }
 
-// (dy, a, b) -> dy where a > b, half of it where they are equal. For the minimum, a and b are exchanged. One of them
-// may be the attribute "value".
+// (dy, a, b) -> da. For the minimum, a and b are exchanged. One of them may be the attribute "value".
 void extreme_backward_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   for_floating(c, out[0].dtype(), [&]<class T>() {
-    auto f = [](T dy, T a, T b) { return a < b ? T(0) : a == b ? dy / 2 : dy; };
+    const MaximumBackward f;
     const Tensor *dy = &in[0], *a = present(in, 1), *b = present(in, 2);
     if (a && b) return elementwise<T, T, T, T>(c, {dy, a, b}, out[0], f);
     T v = scalar<T>(c, "value");
@@ -116,7 +103,7 @@ void extreme_backward_kernel(const Context& c, std::span<const Tensor> in, std::
 
 void lerp_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   for_floating(c, out[0].dtype(), [&]<class T>() {
-    auto f = [](T a, T b, T w) { return std::abs(w) < T(0.5) ? a + w * (b - a) : b - (b - a) * (1 - w); };
+    const Lerp f;
     if (in[2].defined()) return elementwise<T, T, T, T>(c, {&in[0], &in[1], &in[2]}, out[0], f);
     elementwise<T, T, T>(c, {&in[0], &in[1]}, out[0], [f, w = scalar<T>(c, "weight")](T a, T b) { return f(a, b, w); });
   });
@@ -124,9 +111,7 @@ void lerp_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor>
 
 void addcmul_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   for_numbers(c, out[0].dtype(), [&]<class T>() {
-    elementwise<T, T, T, T>(c, {&in[0], &in[1], &in[2]}, out[0], [v = scalar<T>(c, "value")](T x, T a, T b) {
-      return wrapping([](auto s, auto u, auto w, auto k) { return s + k * u * w; }, x, a, b, v);
-    });
+    elementwise<T, T, T, T>(c, {&in[0], &in[1], &in[2]}, out[0], AddMultiple<T>{scalar<T>(c, "value")});
   });
 }
 
@@ -242,7 +227,7 @@ const Op add_op = binary({.name = "add",
                           .monotone = {{0}, {1}},
                           .passes = {average(0), average(1)},
                           .wraps = true,
-                          .cpu = binary_kernel<plus, Types::numbers>,
+                          .cpu = binary_kernel<Add{}, Types::numbers>,
                           .gradient = add_gradient,
                           .sample = numbers()});
 const Op sub_op = binary({.name = "sub",
@@ -251,7 +236,7 @@ const Op sub_op = binary({.name = "sub",
                           .cpu =
                               [](const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
                                 for_numbers(c, out[0].dtype(), [&]<class T>() {
-                                  elementwise_pair<T, T>(c, present(in, 0), &in[1], out[0], minus);
+                                  elementwise_pair<T, T>(c, present(in, 0), &in[1], out[0], Subtract{});
                                 });
                               },
                           .gradient = sub_gradient,
@@ -259,14 +244,14 @@ const Op sub_op = binary({.name = "sub",
 const Op mul_op = binary({.name = "mul",
                           .linear = {{0}, {1}},
                           .passes = {{{0, 1}, Reduce::product, Reduce::product}},
-                          .cpu = binary_kernel<times, Types::numbers>,
+                          .cpu = binary_kernel<Multiply{}, Types::numbers>,
                           .gradient = mul_gradient,
                           .keeps = {.inputs = {0, 1}},
                           .sample = numbers()});
 const Op div_op = binary({.name = "div",
                           .rule = div_rule,
                           .types = floating_types,
-                          .cpu = binary_kernel<std::divides<>{}>,
+                          .cpu = binary_kernel<Divide{}>,
                           .gradient = div_gradient,
                           .keeps = {.inputs = {1}, .outputs = {0}},
                           .sample = joined(quotients({{"value", -1.5}}), {{{{4}, absent}, {{"value", 3.0}}}})});
@@ -275,7 +260,7 @@ const Op add_scalar_op = unary({.name = "add_scalar",
                                 .passes = {average(0)},
                                 .types = number_types,
                                 .wraps = true,
-                                .cpu = binary_kernel<plus, Types::numbers>,
+                                .cpu = binary_kernel<Add{}, Types::numbers>,
                                 .gradient = [](Gradient& g) { g.set(0, g.of_output()); },
                                 .sample = by_scalar(1.5)});
 const Op mul_scalar_op =
@@ -283,7 +268,7 @@ const Op mul_scalar_op =
            .rule = mul_scalar_rule,
            .types = number_types,
            .wraps = true,
-           .cpu = binary_kernel<times, Types::numbers>,
+           .cpu = binary_kernel<Multiply{}, Types::numbers>,
            .gradient = [](Gradient& g) { g.set(0, mul(g.of_output(), g.attributes().get<double>("value"))); },
            .sample = joined(by_scalar(-1.5), by_scalar(2.5))});
 const Op pow_op = binary({.name = "pow",
@@ -292,22 +277,20 @@ const Op pow_op = binary({.name = "pow",
                           .gradient = pow_gradient,
                           .keeps = {.inputs = {0, 1}, .outputs = {0}},
                           .sample = powers()});
-const Op maximum_op =
-    binary({.name = "maximum",
-            .monotone = {{0}, {1}},
-            .passes = {{{0, 1}, Reduce::max, Reduce::max}},
-            .cpu = binary_kernel<[](auto a, auto b) { return (a > b) | (a != a) ? a : b; }, Types::numbers>,
-            .gradient = extreme_gradient<true>,
-            .keeps = {.inputs = {0, 1}},
-            .sample = extremes()});
-const Op minimum_op =
-    binary({.name = "minimum",
-            .monotone = {{0}, {1}},
-            .passes = {{{0, 1}, Reduce::min, Reduce::min}},
-            .cpu = binary_kernel<[](auto a, auto b) { return (a < b) | (a != a) ? a : b; }, Types::numbers>,
-            .gradient = extreme_gradient<false>,
-            .keeps = {.inputs = {0, 1}},
-            .sample = extremes()});
+const Op maximum_op = binary({.name = "maximum",
+                              .monotone = {{0}, {1}},
+                              .passes = {{{0, 1}, Reduce::max, Reduce::max}},
+                              .cpu = binary_kernel<Maximum{}, Types::numbers>,
+                              .gradient = extreme_gradient<true>,
+                              .keeps = {.inputs = {0, 1}},
+                              .sample = extremes()});
+const Op minimum_op = binary({.name = "minimum",
+                              .monotone = {{0}, {1}},
+                              .passes = {{{0, 1}, Reduce::min, Reduce::min}},
+                              .cpu = binary_kernel<Minimum{}, Types::numbers>,
+                              .gradient = extreme_gradient<false>,
+                              .keeps = {.inputs = {0, 1}},
+                              .sample = extremes()});
 const Op extreme_backward_op = {.name = "extreme_backward",
                                 .rule = "...,...,...->...",
                                 .linear = {{0}},

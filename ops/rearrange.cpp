@@ -3,6 +3,7 @@
 #include <numeric>
 
 #include "ops/dims.h"
+#include "ops/reading.h"
 #include "ops/reduce.h"
 #include "ops/view.h"
 
@@ -24,18 +25,11 @@ Rule reading_rule(const Shape& x, const Shape& y, const std::vector<bool>& anew)
   return r;
 }
 
-// y[i, j, ...] = x[from(0, i), from(1, j), ...]: `from` maps a dimension's global index, where it is read anew.
-template <class From>
-void read_anew(const Context& c, const Tensor& x, const Tensor& y, const std::vector<bool>& anew, From from) {
+// y[i, j, ...] = x[dim[0].at(i), dim[1].at(j), ...]
+void read_anew(const Context& c, const Tensor& x, const Tensor& y, const std::vector<Reading>& dim) {
   std::vector<std::vector<int64_t>> offset(size_t(y.dims()));  // in x, for each index of a dimension
-  for (int d = 0; d < y.dims(); ++d) {
-    int in_x = d - (y.dims() - x.dims());
-    for (int64_t i = 0; i < y.size(d); ++i) {
-      int64_t at = anew[size_t(d)] ? from(d, c.range(char('a' + d)).begin + i) : i;
-      check(in_x < 0 || at < x.size(in_x), "[{}] dimension {} of the input must be whole", c.op, in_x);
-      offset[size_t(d)].push_back(in_x < 0 ? 0 : at * x.strides()[in_x]);
-    }
-  }
+  for (int d = 0; d < y.dims(); ++d)
+    for (int64_t i = 0; i < y.size(d); ++i) offset[size_t(d)].push_back(dim[size_t(d)].at(i) * dim[size_t(d)].stride);
   int last = y.dims() - 1;
   int64_t width = last < 0 ? 1 : y.size(last);
   for_all_types(c, y.dtype(), [&]<class T>() {
@@ -64,9 +58,7 @@ Rule repeat_rule(std::span<const Shape* const> in, const Attributes& a) {
   return reading_rule(*in[0], to, repeated(*in[0], repeats));
 }
 void repeat_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
-  int ahead = out[0].dims() - in[0].dims();
-  read_anew(c, in[0], out[0], repeated(in[0].shape(), list(c.attributes, "repeats")),
-            [&](int d, int64_t i) { return d < ahead ? 0 : i % in[0].size(d - ahead); });
+  read_anew(c, in[0], out[0], repeat_readings(c, in[0], out[0]));
 }
 // Sums over the new dimensions, then over the repeats of each dimension.
 void repeat_gradient(Gradient& g) {
@@ -98,19 +90,12 @@ Rule turned_rule(std::span<const Shape* const> in, const Attributes& a) {
   return reading_rule(*in[0], *in[0], among(*in[0], list(a, "dims")));
 }
 void flip_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
-  read_anew(c, in[0], out[0], among(in[0].shape(), list(c.attributes, "dims")),
-            [&](int d, int64_t i) { return c.size(char('a' + d)) - 1 - i; });
+  read_anew(c, in[0], out[0], flip_readings(c, in[0], out[0]));
 }
 void flip_gradient(Gradient& g) { g.set(0, flip(g.of_output(), list(g.attributes(), "dims"))); }
 
 void roll_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
-  const Dims &dims = list(c.attributes, "dims"), &shifts = list(c.attributes, "shifts");
-  std::vector<int64_t> shift(size_t(in[0].dims()));
-  for (size_t k = 0; k < dims.size(); ++k) shift[size_t(dims[k])] = shifts[k];
-  read_anew(c, in[0], out[0], among(in[0].shape(), dims), [&](int d, int64_t i) {
-    int64_t n = c.size(char('a' + d));
-    return (i - shift[size_t(d)] % n + n) % n;
-  });
+  read_anew(c, in[0], out[0], roll_readings(c, in[0], out[0]));
 }
 void roll_gradient(Gradient& g) {
   Dims back = list(g.attributes(), "shifts");
@@ -122,7 +107,7 @@ void roll_gradient(Gradient& g) {
 template <bool lower>
 void triangle_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   Range rows = c.range('r'), columns = c.range('c');
-  int64_t diagonal = std::clamp(c.attributes.get<int64_t>("diagonal"), -c.size('r') - 1, c.size('c') + 1);
+  int64_t diagonal = clamped_diagonal(c);
   int64_t n = out[0].shape().back(), height = out[0].size(out[0].dims() - 2);
   for_all_types(c, out[0].dtype(), [&]<class T>() {
     const T* x = in[0].data<T>();
@@ -149,7 +134,49 @@ const std::vector<Sample> triangles = {
     {{{5, 5}}, diagonal(0)}, {{{4, 7}}, diagonal(2)},      {{{2, 6, 4}}, diagonal(-1)},   {{{3, 3}}, diagonal(-2)},
     {{{0, 3}}, diagonal(0)}, {{ids({4, 5})}, diagonal(1)}, {{flags({4, 5})}, diagonal(0)}};
 
+// y has `ahead` dimensions more than x.
+std::vector<Reading> readings(const Context& c, const Tensor& x, const Tensor& y, const std::vector<bool>& anew) {
+  std::vector<Reading> list(size_t(y.dims()));
+  for (int d = 0, ahead = y.dims() - x.dims(); d < y.dims(); ++d) {
+    if (d < ahead) continue;
+    Reading& r = list[size_t(d)];
+    r.stride = x.strides()[d - ahead], r.size = x.size(d - ahead);
+    if (anew[size_t(d)]) r.first = c.range(char('a' + d)).begin;
+  }
+  return list;
+}
+// Of dimensions that keep their size.
+void check_whole(const Context& c, const Tensor& x, const std::vector<bool>& anew) {
+  for (int d = 0; d < x.dims(); ++d)
+    check(!anew[size_t(d)] || x.size(d) == c.size(char('a' + d)), "[{}] dimension {} of the input must be whole", c.op,
+          d);
+}
+
 }  // namespace
+
+std::vector<Reading> repeat_readings(const Context& c, const Tensor& x, const Tensor& y) {
+  return readings(c, x, y, repeated(x.shape(), list(c.attributes, "repeats")));
+}
+std::vector<Reading> flip_readings(const Context& c, const Tensor& x, const Tensor& y) {
+  const Dims& dims = list(c.attributes, "dims");
+  check_whole(c, x, among(x.shape(), dims));
+  std::vector<Reading> turned = readings(c, x, y, among(x.shape(), dims));
+  for (int64_t d : dims) turned[size_t(d)].backwards = true;
+  return turned;
+}
+std::vector<Reading> roll_readings(const Context& c, const Tensor& x, const Tensor& y) {
+  const Dims &dims = list(c.attributes, "dims"), &shifts = list(c.attributes, "shifts");
+  check_whole(c, x, among(x.shape(), dims));
+  std::vector<Reading> rolled = readings(c, x, y, among(x.shape(), dims));
+  for (size_t k = 0; k < dims.size(); ++k) {
+    Reading& r = rolled[size_t(dims[k])];
+    if (r.size) r.first = (r.first - shifts[k] % r.size + r.size) % r.size;
+  }
+  return rolled;
+}
+int64_t clamped_diagonal(const Context& c) {
+  return std::clamp(c.attributes.get<int64_t>("diagonal"), -c.size('r') - 1, c.size('c') + 1);
+}
 
 const Op repeat_op = {.name = "repeat",
                       .rule = repeat_rule,

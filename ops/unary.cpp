@@ -1,11 +1,11 @@
 #include "ops/unary.h"
 
 #include <cmath>
-#include <functional>
 
 #include "ops/cpu/elementwise.h"
 #include "ops/cpu/rows.h"
 #include "ops/elementwise.h"
+#include "ops/functors.h"
 #include "ops/pointwise.h"
 
 namespace dtensor::ops {
@@ -37,19 +37,16 @@ struct Bounds {
 
 void clamp_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   for_numbers(c, out[0].dtype(), [&]<class T>() {
-    elementwise<T, T>(c, {&in[0]}, out[0], [b = Bounds<T>(c)](T x) {
-      T y = x < b.low || b.low != b.low ? b.low : x;  // a bound that is NaN gives NaN
-      return y > b.high || b.high != b.high ? b.high : y;
-    });
+    Bounds<T> b(c);
+    elementwise<T, T>(c, {&in[0]}, out[0], functors::Clamp<T>{b.low, b.high});
   });
 }
 
 void clamp_backward_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   for_floating(c, out[0].dtype(), [&]<class T>() {
     bool low = c.attributes.has("min"), high = c.attributes.has("max");
-    elementwise<T, T, T>(c, {&in[0], &in[1]}, out[0], [b = Bounds<T>(c), low, high](T dy, T x) {
-      return (!low || x > b.low) && (!high || x < b.high) ? dy : T(0);
-    });
+    Bounds<T> b(c);
+    elementwise<T, T, T>(c, {&in[0], &in[1]}, out[0], functors::ClampBackward<T>{b.low, b.high, low, high});
   });
 }
 
@@ -62,36 +59,29 @@ const Op neg_op = unary({.name = "neg",
                          .passes = turned,
                          .types = number_types,
                          .wraps = true,
-                         .cpu = unary_kernel<[](auto a) { return wrapping(std::negate<>{}, a); }, Types::numbers>,
+                         .cpu = unary_kernel<functors::Negative{}, Types::numbers>,
                          .gradient = [](Gradient& g) { g.set(0, neg(g.of_output())); },
                          .sample = numbers()});
 const Op abs_op = unary({.name = "abs",
                          .passes = products,
                          .types = number_types,
-                         .cpu = unary_kernel<[](auto a) {
-                           if constexpr (std::is_floating_point_v<decltype(a)>)
-                             return std::abs(a);
-                           else
-                             return a < 0 ? wrapping(std::negate<>{}, a) : a;
-                         },
-                                             Types::numbers>,
+                         .cpu = unary_kernel<functors::Absolute{}, Types::numbers>,
                          .gradient = [](Gradient& g) { g.set(0, mul(g.of_output(), sign(g.input(0)))); },
                          .keeps = {.inputs = {0}},
                          .sample = numbers()});
 // Not monotone for NaN, as its sign is 0.
 const Op sign_op = unary({.name = "sign",
                           .types = number_types,
-                          .cpu = unary_kernel<[](auto a) { return decltype(a)((a > 0) - (a < 0)); }, Types::numbers>,
+                          .cpu = unary_kernel<functors::Sign{}, Types::numbers>,
                           .gradient = zero_gradient,
                           .sample = numbers()});
-const Op square_op =
-    unary({.name = "square",
-           .passes = products,
-           .types = number_types,
-           .cpu = unary_kernel<[](auto a) { return wrapping([](auto v) { return v * v; }, a); }, Types::numbers>,
-           .gradient = [](Gradient& g) { g.set(0, mul(mul(g.of_output(), g.input(0)), 2)); },
-           .keeps = {.inputs = {0}},
-           .sample = numbers()});
+const Op square_op = unary({.name = "square",
+                            .passes = products,
+                            .types = number_types,
+                            .cpu = unary_kernel<functors::Square{}, Types::numbers>,
+                            .gradient = [](Gradient& g) { g.set(0, mul(mul(g.of_output(), g.input(0)), 2)); },
+                            .keeps = {.inputs = {0}},
+                            .sample = numbers()});
 const Op clamp_op =
     unary({.name = "clamp",
            .monotone = {{0}},
@@ -132,12 +122,12 @@ const Op log1p_op = unary({.name = "log1p",
                            .keeps = {.inputs = {0}},
                            .sample = positive()});
 const Op sqrt_op = unary({.name = "sqrt",
-                          .cpu = unary_kernel<[](auto a) { return std::sqrt(a); }>,
+                          .cpu = unary_kernel<functors::SquareRoot{}>,
                           .gradient = [](Gradient& g) { g.set(0, div(g.of_output(), mul(g.output(0), 2))); },
                           .keeps = {.outputs = {0}},
                           .sample = positive()});
 const Op rsqrt_op = unary({.name = "rsqrt",
-                           .cpu = unary_kernel<[](auto a) { return 1 / std::sqrt(a); }>,
+                           .cpu = unary_kernel<functors::ReciprocalSquareRoot{}>,
                            .gradient =
                                [](Gradient& g) {
                                  const DistributedTensor& y = g.output(0);
@@ -146,7 +136,7 @@ const Op rsqrt_op = unary({.name = "rsqrt",
                            .keeps = {.outputs = {0}},
                            .sample = positive()});
 const Op reciprocal_op = unary({.name = "reciprocal",
-                                .cpu = unary_kernel<[](auto a) { return 1 / a; }>,
+                                .cpu = unary_kernel<functors::Reciprocal{}>,
                                 .gradient = [](Gradient& g) { g.set(0, neg(mul(g.of_output(), square(g.output(0))))); },
                                 .keeps = {.outputs = {0}},
                                 .sample = positive()});

@@ -165,7 +165,7 @@ CachingAllocator& of(const std::shared_ptr<Allocator>& a) { return static_cast<C
 
 std::shared_ptr<Allocator> make_allocator(int device) {
   std::string why = unavailable();
-  check(why.empty(), "[cuda] {}", why);
+  check(why.empty(), "[cuda] tensors cannot be there: {}", why);
   check(device >= 0 && device < device_count(), "[cuda] there is no device {}: the number of devices is {}", device,
         device_count());
   use_device(device);

@@ -39,6 +39,11 @@ inline unsigned blocks_for(int64_t n, int64_t per_block, int64_t most = 132 * 16
   return unsigned(blocks < most ? blocks : most);
 }
 
+// a / b, neither negative. Divisions of 32 bits are several times faster.
+__device__ inline int64_t quotient(int64_t a, int64_t b) {
+  return (uint64_t(a | b) >> 32) == 0 ? int64_t(uint32_t(a) / uint32_t(b)) : a / b;
+}
+
 // Memory of the block whose size the launch gives.
 template <class T>
 __device__ T* dynamic_shared() {

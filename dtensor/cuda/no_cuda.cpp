@@ -1,6 +1,7 @@
 // A build without CUDA.
 #include "dtensor/cuda/allocator.h"
 #include "dtensor/cuda/local.h"
+#include "dtensor/cuda/random.h"
 #include "dtensor/cuda/runtime.h"
 #include "placement/error.h"
 
@@ -15,6 +16,7 @@ std::string unavailable() { return "this build has no CUDA: configure it where n
 
 DeviceProperties properties(int) { none(); }
 void use_device(int) { none(); }
+int current_device() { none(); }
 void enable_peer_access(int, int) { none(); }
 
 Event::Event(bool) { none(); }
@@ -59,5 +61,9 @@ void copy_strided(StreamHandle, int64_t, int, const int64_t*, const int64_t*, co
 void fill(StreamHandle, int64_t, int64_t, const void*, void*) { none(); }
 void scale(StreamHandle, DType, int64_t, double, void*) { none(); }
 void reduce_tree(StreamHandle, DType, Reduce, int, const void* const*, int64_t, void*) { none(); }
+
+void fill_normal(const RandomFill&, double, double) { none(); }
+void fill_uniform(const RandomFill&, double, double) { none(); }
+void fill_bernoulli(const RandomFill&, double) { none(); }
 
 }  // namespace dtensor::cuda

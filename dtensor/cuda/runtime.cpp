@@ -15,7 +15,7 @@ void check_call(cudaError_t e, const char* call) {
 
 void fail_call(const char* call, int error) {
   cudaGetLastError();  // an error that can be got over is not reported again
-  fail("[cuda] {}: {} ({})", call, cudaGetErrorString(cudaError_t(error)), cudaGetErrorName(cudaError_t(error)));
+  fail("[cuda] {} failed: {} ({})", call, cudaGetErrorString(cudaError_t(error)), cudaGetErrorName(cudaError_t(error)));
 }
 
 bool is_built() { return true; }
@@ -40,6 +40,12 @@ DeviceProperties properties(int device) {
 }
 
 void use_device(int device) { check_call(cudaSetDevice(device), "cudaSetDevice"); }
+
+int current_device() {
+  int device = 0;
+  check_call(cudaGetDevice(&device), "cudaGetDevice");
+  return device;
+}
 
 void enable_peer_access(int device, int peer) {
   if (device == peer) return;

@@ -30,6 +30,7 @@ struct DeviceProperties {
 };
 DeviceProperties properties(int device);
 void use_device(int device);  // by this thread from now on
+int current_device();         // of this thread
 // Lets kernels on `device` read the memory of `peer`. Errors: the two cannot reach each other.
 void enable_peer_access(int device, int peer);
 

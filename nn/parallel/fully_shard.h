@@ -19,4 +19,8 @@ struct FullyShardOptions {
 // Source: Zhao et al., "PyTorch FSDP" (2023); Rajbhandari et al., "ZeRO" (2020).
 void fully_shard(Module& module, const FullyShardOptions& options);
 
+// Groups are used in the order of their modules, so each starts to come together while the module of the one before
+// computes: at most one group more is whole at a time. Call it when all groups are made.
+void prefetch(Module& model);
+
 }  // namespace dtensor::nn

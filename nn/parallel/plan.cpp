@@ -160,9 +160,15 @@ FullyShardPlan parse_fully_shard(const Place& p) {
     if (!p.value["reshard_after_forward"].is_boolean()) p.at("reshard_after_forward").error("true or false");
     f.reshard_after_forward = p.value["reshard_after_forward"].get<bool>();
   }
-  for (const char* key : {"param_dtype", "reduce_dtype"})
-    if (p.value.contains(key) && p.at(key).text() != "fp32")
-      p.at(key).error(fmt::format("{} is not supported on the CPU; use \"fp32\"", p.value[key].dump()));
+  if (p.value.contains("param_dtype")) {
+    std::string type = p.at("param_dtype").text();
+    if (type != "fp32" && type != "bf16")
+      p.at("param_dtype").error(fmt::format("\"{}\" is not supported; use \"fp32\" or \"bf16\"", type));
+    f.param_dtype = type == "bf16" ? DType::bf16 : DType::f32;
+  }
+  if (p.value.contains("reduce_dtype") && p.at("reduce_dtype").text() != "fp32")
+    p.at("reduce_dtype")
+        .error(fmt::format("{} is not supported; gradients are reduced in \"fp32\"", p.value["reduce_dtype"].dump()));
   return f;
 }
 
@@ -221,7 +227,13 @@ void apply_fully_shard(Module& model, const FullyShardPlan& plan) {
     return m->path().empty() ? 0 : 1 + std::count(m->path().begin(), m->path().end(), '.');
   };
   std::stable_sort(list.begin(), list.end(), [&](Module* a, Module* b) { return depth(a) > depth(b); });
-  for (Module* m : list) nn::fully_shard(*m, options);
+  for (Module* m : list) {
+    if (plan.param_dtype)
+      for (Parameter* p : m->parameters())
+        if (!p->group()) p->compute_in(*plan.param_dtype);
+    nn::fully_shard(*m, options);
+  }
+  prefetch(model);
 }
 
 }  // namespace

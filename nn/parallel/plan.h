@@ -19,6 +19,7 @@ struct FullyShardPlan {
   std::optional<std::string> replicate_axis;  // hybrid: stored alike on it
   std::vector<std::string> modules;           // patterns; "" is the root
   bool reshard_after_forward = true;
+  std::optional<DType> param_dtype;  // to compute in, and to gather; bf16 is for CUDA
 };
 
 struct ParallelPlan {

@@ -16,7 +16,7 @@ struct Drop {
 
   // What element i is multiplied by.
   DTENSOR_HOST_DEVICE double factor(int64_t i) const {
-    return unit_of(Philox(key, uint64_t(i) / 4).word[i % 4]) < p ? 0 : kept;
+    return unit_of(Philox(key, uint64_t(i) / 4).at(i % 4)) < p ? 0 : kept;
   }
   // out[k] = what element first + k is multiplied by. Four elements share one counter.
   template <class T>

@@ -155,7 +155,7 @@ TEST_CASE("law 9: what cannot be created is an error") {
            {[&] { arange(mesh, "f32[2,2]"); }, "[arange] f32[2,2] tp=Replicate has 2 dimensions, not 1"},
            {[&] { eye(mesh, "f32[2]"); }, "[eye] f32[2] tp=Replicate has 1 dimensions, not 2"},
            {[&] { rand(mesh, "i64[2]", stream); },
-            "[fill_uniform] i64[2] tp=Replicate gets no such numbers on the CPU: use f32 or f64"},
+            "[fill_uniform] i64[2] tp=Replicate gets no such numbers: use f32 or f64"},
            {[&] { uniform(mesh, "f32[2]", stream, 1, 0); }, "[fill_uniform] the numbers cannot be in [1, 0)"},
            {[&] { uniform(mesh, "f32[2]", stream, 0, infinite); }, "[fill_uniform] the numbers cannot be in [0, inf)"},
            {[&] { normal(mesh, "f32[2]", stream, 0, -1); }, "[fill_normal] a standard deviation of -1"},

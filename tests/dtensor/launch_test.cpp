@@ -130,3 +130,25 @@ TEST_CASE("labels and phases last as long as their scopes") {
   uint64_t id = rank->next_id();
   CHECK(rank->next_id() > id);
 }
+
+TEST_CASE("ranks run on a device that is there") {
+  auto error = [](Device device) {
+    try {
+      launch(1, [](Rank&) {}, {.device = device});
+    } catch (const Error& e) {
+      return std::string(e.what());
+    }
+    return std::string();
+  };
+  CHECK(error(Device::cpu) == "");
+  CHECK(error(Device::meta) == "[launch] ranks that run have bytes: use Rank::recorded() for a dry run");
+  if (cuda::unavailable().empty()) {
+    CHECK(error(Device::cuda) == "");
+    CHECK_THROWS_WITH(cuda::use_device(1000), Contains(" failed: "));
+  } else {
+    CHECK(error(Device::cuda) == "[launch] " + cuda::unavailable());
+    CHECK_THROWS_WITH(Rank::single(Device::cuda), Contains("[cuda]"));
+  }
+  if (cuda::is_built()) return;
+  CHECK_THROWS_WITH(cuda::Stream(), "[cuda] this build has no CUDA: configure it where nvcc is found, or use the CPU");
+}

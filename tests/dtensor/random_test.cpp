@@ -121,7 +121,7 @@ TEST_CASE("random numbers replace what others share and refuse what has no numbe
   fill_normal(f64, {}, 0, 1);
   for (size_t i = 0; i < 4; ++i) CHECK(float(values<double>(f64.local())[i]) == values<float>(x.local())[i]);
   CHECK_THROWS_WITH(fill_uniform(i64, {}, 0, 1),
-                    Equals("[fill_uniform] i64[4] dp=Replicate gets no such numbers on the CPU: use f32 or f64"));
+                    Equals("[fill_uniform] i64[4] dp=Replicate gets no such numbers: use f32 or f64"));
   auto recorded = Rank::recorded(2);
   DeviceMesh two(*recorded, "dp=2");
   auto meta = DistributedTensor::empty(two, {DType::f32, {4}, {Shard(0)}});

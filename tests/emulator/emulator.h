@@ -8,6 +8,7 @@
 //   block at a __syncthreads and others elsewhere or gone; lanes of a mask at different places.
 // - Streams are lazy: work runs only when the host waits for it, together with what events put before it and nothing
 //   else. A missing wait therefore shows as wrong values; new memory is full of 0xff bytes (NaN).
+// - The host cannot touch a device's memory: a segmentation fault, except while another thread runs work.
 // - Pageable host memory is read when a copy is called, pinned memory when it runs.
 // - Graphs replay the latest possible work first, so that a missing dependency shows here as well.
 // - What CUDA forbids is an error here: the checks are on the strict side.
@@ -18,6 +19,9 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+
+struct CUstream_st;
 
 namespace emulator {
 
@@ -39,5 +43,9 @@ struct Alive {
   bool operator==(const Alive&) const = default;
 };
 Alive alive();
+
+// Gives a stream work that something outside of it has to be ready for: a network, say. The stream asks when it has
+// come to it, and again until `ready` is true; a graph does not ask. `ready` must not call CUDA.
+void give_external(CUstream_st* stream, std::function<bool()> ready, std::function<void()> run);
 
 }  // namespace emulator

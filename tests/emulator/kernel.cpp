@@ -40,11 +40,10 @@ class Runner {
  private:
   void run_block();
   void fiber_main(Fiber& self);
-  void go_on(Fiber& fiber);
+  Fiber& next_awake();                          // becomes the one that runs
   void wait(Thread::State state, Where where);  // until another thread calls wake() for it
   void wake(size_t thread);
   void answer(size_t first, unsigned mask, bool is_vote);
-  [[noreturn]] void fail(std::string text);  // ends the block
   std::string who_waits() const;
 
   const std::function<void()>* kernel_ = nullptr;
@@ -97,17 +96,15 @@ void Runner::run_block() {
   at_warp_.assign((threads_.size() + 31) / 32, 0);
   while (failure_.empty()) {
     if (!awake_.empty()) {
-      current_ = awake_.front(), awake_.pop_front();
-      threadIdx = threads_[current_].index;
-      go_on(*threads_[current_].fiber);
+      scheduler_.go(next_awake());
     } else if (next_ < threads_.size()) {
       if (idle_.empty()) {
         fibers_.push_back(std::make_unique<Fiber>([](Fiber& self) { runner().fiber_main(self); }));
         idle_.push_back(fibers_.back().get());
       }
-      Fiber& fiber = *idle_.back();
+      fiber_ = idle_.back();
       idle_.pop_back();
-      go_on(fiber);
+      scheduler_.go(*fiber_);
     } else {
       break;
     }
@@ -116,9 +113,10 @@ void Runner::run_block() {
     failure_ = fmt::format("threads of block {} wait for others that do not come: {}", text(blockIdx), who_waits());
 }
 
-void Runner::go_on(Fiber& fiber) {
-  fiber_ = &fiber;
-  scheduler_.go(fiber);
+Fiber& Runner::next_awake() {
+  current_ = awake_.front(), awake_.pop_front();
+  threadIdx = threads_[current_].index;
+  return *(fiber_ = threads_[current_].fiber);
 }
 
 // Runs threads to their end, one after the other as long as none has to wait.
@@ -128,7 +126,12 @@ void Runner::fiber_main(Fiber& self) {
       current_ = next_++;
       threadIdx = threads_[current_].index;
       threads_[current_].state = Thread::State::running;
-      (*kernel_)();
+      try {
+        (*kernel_)();
+      } catch (const std::exception& e) {
+        failure_ = e.what();
+      }
+      if (!failure_.empty()) self.go(scheduler_);  // does not come back
       threads_[current_].state = Thread::State::returned;
       ++returned_;
       if (!awake_.empty()) break;
@@ -141,7 +144,7 @@ void Runner::fiber_main(Fiber& self) {
 void Runner::wait(Thread::State state, Where where) {
   Thread& t = threads_[current_];
   t.state = state, t.where = where, t.fiber = fiber_;
-  fiber_->go(scheduler_);
+  t.fiber->go(awake_.empty() ? scheduler_ : next_awake());
 }
 
 void Runner::wake(size_t thread) {
@@ -153,8 +156,9 @@ void Runner::meet_block(Where where) {
   if (++at_block_ < threads_.size()) return wait(Thread::State::at_block, where);
   for (size_t i = 0; i < threads_.size(); ++i) {
     if (i != current_ && threads_[i].where.line() != where.line())
-      fail(fmt::format("threads {} and {} of block {} are at two __syncthreads: {} and {}", text(threads_[i].index),
-                       text(threadIdx), text(blockIdx), text(threads_[i].where), text(where)));
+      throw std::runtime_error(fmt::format("threads {} and {} of block {} are at two __syncthreads: {} and {}",
+                                           text(threads_[i].index), text(threadIdx), text(blockIdx),
+                                           text(threads_[i].where), text(where)));
     wake(i);
   }
   at_block_ = 0;
@@ -165,8 +169,9 @@ uint64_t Runner::meet_warp(unsigned mask, uint64_t value, unsigned source, bool 
   size_t warp = current_ / 32;
   unsigned me = 1u << lane();
   if (!(mask & me) || (!is_vote && !(mask >> source & 1)))
-    fail(fmt::format("thread {} of block {}: the mask {:#x} does not have lane {}: {}", text(threadIdx), text(blockIdx),
-                     mask, mask & me ? source : lane(), text(where)));
+    throw std::runtime_error(fmt::format("thread {} of block {}: the mask {:#x} does not have lane {}: {}",
+                                         text(threadIdx), text(blockIdx), mask, mask & me ? source : lane(),
+                                         text(where)));
   self.mask = mask, self.source = source, self.value = value, self.where = where;
   at_warp_[warp] |= me;
   if ((at_warp_[warp] & mask) != mask) {
@@ -185,7 +190,7 @@ void Runner::answer(size_t first, unsigned mask, bool is_vote) {
     if (mask >> i & 1) {
       const Thread &t = threads_[first + i], &me = threads_[current_];
       if (t.mask != mask || t.where.line() != me.where.line() || t.where.column() != me.where.column())
-        fail(
+        throw std::runtime_error(
             fmt::format("threads {} and {} of block {} are at two places that the warp should reach together: {} "
                         "and {}",
                         text(t.index), text(me.index), text(blockIdx), text(t.where), text(me.where)));
@@ -197,12 +202,6 @@ void Runner::answer(size_t first, unsigned mask, bool is_vote) {
       t.result = is_vote ? votes : threads_[first + t.source].value;
       wake(first + i);
     }
-}
-
-void Runner::fail(std::string text) {
-  failure_ = std::move(text);
-  fiber_->go(scheduler_);
-  __builtin_unreachable();
 }
 
 std::string Runner::who_waits() const {

@@ -3,7 +3,7 @@
 
 #include <functional>
 
-#include "cuda_runtime_api.h"
+#include <cuda_runtime_api.h>
 
 namespace emulator {
 

@@ -1,6 +1,8 @@
 // Errors, devices, memory and launches.
 #include <cuda_runtime.h>
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -8,6 +10,10 @@
 
 #include "tests/emulator/kernel.h"
 #include "tests/emulator/state.h"
+
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
 
 namespace emulator {
 namespace {
@@ -55,15 +61,46 @@ int64_t used_memory(int device) {
   return bytes;
 }
 
+// The address sanitizer watches memory of its very size; elsewhere whole pages are protected, huge ones where they are
+// possible, because this is done at every wait.
+#ifdef __SANITIZE_ADDRESS__
+void* reserve(size_t bytes) {
+  void* at = nullptr;
+  return posix_memalign(&at, 256, bytes) == 0 ? at : nullptr;
+}
+void set_access(void* at, size_t bytes, bool possible) {
+  if (possible)
+    ASAN_UNPOISON_MEMORY_REGION(at, bytes);
+  else
+    ASAN_POISON_MEMORY_REGION(at, bytes);
+}
+#else
+constexpr size_t page = 4096, huge_page = 2 << 20;
+size_t in_pages(size_t bytes) { return (bytes + page - 1) / page * page; }
+void* reserve(size_t bytes) {
+  void* at = std::aligned_alloc(bytes < huge_page ? page : huge_page, in_pages(bytes));
+  if (at && bytes >= huge_page) madvise(at, in_pages(bytes), MADV_HUGEPAGE);
+  return at;
+}
+void set_access(void* at, size_t bytes, bool possible) {
+  mprotect(at, in_pages(bytes), possible ? PROT_READ | PROT_WRITE : PROT_NONE);
+}
+#endif
+
+void set_access(bool possible) {
+  for (auto& [at, a] : state().allocations)
+    if (a.device >= 0) set_access(at, a.bytes, possible);
+}
+
 cudaError_t allocate(void** memory, size_t bytes, int device) {
   *memory = nullptr;
   if (cudaError_t e = forbidden_in_capture()) return e;
   if (!is_device(current_device())) return cudaErrorNoDevice;
   if (bytes == 0) return cudaSuccess;
   if (device >= 0 && used_memory(device) + int64_t(bytes) > state().memory) return cudaErrorMemoryAllocation;
-  // Of this very size, so that the address sanitizer sees what is beyond.
-  if (posix_memalign(memory, 256, bytes) != 0) return cudaErrorMemoryAllocation;
+  if (!(*memory = reserve(bytes))) return cudaErrorMemoryAllocation;
   std::memset(*memory, 0xff, bytes);
+  if (device >= 0 && state().accesses == 0) set_access(*memory, bytes, false);
   state().allocations[static_cast<char*>(*memory)] = {bytes, device};
   return cudaSuccess;
 }
@@ -75,8 +112,9 @@ cudaError_t release(void* memory, bool pinned) {
   auto at = state().allocations.find(static_cast<char*>(memory));
   if (at == state().allocations.end() || (at->second.device < 0) != pinned) return noted(cudaErrorInvalidValue);
   run_all(lock, -1);
-  state().allocations.erase(static_cast<char*>(memory));
+  if (!pinned) set_access(memory, at->second.bytes, true);
   std::free(memory);
+  state().allocations.erase(at);
   return noted(state().failure.empty() ? cudaSuccess : cudaErrorLaunchFailure);
 }
 
@@ -142,8 +180,15 @@ cudaError_t noted(cudaError_t error) {
   return error;
 }
 
+Access::Access() {
+  if (state().accesses++ == 0) set_access(true);
+}
+Access::~Access() {
+  if (--state().accesses == 0) set_access(false);
+}
+
 const Allocation* find_allocation(const void* at, size_t bytes, bool* inside) {
-  const char* begin = static_cast<const char*>(at);
+  char* begin = static_cast<char*>(const_cast<void*>(at));
   auto next = state().allocations.upper_bound(begin);
   if (next != state().allocations.begin()) {
     auto& [start, a] = *std::prev(next);
@@ -317,6 +362,7 @@ cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
   return call([&](Lock&) {
     if (cudaError_t e = forbidden_in_capture()) return e;
+    Access access;
     return std::memmove(to, from, bytes), cudaSuccess;
   });
 }

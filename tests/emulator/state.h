@@ -14,7 +14,7 @@
 #include <thread>
 #include <vector>
 
-#include "cuda_runtime_api.h"
+#include <cuda_runtime_api.h>
 #include "tests/emulator/emulator.h"
 
 namespace emulator {
@@ -30,6 +30,7 @@ struct Point {
 struct Item {
   Work run;
   std::vector<Point> after;
+  std::function<bool()> ready = nullptr;  // null: as soon as all of `after` are done
 };
 
 struct Node {
@@ -84,7 +85,8 @@ struct State {
   Schedule schedule;
   std::mt19937_64 random;
   std::string failure;  // what a kernel did wrong
-  std::map<const char*, Allocation> allocations;
+  std::map<char*, Allocation> allocations;
+  int accesses = 0;
   std::map<CUstream_st*, std::shared_ptr<CUstream_st>> streams;
   std::set<CUevent_st*> events;
   std::set<std::shared_ptr<Capture>> captures;
@@ -98,13 +100,23 @@ struct State {
 State& state();
 int& current_device();  // of this thread of the host
 
+// While one exists, the host can touch the memory of devices. At other times that is a segmentation fault (or a report
+// of the address sanitizer), as with a GPU. Made and destroyed under the mutex.
+class Access {
+ public:
+  Access();
+  Access(Access&&) = delete;
+  ~Access();
+};
+
 // The frame of every call: `f(lock)` under the mutex, unless a kernel has failed; notes the error.
 template <class F>
 cudaError_t call(F f);
 cudaError_t noted(cudaError_t error);
 
 // Queues work, or adds it to the graph that the stream is captured to.
-cudaError_t give(Lock& lock, cudaStream_t stream, Work run, std::vector<Point> after = {});
+cudaError_t give(Lock& lock, cudaStream_t stream, Work run, std::vector<Point> after = {},
+                 std::function<bool()> ready = nullptr);
 void run_to(Lock& lock, const Point& point);
 void run_all(Lock& lock, int device);  // -1: of all devices
 // What must not be called while this thread captures: then the capture is spoilt, and it is an error.

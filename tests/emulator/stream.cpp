@@ -19,21 +19,36 @@ cudaStreamCaptureMode& capture_mode() {
 
 void spoil(Capture& c) { c.valid = false; }
 
+// Does one piece of work that `p` needs, if there is one that can be done without waiting.
+bool step(Lock& lock, const Point& p) {
+  if (!p.stream || p.stream->done >= p.count || p.stream->running) return false;
+  Item& item = p.stream->queue.front();
+  for (const Point& q : item.after)
+    if (q.stream && q.stream->done < q.count) return step(lock, q);
+  if (item.ready && !item.ready()) return false;
+  run_to(lock, {p.stream, p.stream->done + 1});
+  return true;
+}
+
 // Other work that may run now, whatever the host waits for.
 void run_by_schedule(Lock& lock, const Point& given) {
   State& s = state();
-  if (s.schedule == Schedule::eager) return run_to(lock, given);
-  if (s.schedule == Schedule::lazy) return;
+  if (s.schedule == Schedule::eager)
+    while (step(lock, given)) {
+    }
+  if (s.schedule != Schedule::random) return;
   for (auto pieces = s.random() % 3; pieces > 0; --pieces) {
     auto at = std::next(s.streams.begin(), long(s.random() % s.streams.size()));
     std::shared_ptr<CUstream_st> stream = at->second;
-    if (stream->done < stream->given) run_to(lock, {stream, stream->done + 1});
+    step(lock, {stream, stream->given});
   }
 }
 
 void run_item(Lock& lock, CUstream_st& stream) {
   Item& item = stream.queue.front();  // stays in place while others are added
   for (const Point& p : item.after) run_to(lock, p);
+  while (item.ready && state().failure.empty() && !item.ready())
+    state().changed.wait_for(lock, std::chrono::milliseconds(1));
   if (item.run && state().failure.empty()) {
     lock.unlock();
     std::string failure;
@@ -55,7 +70,8 @@ double now() {
 }  // namespace
 
 void run_to(Lock& lock, const Point& point) {
-  if (!point.stream) return;
+  if (!point.stream || point.stream->done >= point.count) return;
+  Access access;
   CUstream_st& stream = *point.stream;
   while (stream.done < point.count) {
     if (stream.running) {
@@ -77,7 +93,7 @@ void run_all(Lock& lock, int device) {
   for (const Point& p : points) run_to(lock, p);
 }
 
-cudaError_t give(Lock& lock, cudaStream_t stream, Work run, std::vector<Point> after) {
+cudaError_t give(Lock& lock, cudaStream_t stream, Work run, std::vector<Point> after, std::function<bool()> ready) {
   if (!exists(stream)) return cudaErrorInvalidResourceHandle;  // the default stream is not used
   CUstream_st& s = *stream;
   if (s.capture) {
@@ -86,9 +102,14 @@ cudaError_t give(Lock& lock, cudaStream_t stream, Work run, std::vector<Point> a
     s.tail = {s.capture->nodes.size() - 1};
     return cudaSuccess;
   }
-  s.queue.push_back({std::move(run), std::move(after)});
+  s.queue.push_back({std::move(run), std::move(after), std::move(ready)});
   run_by_schedule(lock, {state().streams[stream], ++s.given});
   return cudaSuccess;
+}
+
+void give_external(cudaStream_t stream, std::function<bool()> ready, std::function<void()> run) {
+  Lock lock(state().mutex);
+  give(lock, stream, std::move(run), {}, std::move(ready));
 }
 
 cudaError_t forbidden_in_capture() {
@@ -112,10 +133,10 @@ cudaError_t forbidden(CUevent_st& e) {
   return cudaErrorCapturedEvent;
 }
 
-// Does the next piece of work and says "not ready" if there was any, so that polling ends but is not in vain.
+// Does a piece of work and says "not ready" if there was any, so that polling ends but is not in vain; never waits.
 cudaError_t query(Lock& lock, const Point& p) {
   if (!p.stream || p.stream->done >= p.count) return cudaSuccess;
-  run_to(lock, {p.stream, p.stream->done + 1});
+  step(lock, p);
   return state().failure.empty() ? cudaErrorNotReady : cudaErrorLaunchFailure;
 }
 

@@ -1,6 +1,7 @@
 // llama_pretrain: its command line, errors, metrics and dry run.
 #include <cstring>
 
+#include "dtensor/cuda/runtime.h"
 #include "tests/examples/programs.h"
 
 using namespace dtensor::testing;
@@ -57,6 +58,13 @@ TEST_CASE("bad input ends llama_pretrain with exit code 2 and an error that name
       {{"--steps", "1", "--plan", plan(R"({"tensor_paralel": {}})")}, R"([plan] the file: there is no field "tensor_paralel"; the nearest is "tensor_parallel")"},
       {{"--steps", "1", "--mesh", "dp=2", "--plan", small.folder / "none.json"}, "[plan] cannot read " + small.folder / "none.json" + ": no such file"},
       {{"--steps", "1", "--config", small.folder.write("broken.json", "{\"lr\": }")}, "[config] " + small.folder / "broken.json" + " is not JSON: "},
+      {{"--steps", "1", "--dtype", "bf16"}, "[llama_pretrain] --dtype bf16 needs --device cuda: the CPU computes in fp32"},
+      {{"--steps", "1", "--mesh", "dp=2", "--plan", small.folder.write("bf16.json", R"({"fully_shard": {"axis": "dp", "modules": [""], "param_dtype": "bf16"}})")},
+       "[llama_pretrain] the plan's param_dtype bf16 needs --device cuda"},
+      {{"--steps", "1", "--comm", "nccl"}, "[llama_pretrain] --comm nccl needs --device cuda"},
+      {{"--steps", "1", "--tune-gemm", "f"}, "[llama_pretrain] --tune-gemm needs --device cuda"},
+      {{"--steps", "1", "--tf32"}, "[llama_pretrain] --tf32 needs --device cuda"},
+      {{"--steps", "1", "--device", "tpu"}, "--device: tpu not in {cpu,cuda}; see --help"},
       {{"--steps", "1", "--resume", "auto"}, "--resume: auto not in {never}; see --help"},
   };
   for (const Case& c : cases) {
@@ -83,12 +91,30 @@ TEST_CASE("bad input ends llama_pretrain with exit code 2 and an error that name
   CHECK_THAT(long_sequence.err, Contains("--seq-len 4096 is more than the model's max_position_embeddings 2048"));
 }
 
+
+TEST_CASE("without a CUDA device llama_pretrain on cuda ends with exit code 2, and its dry run does not need one") {
+  Small small;
+  if (!dtensor::cuda::unavailable().empty()) {
+    Result r = small({"--device", "cuda", "--steps", "1"});
+    CHECK(r.code == 2);
+    CHECK_THAT(r.err, StartsWith("llama_pretrain: [llama_pretrain] --device cuda: " + dtensor::cuda::unavailable() + "; use --device cpu"));
+  } else {  // processes are what is missing
+    Result r = small({"--device", "cuda", "--comm", "nccl", "--steps", "1"});
+    CHECK(r.code == 2);
+    CHECK_THAT(r.err, Contains("[llama_pretrain] --comm nccl needs processes: start this with torchrun, mpirun or srun, or use --comm threads"));
+  }
+  Result dry = run("llama_pretrain", model + Words{"--device", "cuda", "--dtype", "bf16", "--mesh", "dp=2,tp=2", "--plan", plans + "fsdp_tp.json", "--dry-run", "--batch-size", "8", "--seq-len", "16"});
+  CAPTURE(dry.err);
+  CHECK(dry.code == 0);
+  CHECK_THAT(dry.out, Contains("bf16["));
+}
+
 TEST_CASE("--help ends llama_pretrain with exit code 0 and names every option") {
   Result r = run("llama_pretrain", {"--help"});
   CHECK(r.code == 0);
   CHECK(r.err.empty());
   for (const char* option : {"model", "mesh", "plan", "data", "steps", "batch-size", "seq-len", "seed", "lr", "warmup-steps", "weight-decay", "clip",
-                             "metrics", "config", "resume", "threads", "strict", "dry-run", "json"})
+                             "metrics", "config", "resume", "device", "dtype", "comm", "cuda-graph", "tune-gemm", "tf32", "deadline", "threads", "strict", "dry-run", "json"})
     CHECK_THAT(r.out, Contains("--" + std::string(option) + " "));
   CHECK_THAT(r.out, Contains("--mesh TEXT=dp=1"));
 }
@@ -113,7 +139,9 @@ TEST_CASE("a run prints a line per step and a summary, and its metrics read back
     Json j = Json::parse(metrics[i]);
     Words keys;
     for (const auto& [key, value] : j.items()) keys.push_back(key);
-    CHECK(keys == Words{"step", "loss", "grad_norm", "lr", "tokens", "tokens_per_second", "step_seconds"});
+    CHECK(keys == Words{"step", "loss", "grad_norm", "lr", "tokens", "tokens_per_second", "step_seconds",
+                        "peak_memory_bytes"});
+    CHECK(j["peak_memory_bytes"].get<int64_t>() > 0);
     CHECK(j["step"] == i + 1);
     CHECK(j["tokens"] == 128);
     CHECK(j["step_seconds"].get<double>() > 0);

@@ -14,13 +14,15 @@ struct Weights : Callable<Weights> {
   explicit Weights(const DeviceMesh& mesh) : Callable(mesh) {}
   std::string_view kind() const override { return "Weights"; }
   DistributedTensor forward(const DistributedTensor& x) { return ops::linear(x, a()); }
-  Parameter a{*this, "a", {5, 7}, Init::normal(1)}, b{*this, "b", {9}, Init::ones()}, c{*this, "c", {4, 3}, Init::normal(0.5)};
+  Parameter a{*this, "a", {5, 7}, Init::normal(1)}, b{*this, "b", {9}, Init::ones()},
+      c{*this, "c", {4, 3}, Init::normal(0.5)};
 };
 
 std::vector<DistributedTensor> gradients_of(Weights& w, int step) {
   std::vector<DistributedTensor> g;
   for (Parameter* p : w.parameters())
-    g.push_back(DistributedTensor::distribute(f32(p->shape(), 10 * step + int(g.size())), p->stored().mesh(), p->stored().layout()));
+    g.push_back(DistributedTensor::distribute(f32(p->shape(), 10 * step + int(g.size())), p->stored().mesh(),
+                                              p->stored().layout()));
   return g;
 }
 
@@ -33,12 +35,24 @@ std::vector<double> all_values(Weights& w) {
 
 }  // namespace
 
+namespace {
+
+// A global norm of 1 / scale, which clipping to 1 brings to about `scale` times the gradients.
+DistributedTensor norm_of(const DeviceMesh& m, double scale) {
+  return DistributedTensor::distribute(Tensor::of<double>({}, {1 / scale - 1e-6}), m, Layout());
+}
+
+}  // namespace
+
 TEST_CASE("AdamW is the published algorithm") {
   struct Case {
     AdamWOptions options;
     double scale;
   };
-  const Case cases[] = {{{}, 1}, {{.beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.01}, 1}, {{.eps = 0.1, .weight_decay = 0}, 0.25}, {{.beta1 = 0, .beta2 = 0.5, .eps = 1e-2, .weight_decay = 1}, 1}};
+  const Case cases[] = {{{}, 1},
+                        {{.beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.01}, 1},
+                        {{.eps = 0.1, .weight_decay = 0}, 0.25},
+                        {{.beta1 = 0, .beta2 = 0.5, .eps = 1e-2, .weight_decay = 1}, 1}};
   for (const Case& c : cases) {
     constexpr int steps = 5;
     auto lr = [](int step) { return 0.1 / (1 + step); };
@@ -62,20 +76,20 @@ TEST_CASE("AdamW is the published algorithm") {
     }
     for (const char* mesh : {"x=1", "x=2", "x=3"}) {
       auto result = on_mesh(mesh, [&](const DeviceMesh& dm) {
-        Weights x(dm);
-        x.a.place(0, Shard(1)), x.b.place(0, Shard(0));
-        materialize(x, 3);
-        AdamW adamw(x.parameters(), c.options);
-        CommLog log(dm.rank_state());
-        for (int t = 1; t <= steps; ++t) {
-          uint32_t version = x.a.stored().version();
-          adamw.step(gradients_of(x, t), lr(t), c.scale);
-          check(x.a.stored().version() > version, "the version stays {}", version);
-          check(adamw.steps() == t, "{} steps", adamw.steps());
-        }
-        check(log.entries().empty(), "an optimizer communicates");
-        return all_values(x);
-      }).back();
+                      Weights x(dm);
+                      x.a.place(0, Shard(1)), x.b.place(0, Shard(0));
+                      materialize(x, 3);
+                      AdamW adamw(x.parameters(), c.options);
+                      CommLog log(dm.rank_state());
+                      for (int t = 1; t <= steps; ++t) {
+                        uint32_t version = x.a.stored().version();
+                        adamw.step(gradients_of(x, t), lr(t), norm_of(dm, c.scale), 1);
+                        check(x.a.stored().version() > version, "the version stays {}", version);
+                        check(adamw.steps() == t, "{} steps", adamw.steps());
+                      }
+                      check(log.entries().empty(), "an optimizer communicates");
+                      return all_values(x);
+                    }).back();
       INFO(mesh << ", decay " << c.options.weight_decay);
       CHECK(difference(result, p) < 2e-6);
     }
@@ -84,18 +98,33 @@ TEST_CASE("AdamW is the published algorithm") {
 
 TEST_CASE("AdamW gives the same bits however parameters are sharded") {
   auto run = [](const char* mesh, Placement place) {
-    return on_mesh(mesh, [&](const DeviceMesh& m) {
-      Weights w(m);
-      w.a.place(0, place), w.c.place(0, place);
-      materialize(w, 3);
-      AdamW adamw(w.parameters(), {});
-      for (int t = 1; t <= 3; ++t) adamw.step(gradients_of(w, t), 0.01, 0.7);
-      return all_values(w);
-    }).back();
+    return on_mesh(mesh,
+                   [&](const DeviceMesh& m) {
+                     Weights w(m);
+                     w.a.place(0, place), w.c.place(0, place);
+                     materialize(w, 3);
+                     AdamW adamw(w.parameters(), {});
+                     for (int t = 1; t <= 3; ++t) adamw.step(gradients_of(w, t), 0.01, norm_of(m, 0.7), 1);
+                     return all_values(w);
+                   })
+        .back();
   };
   auto one = run("x=1", Replicate());
   for (const char* mesh : {"x=2", "x=3", "x=4"})
     for (Placement p : {Shard(0), Shard(1)}) CHECK(run(mesh, p) == one);
+}
+
+TEST_CASE("AdamW changes nothing where the gradient norm is not finite") {
+  auto rank = Rank::single();
+  DeviceMesh m(*rank, "x=1");
+  Weights w(m);
+  materialize(w, 3);
+  auto before = all_values(w);
+  AdamW adamw(w.parameters(), {});
+  adamw.step(gradients_of(w, 1), 0.1, norm_of(m, 0), 1);
+  CHECK(all_values(w) == before);
+  adamw.step(gradients_of(w, 1), 0.1, norm_of(m, 1), 1);
+  CHECK(all_values(w) != before);
 }
 
 TEST_CASE("errors of AdamW, and its step on meta") {
@@ -111,15 +140,29 @@ TEST_CASE("errors of AdamW, and its step on meta") {
   CHECK(error_of([&] { adamw.step({meta(&w.a)}, 0.1); }) == "[AdamW] 1 gradients for 3 parameters");
   CHECK(rank->allocator()->bytes_in_use() == 0);
   CHECK_THAT(error_of([] {
-    on_mesh("x=2", [](const DeviceMesh& dm) {
-      Weights x(dm);
-      x.a.place(0, Shard(0));
-      materialize(x, 3);
-      auto g = gradients_of(x, 1);
-      g[0] = g[0].redistribute({Replicate()});
-      AdamW(x.parameters(), {}).step(g, 0.1);
-    });
-  }), Contains("[AdamW] the gradient of a is f32[5,7] x=Replicate, not f32[5,7] x=Shard(0)"));
+               on_mesh("x=2", [](const DeviceMesh& dm) {
+                 Weights x(dm);
+                 x.a.place(0, Shard(0));
+                 materialize(x, 3);
+                 auto g = gradients_of(x, 1);
+                 g[0] = g[0].redistribute({Replicate()});
+                 AdamW(x.parameters(), {}).step(g, 0.1);
+               });
+             }),
+             Contains("[AdamW] the gradient of a is f32[5,7] x=Replicate, not f32[5,7] x=Shard(0)"));
+}
+
+TEST_CASE("parameters that are computed with in bf16 are for CUDA") {
+  auto rank = Rank::single();
+  DeviceMesh m(*rank, "x=1");
+  Weights w(m);
+  CHECK(error_of([&] { w.a.compute_in(DType::i64); }) == "[Parameter] a cannot be computed with in i64");
+  w.a.compute_in(DType::bf16);
+  materialize(w, 3);
+  CHECK((w.a.value().dtype() == DType::bf16 && w.a.stored().dtype() == DType::f32 && w.b.value().id() == w.b.stored().id()));
+  CHECK(values(w.a.value().local()) == values(ops::cast(w.a.stored(), DType::bf16).local()));
+  CHECK(error_of([&] { w.a.compute_in(DType::f32); }) == "[Parameter] a has values already: choose the type before materialize()");
+  CHECK(error_of([&] { AdamW(w.parameters(), {}).step(gradients_of(w, 1), 0.1); }) == "[AdamW] parameters that are computed with in bf16 are for CUDA");
 }
 
 TEST_CASE("the learning rate warms up and falls as a cosine") {
@@ -127,9 +170,20 @@ TEST_CASE("the learning rate warms up and falls as a cosine") {
     int64_t step, warmup, total;
     double factor;
   };
-  const Case cases[] = {{0, 10, 110, 0.1},  {5, 10, 110, 0.55}, {9, 10, 110, 0.91},   {10, 10, 110, 1},  {35, 10, 110, 0.5 * (1 + std::numbers::sqrt2 / 2)},
-                        {60, 10, 110, 0.5}, {110, 10, 110, 0},  {1000, 10, 110, 0},   {0, 0, 100, 1},    {50, 0, 100, 0.5},
-                        {0, 5, 5, 0.1},     {5, 5, 5, 1},       {7, 10, 5, 0.1 + 0.63}, {12, 10, 5, 1}};
+  const Case cases[] = {{0, 10, 110, 0.1},
+                        {5, 10, 110, 0.55},
+                        {9, 10, 110, 0.91},
+                        {10, 10, 110, 1},
+                        {35, 10, 110, 0.5 * (1 + std::numbers::sqrt2 / 2)},
+                        {60, 10, 110, 0.5},
+                        {110, 10, 110, 0},
+                        {1000, 10, 110, 0},
+                        {0, 0, 100, 1},
+                        {50, 0, 100, 0.5},
+                        {0, 5, 5, 0.1},
+                        {5, 5, 5, 1},
+                        {7, 10, 5, 0.1 + 0.63},
+                        {12, 10, 5, 1}};
   for (const Case& c : cases) {
     INFO("step " << c.step << " of " << c.total << ", warm-up " << c.warmup);
     CHECK(warmup_cosine(c.step, 3e-4, c.warmup, c.total) == Approx(3e-4 * c.factor).epsilon(1e-12).margin(1e-18));
@@ -158,11 +212,13 @@ TEST_CASE("the global norm counts each element once on every mesh") {
       m.rank_state().strict = true;
       std::vector<DistributedTensor> g;
       for (size_t i = 0; i < shapes.size(); ++i)
-        g.push_back(DistributedTensor::distribute(f32(shapes[i], int(i)), m, parse_layout(c.layouts[i], m.shape(), shapes[i].dims())));
+        g.push_back(DistributedTensor::distribute(f32(shapes[i], int(i)), m,
+                                                  parse_layout(c.layouts[i], m.shape(), shapes[i].dims())));
       CommLog log(m.rank_state());
       DistributedTensor norm = global_norm(g);
       check(norm.dtype() == DType::f64 && norm.layout().is_replicated(), "{}", to_string(norm));
-      for (const auto& e : log.entries()) check(e.reason == "gradient norm" && e.asked_for, "{}", listing(log.entries()));
+      for (const auto& e : log.entries())
+        check(e.reason == "gradient norm" && e.asked_for, "{}", listing(log.entries()));
       return std::pair(norm.item(), log.entries());
     });
     INFO(c.mesh << " " << c.layouts[0] << "\n" << listing(results[0].second));
@@ -189,7 +245,8 @@ TEST_CASE("gradients go to the stored layouts in few launches, with zeros where 
     CommLog log(rank);
     auto g = reduce_gradients(tape, w.parameters());
     for (size_t i = 0; i < 3; ++i)
-      check(g[i].layout() == w.parameters()[i]->stored().layout() && g[i].dtype() == DType::f32, "{}: {}", i, to_string(g[i]));
+      check(g[i].layout() == w.parameters()[i]->stored().layout() && g[i].dtype() == DType::f32, "{}: {}", i,
+            to_string(g[i]));
     check(values(g[1].full()) == std::vector<double>(9, 0), "zeros");
     check(values(g[2].full()) == std::vector<double>(12, 0), "zeros");
     check(tape.gradient(w.a.stored()).layout()[0].is_partial(), "what the tape holds stays as it arrived");

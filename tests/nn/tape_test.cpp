@@ -484,6 +484,31 @@ TEST_CASE("backward frees each node as it leaves it") {
   CHECK_THAT(error_of([&] { tape.backward(loss); }), Contains("no watched value leads to the loss"));
 }
 
+TEST_CASE("a weight's gradient is added to the one that is there, in its place") {
+  auto rank = Rank::single();
+  DeviceMesh m(*rank, "x=1");
+  DistributedTensor x = DistributedTensor::distribute(f32({2, 3}, 1), m, whole);
+  DistributedTensor w = DistributedTensor::distribute(f32({4, 3}, 2), m, whole);
+  Tape tape(*rank);
+  tape.watch(w);
+  tape.backward(total(ops::linear(x, w)));
+  const std::byte* at = tape.gradient(w).local().bytes_data();
+  std::vector<double> once = values(tape.gradient(w).local());
+  auto times = [&](double n) {
+    std::vector<double> v = once;
+    for (double& e : v) e *= n;
+    return v;
+  };
+  tape.backward(total(ops::linear(x, w)));
+  CHECK(tape.gradient(w).local().bytes_data() == at);
+  CHECK(values(tape.gradient(w).local()) == times(2));
+  DistributedTensor held = tape.gradient(w);  // whoever has it sees it as it was
+  tape.backward(total(ops::linear(x, w)));
+  CHECK(held.id() != tape.gradient(w).id());
+  CHECK(values(held.local()) == times(2));
+  CHECK(difference(values(tape.gradient(w).local()), times(3)) < 1e-6);
+}
+
 TEST_CASE("errors of the tape") {
   auto rank = Rank::single();
   DeviceMesh m(*rank, "x=1");

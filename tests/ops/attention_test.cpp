@@ -56,6 +56,23 @@ TEST_CASE("a negative scale is the positive one of negative queries") {
           numbers(ops::scaled_dot_product_attention(-q, k, k, {.causal = causal, .scale = 0.5}).full()));
 }
 
+TEST_CASE("attention is told where the gradient of the queries may be added up in any order") {
+  struct Calls : Observer {
+    std::string log;
+    void on_call(const CallEvent& e) override {
+      if (e.op.name == "attention") log += e.attributes.to_string() + "\n";
+    }
+  };
+  OneRank one;
+  Calls calls;
+  one.rank->add(calls);
+  DistributedTensor q = one({1, 2, 3, 4});
+  ops::scaled_dot_product_attention(q, q, q);
+  ops::scaled_dot_product_attention(q, q, q, {.deterministic = false});
+  one.rank->remove(calls);
+  CHECK(calls.log == "causal=false scale=0.5 dropout_p=0\ncausal=false scale=0.5 dropout_p=0 deterministic=false\n");
+}
+
 TEST_CASE("attention refuses masks that do not fit") {
   OneRank one;
   DistributedTensor q = one({2, 4, 3, 2}), k = one({2, 2, 5, 2}), mask = one({3, 5});

@@ -35,7 +35,7 @@ TEST_CASE("linear_cross_entropy refuses what does not fit") {
                     Contains("they are [..., k] and [classes, k]"));
   CHECK_THROWS_WITH(ops::linear_cross_entropy(hidden, weight, one({5}, DType::i64)),
                     Contains("[linear_cross_entropy] hidden f32[4,3]") && Contains("one i64 target for each row"));
-  CHECK_THROWS_WITH(call({.reduction = ops::Reduction::none}), Contains("reduction=none needs the logits of all rows"));
+  CHECK_THROWS_WITH(call({.reduction = ops::Reduction::none}), Contains("[linear_cross_entropy] reduction=none needs the logits of all rows: use cross_entropy(linear(...))"));
   CHECK_THROWS_WITH(call({.label_smoothing = -1}), Contains("[linear_cross_entropy] label_smoothing -1 is outside"));
   CHECK_THROWS_WITH(call({.chunk_rows = 0}), Contains("chunk_rows=0: at least 1"));
   CHECK_THROWS_WITH(call_all(ops::scaled_op, {&hidden, &scalar}, {{"dtype", DType::f64}}),

@@ -21,6 +21,7 @@ def cross_entropy(logits, target, class_dim=-1, **options):
 torch_ops.OPS.update({
     "einsum": lambda *operands, equation: torch.einsum(equation, *operands),
     "bmm": torch.bmm,
+    "linear_gelu": lambda x, weight, bias=None: F.gelu(F.linear(x, weight, bias), approximate="tanh"),
     "cross_entropy": cross_entropy,
     "mse_loss": F.mse_loss,
     "scaled_dot_product_attention": lambda q, k, v, mask=None, **options: F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=True, **options),
@@ -31,6 +32,8 @@ def cases():
     a, b = numbers(2, 3, 4), numbers(2, 4, 2, seed=1)
     yield "bmm", (a, b), {}
     yield "bmm", (numbers(2, 0, 4), b), {}
+    yield "linear_gelu", (numbers(2, 2, 5, seed=1), numbers(3, 5, seed=2, scale=2), numbers(3, seed=3)), {}
+    yield "linear_gelu", (numbers(2, 0), numbers(3, 0)), {}
     for x, y in ((5,), (5,)), ((5,), (5, 2)), ((3, 5), (5,)), ((3,), (2, 3, 2)), ((2, 3, 4), (4,)), ((2, 1, 2, 3), (2, 3, 2)), ((1,), (1,)), ((3, 0), (0,)):
         yield "matmul", (numbers(*x), numbers(*y, seed=1)), {}
     for equation, shapes in (

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "cuda_runtime_api.h"
+#include <cuda_runtime_api.h>
 
 struct alignas(2) __nv_bfloat16 {
   __nv_bfloat16() = default;

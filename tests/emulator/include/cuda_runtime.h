@@ -9,7 +9,7 @@
 #include <tuple>
 #include <type_traits>
 
-#include "cuda_runtime_api.h"
+#include <cuda_runtime_api.h>
 
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)

@@ -1,0 +1,372 @@
+#include "dtensor/comm/nccl_watchdog.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+
+#include "placement/error.h"
+
+namespace dtensor::nccl {
+namespace {
+
+using std::chrono::microseconds;
+using std::chrono::milliseconds;
+
+constexpr const char *failure_key = "failure", *inquiry_key = "inquiry";
+std::string record_key(int rank) { return fmt::format("record/{}", rank); }
+constexpr size_t answered_entries = 64;
+
+// Sleeps between looks at something that is usually soon done.
+class Pause {
+ public:
+  void operator()() {
+    std::this_thread::sleep_for(time_);
+    time_ = std::min(2 * time_, microseconds(2000));
+  }
+
+ private:
+  microseconds time_{10};
+};
+
+std::string name_ranks(const std::vector<int>& ranks) { return fmt::format("rank {}", fmt::join(ranks, ",")); }
+
+}  // namespace
+
+Watchdog::Watchdog(int rank, int world, int device, Api api, std::shared_ptr<Store> store, Options options)
+    : rank_(rank),
+      world_(world),
+      device_(device),
+      api_(std::move(api)),
+      store_(std::move(store)),
+      options_(std::move(options)),
+      recorder_(rank, world, options_.flight_recorder_size) {
+  store_->last_will(failure_key,
+                    fmt::format("rank {} failed: its process has ended without a word, killed perhaps: see its output, "
+                                "and the system's log for memory",
+                                rank));
+  thread_ = std::thread([this] { run(); });
+}
+
+Watchdog::~Watchdog() {
+  {
+    std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  changed_.notify_all();
+  thread_.join();
+  Pause pause;
+  for (auto until = Clock::now() + options_.grace; failure_.empty() && !closed_.empty() && Clock::now() < until;
+       pause())
+    destroy_closed();
+  open_.insert(open_.end(), closed_.begin(), closed_.end());
+  abort_all();
+}
+
+void Watchdog::throw_if_failed() {
+  std::lock_guard lock(mutex_);
+  if (!failure_.empty()) throw Error(failure_);
+}
+
+std::shared_ptr<Operation> Watchdog::begin(std::shared_ptr<Channel> channel, Signature call,
+                                           std::vector<Buffers> buffers) {
+  std::string kind = call.kind(), text = call.describe();
+  std::lock_guard lock(mutex_);
+  if (!failure_.empty()) throw Error(failure_);
+  uint64_t sequence = channel->next++, number = recorder_.add(channel->ranks, sequence, std::move(call));
+  auto op = std::make_shared<Operation>(Operation{std::move(channel), sequence, number, kind, text});
+  op->buffers = std::move(buffers);
+  operations_.push_back(op);
+  return op;
+}
+
+void Watchdog::finish_call(Operation& op, Result result) {
+  Channel& c = *op.channel;
+  for (Pause pause; result == Result::in_progress; pause()) {
+    throw_if_failed();  // the watchdog ends what lasts too long
+    std::lock_guard lock(c.calls);
+    if (!c.comm) continue;
+    if (Result r = api_.CommGetAsyncError(c.comm, &result); r != Result::success) result = r;
+  }
+  if (result != Result::success) fail_result(c, &op, result);
+  throw_if_failed();
+}
+
+void Watchdog::issued(const std::shared_ptr<Operation>& op) {
+  std::lock_guard lock(mutex_);
+  op->issued = true;
+}
+
+void Watchdog::forget(const std::shared_ptr<Operation>& op, bool done) {
+  std::lock_guard lock(mutex_);
+  if (done) recorder_.reached(op->number, FlightRecorder::State::done);
+  operations_.remove(op);
+}
+
+void Watchdog::wait_on_host(Operation& op) {
+  for (Pause pause; !op.end.is_done(); pause()) throw_if_failed();
+  finish_call(op, Result::in_progress);  // a collective that failed ends too
+}
+
+void Watchdog::wait_on_stream(Operation& op, cuda::StreamHandle stream) {
+  throw_if_failed();
+  cuda::wait(stream, op.end);
+  std::vector<Buffers> free_now;  // not under the lock
+  std::lock_guard lock(mutex_);
+  free_now.swap(op.buffers);
+}
+
+void Watchdog::open(const std::shared_ptr<Channel>& channel, Comm* comm) {
+  std::lock_guard lock(mutex_);
+  channel->comm = comm;
+  open_.push_back(channel);
+}
+
+// Whether the other ranks close theirs in this order is not known, so nobody waits here.
+void Watchdog::close(const std::shared_ptr<Channel>& channel) {
+  {
+    std::lock_guard lock(channel->calls);
+    if (channel->comm) api_.CommFinalize(channel->comm);
+  }
+  std::lock_guard lock(mutex_);
+  std::erase(open_, channel);
+  closed_.push_back(channel);
+}
+
+void Watchdog::abort(const std::string& reason) {
+  if (first_to_fail()) settle(reason, reason);
+}
+
+void Watchdog::run() {
+  cuda::use_device(device_);  // else asking for an event would wake device 0
+  std::unique_lock lock(mutex_);
+  while (!changed_.wait_for(lock, options_.poll, [&] { return stop_; })) {
+    lock.unlock();
+    look_at_operations();
+    look_at_channels();
+    look_at_store();
+    destroy_closed();
+    lock.lock();
+  }
+}
+
+void Watchdog::look_at_operations() {
+  std::vector<std::shared_ptr<Operation>> all;  // released without the lock: tensors may end with them
+  {
+    std::lock_guard lock(mutex_);
+    if (!failure_.empty()) return;
+    all.assign(operations_.begin(), operations_.end());
+  }
+  try {
+    for (const auto& op : all) {
+      bool issued;
+      {
+        std::lock_guard lock(mutex_);
+        issued = op->issued;
+      }
+      if (issued && op->end.is_done()) {
+        forget(op, true);
+      } else if (Clock::now() > op->queued + options_.deadline) {
+        return fail_late(*op);
+      } else if (issued && op->begin.is_done()) {
+        std::lock_guard lock(mutex_);
+        recorder_.reached(op->number, FlightRecorder::State::started);
+      }
+    }
+  } catch (const Error& e) {  // of CUDA: a kernel has failed, say
+    if (first_to_fail()) settle(e.what(), fmt::format("rank {} failed: {}", rank_, e.what()));
+  }
+}
+
+void Watchdog::look_at_channels() {
+  std::vector<std::shared_ptr<Channel>> all;
+  std::shared_ptr<Operation> oldest;
+  {
+    std::lock_guard lock(mutex_);
+    if (!failure_.empty()) return;
+    all = open_;
+  }
+  for (const auto& c : all) {
+    Result error = Result::success;
+    {
+      std::unique_lock lock(c->calls, std::try_to_lock);
+      if (!lock || !c->comm) continue;
+      if (Result r = api_.CommGetAsyncError(c->comm, &error); r != Result::success) error = r;
+    }
+    if (error == Result::success || error == Result::in_progress) continue;
+    {
+      std::lock_guard lock(mutex_);
+      for (auto& op : operations_)
+        if (!oldest && op->channel == c) oldest = op;
+    }
+    return fail_result(*c, oldest.get(), error);
+  }
+}
+
+void Watchdog::look_at_store() {
+  try {
+    bool failed, answered;
+    {
+      std::lock_guard lock(mutex_);
+      failed = failing_, answered = answered_;
+    }
+    if (!answered && store_->try_get(inquiry_key)) answer();
+    if (failed) return;
+    if (auto failure = store_->try_get(failure_key); failure && first_to_fail()) conclude(*failure);
+  } catch (const Error& e) {  // the store is gone, and rank 0 with it
+    if (first_to_fail()) conclude(e.what());
+  }
+}
+
+void Watchdog::destroy_closed() {
+  std::vector<std::shared_ptr<Channel>> all;
+  {
+    std::lock_guard lock(mutex_);
+    all = closed_;
+  }
+  for (const auto& c : all) {
+    std::lock_guard calls(c->calls);
+    Result state = Result::success;
+    if (c->comm && api_.CommGetAsyncError(c->comm, &state) == Result::success && state == Result::in_progress) continue;
+    if (c->comm) state == Result::success ? api_.CommDestroy(c->comm) : api_.CommAbort(c->comm);
+    c->comm = nullptr;
+    std::lock_guard lock(mutex_);
+    std::erase(closed_, c);
+  }
+}
+
+void Watchdog::fail_result(Channel& c, const Operation* op, Result result) {
+  std::string last;
+  {
+    std::lock_guard lock(c.calls);
+    if (const char* text = api_.GetLastError(c.comm)) last = text;
+    last.resize(last.find_last_not_of(" \n") + 1);
+  }
+  std::string text =
+      fmt::format("[{}] NCCL fails on rank {} of {} in {}: {}{}", op ? op->kind : "nccl", rank_, world_,
+                  op ? op->call : "no collective", api_.GetErrorString(result), last.empty() ? "" : " (" + last + ")");
+  if (result == Result::invalid_usage)
+    text += ". NCCL needs one GPU per rank: run several ranks on one GPU with --comm threads";
+  if (!first_to_fail()) return;
+  // A remote error is another rank's failure, which that rank can tell better.
+  if (result == Result::remote_error) {
+    try {
+      return conclude(store_->get(failure_key, options_.grace));
+    } catch (const Error&) {  // it did not
+    }
+  }
+  settle(text, fmt::format("rank {} failed: {}", rank_, text));
+}
+
+void Watchdog::fail_late(const Operation& op) {
+  if (!first_to_fail()) return;
+  std::string text = explain_late(op);
+  settle(text, fmt::format("rank {} failed: {}", rank_, text));
+}
+
+std::string Watchdog::explain_late(const Operation& op) {
+  const std::vector<int>& ranks = *op.channel->ranks;
+  Findings found;
+  std::string who;
+  try {
+    found = compare(ask_others(ranks), ranks, op.sequence);
+    if (!found.disagreement.empty()) return "[collective] " + found.disagreement;
+    if (!found.missing.empty()) who = name_ranks(found.missing) + ", which has not begun it";
+    if (!found.silent.empty())
+      who += (who.empty() ? "" : ", and for ") + name_ranks(found.silent) + ", whose process does not answer";
+    if (who.empty()) who = "the others, which have begun it: a device or a link hangs";
+  } catch (const Error& e) {
+    who = fmt::format("the others ({})", e.what());
+  }
+  return fmt::format("[{}] not complete after {} s: in {}, rank {} waits for {}", op.kind,
+                     double(options_.deadline.count()) / 1000, op.call, rank_, who);
+}
+
+std::map<int, std::string> Watchdog::ask_others(const std::vector<int>& ranks) {
+  answer();
+  store_->set(inquiry_key, "");
+  std::map<int, std::string> records;
+  Pause pause;
+  for (auto until = Clock::now() + options_.grace; records.size() < ranks.size() && Clock::now() < until; pause()) {
+    for (int r : ranks)
+      if (!records.count(r))
+        if (auto record = store_->try_get(record_key(r))) records[r] = *record;
+    if (store_->try_get(failure_key)) break;
+  }
+  return records;
+}
+
+void Watchdog::answer() {
+  std::string record;
+  {
+    std::lock_guard lock(mutex_);
+    answered_ = true;
+    record = recorder_.json(failure_, answered_entries);
+  }
+  store_->set(record_key(rank_), record);
+}
+
+// One thread settles what the failure is; others wait for its word.
+bool Watchdog::first_to_fail() {
+  std::unique_lock lock(mutex_);
+  if (!failing_) return failing_ = true;
+  if (std::this_thread::get_id() != thread_.get_id()) changed_.wait(lock, [&] { return !failure_.empty(); });
+  return false;
+}
+
+void Watchdog::settle(const std::string& own, const std::string& others) {
+  std::string first = others;
+  try {
+    first = store_->set_if_absent(failure_key, others);
+  } catch (const Error&) {  // nobody can be told
+  }
+  conclude(first == others ? own : first);
+}
+
+void Watchdog::conclude(std::string failure) {
+  failure += write_recorder(failure);
+  {
+    std::lock_guard lock(mutex_);
+    failure_ = failure;
+  }
+  changed_.notify_all();
+  abort_all();
+}
+
+// In one group, as communicators of one device must be. A communicator inside of which a call hangs is left alone.
+void Watchdog::abort_all() {
+  std::vector<std::shared_ptr<Channel>> all;
+  {
+    std::lock_guard lock(mutex_);
+    all = open_;
+  }
+  std::vector<std::unique_lock<std::timed_mutex>> locks;
+  api_.GroupStart();
+  for (auto c = all.rbegin(); c != all.rend(); ++c) {
+    std::unique_lock lock((*c)->calls, options_.grace);
+    if (!lock || !(*c)->comm) continue;
+    api_.CommAbort((*c)->comm);
+    (*c)->comm = nullptr;
+    locks.push_back(std::move(lock));
+  }
+  api_.GroupEnd();
+}
+
+// What went wrong with writing, to be added to the failure.
+std::string Watchdog::write_recorder(const std::string& failure) {
+  namespace fs = std::filesystem;
+  fs::path path = fs::path(options_.flight_recorder_folder) / fmt::format("dtensor_flight_recorder_rank{}.json", rank_);
+  fs::path part = path;
+  part += ".part";
+  std::string record;
+  {
+    std::lock_guard lock(mutex_);
+    record = recorder_.json(failure);
+  }
+  std::error_code error;
+  fs::create_directories(path.parent_path(), error);
+  std::ofstream(part) << record << '\n' << std::flush;
+  if (fs::file_size(part, error) == record.size() + 1) fs::rename(part, path, error);
+  return error ? fmt::format(" (the flight recorder {} could not be written: {})", path.string(), error.message()) : "";
+}
+
+}  // namespace dtensor::nccl

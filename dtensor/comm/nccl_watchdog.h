@@ -1,0 +1,100 @@
+// What one rank knows of its NCCL communicators: which collectives are under way, and what went wrong first.
+#pragma once
+
+#include <condition_variable>
+#include <list>
+
+#include "dtensor/comm/flight_recorder.h"
+#include "dtensor/comm/nccl.h"
+
+namespace dtensor::nccl {
+
+using Clock = std::chrono::steady_clock;
+
+// One communicator of NCCL and what works for it.
+struct Channel {
+  explicit Channel(Ranks r) : ranks(std::move(r)) {}
+  ~Channel() {
+    if (scratch) cuda::release(scratch);
+  }
+  Ranks ranks;
+  std::timed_mutex calls;  // NCCL wants one thread at a time
+  Comm* comm = nullptr;    // none before it is made, and after an abort
+  uint64_t next = 0;       // sequence number
+  cuda::Stream stream{cuda::Stream::Priority::high};
+  void* scratch = nullptr;  // 8 bytes of the device, for barriers
+};
+
+// A collective under way; making a communicator is one too.
+struct Operation {
+  std::shared_ptr<Channel> channel;
+  uint64_t sequence, number;  // in the channel; in the flight recorder
+  std::string kind, call;     // "all_reduce", "all_reduce(sum) f32[8]"
+  Clock::time_point queued = Clock::now();
+  cuda::Event begin{}, end{};
+  bool issued = false;                // its events are recorded
+  std::vector<Buffers> buffers = {};  // kept until the compute stream waits for `end`
+};
+
+// A thread that looks at all operations and at the store. What lasts longer than the deadline, an error that NCCL
+// reports, and the failure of another rank end everything: the first cause goes to all ranks through the store, all
+// communicators are aborted, the flight recorder is written, and every later call throws the cause.
+//
+// In the store: "failure" is the first cause; "inquiry" is there when some rank wants to know what the others do, and
+// "record/R" is what rank R answers.
+class Watchdog {
+ public:
+  Watchdog(int rank, int world, int device, Api api, std::shared_ptr<Store> store, Options options);
+  ~Watchdog();  // after its channels were closed: waits for NCCL to let go of them
+
+  const Api& api() const { return api_; }
+  Store& store() { return *store_; }
+  void throw_if_failed();
+
+  std::shared_ptr<Operation> begin(std::shared_ptr<Channel> channel, Signature call, std::vector<Buffers> buffers = {});
+  // Waits until a call of NCCL is no longer in progress. Errors: it failed, or something else did meanwhile.
+  void finish_call(Operation& op, Result result);
+  void issued(const std::shared_ptr<Operation>& op);  // watched by its events from now on
+  void forget(const std::shared_ptr<Operation>& op, bool done);
+  void wait_on_host(Operation& op);
+  void wait_on_stream(Operation& op, cuda::StreamHandle stream);
+
+  void open(const std::shared_ptr<Channel>& channel, Comm* comm);
+  void close(const std::shared_ptr<Channel>& channel);
+  // All ranks end with `reason`, unless something failed before.
+  void abort(const std::string& reason);
+
+ private:
+  void run();
+  void look_at_operations();
+  void look_at_channels();
+  void look_at_store();
+  void destroy_closed();
+  void fail_result(Channel& channel, const Operation* op, Result result);
+  void fail_late(const Operation& op);
+  std::string explain_late(const Operation& op);
+  std::map<int, std::string> ask_others(const std::vector<int>& ranks);
+  void answer();
+
+  bool first_to_fail();
+  void settle(const std::string& own, const std::string& others);
+  void conclude(std::string failure);
+  void abort_all();
+  std::string write_recorder(const std::string& failure);
+
+  int rank_, world_, device_;
+  Api api_;
+  std::shared_ptr<Store> store_;
+  Options options_;
+
+  std::mutex mutex_;  // of what follows
+  std::condition_variable changed_;
+  FlightRecorder recorder_;
+  std::list<std::shared_ptr<Operation>> operations_;
+  std::vector<std::shared_ptr<Channel>> open_, closed_;
+  bool failing_ = false, answered_ = false, stop_ = false;
+  std::string failure_;
+  std::thread thread_;
+};
+
+}  // namespace dtensor::nccl

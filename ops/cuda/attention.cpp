@@ -1,0 +1,111 @@
+// Attention's tensors and attributes as the kernels want them; ops/attention.cpp has the card.
+#include "ops/cuda/attention_backend.h"
+#include "ops/cuda/kernels.h"
+#include "ops/kernel.h"
+
+namespace dtensor::cuda {
+namespace {
+
+// Where a dimension has one element, its stride means nothing; any other would only make another plan.
+AttentionStrides strides_of(const Tensor& t) {
+  Shape whole = contiguous_strides(t.shape());
+  auto stride = [&](int d) { return t.size(d) == 1 ? whole[d] : t.strides()[d]; };
+  return {stride(0), stride(1), stride(2)};
+}
+
+AttentionShape shape_of(const Context& c, const Tensor& q, const Tensor& k) {
+  return {.dtype = q.dtype(),
+          .batch = q.size(0),
+          .heads = q.size(2),
+          .kv_heads = k.size(2),
+          .queries = q.size(1),
+          .keys = k.size(1),
+          .head_dim = q.size(3),
+          .causal = c.attributes.get<bool>("causal"),
+          .diagonal = c.range('s').begin};
+}
+
+AttentionScores scores_of(const Context& c, const AttentionShape& s, const Tensor& mask, const Tensor& key) {
+  AttentionScores scores;
+  if (mask.defined()) {
+    if (mask.dtype() == DType::boolean)
+      scores.visible = reinterpret_cast<const bool*>(mask.bytes_data());
+    else
+      scores.bias = mask.bytes_data();
+    Shape strides = broadcast_strides(mask, {s.batch, s.heads, s.queries, s.keys});
+    std::copy(strides.begin(), strides.end(), scores.strides);
+  }
+  if (key.defined()) {
+    int64_t repeats = s.kv_heads ? s.heads / s.kv_heads : 0, first_head = c.range('g').begin * repeats;
+    scores.drop_key = reinterpret_cast<const int64_t*>(key.bytes_data());
+    scores.drop_p = c.attributes.get<double>("dropout_p");
+    scores.all_heads = c.size('g') * repeats;
+    scores.all_queries = c.size('s');
+    scores.first_index =
+        ((c.range('b').begin * scores.all_heads + first_head) * scores.all_queries + c.range('s').begin) * s.keys;
+  }
+  return scores;
+}
+
+// What does not change between a rank's calls.
+struct AttentionDevice {
+  int capability = properties(current_device()).major;
+  explicit AttentionDevice(const std::shared_ptr<Allocator>&) {}
+};
+
+CudnnAttention cudnn_call(const Context& c, const AttentionShape& s, AttentionPass pass) {
+  return {
+      .shape = without_unseen_keys(s), .pass = pass, .deterministic = c.attributes.get<bool>("deterministic", true)};
+}
+
+bool cudnn_takes(const Context& c, const CudnnAttention& call, const AttentionScores& scores,
+                 const AttentionPointers& pointers) {
+  int capability = c.workspace().get<AttentionDevice>().capability;
+  return attention_backend(call, scores, pointers, capability).name == "cudnn";
+}
+
+// q [b,s,(g r),d], k and v [b,t,g,d], mask, key -> out [b,s,(g r),d], lse [b,(g r),s]
+void forward(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+  Tensor q = with_whole_rows(in[0]), k = with_whole_rows(in[1]), v = with_whole_rows(in[2]);
+  AttentionShape s = shape_of(c, q, k);
+  s.q = strides_of(q), s.k = strides_of(k), s.v = strides_of(v), s.out = strides_of(out[0]);
+  AttentionScores scores = scores_of(c, s, in[3], in[4]);
+  AttentionPointers pointers{q.bytes_data(), k.bytes_data(), v.bytes_data(), out[0].bytes_data(), out[1].bytes_data()};
+  double scale = c.attributes.get<double>("scale");
+  CudnnAttention call = cudnn_call(c, s, AttentionPass::forward);
+  if (cudnn_takes(c, call, scores, pointers))
+    c.workspace().get<Cudnn>().run(call, pointers, scale);
+  else
+    attention_forward(s, scores, pointers, scale, c.stream());
+}
+
+// dout, q, k, v, out, lse, mask, key -> dq, dk, dv, and where it is asked for that of the scores [b,(g r),s,t]
+void backward(const Context& c, std::span<const Tensor> in, std::span<Tensor> grad) {
+  Tensor dout = with_whole_rows(in[0]), q = with_whole_rows(in[1]), k = with_whole_rows(in[2]),
+         v = with_whole_rows(in[3]), out = with_whole_rows(in[4]), lse = in[5].contiguous();
+  AttentionShape s = shape_of(c, q, k);
+  s.q = strides_of(q), s.k = strides_of(k), s.v = strides_of(v), s.out = strides_of(out), s.dout = strides_of(dout);
+  s.dq = strides_of(grad[0]), s.dk = strides_of(grad[1]), s.dv = strides_of(grad[2]);
+  AttentionScores scores = scores_of(c, s, in[6], in[7]);
+  AttentionPointers pointers{q.bytes_data(),       k.bytes_data(),       v.bytes_data(),
+                             out.bytes_data(),     lse.bytes_data(),     dout.bytes_data(),
+                             grad[0].bytes_data(), grad[1].bytes_data(), grad[2].bytes_data()};
+  if (grad.size() > 3) pointers.dscores = grad[3].bytes_data();
+  double scale = c.attributes.get<double>("scale");
+  CudnnAttention call = cudnn_call(c, s, AttentionPass::backward);
+  if (cudnn_takes(c, call, scores, pointers)) {
+    if (call.shape.keys < s.keys)
+      for (const Tensor& t : {grad[1], grad[2]}) zero(t.bytes_data(), t.bytes(), c.stream());
+    c.workspace().get<Cudnn>().run(call, pointers, scale);
+  } else {
+    Tensor delta(c.allocator, lse.dtype(), lse.shape());
+    attention_backward(s, scores, pointers, delta.bytes_data(), scale, c.stream());
+  }
+}
+
+}  // namespace
+
+extern const KernelTable attention_kernels;
+const KernelTable attention_kernels = {{"attention", forward}, {"attention_backward", backward}};
+
+}  // namespace dtensor::cuda

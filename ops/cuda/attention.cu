@@ -1,0 +1,392 @@
+// Tiles of queries, keys and scores are in shared memory; 256 threads multiply them, 4x4 elements each at a time. A
+// block has a tile of queries (forward, dq) or of keys (dk, dv) to itself and walks the other in order, so that nothing
+// is added in any other order.
+#include "ops/cuda/attention.h"
+
+#include <cmath>
+#include <limits>
+
+#include "dtensor/cuda/launch.cuh"
+#include "ops/cpu/drop.h"
+
+namespace dtensor::cuda {
+namespace {
+
+constexpr int threads = 256;
+constexpr float inf = std::numeric_limits<float>::infinity();
+
+// What a kernel is given. `tiles`: of queries or keys in a sequence.
+template <class T>
+struct Call {
+  AttentionShape shape;
+  AttentionScores scores;
+  AttentionPointers pointers;
+  const Accumulate<T>* delta;
+  Accumulate<T> scale;
+  int64_t tiles;
+};
+
+// Elements from row to row of a tile in shared memory: no two of a warp's rows begin in the same bank.
+__host__ __device__ constexpr int row_size(int64_t head_dim) { return int((head_dim + 3) / 4 * 4 + 1); }
+
+// Which tile of which head of which batch entry is this block's.
+struct Place {
+  int64_t batch, head, first;
+  __device__ Place(int64_t heads, int64_t tiles, int tile) {
+    int64_t block = blockIdx.x;
+    first = block % tiles * tile;
+    head = block / tiles % heads;
+    batch = block / tiles / heads;
+  }
+};
+
+template <class T>
+__device__ T* row_of(T* t, const AttentionStrides& strides, int64_t batch, int64_t head, int64_t row) {
+  return t + batch * strides.batch + head * strides.head + row * strides.sequence;
+}
+
+// The rows that are there, and zeros around them.
+template <int tile, class T>
+__device__ void load_tile(Accumulate<T>* to, const T* from, int64_t stride, int64_t rows, int head_dim) {
+  const int size = row_size(head_dim);
+  for (int r = threadIdx.x / 32; r < tile; r += threads / 32)
+    for (int c = threadIdx.x % 32; c < size; c += 32)
+      to[r * size + c] = r < rows && c < head_dim ? load(from[r * stride + c]) : Accumulate<T>(0);
+}
+template <int tile, class T>
+__device__ void store_tile(T* to, const Accumulate<T>* from, int64_t stride, int64_t rows, int head_dim) {
+  const int size = row_size(head_dim);
+  for (int r = threadIdx.x / 32; r < tile && r < rows; r += threads / 32)
+    for (int c = threadIdx.x % 32; c < head_dim; c += 32) to[r * stride + c] = rounded<T>(from[r * size + c]);
+}
+template <int tile, class A>
+__device__ void clear_tile(A* t, int head_dim) {
+  for (int i = threadIdx.x; i < tile * row_size(head_dim); i += threads) t[i] = 0;
+}
+// Numbers of `rows` queries, and zeros.
+template <int tile, class A>
+__device__ void load_column(A* to, const A* from, int64_t rows) {
+  for (int r = threadIdx.x; r < tile; r += threads) to[r] = r < rows ? from[r] : A(0);
+}
+
+// to(i, j, sum over k < inner of a[i * a_row + k * a_inner] * b[k * b_inner + j * b_column]) for i < rows, j < columns,
+// multiples of 4. The same thread has the same (i, j) each time that the sizes are the same.
+template <class A, class To>
+__device__ void product(int rows, int columns, int inner, const A* a, int a_row, int a_inner, const A* b, int b_inner,
+                        int b_column, To to) {
+  const int down = rows / 4, across = columns / 4;
+  for (int at = threadIdx.x; at < down * across; at += threads) {
+    const int i = at / across, j = at % across;
+    A sum[4][4] = {};
+    for (int k = 0; k < inner; ++k) {
+      A x[4], y[4];
+      for (int n = 0; n < 4; ++n) x[n] = a[(i + n * down) * a_row + k * a_inner];
+      for (int n = 0; n < 4; ++n) y[n] = b[k * b_inner + (j + n * across) * b_column];
+      for (int n = 0; n < 4; ++n)
+        for (int m = 0; m < 4; ++m) sum[n][m] += x[n] * y[m];
+    }
+    for (int n = 0; n < 4; ++n)
+      for (int m = 0; m < 4; ++m) to(i + n * down, j + m * across, sum[n][m]);
+  }
+}
+
+// f(i, j) for the elements of a tile of scores; `tile` rows of tile + 1.
+template <int tile, class F>
+__device__ void for_scores(F f) {
+  for (int at = threadIdx.x; at < tile * tile; at += threads) f(at / tile, at % tile);
+}
+
+// The score of query i and key j, from the product of the two; -inf where the key is hidden.
+template <class T>
+__device__ Accumulate<T> score(const Call<T>& c, const Place& at, int64_t i, int64_t j, Accumulate<T> product) {
+  const AttentionShape& s = c.shape;
+  if (i >= s.queries || j >= s.keys || (s.causal && j > i + s.diagonal)) return -inf;
+  const int64_t* by = c.scores.strides;
+  int64_t element = at.batch * by[0] + at.head * by[1] + i * by[2] + j * by[3];
+  if (c.scores.visible && !c.scores.visible[element]) return -inf;
+  product *= c.scale;
+  return c.scores.bias ? product + load(static_cast<const T*>(c.scores.bias)[element]) : product;
+}
+
+// What the weights are multiplied by, after the softmax.
+template <class T>
+struct Dropout {
+  const Call<T>& c;
+  cpu::Drop drop;
+  __device__ explicit Dropout(const Call<T>& call) : c(call) {
+    if (c.scores.drop_key) drop = {uint64_t(*c.scores.drop_key), c.scores.drop_p};
+  }
+  __device__ Accumulate<T> operator()(const Place& at, int64_t i, int64_t j) const {
+    if (drop.p == 0) return 1;
+    const AttentionScores& s = c.scores;
+    int64_t row = (at.batch * s.all_heads + at.head) * s.all_queries + i;
+    return Accumulate<T>(drop.factor(s.first_index + row * c.shape.keys + j));
+  }
+};
+
+// Keys that the queries before `end` see: from 0 on.
+__device__ inline int64_t seen_keys(const AttentionShape& s, int64_t end) {
+  if (end > s.queries) end = s.queries;
+  return s.causal && end + s.diagonal < s.keys ? end + s.diagonal : s.keys;
+}
+
+// --- Forward. The running maximum and sum of each query's scores, of those seen so far.
+
+template <class A>
+struct Softmax {
+  A *max, *sum, *shrink;  // shrink: what has been added up so far is multiplied by it
+};
+
+// Products of queries and keys -> exp(scores - max), dropped.
+template <int tile, class T>
+__device__ void softmax(const Place& at, int64_t key, const Dropout<T>& dropout, Accumulate<T>* scores,
+                        const Softmax<Accumulate<T>>& state) {
+  using A = Accumulate<T>;
+  constexpr int lanes = threads / tile;  // that share a query
+  const int row = threadIdx.x / lanes, lane = threadIdx.x % lanes;
+  A* s = scores + row * (tile + 1);
+  A max = state.max[row], sum = 0;
+  for (int c = lane; c < tile; c += lanes) {
+    s[c] = score(dropout.c, at, at.first + row, key + c, s[c]);
+    max = Max()(max, s[c]);
+  }
+  for (int step = lanes / 2; step > 0; step /= 2) max = Max()(max, __shfl_xor_sync(0xffffffffu, max, step));
+  const A base = max == -inf ? A(0) : max;
+  for (int c = lane; c < tile; c += lanes) {
+    A p = std::exp(s[c] - base);
+    sum += p;
+    s[c] = p * dropout(at, at.first + row, key + c);
+  }
+  for (int step = lanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+  if (lane == 0) {
+    A shrink = std::exp(state.max[row] - base);
+    state.shrink[row] = shrink;
+    state.sum[row] = state.sum[row] * shrink + sum;
+    state.max[row] = max;
+  }
+}
+
+template <int tile>
+__host__ __device__ constexpr size_t forward_elements(int64_t head_dim) {
+  return size_t(3 * tile * row_size(head_dim) + tile * (tile + 1) + 3 * tile);
+}
+
+template <class T, int tile>
+__global__ void forward_kernel(Call<T> c) {
+  using A = Accumulate<T>;
+  const AttentionShape& s = c.shape;
+  const Place at(s.heads, c.tiles, tile);
+  const int d = int(s.head_dim), size = row_size(d);
+  const int64_t rows = s.queries - at.first, group = at.head / (s.heads / s.kv_heads);
+  A *q = dynamic_shared<A>(), *kv = q + tile * size, *out = kv + tile * size, *scores = out + tile * size;
+  const Softmax<A> state{scores + tile * (tile + 1), scores + tile * (tile + 2), scores + tile * (tile + 3)};
+  const Dropout<T> dropout(c);
+  load_tile<tile>(q, row_of(static_cast<const T*>(c.pointers.q), s.q, at.batch, at.head, at.first), s.q.sequence, rows,
+                  d);
+  clear_tile<tile>(out, d);
+  for (int r = threadIdx.x; r < tile; r += threads) state.max[r] = -inf, state.sum[r] = 0;
+
+  const int64_t end = seen_keys(s, at.first + tile);
+  for (int64_t key = 0; key < end; key += tile) {
+    __syncthreads();
+    load_tile<tile>(kv, row_of(static_cast<const T*>(c.pointers.k), s.k, at.batch, group, key), s.k.sequence,
+                    s.keys - key, d);
+    __syncthreads();
+    product(tile, tile, d, q, size, 1, kv, 1, size, [&](int i, int j, A x) { scores[i * (tile + 1) + j] = x; });
+    __syncthreads();
+    softmax<tile>(at, key, dropout, scores, state);
+    load_tile<tile>(kv, row_of(static_cast<const T*>(c.pointers.v), s.v, at.batch, group, key), s.v.sequence,
+                    s.keys - key, d);
+    __syncthreads();
+    product(tile, size - 1, tile, scores, tile + 1, 1, kv, size, 1,
+            [&](int i, int j, A x) { out[i * size + j] = out[i * size + j] * state.shrink[i] + x; });
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < tile * size; i += threads)
+    out[i] = state.sum[i / size] == 0 ? A(0) : out[i] / state.sum[i / size];
+  __syncthreads();
+  store_tile<tile>(row_of(static_cast<T*>(c.pointers.out), s.out, at.batch, at.head, at.first), out, s.out.sequence,
+                   rows, d);
+  A* lse = static_cast<A*>(c.pointers.lse) + (at.batch * s.heads + at.head) * s.queries + at.first;
+  for (int r = threadIdx.x; r < tile && r < rows; r += threads) lse[r] = state.max[r] + std::log(state.sum[r]);
+}
+
+// --- Backward. With p the weights, dp = dout v^T and delta = sum(dout * out), the scores' gradient is p * (dp -
+// delta).
+
+template <class T>
+__global__ void delta_kernel(Call<T> c) {  // a warp has a query
+  using A = Accumulate<T>;
+  const AttentionShape& s = c.shape;
+  const int64_t n = s.batch * s.heads * s.queries, warps = gridDim.x * (threads / 32);
+  for (int64_t row = blockIdx.x * (threads / 32) + threadIdx.x / 32; row < n; row += warps) {
+    const int64_t i = row % s.queries, h = row / s.queries % s.heads, b = row / s.queries / s.heads;
+    const T* out = row_of(static_cast<const T*>(c.pointers.out), s.out, b, h, i);
+    const T* dout = row_of(static_cast<const T*>(c.pointers.dout), s.dout, b, h, i);
+    A sum = 0;
+    for (int64_t k = threadIdx.x % 32; k < s.head_dim; k += 32) sum += load(out[k]) * load(dout[k]);
+    sum = warp_reduce(sum, Sum());
+    if (threadIdx.x % 32 == 0) const_cast<A*>(c.delta)[row] = sum;
+  }
+}
+
+// A weight again, from the score: 0 for a query that sees nothing.
+template <class A>
+__device__ A weight(A score, A lse) {
+  return lse == -inf ? A(0) : std::exp(score - lse);
+}
+
+template <int tile>
+__host__ __device__ constexpr size_t queries_elements(int64_t head_dim) {
+  return size_t(4 * tile * row_size(head_dim) + 2 * tile * (tile + 1) + 2 * tile);
+}
+
+// dq and dscores of a tile of queries.
+template <class T, int tile>
+__global__ void queries_kernel(Call<T> c) {
+  using A = Accumulate<T>;
+  const AttentionShape& s = c.shape;
+  const Place at(s.heads, c.tiles, tile);
+  const int d = int(s.head_dim), size = row_size(d);
+  const int64_t rows = s.queries - at.first, group = at.head / (s.heads / s.kv_heads),
+                row = (at.batch * s.heads + at.head) * s.queries + at.first;
+  A *q = dynamic_shared<A>(), *dout = q + tile * size, *kv = dout + tile * size, *dq = kv + tile * size,
+    *p = dq + tile * size, *ds = p + tile * (tile + 1), *lse = ds + tile * (tile + 1), *delta = lse + tile;
+  T* dscores = static_cast<T*>(c.pointers.dscores);
+  const Dropout<T> dropout(c);
+  load_tile<tile>(q, row_of(static_cast<const T*>(c.pointers.q), s.q, at.batch, at.head, at.first), s.q.sequence, rows,
+                  d);
+  load_tile<tile>(dout, row_of(static_cast<const T*>(c.pointers.dout), s.dout, at.batch, at.head, at.first),
+                  s.dout.sequence, rows, d);
+  load_column<tile>(lse, static_cast<const A*>(c.pointers.lse) + row, rows);
+  load_column<tile>(delta, c.delta + row, rows);
+  clear_tile<tile>(dq, d);
+
+  const int64_t end = dscores ? s.keys : seen_keys(s, at.first + tile);
+  for (int64_t key = 0; key < end; key += tile) {
+    __syncthreads();
+    load_tile<tile>(kv, row_of(static_cast<const T*>(c.pointers.v), s.v, at.batch, group, key), s.v.sequence,
+                    s.keys - key, d);
+    __syncthreads();
+    product(tile, tile, d, dout, size, 1, kv, 1, size, [&](int i, int j, A x) { ds[i * (tile + 1) + j] = x; });
+    __syncthreads();
+    load_tile<tile>(kv, row_of(static_cast<const T*>(c.pointers.k), s.k, at.batch, group, key), s.k.sequence,
+                    s.keys - key, d);
+    __syncthreads();
+    product(tile, tile, d, q, size, 1, kv, 1, size, [&](int i, int j, A x) { p[i * (tile + 1) + j] = x; });
+    __syncthreads();
+    for_scores<tile>([&](int i, int j) {
+      A& dp = ds[i * (tile + 1) + j];
+      A w = weight(score(c, at, at.first + i, key + j, p[i * (tile + 1) + j]), lse[i]);
+      A g = w * (dp * dropout(at, at.first + i, key + j) - delta[i]);
+      if (dscores && i < rows && key + j < s.keys) dscores[(row + i) * s.keys + key + j] = rounded<T>(g);
+      dp = g * c.scale;
+    });
+    __syncthreads();
+    product(tile, size - 1, tile, ds, tile + 1, 1, kv, size, 1, [&](int i, int j, A x) { dq[i * size + j] += x; });
+  }
+  __syncthreads();
+  store_tile<tile>(row_of(static_cast<T*>(c.pointers.dq), s.dq, at.batch, at.head, at.first), dq, s.dq.sequence, rows,
+                   d);
+}
+
+template <int tile>
+__host__ __device__ constexpr size_t keys_elements(int64_t head_dim) {
+  return size_t(6 * tile * row_size(head_dim) + 2 * tile * (tile + 1) + 2 * tile);
+}
+
+// dk and dv of a tile of keys.
+template <class T, int tile>
+__global__ void keys_kernel(Call<T> c) {
+  using A = Accumulate<T>;
+  const AttentionShape& s = c.shape;
+  Place at(s.kv_heads, c.tiles, tile);
+  const int d = int(s.head_dim), size = row_size(d);
+  const int64_t rows = s.keys - at.first, group = at.head, repeats = s.heads / s.kv_heads;
+  A *k = dynamic_shared<A>(), *v = k + tile * size, *dk = v + tile * size, *dv = dk + tile * size,
+    *q = dv + tile * size, *dout = q + tile * size, *p = dout + tile * size, *ds = p + tile * (tile + 1),
+    *lse = ds + tile * (tile + 1), *delta = lse + tile;
+  const Dropout<T> dropout(c);
+  load_tile<tile>(k, row_of(static_cast<const T*>(c.pointers.k), s.k, at.batch, group, at.first), s.k.sequence, rows,
+                  d);
+  load_tile<tile>(v, row_of(static_cast<const T*>(c.pointers.v), s.v, at.batch, group, at.first), s.v.sequence, rows,
+                  d);
+  clear_tile<tile>(dk, d);
+  clear_tile<tile>(dv, d);
+
+  const int64_t begin = s.causal && at.first > s.diagonal ? (at.first - s.diagonal) / tile * tile : 0;
+  for (at.head = group * repeats; at.head < (group + 1) * repeats; ++at.head)
+    for (int64_t query = begin; query < s.queries; query += tile) {
+      const int64_t row = (at.batch * s.heads + at.head) * s.queries + query, left = s.queries - query;
+      __syncthreads();
+      load_tile<tile>(q, row_of(static_cast<const T*>(c.pointers.q), s.q, at.batch, at.head, query), s.q.sequence, left,
+                      d);
+      load_tile<tile>(dout, row_of(static_cast<const T*>(c.pointers.dout), s.dout, at.batch, at.head, query),
+                      s.dout.sequence, left, d);
+      load_column<tile>(lse, static_cast<const A*>(c.pointers.lse) + row, left);
+      load_column<tile>(delta, c.delta + row, left);
+      __syncthreads();
+      product(tile, tile, d, dout, size, 1, v, 1, size, [&](int i, int j, A x) { ds[i * (tile + 1) + j] = x; });
+      product(tile, tile, d, q, size, 1, k, 1, size, [&](int i, int j, A x) { p[i * (tile + 1) + j] = x; });
+      __syncthreads();
+      for_scores<tile>([&](int i, int j) {
+        A &w = p[i * (tile + 1) + j], &dp = ds[i * (tile + 1) + j], kept = dropout(at, query + i, at.first + j);
+        w = weight(score(c, at, query + i, at.first + j, w), lse[i]);
+        dp = w * (dp * kept - delta[i]) * c.scale;
+        w *= kept;
+      });
+      __syncthreads();
+      product(tile, size - 1, tile, p, 1, tile + 1, dout, size, 1, [&](int i, int j, A x) { dv[i * size + j] += x; });
+      product(tile, size - 1, tile, ds, 1, tile + 1, q, size, 1, [&](int i, int j, A x) { dk[i * size + j] += x; });
+    }
+  __syncthreads();
+  store_tile<tile>(row_of(static_cast<T*>(c.pointers.dk), s.dk, at.batch, group, at.first), dk, s.dk.sequence, rows, d);
+  store_tile<tile>(row_of(static_cast<T*>(c.pointers.dv), s.dv, at.batch, group, at.first), dv, s.dv.sequence, rows, d);
+}
+
+// --- Launching.
+
+template <class T>
+Call<T> call_of(const AttentionShape& s, const AttentionScores& scores, const AttentionPointers& p, const void* delta,
+                double scale, int64_t sequence, int tile) {
+  return {s, scores, p, static_cast<const Accumulate<T>*>(delta), Accumulate<T>(scale), ceil_div(sequence, tile)};
+}
+
+template <class T, int tile>
+void launch_backward(const AttentionShape& s, const AttentionScores& scores, const AttentionPointers& p, void* delta,
+                     double scale, StreamHandle stream) {
+  auto call = [&](int64_t sequence) { return call_of<T>(s, scores, p, delta, scale, sequence, tile); };
+  launch(delta_kernel<T>, blocks_for(s.batch * s.heads * s.queries, threads / 32), threads, 0, stream, call(0));
+  Call<T> queries = call(s.queries), keys = call(s.keys);
+  launch(queries_kernel<T, tile>, unsigned(s.batch * s.heads * queries.tiles), threads,
+         queries_elements<tile>(s.head_dim) * sizeof(Accumulate<T>), stream, queries);
+  launch(keys_kernel<T, tile>, unsigned(s.batch * s.kv_heads * keys.tiles), threads,
+         keys_elements<tile>(s.head_dim) * sizeof(Accumulate<T>), stream, keys);
+}
+
+}  // namespace
+
+void attention_forward(const AttentionShape& s, const AttentionScores& scores, const AttentionPointers& p, double scale,
+                       StreamHandle stream) {
+  for_floating(s.dtype, [&](auto type) {
+    using T = decltype(type);
+    constexpr int tile = 256 / sizeof(Accumulate<T>);
+    Call<T> call = call_of<T>(s, scores, p, nullptr, scale, s.queries, tile);
+    launch(forward_kernel<T, tile>, unsigned(s.batch * s.heads * call.tiles), threads,
+           forward_elements<tile>(s.head_dim) * sizeof(Accumulate<T>), stream, call);
+  });
+}
+
+void attention_backward(const AttentionShape& s, const AttentionScores& scores, const AttentionPointers& p, void* delta,
+                        double scale, StreamHandle stream) {
+  for_floating(s.dtype, [&](auto type) {
+    using T = decltype(type);
+    constexpr int tile = 256 / sizeof(Accumulate<T>);
+    if (s.head_dim <= 128)
+      launch_backward<T, tile>(s, scores, p, delta, scale, stream);
+    else  // six tiles have to fit
+      launch_backward<T, tile / 2>(s, scores, p, delta, scale, stream);
+  });
+}
+
+}  // namespace dtensor::cuda

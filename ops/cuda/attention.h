@@ -1,0 +1,68 @@
+// Attention on CUDA: what a call is, whose kernel takes it, and the library's own kernel.
+#pragma once
+
+#include <compare>
+#include <cstdint>
+
+#include "dtensor/cuda/runtime.h"
+#include "placement/dtype.h"
+
+namespace dtensor::cuda {
+
+// From element to element of a tensor [batch, sequence, heads, head_dim], whose last dimension is contiguous.
+struct AttentionStrides {
+  int64_t batch, sequence, head;
+  friend auto operator<=>(const AttentionStrides&, const AttentionStrides&) = default;
+};
+
+// q, out and their gradients [batch, queries, heads, head_dim]; k, v and theirs [batch, keys, kv_heads, head_dim].
+// Query head h reads key head h / (heads / kv_heads). With `causal` query i sees the keys up to i + diagonal, which is
+// the global position of query 0. Sizes may be 0.
+struct AttentionShape {
+  DType dtype;
+  int64_t batch, heads, kv_heads, queries, keys, head_dim;
+  bool causal;
+  int64_t diagonal;
+  AttentionStrides q, k, v, out;
+  AttentionStrides dout, dq, dk, dv;  // of the backward pass
+  friend auto operator<=>(const AttentionShape&, const AttentionShape&) = default;
+};
+
+// What happens to the scores besides. Strides are elements by batch entry, head, query and key; 0 where all have the
+// same.
+struct AttentionScores {
+  const void* bias = nullptr;     // of the queries' type, added to scale * q k^T
+  const bool* visible = nullptr;  // or: false hides the key from the query
+  int64_t strides[4] = {0, 0, 0, 0};
+  // Dropout of the weights after the softmax. Element (b, h, i, j) has the index
+  // first_index + ((b * all_heads + h) * all_queries + i) * keys + j in the stream of `*drop_key` (ops/cpu/drop.h).
+  const int64_t* drop_key = nullptr;
+  double drop_p = 0;
+  int64_t first_index = 0, all_heads = 0, all_queries = 0;
+};
+
+enum class AttentionPass : uint8_t { forward, backward };
+
+// lse [batch, heads, queries], contiguous: the logarithm of the sum of exp(scores) of each query, f64 for f64 and f32
+// for the others. The second line is of the backward pass.
+struct AttentionPointers {
+  const void *q, *k, *v;
+  void *out, *lse;
+  const void* dout = nullptr;
+  void *dq = nullptr, *dk = nullptr, *dv = nullptr;
+  void* dscores = nullptr;  // [batch, heads, queries, keys], contiguous: the gradient of the bias, where it is wanted
+};
+
+constexpr int64_t own_attention_head_dim = 256;  // the most that fits into shared memory
+
+// The library's own kernels: f32, f64 and bf16, any size but head_dim <= 256. A query that sees no key gives 0, lse
+// -inf and no gradient. The same bits every time; the bits of a query do not depend on the other queries of the call.
+// They are simple rather than fast: the reference for cuDNN, and for what it does not take.
+// Source: Dao et al., "FlashAttention-2" (2023).
+void attention_forward(const AttentionShape&, const AttentionScores&, const AttentionPointers&, double scale,
+                       StreamHandle);
+// Writes dq, dk, dv and dscores. `delta`: memory of lse's size.
+void attention_backward(const AttentionShape&, const AttentionScores&, const AttentionPointers&, void* delta,
+                        double scale, StreamHandle);
+
+}  // namespace dtensor::cuda

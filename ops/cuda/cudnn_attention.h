@@ -1,0 +1,54 @@
+// Attention by cuDNN, in bf16. Where cuDNN was not found, no_cudnn.cpp stands for it, and refuses everything.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "dtensor/local/allocator.h"
+#include "ops/cuda/attention.h"
+
+namespace dtensor::cuda {
+
+// What a plan is made for.
+struct CudnnAttention {
+  AttentionShape shape;
+  AttentionPass pass = AttentionPass::forward;
+  // Each batch entry has lengths of its own, of queries and of keys. What lies beyond takes no part.
+  bool padded = false;
+  // Law 6. On Hopper the deterministic backward pass has the gradients of all scores in memory, at 2 bytes each; the
+  // other adds to dq in any order.
+  bool deterministic = true;
+  friend auto operator<=>(const CudnnAttention&, const CudnnAttention&) = default;
+};
+
+bool cudnn_is_built();
+
+// Builds the graph and has cuDNN's heuristics and engines check it for a device that is described by cuDNN's JSON of
+// its properties; no GPU is needed, but the driver's library, or its stub. The number of the engine that takes it.
+// Errors: none does; cuDNN is not built, or too old.
+int64_t cudnn_engine(const CudnnAttention& call, const std::string& device_properties);
+
+// The version that was linked is too old. Errors: it is.
+void check_cudnn_version(size_t version);
+
+// A rank's handle and plans; used by one thread, on the allocator's stream.
+class Cudnn {
+ public:
+  explicit Cudnn(std::shared_ptr<Allocator> allocator);
+  ~Cudnn();
+
+  // A call that attention_backend gives to cuDNN. Lengths by batch entry, i32 on the device, where it is padded. A
+  // large deterministic backward pass is run in parts, so that its working memory stays small (attention_part). The
+  // first call of a kind makes its plan, which takes a second and is forbidden while a graph is captured.
+  void run(const CudnnAttention& call, const AttentionPointers& pointers, double scale,
+           const int32_t* query_lengths = nullptr, const int32_t* key_lengths = nullptr);
+
+ private:
+  void run_part(const CudnnAttention& call, const AttentionPointers& pointers, double scale,
+                const int32_t* query_lengths, const int32_t* key_lengths);
+
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace dtensor::cuda

@@ -1,0 +1,356 @@
+#include "ops/attention.h"
+
+#include <catch2/catch.hpp>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "dtensor/cuda/allocator.h"
+#include "ops/cuda/attention_backend.h"
+#include "ops/cuda/kernels.h"
+
+using namespace dtensor;
+using Catch::Contains;
+
+namespace {
+
+constexpr double infinity = std::numeric_limits<double>::infinity();
+
+enum class Mask { none, visible, bias };
+
+struct Case {
+  DType dtype;
+  int64_t batch, heads, kv_heads, queries, keys, head_dim;
+  bool causal = false;
+  int64_t query_begin = 0;
+  Mask mask = Mask::none;
+  Shape mask_shape = {};
+  double dropout_p = 0;
+  bool packed = false;  // q, k and v are parts of one tensor
+};
+
+std::string to_string(const Case& c) {
+  return fmt::format(
+      "{}: batch {}, heads {}/{}, queries {} from {}, keys {}, head_dim {}, causal {}, mask {}{}, dropout {}",
+      name(c.dtype), c.batch, c.heads, c.kv_heads, c.queries, c.query_begin, c.keys, c.head_dim, c.causal, int(c.mask),
+      c.mask == Mask::none ? "" : to_string(c.mask_shape), c.dropout_p);
+}
+
+// value(i), rounded to the type, in a type that the CPU computes in.
+template <class F>
+Tensor make(DType dtype, const Shape& shape, F value) {
+  Tensor t(std::make_shared<Allocator>(), dtype == DType::f64 ? DType::f64 : DType::f32, shape);
+  for (int64_t i = 0; i < t.numel(); ++i) {
+    double x = value(i);
+    if (dtype == DType::f64)
+      t.data<double>()[i] = x;
+    else
+      t.data<float>()[i] = dtype == DType::bf16 ? float(BFloat16(float(x))) : float(x);
+  }
+  return t;
+}
+Tensor wave(DType dtype, const Shape& shape, double frequency) {
+  return make(dtype, shape, [&](int64_t i) { return std::sin(frequency * double(i + 1)); });
+}
+Tensor as_bf16(const Tensor& t) {
+  Tensor y(std::make_shared<Allocator>(), DType::bf16, t.shape());
+  for (int64_t i = 0; i < t.numel(); ++i) y.data<BFloat16>()[i] = BFloat16(float(element(t.contiguous(), i)));
+  return y;
+}
+
+// Calls a kernel of one device on tensors in host memory.
+class Runner {
+ public:
+  Runner(const Case& c, Device device) : c_(c), device_(device) {
+    if (device == Device::cuda) allocator_ = cuda::make_allocator(0);
+  }
+
+  std::vector<Tensor> operator()(const Op& op, const std::vector<Tensor>& in, const std::vector<Shape>& shapes,
+                                 const std::vector<DType>& types) {
+    std::vector<Tensor> inputs, outputs;
+    for (const Tensor& t : in) inputs.push_back(t.defined() ? there(t) : t);
+    for (size_t i = 0; i < shapes.size(); ++i) {
+      outputs.emplace_back(allocator_, type(types[i]), shapes[i]);
+      fill(outputs.back(), std::nan(""));  // every element is written
+    }
+    // As of a rank that has a part of batch, heads and queries.
+    Context::FactorRange factors[] = {
+        {'b', {1, 1 + c_.batch}, c_.batch + 2},
+        {'g', {c_.kv_heads, 2 * c_.kv_heads}, 3 * c_.kv_heads},
+        {'s', {c_.query_begin, c_.query_begin + c_.queries}, c_.query_begin + c_.queries + 3}};
+    Attributes attributes{{"causal", c_.causal}, {"scale", 0.3}, {"dropout_p", c_.dropout_p}};
+    attributes.set("mask_gradient", c_.mask == Mask::bias);
+    ThreadPool pool(1);
+    std::vector<cpu::Scratch> scratch(1);
+    cuda::Workspace workspace(allocator_);
+    Kernel kernel = device_ == Device::cuda ? cuda::find_kernel(op.name) : op.cpu;
+    kernel(Context(op.name, attributes, factors, pool, scratch, allocator_, &workspace), inputs, outputs);
+    for (Tensor& t : outputs) t = t.cpu();
+    return outputs;
+  }
+
+ private:
+  bool is_bf16() const { return c_.dtype == DType::bf16 && device_ == Device::cuda; }
+  // The CPU has float32 in place of bf16.
+  DType type(DType t) const { return t == DType::bf16 && !is_bf16() ? DType::f32 : t; }
+  Tensor there(const Tensor& t) const {
+    if (device_ == Device::cpu) return t;
+    // Views are views there, too.
+    if (!t.is_contiguous()) {
+      Tensor whole(allocator_, is_bf16() ? DType::bf16 : t.dtype(),
+                   {t.size(0), t.size(1), t.strides()[1] / t.size(3), t.size(3)});
+      fill(whole, std::nan(""));
+      Tensor part = whole.narrow(2, whole.size(2) - t.size(2), t.size(2));
+      copy((is_bf16() ? as_bf16(t) : t.contiguous()).to(allocator_), part);
+      return part;
+    }
+    bool is_lse = t.dims() == 3;
+    return (is_bf16() && t.dtype() == DType::f32 && !is_lse ? as_bf16(t) : t).to(allocator_);
+  }
+
+  const Case& c_;
+  Device device_;
+  std::shared_ptr<Allocator> allocator_ = std::make_shared<Allocator>();
+};
+
+std::vector<Tensor> inputs_of(const Case& c) {
+  int64_t all = c.heads + 2 * c.kv_heads;
+  Tensor q = wave(c.dtype, {c.batch, c.queries, c.heads, c.head_dim}, 0.37),
+         k = wave(c.dtype, {c.batch, c.keys, c.kv_heads, c.head_dim}, 0.73),
+         v = wave(c.dtype, {c.batch, c.keys, c.kv_heads, c.head_dim}, 1.19), mask, key;
+  if (c.packed) {
+    Tensor qkv = wave(c.dtype, {c.batch, c.keys, all, c.head_dim}, 0.61);
+    q = qkv.narrow(2, 0, c.heads).narrow(1, 0, c.queries);
+    k = qkv.narrow(2, c.heads, c.kv_heads), v = qkv.narrow(2, c.heads + c.kv_heads, c.kv_heads);
+  }
+  if (c.mask == Mask::bias)
+    mask = make(c.dtype, c.mask_shape, [&](int64_t i) {
+      return i % 7 == 3 || i / c.mask_shape.back() % 5 == 2 ? -infinity : std::cos(0.9 * double(i));
+    });
+  if (c.mask == Mask::visible) {
+    mask = Tensor(std::make_shared<Allocator>(), DType::boolean, c.mask_shape);
+    for (int64_t i = 0; i < mask.numel(); ++i)
+      mask.data<bool>()[i] = i % 3 != 1 && i / c.mask_shape.back() % 5 != 2;  // some rows see nothing
+  }
+  if (c.dropout_p > 0) key = Tensor::of<int64_t>({}, {77});
+  return {q, k, v, mask, key};
+}
+
+struct Results {
+  std::vector<Tensor> forward, backward;
+};
+// The backward pass takes the results of the CPU's forward pass.
+Results run(const Case& c, Device device, const std::vector<Tensor>& forward = {}) {
+  std::vector<Tensor> in = inputs_of(c);
+  Shape q = {c.batch, c.queries, c.heads, c.head_dim}, k = {c.batch, c.keys, c.kv_heads, c.head_dim},
+        lse = {c.batch, c.heads, c.queries}, scores = {c.batch, c.heads, c.queries, c.keys};
+  Runner runner(c, device);
+  Results r;
+  r.forward = runner(ops::attention_op, in, {q, lse}, {c.dtype, c.dtype == DType::f64 ? DType::f64 : DType::f32});
+  const std::vector<Tensor>& given = forward.empty() ? r.forward : forward;
+  std::vector<Shape> shapes{q, k, k};
+  if (c.mask == Mask::bias) shapes.push_back(scores);
+  r.backward = runner(ops::attention_backward_op,
+                      {wave(c.dtype, q, 0.83), in[0], in[1], in[2], given[0], given[1], in[3], in[4]}, shapes,
+                      std::vector<DType>(shapes.size(), c.dtype));
+  return r;
+}
+
+void check_near(const Tensor& got, const Tensor& expected, double tolerance) {
+  REQUIRE(got.shape() == expected.shape());
+  double scale = 0.1, worst = 0;
+  for (int64_t i = 0; i < got.numel(); ++i)
+    if (double e = element(expected, i); std::isfinite(e)) scale = std::max(scale, std::abs(e));
+  for (int64_t i = 0; i < got.numel(); ++i) {
+    double x = element(got, i), e = element(expected, i);
+    worst = std::max(worst, x == e ? 0 : std::isnan(x) ? infinity : std::abs(x - e) / scale);
+  }
+  CHECK(worst < tolerance);
+}
+
+bool same_bits(const Tensor& a, const Tensor& b) {
+  return std::memcmp(a.bytes_data(), b.bytes_data(), size_t(a.bytes())) == 0;
+}
+
+constexpr DType f32 = DType::f32, f64 = DType::f64, bf16 = DType::bf16;
+
+const Case cases[] = {
+    {f32, 1, 1, 1, 1, 1, 1},
+    {f32, 2, 4, 2, 5, 7, 3},
+    {f64, 2, 4, 2, 5, 7, 3},
+    {f32, 0, 2, 1, 3, 3, 4},
+    {f32, 1, 0, 0, 3, 3, 4},
+    {f32, 1, 2, 1, 0, 3, 4},
+    {f32, 1, 2, 1, 3, 0, 4},
+    {f32, 1, 2, 1, 3, 4, 0},
+    {f32, 1, 2, 1, 1, 200, 8},
+    {f32, 2, 2, 2, 70, 70, 16, true},
+    {bf16, 2, 6, 3, 70, 70, 16, true},
+    {f64, 1, 2, 1, 70, 70, 7, true},
+    {f32, 1, 3, 1, 65, 130, 40, true, 65},  // queries of the second of two ranks
+    {bf16, 1, 3, 1, 65, 130, 40, true, 65},
+    {f32, 1, 2, 1, 70, 20, 5, true, 30},  // queries beyond the keys
+    {f32, 1, 2, 1, 20, 90, 5, true},      // keys beyond the queries
+    {f32, 1, 2, 2, 64, 64, 64},
+    {f32, 1, 1, 1, 66, 67, 130, true},
+    {bf16, 1, 2, 1, 33, 40, 256, true, 7},
+    {f64, 1, 1, 1, 20, 35, 256},
+    {f32, 2, 4, 2, 30, 70, 8, false, 0, Mask::visible, {2, 4, 30, 70}},
+    {f32, 2, 4, 2, 30, 70, 8, false, 0, Mask::visible, {1, 1, 30, 70}},
+    {bf16, 2, 4, 2, 30, 70, 8, false, 0, Mask::visible, {2, 1, 1, 70}},
+    {f32, 2, 4, 2, 30, 70, 8, false, 0, Mask::bias, {2, 4, 30, 70}},
+    {f64, 2, 4, 2, 30, 40, 8, false, 0, Mask::bias, {1, 4, 30, 1}},
+    {bf16, 2, 4, 2, 30, 70, 8, false, 0, Mask::bias, {1, 4, 1, 70}},
+    {f32, 2, 4, 2, 30, 70, 8, false, 3, Mask::none, {}, 0.25},
+    {f64, 2, 4, 2, 30, 40, 8, true, 3, Mask::none, {}, 0.5},
+    {bf16, 2, 4, 2, 30, 40, 8, false, 3, Mask::bias, {2, 1, 30, 40}, 0.25},
+    {f32, 1, 2, 1, 5, 6, 4, false, 0, Mask::none, {}, 1},
+    {f32, 2, 4, 2, 40, 40, 12, true, 0, Mask::none, {}, 0, true},
+    {bf16, 2, 4, 2, 40, 40, 12, true, 0, Mask::none, {}, 0, true},
+};
+
+}  // namespace
+
+TEST_CASE("cuda: attention agrees with the CPU, forward and backward") {
+  for (const Case& c : cases) {
+    INFO(to_string(c));
+    double tolerance = c.dtype == f64 ? 1e-12 : c.dtype == f32 ? 1e-5 : 2e-2;
+    Results expected = run(c, Device::cpu), got = run(c, Device::cuda, expected.forward);
+    for (size_t i = 0; i < 2; ++i) {
+      INFO("output " << i);
+      check_near(got.forward[i], expected.forward[i], tolerance);
+    }
+    for (size_t i = 0; i < expected.backward.size(); ++i) {
+      INFO("gradient " << i);
+      check_near(got.backward[i], expected.backward[i], tolerance);
+    }
+  }
+}
+
+TEST_CASE("law 6: attention on cuda gives the same bits every time") {
+  for (const Case& c : {cases[9], cases[10], cases[11], cases[28]}) {
+    INFO(to_string(c));
+    Results a = run(c, Device::cuda), b = run(c, Device::cuda);
+    for (size_t i = 0; i < 2; ++i) CHECK(same_bits(a.forward[i], b.forward[i]));
+    for (size_t i = 0; i < a.backward.size(); ++i) CHECK(same_bits(a.backward[i], b.backward[i]));
+  }
+}
+
+TEST_CASE("cuda: attention in bf16 keeps the logarithms of its sums in float32") {
+  struct Outputs : Observer {
+    std::vector<DType> types;
+    void on_call(const CallEvent& e) override {
+      if (e.op.name != "attention") return;
+      for (const DistributedTensor& y : e.outputs) types.push_back(y.dtype());
+    }
+  };
+  auto rank = Rank::single(Device::cuda);
+  DeviceMesh mesh(*rank, "x=1");
+  Outputs outputs;
+  rank->add(outputs);
+  auto distribute = [&](const Tensor& t) { return DistributedTensor::distribute(t, mesh, Layout()); };
+  Tensor values = wave(bf16, {1, 2, 5, 8}, 0.37);
+  DistributedTensor q = distribute(as_bf16(values)), x = distribute(values);
+  DistributedTensor y = ops::scaled_dot_product_attention(q, q, q, {.causal = true});
+  CHECK(outputs.types == std::vector<DType>{bf16, f32});
+  check_near(y.full().cpu(), ops::scaled_dot_product_attention(x, x, x, {.causal = true}).full().cpu(), 2e-2);
+  rank->remove(outputs);
+}
+
+TEST_CASE("cuda: attention of too large heads is an error") {
+  CHECK_THROWS_WITH(run({f32, 1, 1, 1, 2, 2, 257}, Device::cuda),
+                    Contains("[attention] heads of 257 elements: on CUDA they may have at most 256"));
+}
+
+// --- cuDNN. These run on a GPU only: the emulator has none.
+
+namespace {
+
+// Dense tensors of a bf16 call, on the device.
+struct DenseCall {
+  std::shared_ptr<Allocator> allocator = cuda::make_allocator(0);
+  cuda::CudnnAttention call;
+  Tensor q, k, v, dout, out, lse, dq, dk, dv;
+
+  DenseCall(int64_t batch, int64_t heads, int64_t kv_heads, int64_t sequence, int64_t head_dim) {
+    Shape of_q{batch, sequence, heads, head_dim}, of_k{batch, sequence, kv_heads, head_dim};
+    auto random = [&](const Shape& shape, double frequency) {
+      return as_bf16(wave(f32, shape, frequency)).to(allocator);
+    };
+    q = random(of_q, 0.37), k = random(of_k, 0.73), v = random(of_k, 1.19), dout = random(of_q, 0.83);
+    for (Tensor* t : {&out, &dq}) *t = Tensor(allocator, bf16, of_q);
+    for (Tensor* t : {&dk, &dv}) *t = Tensor(allocator, bf16, of_k);
+    lse = Tensor(allocator, f32, {batch, heads, sequence});
+    cuda::AttentionStrides a{sequence * heads * head_dim, heads * head_dim, head_dim},
+        b{sequence * kv_heads * head_dim, kv_heads * head_dim, head_dim};
+    call.shape = {bf16, batch, heads, kv_heads, sequence, sequence, head_dim, false, 0, a, b, b, a, a, a, b, b};
+  }
+  cuda::AttentionPointers pointers() const {
+    return {q.bytes_data(),    k.bytes_data(),  v.bytes_data(),  out.bytes_data(), lse.bytes_data(),
+            dout.bytes_data(), dq.bytes_data(), dk.bytes_data(), dv.bytes_data()};
+  }
+  std::vector<Tensor> run(cuda::Cudnn& cudnn, const int32_t* lengths = nullptr) {
+    for (cuda::AttentionPass pass : {cuda::AttentionPass::forward, cuda::AttentionPass::backward}) {
+      call.pass = pass;
+      cudnn.run(call, pointers(), 0.3, lengths, lengths);
+    }
+    return {out.cpu(), dq.cpu(), dk.cpu(), dv.cpu()};
+  }
+};
+
+bool has_cudnn() { return cuda::cudnn_is_built() && cuda::properties(0).major == 9; }
+
+}  // namespace
+
+TEST_CASE("cuda: cuDNN's padded attention is attention of each batch entry's part") {
+  if (!has_cudnn()) return;
+  const std::vector<int32_t> lengths{40, 13};
+  for (bool causal : {false, true}) {
+    DenseCall b(2, 4, 2, 40, 64);
+    b.call.padded = true, b.call.shape.causal = causal;
+    auto on_device = Storage(b.allocator, 8);
+    cuda::copy(on_device.data(), lengths.data(), 8, b.allocator->stream());
+    cuda::Cudnn cudnn(b.allocator);
+    std::vector<Tensor> padded = b.run(cudnn, reinterpret_cast<const int32_t*>(on_device.data()));
+    for (int64_t i = 0; i < 2; ++i) {
+      cuda::AttentionShape s = b.call.shape;
+      s.batch = 1, s.queries = s.keys = lengths[size_t(i)];
+      Tensor delta(b.allocator, f32, {s.heads, s.queries}), lse(b.allocator, f32, {s.heads, s.queries});
+      auto entry = [&](const Tensor& t) { return t.narrow(0, i, 1).bytes_data(); };
+      cuda::AttentionPointers p{entry(b.q),    entry(b.k),  entry(b.v),  entry(b.out), lse.bytes_data(),
+                                entry(b.dout), entry(b.dq), entry(b.dk), entry(b.dv)};
+      cuda::attention_forward(s, {}, p, 0.3, b.allocator->stream());
+      cuda::attention_backward(s, {}, p, delta.bytes_data(), 0.3, b.allocator->stream());
+      const Tensor* own[] = {&b.out, &b.dq, &b.dk, &b.dv};
+      for (size_t t = 0; t < 4; ++t) {
+        auto part = [&](const Tensor& whole) { return whole.narrow(0, i, 1).narrow(1, 0, s.queries).contiguous(); };
+        check_near(part(padded[t]), part(own[t]->cpu()), 2e-2);
+      }
+    }
+  }
+}
+
+TEST_CASE("cuda: cuDNN's deterministic backward pass in parts agrees with the other, and repeats its bits") {
+  if (!has_cudnn()) return;
+  DenseCall b(3, 8, 2, 8192, 64);
+  b.call.shape.causal = true, b.call.pass = cuda::AttentionPass::backward;
+  REQUIRE(cuda::attention_part(b.call) == cuda::AttentionPart{2, 2});
+  cuda::Cudnn cudnn(b.allocator);
+  std::vector<Tensor> first = b.run(cudnn), second = b.run(cudnn);
+  b.call.deterministic = false;
+  std::vector<Tensor> any_order = b.run(cudnn);
+  for (size_t t = 0; t < 4; ++t) {
+    CHECK(same_bits(first[t], second[t]));
+    check_near(any_order[t], first[t], 2e-2);
+  }
+}
+
+TEST_CASE("cuda: without cuDNN, attention says so") {
+  if (cuda::cudnn_is_built()) return;
+  const char* text =
+      "[cudnn] this build has no cuDNN: configure it where cudnn.h and libcudnn, 9.16 or newer, are found";
+  CHECK(cuda::attention_backend({.shape = {.dtype = bf16, .head_dim = 64}}, {}, {}, 9).reason == "cuDNN is not built");
+  CHECK_THROWS_WITH(cuda::cudnn_engine({}, ""), Contains(text));
+  CHECK_THROWS_WITH(cuda::check_cudnn_version(0), Contains(text));
+  CHECK_THROWS_WITH(cuda::Cudnn(std::make_shared<Allocator>()), Contains(text));
+}

@@ -1,0 +1,217 @@
+// Tensors, their memory, and collectives of ranks that share a device.
+#include <catch2/catch.hpp>
+
+#include "dtensor/creation.h"
+#include "dtensor/launch.h"
+#include "dtensor/redistribute.h"
+#include "dtensor/verify.h"
+#include "tests/nn/helpers.h"
+
+using namespace dtensor;
+using namespace dtensor::testing;
+
+namespace {
+
+std::shared_ptr<Allocator> device_memory() { return cuda::make_allocator(0); }
+
+std::vector<double> elements(const Tensor& t) {
+  Tensor here = t.contiguous().cpu();
+  std::vector<double> v;
+  for (int64_t i = 0; i < here.numel(); ++i) v.push_back(element(here, i));
+  return v;
+}
+
+constexpr DType types[] = {DType::f32, DType::f64, DType::bf16, DType::i64, DType::boolean};
+
+// 0, 1, 2, ... (of bools: odd or even).
+Tensor counted(DType type, const Shape& shape) {
+  Tensor t(std::make_shared<Allocator>(), type, shape);
+  std::byte* at = t.bytes_data();
+  for (int64_t i = 0; i < t.numel(); ++i, at += itemsize(type)) {
+    Tensor one(t.allocator(), type, {});
+    fill(one, type == DType::boolean ? double(i % 2) : double(i));
+    std::memcpy(at, one.bytes_data(), size_t(itemsize(type)));
+  }
+  return t;
+}
+
+}  // namespace
+
+TEST_CASE("cuda: tensors cross between host and device, whatever their strides") {
+  auto device = device_memory();
+  for (DType type : types) {
+    Tensor host = counted(type, {3, 4, 5});
+    Tensor there = host.to(device);
+    CHECK(there.device() == Device::cuda);
+    CHECK(there.cpu().device() == Device::cpu);
+    CHECK(elements(there) == elements(host));
+    CHECK(to_string(there) == to_string(host));
+    CHECK(element(there, 7) == element(host, 7));
+    const int orders[][3] = {{0, 1, 2}, {0, 2, 1}, {2, 1, 0}, {1, 0, 2}};
+    for (const auto& order : orders)
+      for (int64_t begin : {0, 1})
+        for (int64_t size : {0, 1, 2}) {
+          auto view = [&](const Tensor& t) { return t.permute(order).narrow(0, begin, size); };
+          INFO(name(type) << " " << order[0] << order[1] << order[2] << " from " << begin << ", " << size);
+          CHECK(elements(view(there)) == elements(view(host)));             // strided on the device
+          CHECK(elements(view(host).to(device)) == elements(view(host)));  // from a strided one
+          Tensor target = Tensor::zeros(device, type, host.shape()), expected = Tensor::zeros(host.allocator(), type, host.shape());
+          copy(view(host), view(target));  // to a strided one
+          copy(view(host), view(expected));
+          CHECK(elements(target) == elements(expected));
+        }
+  }
+  CHECK_THROWS_WITH(counted(DType::f32, {2}).to(device).data<float>(),
+                    "[Tensor::data] f32[2] is on cuda, where only kernels reach its elements: take its cpu()");
+}
+
+TEST_CASE("cuda: tensors are filled and scaled") {
+  auto device = device_memory();
+  for (DType type : types)
+    for (int64_t n : {0, 1, 1000}) {
+      Tensor t(device, type, {n});
+      fill(t, 1);
+      CHECK(elements(t) == std::vector<double>(size_t(n), 1));
+      CHECK(elements(Tensor::zeros(device, type, {n})) == std::vector<double>(size_t(n), 0));
+      if (!is_floating(type)) continue;
+      scale(t, -2.5);
+      CHECK(elements(t) == std::vector<double>(size_t(n), -2.5));
+    }
+  for (Reduce r : {Reduce::sum, Reduce::avg, Reduce::product, Reduce::min, Reduce::max})
+    for (DType type : types) {
+      Tensor here(std::make_shared<Allocator>(), type, {3}), there(device, type, {3});
+      fill_identity(here, r), fill_identity(there, r);
+      CHECK(elements(here) == elements(there));
+    }
+}
+
+TEST_CASE("cuda: memory is counted, reused at its address, split and joined") {
+  auto device = device_memory();
+  auto address = [](const Tensor& t) { return t.bytes_data(); };
+  auto bytes = [&](int64_t n) { return Tensor(device, DType::boolean, {n}); };
+  {
+    Tensor a = bytes(1000), b = bytes(1000);
+    CHECK(reinterpret_cast<uintptr_t>(address(a)) % 256 == 0);
+    CHECK(address(b) == address(a) + 1024);
+    CHECK(device->bytes_in_use() == 2000);
+    std::byte* first = address(a);
+    a = {};
+    CHECK(address(bytes(500)) == first);
+    b = {};
+    CHECK(address(bytes(2048)) == first);  // the two are one again
+  }
+  CHECK(device->bytes_in_use() == 0);
+  CHECK(device->peak_bytes() == 2500);
+  std::byte* large = address(bytes(int64_t(3) << 20));
+  CHECK(address(bytes((int64_t(3) << 20) + 1)) == large);  // segments are multiples of 2 MiB
+  CHECK(bytes(0).numel() == 0);
+  const int64_t too_much = int64_t(1) << 46;
+  CHECK_THROWS_WITH(bytes(too_much), Contains("[cuda] no memory for 70368744177664 bytes: the tensors of this rank hold 0, "));
+  CHECK_THROWS_WITH(cuda::make_allocator(1000), Contains("[cuda] there is no device 1000: the number of devices is "));
+}
+
+TEST_CASE("cuda: a private pool serves only between its begin and end") {
+  auto device = device_memory();
+  auto block = [&] { return Tensor(device, DType::f32, {1000}); };
+  std::byte* mine = nullptr;
+  {
+    cuda::PrivatePool pool(device);
+    std::byte* before = block().bytes_data();
+    pool.begin();
+    mine = block().bytes_data();
+    CHECK(mine != before);
+    Tensor kept = block();
+    CHECK(kept.bytes_data() == mine);
+    pool.end();
+    CHECK(block().bytes_data() == before);
+    kept = {};
+    CHECK(block().bytes_data() == before);
+    pool.begin();
+    CHECK(block().bytes_data() == mine);
+    pool.end();
+  }
+  Tensor a = block(), b = block();
+  CHECK((a.bytes_data() == mine || b.bytes_data() == mine));
+}
+
+TEST_CASE("cuda: created tensors, random numbers and replicas are as on the CPU") {
+  auto on = [](Device device) {
+    auto rank = Rank::single(device);
+    DeviceMesh m(*rank, "x=1");
+    std::vector<std::vector<double>> all;
+    for (const DistributedTensor& x : {zeros(m, "f32[3,4]"), full(m, "i64[5]", int64_t(1) << 60), arange(m, "f64[7]"), eye(m, "bool[3,4]"),
+                                       ones(m, "bf16[6]"), rand(m, "f32[50]", {.seed = 3}), bernoulli(m, "bool[50]", {.seed = 4}, 0.3)}) {
+      verify_replicas(x, "x");
+      all.push_back(elements(x.full()));
+    }
+    return all;
+  };
+  CHECK(on(Device::cuda) == on(Device::cpu));
+}
+
+TEST_CASE("cuda: ranks that share a device redistribute as on the CPU, to the bit") {
+  struct Case {
+    const char *mesh, *from, *to;
+  };
+  const Case cases[] = {{"x=2", "x=Shard(0)", "x=Replicate"},      {"x=3", "x=Shard(0)", "x=Shard(1)"},
+                        {"x=3", "x=Partial(sum)", "x=Replicate"},  {"x=3", "x=Partial(sum)", "x=Shard(1)"},
+                        {"x=9", "x=Partial(sum)", "x=Replicate"},  {"x=9", "x=Partial(avg)", "x=Shard(0)"},
+                        {"x=2", "x=Replicate", "x=Partial(avg)"},  {"x=2", "x=Partial(max)", "x=Replicate"},
+                        {"x=4", "x=Partial(min)", "x=Shard(0)"},   {"x=2,y=2", "x=Shard(0) y=Shard(1)", "x=Shard(1) y=Shard(0)"},
+                        {"x=2,y=2", "x=Partial(sum) y=Shard(0)", "x=Shard(1)"}};
+  for (const Case& c : cases)
+    for (DType type : {DType::f32, DType::f64, DType::i64}) {
+      if (type == DType::i64 && std::string(c.from + std::string(c.to)).find("avg") != std::string::npos) continue;
+      for (Shape shape : {Shape{5, 7}, Shape{1, 2}, Shape{0, 3}}) {
+        auto on = [&](Device device) {
+          MeshShape mesh = MeshShape::parse(c.mesh);
+          std::vector<std::vector<double>> parts(size_t(mesh.world()));
+          launch(
+              mesh.world(),
+              [&](Rank& rank) {
+                DeviceMesh m(rank, mesh);
+                const LocalSpec* spec = m.intern({type, shape, parse_layout(c.from, mesh, shape.dims())});
+                Tensor local(std::make_shared<Allocator>(), type, spec->local_shape);
+                for (int64_t i = 0; i < local.numel(); ++i) {
+                  double v = std::sin(1.0 + double(i) + 3.7 * rank.rank());
+                  if (type == DType::f32) local.data<float>()[i] = float(v);
+                  if (type == DType::f64) local.data<double>()[i] = v;
+                  if (type == DType::i64) local.data<int64_t>()[i] = int64_t(v * 100);
+                }
+                if (device == Device::cuda) local = local.to(rank.allocator());
+                parts[size_t(rank.rank())] = elements(DistributedTensor::empty(m, spec, local).redistribute(c.to).local());
+              },
+              {.deadline = std::chrono::minutes(1), .threads = 1, .device = device});
+          return parts;
+        };
+        INFO(c.mesh << ": " << c.from << " to " << c.to << ", " << name(type) << to_string(shape));
+        CHECK(on(Device::cuda) == on(Device::cpu));
+      }
+    }
+}
+
+TEST_CASE("cuda: a rank that fails frees the others, and calls that disagree are errors on all") {
+  auto options = LaunchOptions{.deadline = std::chrono::seconds(20), .threads = 1, .device = Device::cuda};
+  CHECK_THAT(error_of([&] {
+               launch(
+                   3,
+                   [](Rank& rank) {
+                     DeviceMesh m(rank, "x=3");
+                     if (rank.rank() == 1) fail("stop here");
+                     DistributedTensor::empty(m, {DType::f32, {3}, parse_layout("x=Partial(sum)", m.shape(), 1)}).full();
+                   },
+                   options);
+             }),
+             Contains("stop here (rank 1 of 3)"));
+  CHECK_THAT(error_of([&] {
+               launch(
+                   2,
+                   [](Rank& rank) {
+                     DeviceMesh m(rank, "x=2");
+                     Layout partial = parse_layout("x=Partial(sum)", m.shape(), 1);
+                     DistributedTensor::empty(m, {DType::f32, {3 + rank.rank()}, partial}).full();
+                   },
+                   options);
+             }),
+             Contains("[collective] ranks 0 and 1 disagree: \"all_reduce(sum) f32[3]\" and \"all_reduce(sum) f32[4]\""));
+}

@@ -1,0 +1,124 @@
+// Training on CUDA: the same losses as on the CPU, on one rank and on several that share a device.
+#include <catch2/catch.hpp>
+
+#include "dtensor/launch.h"
+#include "nn/trainer.h"
+#include "tests/nn/helpers.h"
+
+using namespace dtensor;
+using namespace dtensor::testing;
+using namespace std::string_literals;
+
+namespace {
+
+struct Run {
+  Device device = Device::cuda;
+  std::string mesh = "dp=1", plan = "{}";
+  DType dtype = DType::f32;
+  bool graph = true;
+  int steps = 6;
+};
+
+struct Outcome {
+  std::vector<double> loss, norm;
+  std::string graph;
+  bool operator==(const Outcome& other) const { return loss == other.loss && norm == other.norm; }
+};
+
+nn::LlamaConfig small_model() {
+  nn::LlamaConfig c;
+  c.vocab_size = 264, c.hidden_size = 32, c.intermediate_size = 48, c.num_hidden_layers = 2;
+  c.num_attention_heads = 4, c.num_key_value_heads = 2, c.head_dim = 8, c.max_position_embeddings = 64;
+  return c;
+}
+
+std::string text_file() {
+  static const std::string file = [] {
+    std::string path = (std::filesystem::temp_directory_path() / "dtensor_train_on_cuda.txt").string();
+    std::ofstream out(path);
+    for (uint32_t i = 1; out.tellp() < 4000; i = i * 1664525u + 1013904223u)
+      out << "sum of shards, part of a mesh, rank by rank\n"s.substr(i >> 29);
+    return path;
+  }();
+  return file;
+}
+
+Outcome train(const Run& run) {
+  MeshShape shape = MeshShape::parse(run.mesh);
+  nn::PackedText text({text_file()}, 16);
+  nn::ParallelPlan plan = nn::ParallelPlan::from_json(json(run.plan));
+  std::vector<Outcome> outcomes(size_t(shape.world()));
+  launch(shape.world(),
+         [&](Rank& rank) {
+           DeviceMesh mesh(rank, shape);
+           nn::Trainer trainer(
+               mesh, small_model(), plan,
+               {.steps = run.steps, .lr = 3e-3, .warmup_steps = 2, .dtype = run.dtype, .graph = run.graph});
+           Outcome& o = outcomes[size_t(rank.rank())];
+           for (int i = 0; i < run.steps; ++i) {
+             auto s = trainer.step(text.batch(mesh, nn::batch_layout(shape, plan), i, 4));
+             o.loss.push_back(s.loss), o.norm.push_back(s.grad_norm);
+           }
+           o.graph = trainer.graph_status();
+         },
+         {.deadline = std::chrono::minutes(2), .threads = 1, .device = run.device});
+  for (const Outcome& o : outcomes) CHECK(o == outcomes[0]);
+  return outcomes[0];
+}
+
+double furthest(const Outcome& a, const Outcome& b) {
+  double most = 0;
+  for (size_t i = 0; i < a.loss.size(); ++i)
+    most = std::max(most, std::abs(a.loss[i] - b.loss[i]) / std::abs(b.loss[i]));
+  return most;
+}
+
+const char* const tensor_parallel = R"({"tensor_parallel": {"axis": "tp", "plan": {
+  "model.layers.*.self_attn.q_proj": "ColwiseParallel", "model.layers.*.self_attn.k_proj": "ColwiseParallel",
+  "model.layers.*.self_attn.v_proj": "ColwiseParallel", "model.layers.*.self_attn.o_proj": "RowwiseParallel",
+  "model.layers.*.mlp.gate_proj": "ColwiseParallel", "model.layers.*.mlp.up_proj": "ColwiseParallel",
+  "model.layers.*.mlp.down_proj": "RowwiseParallel"}}})";
+
+}  // namespace
+
+TEST_CASE("cuda: training in float32 gives the losses of the CPU") {
+  Outcome cpu = train({.device = Device::cpu});
+  Outcome cuda = train({});
+  CAPTURE(cpu.loss, cuda.loss, cuda.graph);
+  CHECK(furthest(cuda, cpu) < 1e-4);
+  CHECK(cuda.loss.back() < cuda.loss.front());
+  CHECK_THAT(cuda.graph, StartsWith("captured, "));
+  CHECK(train({}) == cuda);  // law 6: on any device the same program on the same mesh gives the same bits every time
+  Outcome eager = train({.graph = false});
+  CHECK(eager == cuda);
+  CHECK(eager.graph == "not captured: switched off");
+}
+
+TEST_CASE("cuda: a captured step is of one batch size") {
+  nn::PackedText text({text_file()}, 16);
+  auto rank = Rank::single(Device::cuda);
+  DeviceMesh mesh(*rank, "dp=1");
+  nn::Trainer trainer(mesh, small_model(), {}, {.steps = 4});
+  for (int i = 0; i < 2; ++i) trainer.step(text.batch(mesh, {}, i, 4));
+  CHECK_THAT(error_of([&] { trainer.step(text.batch(mesh, {}, 2, 8)); }),
+             Contains("[train] the batch is i64[8,16] dp=Replicate, but the step was captured of i64[4,16] dp=Replicate"));
+}
+
+TEST_CASE("cuda: training in bf16 stays near float32, with the same bits every time") {
+  Outcome wide = train({.device = Device::cpu}), narrow = train({.dtype = DType::bf16});
+  CAPTURE(wide.loss, narrow.loss);
+  CHECK(furthest(narrow, wide) < 1e-2);
+  CHECK(train({.dtype = DType::bf16}) == narrow);
+}
+
+TEST_CASE("cuda: ranks that share a device train as one rank does") {
+  Outcome one = train({});
+  const std::string sharded = R"({"fully_shard": {"axis": "dp", "modules": ["model.layers.*", ""]}})";
+  for (const Run& run : {Run{.mesh = "tp=2", .plan = tensor_parallel}, Run{.mesh = "dp=2"},
+                         Run{.mesh = "dp=2", .plan = sharded}, Run{.mesh = "dp=2,tp=2", .plan = tensor_parallel}}) {
+    Outcome several = train(run);
+    CAPTURE(run.mesh, run.plan, one.loss, several.loss);
+    CHECK(furthest(several, one) < 1e-4);
+    CHECK_THAT(several.graph, Contains("ranks, whose collectives need the host"));
+  }
+}

@@ -1,0 +1,205 @@
+// Attention's plans, checked by cuDNN itself for an H200 without having one.
+//
+// h200.json describes the device as CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION would. It was written by hand from public
+// properties; one that was read off a device should take its place.
+#include <dlfcn.h>
+
+#include <catch2/catch.hpp>
+#include <fstream>
+#include <sstream>
+
+#include "ops/cuda/attention_backend.h"
+#include "placement/error.h"
+
+using namespace dtensor;
+using namespace dtensor::cuda;
+using Catch::Contains;
+
+namespace {
+
+constexpr AttentionPass forward = AttentionPass::forward, backward = AttentionPass::backward;
+
+// cuDNN looks for libcuda.so.1. Where there is no driver, the toolkit's stub, which has that name, is it.
+std::string h200() {
+  static void* driver = [] {
+    void* real = dlopen("libcuda.so.1", RTLD_NOW | RTLD_GLOBAL);
+    return real ? real : dlopen(CUDA_DRIVER_STUB, RTLD_NOW | RTLD_GLOBAL);
+  }();
+  if (!driver) FAIL("neither a driver nor the stub " CUDA_DRIVER_STUB " can be loaded");
+  std::ifstream file(DTENSOR_SOURCE_DIR "/tests/cudnn/h200.json");
+  std::stringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+// q, k and v as one product of the three leaves them: [batch, sequence, heads + 2 kv_heads, head_dim]; or one by one.
+CudnnAttention make_call(int64_t heads, int64_t kv_heads, int64_t queries, int64_t keys, int64_t head_dim,
+                         bool packed = false) {
+  CudnnAttention call;
+  AttentionShape& s = call.shape;
+  s = {.dtype = DType::bf16,
+       .batch = 2,
+       .heads = heads,
+       .kv_heads = kv_heads,
+       .queries = queries,
+       .keys = keys,
+       .head_dim = head_dim};
+  auto strides = [&](int64_t sequence, int64_t of_heads) {
+    return AttentionStrides{sequence * of_heads * head_dim, of_heads * head_dim, head_dim};
+  };
+  s.out = s.dout = s.dq = s.q = strides(queries, heads);
+  s.dk = s.dv = s.k = s.v = strides(keys, kv_heads);
+  if (packed) s.q = s.k = s.v = strides(keys, heads + 2 * kv_heads);
+  return call;
+}
+
+std::string to_string(const CudnnAttention& call) {
+  const AttentionShape& s = call.shape;
+  return fmt::format(
+      "{}{} heads {}/{} of {}, {} queries, {} keys{}{}, strides {}", call.pass == forward ? "forward" : "backward",
+      call.deterministic ? "" : " in any order", s.heads, s.kv_heads, s.head_dim, s.queries, s.keys,
+      s.causal ? fmt::format(", causal from {}", s.diagonal) : "", call.padded ? ", padded" : "", s.q.sequence);
+}
+
+void check_accepted(const CudnnAttention& call) {
+  INFO(to_string(call));
+  CHECK(attention_backend(call, {}, {}, 9).reason == "");
+  CHECK_NOTHROW(cudnn_engine(call, h200()));
+}
+
+// All combinations, or each `every`-th of them.
+void check_combinations(int every) {
+  int count = 0;
+  for (int pass = 0; pass < 3; ++pass)
+    for (int64_t head_dim : {32, 64, 96, 128, 256})
+      for (int64_t kv_heads : {2, 8})
+        for (int64_t sequence : {77, 128, 1024, 4096})
+          for (int options = 0; options < 8; ++options) {
+            if (count++ % every) continue;
+            CudnnAttention call = make_call(8, kv_heads, sequence, sequence, head_dim, options & 1);
+            call.shape.causal = options & 2, call.padded = options & 4;
+            call.pass = pass == 0 ? forward : backward, call.deterministic = pass != 2;
+            check_accepted(call);
+          }
+}
+
+}  // namespace
+
+TEST_CASE("cuDNN accepts attention for an H200: heads, lengths, masks, layouts, passes") { check_combinations(61); }
+TEST_CASE("cuDNN accepts attention for an H200: all combinations", "[nightly]") { check_combinations(1); }
+
+TEST_CASE("cuDNN accepts attention for an H200: queries and keys of different lengths") {
+  struct Case {
+    int64_t queries, keys;
+    bool causal;
+    int64_t diagonal;
+  };
+  for (Case t : {Case{256, 1024, true, 768},
+                 {77, 200, true, 123},
+                 {200, 77, true, 0},
+                 {1, 128, true, 127},
+                 {1, 1, true, 0},
+                 {13, 1, false, 0},
+                 {100, 1000, false, 0}})
+    for (AttentionPass pass : {forward, backward}) {
+      CudnnAttention call = make_call(6, 3, t.queries, t.keys, 40);
+      call.pass = pass, call.shape.causal = t.causal, call.shape.diagonal = t.diagonal;
+      check_accepted(call);
+    }
+}
+
+TEST_CASE("what cuDNN does not take goes to the library's own kernels, and says why") {
+  struct Case {
+    const char* reason;
+    void (*change)(CudnnAttention& call, AttentionScores& scores, AttentionPointers& pointers, int& capability);
+  };
+  const Case cases[] = {
+      {"", [](auto&, auto&, auto&, auto&) {}},
+      {"compute capability 9, not 8", [](auto&, auto&, auto&, int& capability) { capability = 8; }},
+      {"not given masks", [](auto&, auto& scores, auto&, auto&) { scores.bias = &scores; }},
+      {"not given masks",
+       [](auto&, auto& scores, auto&, auto&) {
+         static const bool visible = true;
+         scores.visible = &visible;
+       }},
+      {"dropout's numbers",
+       [](auto&, auto& scores, auto&, auto&) {
+         static const int64_t key = 1;
+         scores.drop_key = &key;
+       }},
+      {"bf16, not f32", [](auto& call, auto&, auto&, auto&) { call.shape.dtype = DType::f32; }},
+      {"nothing is to be computed", [](auto& call, auto&, auto&, auto&) { call.shape.keys = 0; }},
+      {"a multiple of 8, not 7", [](auto& call, auto&, auto&, auto&) { call.shape.head_dim = 7; }},
+      {"multiples of 8, not 16384, 4 and 64", [](auto& call, auto&, auto&, auto&) { call.shape.k.sequence = 4; }},
+      {"multiples of 8, not 65536, 0 and 64", [](auto& call, auto&, auto&, auto&) { call.shape.q.sequence = 0; }},
+      {"128 queries from 100 on and 128 keys",
+       [](auto& call, auto&, auto&, auto&) { call.shape.causal = true, call.shape.diagonal = 100; }},
+      {"128 queries from 128 on and 256 keys",
+       [](auto& call, auto&, auto&, auto&) {
+         call.shape.causal = call.padded = true, call.shape.keys = 256, call.shape.diagonal = 128;
+       }},
+      {"at most 17179869184: the scores of one key head have gradients of 34359738368 bytes",
+       [](auto& call, auto&, auto&, auto&) { call.pass = backward, call.shape.queries = call.shape.keys = 65536; }},
+      {"multiples of 16 bytes", [](auto&, auto&, auto& pointers, auto&) { pointers.v = (const char*)nullptr + 8; }},
+  };
+  for (const Case& t : cases) {
+    CudnnAttention call = make_call(8, 2, 128, 128, 64);
+    AttentionScores scores;
+    AttentionPointers pointers{};
+    int capability = 9;
+    t.change(call, scores, pointers, capability);
+    AttentionBackend backend = attention_backend(call, scores, pointers, capability);
+    INFO(t.reason);
+    CHECK(backend.name == (*t.reason ? "own" : "cudnn"));
+    CHECK_THAT(backend.reason, Contains(t.reason));
+  }
+  CHECK_THROWS_WITH(attention_backend(make_call(8, 2, 128, 128, 264), {}, {}, 9),
+                    Contains("[attention] heads of 264 elements: on CUDA they may have at most 256"));
+}
+
+TEST_CASE("the deterministic backward pass is run in parts") {
+  struct Case {
+    int64_t batch, heads, kv_heads, sequence, wanted_bytes, most_bytes;
+    AttentionPart part;
+  };
+  const int64_t gib = 1 << 30;
+  for (Case t : {Case{4, 32, 8, 4096, 8 * gib, 8 * gib, {4, 8}},  // 4 GiB
+                 {4, 32, 8, 4096, 2 * gib, 8 * gib, {2, 8}},
+                 {4, 32, 8, 4096, gib, 8 * gib, {1, 8}},
+                 {4, 32, 8, 4096, gib / 2, 8 * gib, {1, 4}},
+                 {4, 32, 8, 4096, gib / 8, gib / 8, {1, 1}},
+                 {4, 32, 8, 4096, 1, gib / 8, {1, 1}},
+                 {4, 32, 8, 4096, 1, gib / 8 - 1, {0, 0}},
+                 {5, 3, 3, 64, 4 * 3 * 8192, gib, {4, 3}},
+                 {5, 3, 3, 64, 3 * 3 * 8192, gib, {3, 3}},
+                 {5, 3, 3, 63, 4 * 3 * 8192, gib, {4, 3}},
+                 {5, 3, 3, 63, 3 * 3 * 8192, gib, {0, 0}}}) {  // 1 to 3 would not begin at 16 bytes
+    CudnnAttention call = make_call(t.heads, t.kv_heads, t.sequence, t.sequence, 128);
+    call.shape.batch = t.batch, call.pass = backward;
+    INFO(t.batch << " " << t.heads << " " << t.sequence << " " << t.wanted_bytes);
+    CHECK(attention_part(call, t.wanted_bytes, t.most_bytes) == t.part);
+    call.pass = forward;
+    CHECK(attention_part(call, t.wanted_bytes, t.most_bytes) == AttentionPart{t.batch, t.kv_heads});
+    call.pass = backward, call.deterministic = false;
+    CHECK(attention_part(call, t.wanted_bytes, t.most_bytes) == AttentionPart{t.batch, t.kv_heads});
+  }
+}
+
+TEST_CASE("keys that no query sees are left out") {
+  CudnnAttention call = make_call(8, 2, 128, 1024, 64);
+  CHECK(without_unseen_keys(call.shape).keys == 1024);
+  call.shape.causal = true;
+  CHECK(without_unseen_keys(call.shape).keys == 128);
+  call.shape.diagonal = 256;
+  CHECK(without_unseen_keys(call.shape).keys == 384);
+  call.shape.diagonal = 1000;
+  CHECK(without_unseen_keys(call.shape).keys == 1024);
+}
+
+TEST_CASE("what cuDNN says no to is an error") {
+  CHECK_THROWS_WITH(cudnn_engine(make_call(8, 2, 128, 128, 7), h200()), Contains("[cudnn] no engine takes this graph"));
+  CHECK_THROWS_WITH(cudnn_engine(make_call(8, 2, 128, 128, 64), "{}"), Contains("[cudnn] cudnnBackend"));
+  CHECK_THROWS_WITH(check_cudnn_version(91500), Contains("version 91500 is loaded, but attention needs 9.16 or newer"));
+  CHECK_NOTHROW(check_cudnn_version(91600));
+  if (device_count() == 0) CHECK_THROWS_WITH(Cudnn(std::make_shared<Allocator>()), Contains("[cudnn] cudnnCreate: "));
+}

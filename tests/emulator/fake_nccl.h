@@ -1,0 +1,61 @@
+// NCCL for tests: ranks are threads of one process, and what NCCL's kernels do is done by the emulated streams when all
+// ranks of a communicator have come to it. Each rank follows a script of what goes wrong.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "dtensor/comm/nccl_api.h"
+
+namespace dtensor::testing {
+
+class FakeNccl {
+ public:
+  // What happens in a call instead of success.
+  struct Effect {
+    nccl::Result result = nccl::Result::success;  // what the call returns; for in_progress, see `polls`
+    nccl::Result later = nccl::Result::success;   // what CommGetAsyncError returns after it
+    bool stalls = false;                          // the device never does it
+    bool blocks = false;                          // the call does not return until release()
+  };
+
+  explicit FakeNccl(int ranks);
+  ~FakeNccl();
+
+  nccl::Api api(int rank);
+  // In the rank's n-th call (from 0) of `function` ("CommSplit").
+  void script(int rank, const std::string& function, int n, Effect effect) { script_[{rank, function, n}] = effect; }
+  int polls = 0;  // how often every call is still in progress
+
+  void release();        // calls that block return
+  int open();            // communicators neither destroyed nor aborted
+  std::string misuse();  // what NCCL forbids and was done; "" for nothing
+
+  struct Group;  // the ranks of a communicator
+
+ private:
+  struct Primitive;
+  Effect effect(int rank, const std::string& function);
+  nccl::Result called(int rank, const std::string& function, nccl::Comm* comm);
+  nccl::Result add(int rank, Primitive p);
+  nccl::Result end_group(int rank);
+  nccl::Result split(int rank, nccl::Comm* comm, int color, int key, nccl::Comm** part);
+  nccl::Result state(nccl::Comm& comm);
+  nccl::Comm* make(int rank, std::shared_ptr<Group> group, int index);
+  void leave(nccl::Comm& comm, bool aborted);
+
+  int ranks_;
+  std::mutex mutex_;
+  std::map<std::tuple<int, std::string, int>, Effect> script_;
+  std::vector<std::map<std::string, int>> calls_;
+  std::vector<std::vector<Primitive>> groups_;  // of each rank, between GroupStart and GroupEnd
+  std::shared_ptr<Group> world_;
+  std::vector<std::unique_ptr<nccl::Comm>> comms_;
+  std::string misuse_;
+  bool released_ = false;
+};
+
+}  // namespace dtensor::testing
