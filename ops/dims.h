@@ -56,6 +56,15 @@ DType row_types(std::string_view op, std::span<const TensorSpec* const> inputs, 
   return output_statistics >> output & 1 ? statistics_type(t) : t;
 }
 
+// Types of a card on statistics alone: of what they are of, bf16 is an error.
+template <unsigned indices = 0>
+DType statistics_types(std::string_view op, std::span<const TensorSpec* const> inputs, const Attributes& a, int) {
+  DType t = rows_type(op, inputs, a, 0, indices);
+  check(t == statistics_type(t), "[{}] element type {}: statistics are {}; use cast()", op, name(t),
+        name(statistics_type(t)));
+  return t;
+}
+
 // For kernels: a tensor as `count` slices of n elements each, which lie along `dims`; contiguous, slice by slice.
 struct Slices {
   Tensor x;

@@ -164,10 +164,6 @@ Rule layer_norm_backward_rule(std::span<const Shape* const> in, const Attributes
   if (in[2] && !in[5]) r.passes = {{.inputs = {2}, .outputs = {0}}};
   return r;
 }
-DType type_of_x(std::string_view, std::span<const TensorSpec* const> in, const Attributes&, int) {
-  return in[1]->dtype;
-}
-
 Attributes dims_only(const Attributes& a) { return {{"normalized_dims", a.get<int64_t>("normalized_dims")}}; }
 Attributes backward_of(const Attributes& a, bool affine) {
   Attributes b = dims_only(a);
@@ -263,7 +259,7 @@ const Op normalize_op = {.name = "normalize",
 const Op norm_statistics_op = {.name = "norm_statistics",
                                .rule = "...,...->...,...",
                                .passes = {{.inputs = {0}, .outputs = {0}}},
-                               .types = type_of_x,
+                               .types = statistics_types<>,
                                .cpu = norm_statistics_kernel,
                                .sample = {{{{4, 3}, positive({4, 3})}, {{"n", int64_t(5)}, {"eps", 1e-5}}},
                                           {{none, positive({4})}, {{"n", int64_t(5)}, {"eps", 1e-5}}}}};

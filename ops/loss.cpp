@@ -232,7 +232,7 @@ const Op cross_entropy_rows_op = {
     .name = "cross_entropy_rows",
     .rule = "...,...,...,...,...->...,...",
     .passes = {{.inputs = {0, 1, 2, 4}, .outputs = {0}}},
-    .types = row_types<0b0, 0b0, 0b1000>,
+    .types = statistics_types<0b1000>,
     .cpu = rows_kernel,
     .sample = {{{{4, 3}, {4, 3}, {4, 3}, ids({4, 3}, 7), {4, 3}}, of_rows(-100, 0.5)},
                {{{5}, {5}, {5}, ids({5}, 3), {SampleInput::Kind::absent, {}}}, of_rows(1, 0)}}};

@@ -325,6 +325,7 @@ const Op power_sum_op = {.name = "power_sum",
                          .sample = {{{{4, 5, 3}, {4, 3}}, norm_of({1}, 2)}, {{{7}, {}}, norm_of({0}, 3)}}};
 const Op norm_root_op = {.name = "norm_root",
                          .rule = "...,...->...",
+                         .types = statistics_types<>,
                          .cpu = norm_root_kernel,
                          .sample = {{{counts, counts}, {{"p", 3.0}}}, {{counts, counts}, {{"p", 2.0}}}}};
 const Op norm_backward_op = {

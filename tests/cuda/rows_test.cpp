@@ -157,6 +157,7 @@ TEST_CASE("cuda rows: norms and their gradients") {
     cases.push_back({"layer_norm", {x, w, w}, norm});
     cases.push_back({"layer_norm_backward", {x, x, w, sum, rstd, none, none}, affine, 0b11000});
     cases.push_back({"layer_norm_backward", {x, x, none, none, rstd, sum, sum}, plain, 0b1110000});
+    cases.push_back({"layer_norm_backward", {x, x, w, none, rstd, none, none}, affine, 0b11000});
     cases.push_back({"normalize", {x, none, w, none, rstd}, one, 0b11000});
     cases.push_back({"norm_gradient_sums", {x, x, w, sum, rstd}, one, 0b11000});
   }

@@ -35,13 +35,22 @@ TEST_CASE("linear_cross_entropy refuses what does not fit") {
                     Contains("they are [..., k] and [classes, k]"));
   CHECK_THROWS_WITH(ops::linear_cross_entropy(hidden, weight, one({5}, DType::i64)),
                     Contains("[linear_cross_entropy] hidden f32[4,3]") && Contains("one i64 target for each row"));
-  CHECK_THROWS_WITH(call({.reduction = ops::Reduction::none}), Contains("[linear_cross_entropy] reduction=none needs the logits of all rows: use cross_entropy(linear(...))"));
+  CHECK_THROWS_WITH(
+      call({.reduction = ops::Reduction::none}),
+      Contains("[linear_cross_entropy] reduction=none needs the logits of all rows: use cross_entropy(linear(...))"));
   CHECK_THROWS_WITH(call({.label_smoothing = -1}), Contains("[linear_cross_entropy] label_smoothing -1 is outside"));
   CHECK_THROWS_WITH(call({.chunk_rows = 0}), Contains("chunk_rows=0: at least 1"));
   CHECK_THROWS_WITH(call_all(ops::scaled_op, {&hidden, &scalar}, {{"dtype", DType::f64}}),
                     Contains("[scaled] f32 becomes f64: use cast()"));
   CHECK_THROWS_WITH(call_all(ops::sum_exp_op, {&hidden, &doubles}),
                     Contains("[sum_exp] operand 1 is f64[4], not f32: use cast()"));
+}
+
+TEST_CASE("cards of statistics refuse bf16, whose statistics are f32") {
+  OneRank one;
+  DistributedTensor half = one(Tensor::of<BFloat16>({2}, {BFloat16(1), BFloat16(2)}));
+  CHECK_THROWS_WITH(call_all(ops::norm_root_op, {&half, &half}, {{"p", 2.0}}),
+                    Contains("[norm_root] element type bf16: statistics are f32; use cast()"));
 }
 
 TEST_CASE("the mean of cross entropy is over the targets that are not ignored, NaN where there are none") {
