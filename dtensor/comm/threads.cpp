@@ -117,18 +117,18 @@ void reduce_into(const std::vector<const std::byte*>& in, int64_t at, int64_t n,
     for (int64_t i = 0; i < n; ++i) result[i] = T(result[i] / T(in.size()));
 }
 
-// The same on CUDA: a launch takes a few tensors, so the halves of more are reduced first.
-void reduce_tensors(const Tensor& like, std::span<const void* const> in, int64_t n, Reduce r, void* out) {
+// The same on CUDA, of `contributions` in all: a launch takes a few tensors, so the halves of more are reduced first.
+void reduce_tensors(const Tensor& like, std::span<const void* const> in, int64_t n, Reduce r, int64_t contributions,
+                    void* out) {
   cuda::StreamHandle stream = like.allocator()->stream();
   if (in.size() <= size_t(cuda::max_reduced))
-    return cuda::reduce_tree(stream, like.dtype(), r, int(in.size()), in.data(), n, out);
+    return cuda::reduce_tree(stream, like.dtype(), r, int(in.size()), in.data(), n, out, contributions);
   Reduce part = r == Reduce::avg ? Reduce::sum : r;
   Tensor left(like.allocator(), like.dtype(), {n}), right(like.allocator(), like.dtype(), {n});
-  reduce_tensors(like, in.first(in.size() / 2), n, part, left.bytes_data());
-  reduce_tensors(like, in.subspan(in.size() / 2), n, part, right.bytes_data());
+  reduce_tensors(like, in.first(in.size() / 2), n, part, contributions, left.bytes_data());
+  reduce_tensors(like, in.subspan(in.size() / 2), n, part, contributions, right.bytes_data());
   const void* halves[] = {left.bytes_data(), right.bytes_data()};
-  cuda::reduce_tree(stream, like.dtype(), part, 2, halves, n, out);
-  if (r == Reduce::avg) cuda::scale(stream, like.dtype(), n, 1 / double(in.size()), out);
+  cuda::reduce_tree(stream, like.dtype(), r, 2, halves, n, out, contributions);
 }
 
 // out[0..n) = the reduction over all ranks of element [at..at+n) of their `in`.
@@ -292,7 +292,7 @@ class Threads : public Communicator {
   static void reduce_on_device(const Round& round, size_t i, int64_t at, int64_t n, Reduce r, const Tensor& out) {
     std::vector<const void*> in;
     for (const Call& c : round.calls) in.push_back(c.list[i].in.bytes_data() + at * itemsize(out.dtype()));
-    reduce_tensors(out, in, n, r, out.bytes_data());
+    reduce_tensors(out, in, n, r, int64_t(in.size()), out.bytes_data());
   }
 
   // Into the tensor `to`, at `out`.

@@ -167,47 +167,50 @@ __device__ Accumulate<T> tree(const Sources& in, int64_t i) {
 }
 
 template <Reduce reduce, class T, int count>
-__global__ void tree_kernel(int64_t n, __grid_constant__ const Sources in, T* out) {
+__global__ void tree_kernel(int64_t n, __grid_constant__ const Sources in, T* out, Accumulate<T> divisor) {
   for (int64_t i = blockIdx.x * int64_t(threads) + threadIdx.x; i < n; i += gridDim.x * int64_t(threads)) {
     Accumulate<T> x = tree<reduce, T, 0, count>(in, i);
-    out[i] = rounded<T>(reduce == Reduce::avg ? Accumulate<T>(x / Accumulate<T>(count)) : x);
+    out[i] = rounded<T>(reduce == Reduce::avg ? Accumulate<T>(x / divisor) : x);
   }
 }
 
 template <Reduce reduce, class T, int count>
-void launch_tree(StreamHandle stream, int n_in, const Sources& in, int64_t n, void* out) {
+void launch_tree(StreamHandle stream, int n_in, const Sources& in, int64_t n, void* out, int64_t contributions) {
   if constexpr (count > 1)
-    if (n_in < count) return launch_tree<reduce, T, count - 1>(stream, n_in, in, n, out);
-  launch(tree_kernel<reduce, T, count>, blocks_for(n, threads), threads, 0, stream, n, in, static_cast<T*>(out));
+    if (n_in < count) return launch_tree<reduce, T, count - 1>(stream, n_in, in, n, out, contributions);
+  launch(tree_kernel<reduce, T, count>, blocks_for(n, threads), threads, 0, stream, n, in, static_cast<T*>(out),
+         Accumulate<T>(contributions));
 }
 
 template <Reduce reduce>
-void reduce_as(StreamHandle stream, DType type, int count, const Sources& in, int64_t n, void* out) {
+void reduce_as(StreamHandle stream, DType type, int count, const Sources& in, int64_t n, void* out,
+               int64_t contributions) {
   if (type == DType::boolean) {  // a sum is "or"
     constexpr Reduce as = reduce == Reduce::sum ? Reduce::max : reduce;
-    return launch_tree<as, uint8_t, max_reduced>(stream, count, in, n, out);
+    return launch_tree<as, uint8_t, max_reduced>(stream, count, in, n, out, contributions);
   }
-  if (type == DType::i64) return launch_tree<reduce, int64_t, max_reduced>(stream, count, in, n, out);
-  for_floating(type, [&](auto t) { launch_tree<reduce, decltype(t), max_reduced>(stream, count, in, n, out); });
+  if (type == DType::i64) return launch_tree<reduce, int64_t, max_reduced>(stream, count, in, n, out, contributions);
+  for_floating(
+      type, [&](auto t) { launch_tree<reduce, decltype(t), max_reduced>(stream, count, in, n, out, contributions); });
 }
 
 }  // namespace
 
-void reduce_tree(StreamHandle stream, DType type, Reduce reduce, int count, const void* const* in, int64_t n,
-                 void* out) {
+void reduce_tree(StreamHandle stream, DType type, Reduce reduce, int count, const void* const* in, int64_t n, void* out,
+                 int64_t contributions) {
   Sources sources{};
   for (int i = 0; i < count; ++i) sources.at[i] = in[i];
   switch (reduce) {
     case Reduce::avg:
-      return reduce_as<Reduce::avg>(stream, type, count, sources, n, out);
+      return reduce_as<Reduce::avg>(stream, type, count, sources, n, out, contributions);
     case Reduce::product:
-      return reduce_as<Reduce::product>(stream, type, count, sources, n, out);
+      return reduce_as<Reduce::product>(stream, type, count, sources, n, out, contributions);
     case Reduce::min:
-      return reduce_as<Reduce::min>(stream, type, count, sources, n, out);
+      return reduce_as<Reduce::min>(stream, type, count, sources, n, out, contributions);
     case Reduce::max:
-      return reduce_as<Reduce::max>(stream, type, count, sources, n, out);
+      return reduce_as<Reduce::max>(stream, type, count, sources, n, out, contributions);
     default:
-      return reduce_as<Reduce::sum>(stream, type, count, sources, n, out);
+      return reduce_as<Reduce::sum>(stream, type, count, sources, n, out, contributions);
   }
 }
 

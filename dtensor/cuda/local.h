@@ -18,7 +18,8 @@ void scale(StreamHandle stream, DType type, int64_t n, double factor, void* x);
 constexpr int max_reduced = 8;  // tensors that one launch reduces
 // out[i] = the reduction of in[0][i] .. in[count - 1][i] in a balanced binary tree, the first half of them first; NaN
 // wins a maximum or minimum, a sum of bools is "or". `out` may be one of `in`. bf16 is added in float and rounded once.
-void reduce_tree(StreamHandle stream, DType type, Reduce reduce, int count, const void* const* in, int64_t n,
-                 void* out);
+// An average divides by `contributions`, which is more than `count` where `in` are sums already.
+void reduce_tree(StreamHandle stream, DType type, Reduce reduce, int count, const void* const* in, int64_t n, void* out,
+                 int64_t contributions);
 
 }  // namespace dtensor::cuda

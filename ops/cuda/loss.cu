@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(row_threads, 1) forward_kernel(__grid_constant
     }
     if (threadIdx.x > 0) return;
     Target t = p.targets[row];
-    A m = s.m + A(0), log_sum = log(s.sum), loss = 0;  // no -0
+    A m = s.m + A(0), log_sum = log(s.sum) + (m - m), loss = 0;  // no -0; NaN where m is infinite
     if (!t.ignored) loss = t.bad ? A(NAN) : p.loss_of(m, log_sum, load(x[t.column]), below);
     p.loss[row] = loss, p.m[row] = m, p.log_sum[row] = log_sum, p.counts[row] = A(!t.ignored);
   });

@@ -147,7 +147,7 @@ TEST_CASE("ranks run on a device that is there") {
     CHECK_THROWS_WITH(cuda::use_device(1000), Contains(" failed: "));
   } else {
     CHECK(error(Device::cuda) == "[launch] " + cuda::unavailable());
-    CHECK_THROWS_WITH(Rank::single(Device::cuda), Contains("[cuda]"));
+    CHECK_THROWS_WITH(Rank::single(Device::cuda), Contains("[cuda] tensors cannot be there: ") || Contains("this build has no CUDA"));
   }
   if (cuda::is_built()) return;
   CHECK_THROWS_WITH(cuda::Stream(), "[cuda] this build has no CUDA: configure it where nvcc is found, or use the CPU");

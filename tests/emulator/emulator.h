@@ -28,6 +28,7 @@ namespace emulator {
 // As at the start: one device of 4 GiB, the schedule of the environment. Drops the error of a failed kernel, and all
 // work that has not run. Done before every test case.
 void reset();
+void set_peer_access(bool possible);  // between devices; true to begin with
 void set_devices(int count);     // 0: as without a driver
 void set_memory(int64_t bytes);  // of each device
 

@@ -226,6 +226,10 @@ void set_devices(int count) {
   Lock lock(state().mutex);
   state().devices = count;
 }
+void set_peer_access(bool possible) {
+  Lock lock(state().mutex);
+  state().peer_access = possible;
+}
 void set_memory(int64_t bytes) {
   Lock lock(state().mutex);
   state().memory = bytes;
@@ -331,7 +335,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
 cudaError_t cudaDeviceCanAccessPeer(int* can, int device, int peer) {
   return call([&](Lock&) {
     if (!is_device(device) || !is_device(peer)) return cudaErrorInvalidDevice;
-    return *can = device != peer, cudaSuccess;
+    return *can = device != peer && state().peer_access, cudaSuccess;
   });
 }
 cudaError_t cudaDeviceEnablePeerAccess(int peer, unsigned) {

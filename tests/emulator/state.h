@@ -91,6 +91,7 @@ struct State {
   std::set<CUevent_st*> events;
   std::set<std::shared_ptr<Capture>> captures;
   std::set<std::pair<int, int>> peers;
+  bool peer_access = true;
   std::map<const void*, int> shared_limits;  // of kernels that asked for more
   int graphs = 0;
 

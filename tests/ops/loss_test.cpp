@@ -28,7 +28,8 @@ TEST_CASE("cross entropy refuses targets that are no class, and shapes that do n
 
 TEST_CASE("linear_cross_entropy refuses what does not fit") {
   OneRank one;
-  DistributedTensor hidden = one({4, 3}), weight = one({5, 3}), target = one({4}, DType::i64);
+  DistributedTensor hidden = one({4, 3}), weight = one({5, 3}), target = one({4}, DType::i64),
+                    doubles = one({4}, DType::f64), scalar = one(Shape{});
   auto call = [&](ops::LinearCrossEntropyOptions o) { ops::linear_cross_entropy(hidden, weight, target, o); };
   CHECK_THROWS_WITH(ops::linear_cross_entropy(hidden, one({5, 4}), target),
                     Contains("they are [..., k] and [classes, k]"));
@@ -39,7 +40,6 @@ TEST_CASE("linear_cross_entropy refuses what does not fit") {
   CHECK_THROWS_WITH(call({.chunk_rows = 0}), Contains("chunk_rows=0: at least 1"));
   CHECK_THROWS_WITH(call_all(ops::scaled_op, {&hidden, &scalar}, {{"dtype", DType::f64}}),
                     Contains("[scaled] f32 becomes f64: use cast()"));
-  DistributedTensor doubles = one({4}, DType::f64), scalar = one(Shape{});
   CHECK_THROWS_WITH(call_all(ops::sum_exp_op, {&hidden, &doubles}),
                     Contains("[sum_exp] operand 1 is f64[4], not f32: use cast()"));
 }
