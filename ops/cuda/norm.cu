@@ -220,7 +220,7 @@ void backward(StreamHandle stream, const NormBackward& b) {
                 as<T>(b.more), as<T>(b.dx),   as<A>(b.sum),      as<A>(b.along), as<A>(b.partial)};
   bool aligned = all_aligned(p.dy, p.x, p.w, p.more, p.dx), done = false;
   for_team<T>(b.d, aligned, [&](auto n, auto team) {
-    done = b.dw && b.dx && is_fused<T>(b.d, n, b.mean != nullptr);
+    done = b.dw && b.dx && !b.db && is_fused<T>(b.d, n, b.mean != nullptr);
     if (!done) {
       launch(backward_kernel<T, n, team, false>, row_blocks(b.rows, team), row_block(team), 0, stream, p);
       return;
