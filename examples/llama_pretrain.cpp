@@ -248,8 +248,9 @@ void print_table(const Run& run, const std::vector<CommLog::Entry>& entries) {
 std::string metrics_line(const nn::Trainer::Step& s, int64_t tokens, double seconds, int64_t peak_bytes) {
   return fmt::format(
       "{{\"step\": {}, \"loss\": {:.17g}, \"grad_norm\": {:.17g}, \"lr\": {:.17g}, \"tokens\": {}, "
-      "\"tokens_per_second\": {:.17g}, \"step_seconds\": {:.17g}, \"peak_memory_bytes\": {}}}\n",
-      s.step, s.loss, s.grad_norm, s.lr, tokens, double(tokens) / seconds, seconds, peak_bytes);
+      "\"tokens_per_second\": {:.17g}, \"step_seconds\": {:.17g}, \"host_seconds\": {:.17g}, \"peak_memory_bytes\": "
+      "{}}}\n",
+      s.step, s.loss, s.grad_norm, s.lr, tokens, double(tokens) / seconds, seconds, s.host_seconds, peak_bytes);
 }
 
 void train(const Options& o, const Run& run, const nn::PackedText& text, std::ofstream& metrics) {

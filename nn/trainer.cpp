@@ -1,5 +1,6 @@
 #include "nn/trainer.h"
 
+#include <chrono>
 #include <cmath>
 #include <limits>
 
@@ -184,10 +185,13 @@ Trainer::Results Trainer::run_or_launch(const PackedText::Batch& batch) {
 }
 
 Trainer::Step Trainer::step(const PackedText::Batch& batch) {
+  using Clock = std::chrono::steady_clock;
+  Clock::time_point begin = Clock::now();
   double lr = warmup_cosine(optimizer_.steps(), options_.lr, options_.warmup_steps, options_.steps);
   optimizer_.begin_step(lr);
   Results r = run_or_launch(batch);
-  Step result{optimizer_.steps(), value_of(r.loss), value_of(r.norm), lr};
+  double host_seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+  Step result{optimizer_.steps(), value_of(r.loss), value_of(r.norm), lr, host_seconds};
   if (!r.loss.is_meta() && !(std::isfinite(result.loss) && std::isfinite(result.grad_norm)))
     fail_not_finite(result, batch, r.gradients);
   return result;

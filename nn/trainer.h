@@ -37,6 +37,7 @@ class Trainer {
     double loss;       // the mean over every counted token of the global batch
     double grad_norm;  // before clipping, each parameter once
     double lr;
+    double host_seconds;  // until all work was given to the device; the rest of the step is waiting for it
   };
   // Forward, backward, clip, update. Numbers are NaN on meta. Errors: a loss or gradient norm that is not finite, with
   // the first op or parameter where it is so.

@@ -48,8 +48,10 @@ class CachingAllocator : public Allocator {
     if (it != blocks_.begin()) join(std::prev(it));
   }
 
+  // What nobody uses goes back to the device, so that the pool can have it.
   int new_pool() {
     std::lock_guard lock(mutex_);
+    release_unused();
     return ++last_pool_;
   }
   void serve_from(int pool) {

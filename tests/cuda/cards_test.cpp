@@ -20,6 +20,15 @@ const std::map<std::string_view, std::string_view> not_on_cuda = {
     {"topk", "no sort is written for the device yet"},
 };
 
+// Operands that are f32 beside bf16 (statistics of rows), where the card's types do not say so.
+const std::map<std::string_view, std::vector<size_t>> f32_beside_bf16 = {{"attention_backward", {5}},
+                                                                         {"cross_entropy_rows", {0, 1, 2, 4}},
+                                                                         {"norm_root", {0, 1}},
+                                                                         {"norm_statistics", {0, 1}}};
+
+// The largest size of a dimension. Products of many numbers leave the range of f32; heads have at most 256 elements.
+const std::map<std::string_view, int64_t> largest_size = {{"prod", 8}, {"attention", 64}, {"attention_backward", 64}};
+
 struct Ranks {
   std::shared_ptr<Rank> cpu = Rank::single(), cuda = Rank::single(Device::cuda);
   DeviceMesh on_cpu{*cpu, "x=1"}, on_cuda{*cuda, "x=1"};
@@ -56,12 +65,24 @@ Tensor converted(const Tensor& t, DType to) {
   DeviceMesh mesh(*Rank::single(), "x=1");
   return ops::cast(DistributedTensor::distribute(t, mesh, Layout()), to).local();
 }
-// Floating inputs become `type`.
+// Floating inputs become `type`, or f32 where the card wants it beside bf16.
 std::vector<Tensor> inputs_of(const Case& c, DType type) {
-  std::vector<Tensor> inputs = c.inputs;
-  for (Tensor& t : inputs)
-    if (t.defined() && is_floating(t.dtype())) t = converted(t, type);
-  return inputs;
+  Case typed = c;
+  auto convert = [&](size_t k, DType to) {
+    Tensor& t = typed.inputs[k];
+    if (t.defined() && is_floating(t.dtype())) t = converted(c.inputs[k], to);
+  };
+  for (size_t k = 0; k < c.inputs.size(); ++k) convert(k, type);
+  if (type != DType::bf16) return typed.inputs;
+  if (auto known = f32_beside_bf16.find(c.op.name); known != f32_beside_bf16.end())
+    for (size_t k : known->second) convert(k, DType::f32);
+  if (c.op.composite) return typed.inputs;
+  for (size_t k = 0; k < c.inputs.size(); ++k) try {
+      testing::Simulation(typed).output_type(0);
+    } catch (const Error& e) {
+      if (std::string(e.what()).find(fmt::format("operand {} is bf16", k)) != std::string::npos) convert(k, DType::f32);
+    }
+  return typed.inputs;
 }
 
 std::vector<Tensor> run(const Case& c, const std::vector<Tensor>& inputs, const DeviceMesh& mesh, View view) {
@@ -99,6 +120,14 @@ void compare(Ranks& ranks, const Case& c, DType type, View view, double toleranc
 
 double tolerance_of(DType t) { return t == DType::f64 ? 1e-11 : t == DType::f32 ? 1e-5 : 0x1p-7; }
 
+// Classes that do not exist are NaN on CUDA, and the CPU's backward pass does not look for them.
+bool has_unknown_targets(const Case& c) {
+  if (c.op.name != "cross_entropy_backward") return false;
+  for (int64_t i = 0; i < c.inputs[3].numel(); ++i)
+    if (element(c.inputs[3], i) >= double(c.inputs[0].shape().back())) return true;
+  return false;
+}
+
 bool has_floats(const Case& c) {
   return std::any_of(c.inputs.begin(), c.inputs.end(),
                      [](const Tensor& t) { return t.defined() && is_floating(t.dtype()); });
@@ -121,7 +150,10 @@ TEST_CASE("CUDA kernels agree with the CPU's on samples of cards") {
   for (const Op* op : ops::all()) {
     if (!runs_on_cuda(*op)) continue;
     DYNAMIC_SECTION(std::string(op->name)) {
-      for (const Case& c : testing::cases_of(*op, {0, 1, 8, 257}, 1))
+      auto limit = largest_size.find(op->name);
+      int64_t largest = limit == largest_size.end() ? 257 : limit->second;
+      for (const Case& c : testing::cases_of(*op, {0, 1, 8, largest}, 1)) {
+        if (has_unknown_targets(c)) continue;
         for (DType type : {DType::f32, DType::f64, DType::bf16}) {
           compare(ranks, c, type, as_they_are, tolerance_of(type));
           if (!has_floats(c)) break;
@@ -131,6 +163,7 @@ TEST_CASE("CUDA kernels agree with the CPU's on samples of cards") {
           compare(ranks, c, type, reversed, tolerance_of(type));
           compare(ranks, c, type, repeated, tolerance_of(type));
         }
+      }
     }
   }
 }
@@ -143,7 +176,7 @@ const std::vector<double> special = {0.0,      -0.0,      1,   -1,   0.5,   -0.5
 
 // Whether every dimension is one of "...".
 bool is_elementwise(const Case& c) {
-  if (!c.op.strided || c.op.view || c.op.composite) return false;
+  if (!c.op.strided || c.op.view || c.op.composite || c.attributes.has("dims")) return false;
   testing::Simulation s(c);
   return std::all_of(s.rule().factors().begin(), s.rule().factors().end(),
                      [](const Factor& f) { return f.name <= 'Z'; });

@@ -139,7 +139,7 @@ TEST_CASE("a run prints a line per step and a summary, and its metrics read back
     Json j = Json::parse(metrics[i]);
     Words keys;
     for (const auto& [key, value] : j.items()) keys.push_back(key);
-    CHECK(keys == Words{"step", "loss", "grad_norm", "lr", "tokens", "tokens_per_second", "step_seconds",
+    CHECK(keys == Words{"step", "loss", "grad_norm", "lr", "tokens", "tokens_per_second", "step_seconds", "host_seconds",
                         "peak_memory_bytes"});
     CHECK(j["peak_memory_bytes"].get<int64_t>() > 0);
     CHECK(j["step"] == i + 1);

@@ -49,24 +49,27 @@ def summary(program, config_path, batch_size, seq_len, steps, untimed):
     seconds = statistics.median(s["step_seconds"] for s in timed)
     rate = batch_size * seq_len / seconds
     titan, palm = flops_per_token(c, seq_len)
+    host = [s["host_seconds"] / s["step_seconds"] for s in timed if "host_seconds" in s]
     return {
         "program": program, "model": config_path, "parameters": parameters(c)[0],
         "batch_size": batch_size, "seq_len": seq_len, "timed_steps": len(timed), "step_ms": 1e3 * seconds,
         "tokens_per_second": rate, "mfu_torchtitan": rate * titan / PEAK_FLOPS, "mfu_palm": rate * palm / PEAK_FLOPS,
+        "host_share": statistics.median(host) if host else None,  # of a step's time, until all was given to the device
         "peak_memory_bytes": max((s.get("peak_memory_bytes") or 0 for s in steps), default=0),
         "first_loss": steps[0]["loss"], "last_loss": steps[-1]["loss"],
     }
 
 
 TRAIN_HEAD = (f"{'model':<12} {'program':<26} {'batch':>10} {'ms/step':>9} {'tokens/s':>10} {'MFU titan':>10} {'MFU PaLM':>9} "
-              f"{'GiB':>7}")
+              f"{'GiB':>7} {'host':>6}")
 
 
 def train_row(r):
     name = r["model"].rsplit("/", 1)[-1].removesuffix(".json").removeprefix("llama_")
     return (f"{name:<12} {r['program']:<26} {r['batch_size']:>5} x{r['seq_len']:>4} {r['step_ms']:>9.2f} "
             f"{r['tokens_per_second']:>10.0f} {r['mfu_torchtitan']:>10.1%} {r['mfu_palm']:>9.1%} "
-            f"{r['peak_memory_bytes'] / 2**30:>7.1f}")
+            f"{r['peak_memory_bytes'] / 2**30:>7.1f} "
+            + (f"{r['host_share']:>6.1%}" if r.get("host_share") is not None else f"{'':>6}"))
 
 
 def main():

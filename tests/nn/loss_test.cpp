@@ -110,7 +110,7 @@ TEST_CASE("mse_loss of sharded inputs is one all-reduce of its sum, and nothing 
 }
 
 TEST_CASE(
-    "linear_cross_entropy is cross_entropy of linear in chunks, and its gradients; a chunk adds the sums of its "
+    "linear_cross_entropy is cross_entropy of linear in chunks with its gradients, and a chunk adds the sums of its "
     "classes") {
   struct Case {
     const char* what;
