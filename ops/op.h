@@ -149,8 +149,7 @@ struct Op {
   bool wraps = false;        // integers wrap around, so a maximum or minimum of them does not pass
   bool accumulates = false;  // kernels can add output 0 to what it has (Context::accumulate)
   Kernel cpu = nullptr;      // of a view, which moves no bytes itself, on every device
-  Kernel cuda =
-      nullptr;  // the library's own cards leave it to ops/cuda/kernels.h, so that a card is the same in every build
+  Kernel cuda = nullptr;     // of a program's own card; those of the library's are found by name (ops/cuda/kernels.h)
   Composite composite = nullptr;
   GradientFunction gradient = nullptr;
   Keeps keeps = {};
