@@ -99,7 +99,7 @@ class CachingAllocator : public Allocator {
     if (!at)
       fail(
           "[cuda] no memory for {} bytes: the tensors of this rank hold {}, {} are free on device {}; take a smaller "
-          "--micro-batch-size, or more ranks",
+          "--batch-size, or more ranks",
           bytes, bytes_in_use(), free_memory(), device_index_);
     blocks_[at] = {segment, pool_, is_small, true};
     return free_.insert({pool_, is_small, segment, at}).first;

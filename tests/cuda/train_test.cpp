@@ -7,7 +7,6 @@
 
 using namespace dtensor;
 using namespace dtensor::testing;
-using namespace std::string_literals;
 
 namespace {
 
@@ -33,13 +32,8 @@ nn::LlamaConfig small_model() {
 }
 
 std::string text_file() {
-  static const std::string file = [] {
-    std::string path = (std::filesystem::temp_directory_path() / "dtensor_train_on_cuda.txt").string();
-    std::ofstream out(path);
-    for (uint32_t i = 1; out.tellp() < 4000; i = i * 1664525u + 1013904223u)
-      out << "sum of shards, part of a mesh, rank by rank\n"s.substr(i >> 29);
-    return path;
-  }();
+  static const Folder folder;  // of this process: tests run side by side
+  static const std::string file = folder.write("text.txt", some_text(4000));
   return file;
 }
 
@@ -100,8 +94,9 @@ TEST_CASE("cuda: a captured step is of one batch size") {
   DeviceMesh mesh(*rank, "dp=1");
   nn::Trainer trainer(mesh, small_model(), {}, {.steps = 4});
   for (int i = 0; i < 2; ++i) trainer.step(text.batch(mesh, {}, i, 4));
-  CHECK_THAT(error_of([&] { trainer.step(text.batch(mesh, {}, 2, 8)); }),
-             Contains("[train] the batch is i64[8,16] dp=Replicate, but the step was captured of i64[4,16] dp=Replicate"));
+  CHECK_THAT(
+      error_of([&] { trainer.step(text.batch(mesh, {}, 2, 8)); }),
+      Contains("[train] the batch is i64[8,16] dp=Replicate, but the step was captured of i64[4,16] dp=Replicate"));
 }
 
 TEST_CASE("cuda: training in bf16 stays near float32, with the same bits every time") {
