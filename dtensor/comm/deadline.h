@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdint>
 
 namespace dtensor {
 
@@ -17,7 +18,7 @@ inline std::chrono::steady_clock::time_point time_after(std::chrono::millisecond
 // Any number of seconds, infinity too.
 inline std::chrono::milliseconds milliseconds_of(double seconds) {
   constexpr auto most = std::chrono::milliseconds::max();
-  return seconds * 1000 >= double(most.count()) ? most : std::chrono::milliseconds(int64_t(seconds * 1000));
+  return seconds * 1000 >= double(most.count()) ? most : std::chrono::milliseconds(std::int64_t(seconds * 1000));
 }
 
 }  // namespace dtensor

@@ -1,5 +1,6 @@
 #include "dtensor/comm/flight_recorder.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "placement/error.h"
@@ -125,14 +126,17 @@ Findings compare(const std::map<int, std::string>& records, const Members& membe
   return found;
 }
 
-bool has_begun(const std::string& record, const Members& members, uint64_t sequence, bool end) {
-  json parsed = json::parse(record);
-  for (const json& entry : parsed["collectives"]) {
-    if (!is_of(entry, members)) continue;
-    uint64_t number = entry["sequence"];
-    if (number > sequence || (number == sequence && (entry["name"] == end_name) == end)) return true;
-  }
-  return false;
+std::string last_words(const std::vector<std::pair<Members, uint64_t>>& begun) {
+  json list = json::array();
+  for (const auto& [members, n] : begun)
+    list.push_back({{"ranks", members.ranks}, {"lane", members.lane}, {"begun", n}});
+  return list.dump();
+}
+
+bool will_not_begin(const std::string& last_words, const Members& members, uint64_t sequence) {
+  json list = json::parse(last_words);
+  return std::any_of(list.begin(), list.end(),
+                     [&](const json& entry) { return is_of(entry, members) && entry["begun"] <= sequence; });
 }
 
 }  // namespace dtensor

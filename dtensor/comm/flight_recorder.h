@@ -75,9 +75,9 @@ struct Findings {
 };
 Findings compare(const std::map<int, std::string>& records, const Members& members, uint64_t sequence);
 
-// The name of a rank's last collective of the world, after which it starts nothing.
-constexpr const char* end_name = "end";
-// Whether the rank with this record has begun a collective that is a rank's end, or one that is not.
-bool has_begun(const std::string& record, const Members& members, uint64_t sequence, bool end);
+// What a rank leaves when it ends: how many collectives of each communicator it has begun. Whether another rank waits
+// in vain with the collective `sequence` of some.
+std::string last_words(const std::vector<std::pair<Members, uint64_t>>& begun);
+bool will_not_begin(const std::string& last_words, const Members& members, uint64_t sequence);
 
 }  // namespace dtensor

@@ -169,12 +169,23 @@ class Nccl : public Communicator, public std::enable_shared_from_this<Nccl> {
 
   // The host waits, so what it does next comes after what the others did before.
   void barrier() override {
-    meet("barrier", [] {});
+    if (!channel_->scratch) {
+      channel_->scratch = cuda::allocate(8);
+      check(channel_->scratch != nullptr, "[barrier] the device has no 8 bytes left");
+      cuda::zero(channel_->scratch, 8, stream());
+    }
+    auto issue = [this] {
+      add(api_.AllReduce(channel_->scratch, channel_->scratch, 1, DataType::int64, RedOp::sum, comm(), stream()));
+    };
+    auto op = watchdog_->begin(channel_, {"barrier", {}});
+    run(*op, issue);
+    watchdog_->issued(op);
+    watchdog_->wait_on_host(*op);
+    watchdog_->forget(op, true);
   }
-  // A barrier, of which the others hear before it is over.
-  void end() override {
-    meet(end_name, [this] { watchdog_->tell_end(); });
-  }
+
+  // Waits until all ranks have ended, without NCCL, which would take it for whatever the others are at.
+  void end() override { watchdog_->end(); }
 
   std::shared_ptr<Communicator> split(const RankGrid& ranks) override {
     check(ranks.find(rank_) >= 0, "[split] rank {} is not among the ranks of the new communicator", rank_);
@@ -231,24 +242,6 @@ class Nccl : public Communicator, public std::enable_shared_from_this<Nccl> {
       if (n > 0 && rank_ == 0) add(api_.Send(b.in.bytes_data(), n, type(t), 1, comm(), stream()));
       if (n > 0 && rank_ == 1) add(api_.Recv(b.out.bytes_data(), n, type(t), 0, comm(), stream()));
     });
-  }
-
-  // The host waits for all ranks; `begun` is called when this one has come.
-  template <class F>
-  void meet(const char* name, F begun) {
-    if (!channel_->scratch) {
-      channel_->scratch = cuda::allocate(8);
-      check(channel_->scratch != nullptr, "[{}] the device has no 8 bytes left", name);
-      cuda::zero(channel_->scratch, 8, stream());
-    }
-    auto op = watchdog_->begin(channel_, {name, {}});
-    run(*op, [this] {
-      add(api_.AllReduce(channel_->scratch, channel_->scratch, 1, DataType::int64, RedOp::sum, comm(), stream()));
-    });
-    watchdog_->issued(op);
-    begun();
-    watchdog_->wait_on_host(*op);
-    watchdog_->forget(op, true);
   }
 
   // The first error of a group is the group's.

@@ -238,33 +238,51 @@ void Watchdog::look_at_ended() {
   {
     std::lock_guard lock(mutex_);
     for (const auto& op : operations_)
-      if (op->channel->members->ranks.size() > 1 && Clock::now() > op->queued + 10 * options_.poll) late.push_back(op);
+      if (Clock::now() > op->queued + 10 * options_.poll) late.push_back(op);
+    if (late.empty() && !ending_) return;
   }
-  if (late.empty()) return;
-  for (int64_t n = store_->add(ended_key, 0); int64_t(ended_.size()) < n;) {
+  int64_t n = store_->add(ended_key, 0);
+  {
+    std::lock_guard lock(mutex_);
+    have_ended_ = n;
+  }
+  changed_.notify_all();
+  while (!late.empty() && int64_t(ended_.size()) < n) {
     auto entry = store_->try_get(ended_key_of(int64_t(ended_.size()) + 1));
     if (!entry) break;  // it is being written
     size_t space = entry->find(' ');
     ended_[std::stoi(entry->substr(0, space))] = entry->substr(space + 1);
   }
   for (const auto& op : late)
-    for (int r : op->channel->members->ranks)
-      if (auto it = ended_.find(r); it != ended_.end() && r != rank_ &&
-                                    !has_begun(it->second, *op->channel->members, op->sequence, op->kind == end_name)) {
-        if (!first_to_fail()) return;
-        std::string text = fmt::format("[{}] rank {} has ended (its function returned), but rank {} waits for it in {}",
-                                       op->kind, r, rank_, op->call);
-        return settle(text, fmt::format("rank {} failed: {}", rank_, text));
-      }
+    for (int r : op->channel->members->ranks) {
+      auto it = ended_.find(r);
+      if (it == ended_.end() || !will_not_begin(it->second, *op->channel->members, op->sequence)) continue;
+      if (!first_to_fail()) return;
+      std::string text = fmt::format("[{}] rank {} has ended (its function returned), but rank {} waits for it in {}",
+                                     op->kind, r, rank_, op->call);
+      return settle(text, fmt::format("rank {} failed: {}", rank_, text));
+    }
 }
 
-void Watchdog::tell_end() {
-  std::string record;
+void Watchdog::end() {
+  if (world_ == 1) return throw_if_failed();
+  std::vector<std::pair<Members, uint64_t>> begun;
   {
     std::lock_guard lock(mutex_);
-    record = recorder_.json("", answered_entries);
+    for (const auto& c : open_) begun.emplace_back(*c->members, c->next);
+    ending_ = true;
   }
-  store_->set(ended_key_of(store_->add(ended_key, 1)), fmt::format("{} {}", rank_, record));
+  store_->set(ended_key_of(store_->add(ended_key, 1)), fmt::format("{} {}", rank_, last_words(begun)));
+  std::unique_lock lock(mutex_);
+  if (!changed_.wait_until(lock, time_after(options_.deadline),
+                           [&] { return have_ended_ == world_ || !failure_.empty(); })) {
+    std::string text = fmt::format("[end] not complete after {} s: rank {} has ended, but only {} of {} ranks have",
+                                   double(options_.deadline.count()) / 1000, rank_, have_ended_, world_);
+    lock.unlock();
+    if (first_to_fail()) settle(text, fmt::format("rank {} failed: {}", rank_, text));
+    return throw_if_failed();
+  }
+  if (!failure_.empty()) throw Error(failure_);
 }
 
 void Watchdog::destroy_closed() {
@@ -402,8 +420,9 @@ void Watchdog::abort_all() {
   api_.GroupEnd();
   // The abort of a parent waits for the thread that splits it, so what that made is there now.
   for (auto& [c, lock] : held) {
-    if (!c->making) continue;
-    if (Comm* made = std::atomic_ref(c->made).load(std::memory_order_acquire)) api_.CommAbort(made);
+    Comm* made = c->making ? std::atomic_ref(c->made).load(std::memory_order_acquire) : nullptr;
+    if (!made) continue;
+    api_.CommAbort(made);
     c->making = false;
   }
 }

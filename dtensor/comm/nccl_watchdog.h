@@ -56,7 +56,7 @@ struct Operation {
 //
 // In the store: "failure" is the first cause; "inquiry" is there when some rank wants to know what the others do, and
 // "record/R" is what rank R answers; "ended" is how many ranks have ended, and "ended/N" the N-th of them, from 1, with
-// its last record.
+// its last words.
 class Watchdog {
  public:
   Watchdog(int rank, int world, int device, Api api, std::shared_ptr<Store> store, Options options);
@@ -81,8 +81,8 @@ class Watchdog {
   void close(const std::shared_ptr<Channel>& channel);
   // All ranks end with `reason`, unless something failed before.
   void abort(const std::string& reason);
-  // This rank will begin nothing more.
-  void tell_end();
+  // This rank begins nothing more. Returns when no rank does.
+  void end();
 
  private:
   void run();
@@ -113,9 +113,10 @@ class Watchdog {
   FlightRecorder recorder_;
   std::list<std::shared_ptr<Operation>> operations_;
   std::vector<std::shared_ptr<Channel>> open_, closed_;
-  bool failing_ = false, answered_ = false, stop_ = false;
+  bool failing_ = false, answered_ = false, stop_ = false, ending_ = false;
+  int64_t have_ended_ = 0;  // ranks
   std::string failure_;
-  std::map<int, std::string> ended_;  // records by rank; of the watchdog's thread
+  std::map<int, std::string> ended_;  // last words by rank; of the watchdog's thread
   std::thread thread_;
 };
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <compare>
+#include <cstddef>
 #include <vector>
 
 namespace dtensor {
@@ -33,7 +34,7 @@ class RankGrid {
   }
   int operator[](int index) const {
     int rank = first_;
-    for (size_t a = axes_.size(); a-- > 0; index /= axes_[a].size) rank += index % axes_[a].size * axes_[a].stride;
+    for (std::size_t a = axes_.size(); a-- > 0; index /= axes_[a].size) rank += index % axes_[a].size * axes_[a].stride;
     return rank;
   }
   // The index of `rank` in it, or -1.

@@ -41,6 +41,17 @@ int result_of(pid_t child) {
 
 }  // namespace
 
+TEST_CASE("a store's deadline that the clock cannot hold is none") {
+  auto never = std::chrono::milliseconds::max();
+  StoreServer server("127.0.0.1", 0);
+  {
+    Store a("127.0.0.1", server.port(), never);
+    a.set("k", "one");
+    CHECK(a.get("k", never) == "one");
+  }
+  server.wait_for_goodbyes(1, never);
+}
+
 TEST_CASE("the store keeps values, and counters, for all its clients") {
   for (const char* host : {"127.0.0.1", "localhost", "0.0.0.0"}) {
     StoreServer server(host, 0);
