@@ -49,14 +49,14 @@ class Parameter {
   // As stored: what optimizers and checkpoints see.
   DistributedTensor& stored() { return stored_; }
   const DistributedTensor& stored() const { return stored_; }
-  // What is computed with, as stored: stored() itself, or its copy in the type for computing. Tapes watch this one.
+  // What is computed with, as stored: stored() itself, or its copy in the type for computing. Stores watch this one.
   DistributedTensor& value() { return copy_.defined() ? copy_ : stored_; }
   const DistributedTensor& value() const { return copy_.defined() ? copy_ : stored_; }
   // From now on computing is in bf16, with a copy that the optimizer renews. Errors: a parameter that has values
   // already.
   void compute_in(DType dtype);
-  // For use in a forward function: the group's copy while there is one, else brought to its layout for use, which the
-  // tape may drop and remake.
+  // For use in a forward function: the group's copy while there is one, else brought to its layout for use, which a
+  // record may drop and remake.
   DistributedTensor operator()() const;
   // The placement along one axis, stored and used. Errors: a parameter that has values already; a missing dimension.
   void place(int axis, Placement p);

@@ -11,35 +11,21 @@
 
 namespace dtensor::nn {
 
-void watch_parameters(Tape& tape, const std::vector<Parameter*>& parameters) {
+void watch_parameters(GradientStore& store, const std::vector<Parameter*>& parameters) {
   for (Parameter* p : parameters) {
-    if (!p->group()) tape.watch(p->value(), p->stored().dtype());
+    if (!p->group()) store.watch(p->value(), p->stored().dtype(), p->path());
     if (!p->group() || p->group()->parameters.front() != p) continue;
     std::vector<DistributedTensor> leaves;
     std::vector<std::string> names;
     for (const Parameter* q : p->group()->parameters) leaves.push_back(q->value()), names.push_back(q->path());
-    tape.watch_together(leaves, names, p->stored().dtype());
+    store.watch_together(leaves, names, p->stored().dtype());
   }
 }
 
-std::vector<DistributedTensor> reduce_gradients(const Tape& tape, const std::vector<Parameter*>& parameters) {
-  if (parameters.empty()) return {};
-  std::vector<DistributedTensor> gradients;
-  std::vector<Layout> layouts;
-  std::vector<std::string> reasons;
-  for (Parameter* p : parameters) {
-    DistributedTensor g = tape.gradient(p->value());
-    if (!g.defined()) {
-      g = DistributedTensor::empty(p->stored().mesh(), &p->stored().spec(),
-                                   Tensor::zeros(p->stored().local().allocator(), p->stored().dtype(),
-                                                 p->stored().spec().local_shape, p->stored().local().device()));
-    }
-    gradients.push_back(g);
-    layouts.push_back(p->stored().layout());
-    reasons.push_back("gradient of " + p->path());
-  }
-  NoGrad scope(gradients[0].mesh().rank_state());
-  return redistribute(gradients, layouts, {.reasons = reasons});
+std::vector<DistributedTensor> reduce_gradients(GradientStore& store, const std::vector<Parameter*>& parameters) {
+  std::vector<DistributedTensor> leaves;
+  for (const Parameter* p : parameters) leaves.push_back(p->value());
+  return store.reduce(leaves);
 }
 
 namespace {
