@@ -7,6 +7,7 @@
 #include "ops/all.h"
 #include "ops/cpu/fused.h"
 #include "ops/cuda/optim.h"
+#include "ops/dims.h"
 #include "ops/kernel.h"
 
 namespace dtensor::nn {
@@ -36,12 +37,12 @@ Tensor aligned(const Tensor& t) {
   return reinterpret_cast<uintptr_t>(whole.bytes_data()) % 16 ? whole.clone() : whole;
 }
 
-// The sum of the squares of tensors that are sharded along the same axes: f64, Partial there.
+// The sum of the squares of tensors that are sharded along the same axes, none of them Partial: f64, Partial there.
 DistributedTensor sum_squares(const std::vector<DistributedTensor>& list) {
   const DistributedTensor& first = list[0];
   Rank& rank = first.mesh().rank_state();
-  DistributedTensor sum = ops::sum_squares(first);
   if (rank.device() != Device::cuda || first.is_meta()) {
+    DistributedTensor sum = ops::sum_squares(first);
     for (size_t i = 1; i < list.size(); ++i) sum = ops::add(sum, ops::sum_squares(list[i]));
     return sum;
   }
@@ -56,17 +57,24 @@ DistributedTensor sum_squares(const std::vector<DistributedTensor>& list) {
       out(rank.allocator(), DType::f64, {});
   cuda::sum_squares(rank.allocator()->stream(), first.dtype(), tensors.data(), count,
                     reinterpret_cast<double*>(scratch.bytes_data()), reinterpret_cast<double*>(out.bytes_data()));
-  return DistributedTensor::from_local(out, first.mesh(), sum.layout(), {});
+  Layout layout;
+  layout.partial = first.layout().sharded();
+  return DistributedTensor::from_local(out, first.mesh(), layout, {});
 }
 
 }  // namespace
 
 DistributedTensor global_norm(const std::vector<DistributedTensor>& gradients) {
   check(!gradients.empty(), "[global_norm] no gradients");
+  for (size_t i = 0; i < gradients.size(); ++i)
+    check(gradients[i].defined(),
+          "[global_norm] gradient {} of {} is undefined: nothing led to it; leave it out, or give zeros", i,
+          gradients.size());
   Rank& rank = gradients[0].mesh().rank_state();
   NoGrad scope(rank);
+  LabelScope reason(rank, Label::Kind::reason, "gradient norm");
   std::vector<std::vector<DistributedTensor>> alike;  // those whose sums are Partial on the same axes
-  for (const DistributedTensor& g : gradients) {
+  for (const DistributedTensor& g : ops::reduced(gradients)) {
     auto same = std::find_if(alike.begin(), alike.end(), [&](const auto& list) {
       return list[0].layout().sharded() == g.layout().sharded() && list[0].dtype() == g.dtype();
     });
@@ -75,7 +83,6 @@ DistributedTensor global_norm(const std::vector<DistributedTensor>& gradients) {
   }
   std::vector<DistributedTensor> sums;
   for (const auto& list : alike) sums.push_back(sum_squares(list));
-  LabelScope reason(rank, Label::Kind::reason, "gradient norm");
   sums = redistribute(sums, std::vector<Layout>(sums.size()));
   DistributedTensor total = sums[0];
   for (size_t i = 1; i < sums.size(); ++i) total = ops::add(total, sums[i]);

@@ -14,7 +14,8 @@ void watch_parameters(GradientStore& store, const std::vector<Parameter*>& param
 std::vector<DistributedTensor> reduce_gradients(GradientStore& store, const std::vector<Parameter*>& parameters);
 
 // The Euclidean norm of all gradients, each parameter once: f64, Replicate. Parts of one layout are added first, so
-// that there is one reduction per layout, all in one launch. The host does not wait for it.
+// that there is one reduction per layout, all in one launch; what is Partial is reduced before. The host does not wait
+// for it. Errors: none, or an undefined one.
 DistributedTensor global_norm(const std::vector<DistributedTensor>& gradients);
 
 struct AdamWOptions {

@@ -206,7 +206,9 @@ TEST_CASE("the global norm counts each element once on every mesh") {
                         {"x=2", {"x=Shard(0)", "x=Shard(0)", "x=Shard(1)", ""}, 1},
                         {"x=4", {"x=Shard(1)", "x=Shard(0)", "x=Shard(1)", "x=Shard(0)"}, 1},
                         {"x=2,y=2", {"x=Shard(0)", "y=Shard(0)", "x=Shard(1) y=Shard(0)", ""}, 3},
-                        {"x=2,y=3", {"y=Shard(0) x=Shard(0)", "x=Shard(0) y=Shard(0)", "", "y=Shard(0)"}, 2}};
+                        {"x=2,y=3", {"y=Shard(0) x=Shard(0)", "x=Shard(0) y=Shard(0)", "", "y=Shard(0)"}, 2},
+                        {"x=2", {"x=Partial", "", "x=Shard(0)", "x=Partial"}, 3},
+                        {"x=2,y=2", {"x=Partial y=Shard(0)", "x=Partial y=Partial", "", ""}, 3}};
   for (const Case& c : cases) {
     auto results = on_mesh(c.mesh, [&](const DeviceMesh& m) {
       m.rank_state().strict = true;
@@ -229,6 +231,10 @@ TEST_CASE("the global norm counts each element once on every mesh") {
     CHECK(int(results[0].second.size()) == c.entries);
   }
   CHECK(error_of([] { global_norm({}); }) == "[global_norm] no gradients");
+  auto rank = Rank::single();
+  DistributedTensor g = DistributedTensor::distribute(f32({3}, 1), DeviceMesh(*rank, "x=1"), Layout());
+  CHECK_THAT(error_of([&] { global_norm({g, DistributedTensor()}); }),
+             Contains("[global_norm] gradient 1 of 2 is undefined: nothing led to it"));
 }
 
 TEST_CASE("gradients go to the stored layouts in few launches, with zeros where there are none") {
