@@ -146,50 +146,44 @@ DistributedTensor Record::Kept::get(std::string_view op) const {
   return value;
 }
 
-std::shared_ptr<const std::string> Record::label(Label::Kind kind, std::shared_ptr<const std::string>& last) const {
+const std::string* Record::label(Label::Kind kind, const std::string*& last) {
   std::string_view now = rank_.label(kind);
-  if (!last || *last != now) last = std::make_shared<const std::string>(now);
+  if (!last || *last != now) last = &labels_.emplace_back(now);
   return last;
 }
 
 void Record::on_call(const CallEvent& e) {
   if (rank_.no_grad || !is_floating(e.outputs[0].dtype())) return;
-  std::vector<Value> inputs;
-  inputs.reserve(e.inputs.size());
+  std::vector<Value> values;
+  values.reserve(e.inputs.size() + e.outputs.size());
   bool tracked = false, from_input = false;
   for (const DistributedTensor* in : e.inputs) {
     Tracked t = track(in);
     tracked |= t.root != 0, from_input |= t.from_input;
-    inputs.push_back({t, in ? &in->spec() : nullptr});
+    values.push_back({t, in ? &in->spec() : nullptr});
   }
   if (!tracked) return;
-  Node& node = nodes_.emplace_back(Node{&e.op,
-                                        e.attributes,
-                                        std::move(inputs),
-                                        {},
-                                        {},
-                                        {},
-                                        label(Label::Kind::module, last_module_),
-                                        label(Label::Kind::plan_line, last_plan_line_)});
-  node.outputs.reserve(e.outputs.size());
+  for (const Value& in : values) {
+    if (!in.tracked.leaf || in.tracked.leaf->group < 0) continue;
+    uses_.resize(std::max(uses_.size(), size_t(in.tracked.leaf->group) + 1));
+    ++uses_[size_t(in.tracked.leaf->group)];
+  }
   for (const DistributedTensor& out : e.outputs) {
     Tracked t{out.id(), out.version(), from_input, nullptr};
     tracked_[out.id()] = t;
-    node.outputs.push_back({t, &out.spec()});
+    values.push_back({t, &out.spec()});
   }
   if (rank_.keep_policy && !rank_.keep_policy->keep(e)) {
     auto recipe = std::make_shared<Called>(e, *this);
     for (size_t o = 0; o < e.outputs.size(); ++o) recipes_[e.outputs[o].id()] = {recipe, o};
   }
-  if (e.op.gradient) {  // without one, backward() says so if it gets here
-    for (int i : e.op.keeps.inputs) node.kept_inputs.push_back(e.used[size_t(i)] ? keep(*e.used[size_t(i)]) : Kept{});
-    for (int o : e.op.keeps.outputs) node.kept_outputs.push_back(keep(e.outputs[size_t(o)]));
-  }
-  for (const Value& in : node.inputs) {
-    if (!in.tracked.leaf || in.tracked.leaf->group < 0) continue;
-    uses_.resize(std::max(uses_.size(), size_t(in.tracked.leaf->group) + 1));
-    ++uses_[size_t(in.tracked.leaf->group)];
-  }
+  Node& node =
+      nodes_.emplace_back(Node{&e.op, e.attributes, label(Label::Kind::module, last_module_),
+                               label(Label::Kind::plan_line, last_plan_line_), e.inputs.size(), std::move(values)});
+  if (!e.op.gradient) return;  // backward() says so if it gets here
+  node.kept.reserve(e.op.keeps.inputs.size() + e.op.keeps.outputs.size());
+  for (int i : e.op.keeps.inputs) node.kept.push_back(e.used[size_t(i)] ? keep(*e.used[size_t(i)]) : Kept{});
+  for (int o : e.op.keeps.outputs) node.kept.push_back(keep(e.outputs[size_t(o)]));
 }
 
 // What a card's gradient function sees of a node.
@@ -202,33 +196,30 @@ class Record::NodeGradient : public Gradient {
         of_(of),
         node_(node),
         of_outputs_(std::move(of_outputs)),
-        results(node.inputs.size()) {
-    inputs_.resize(node.kept_inputs.size());
-    outputs_.resize(node.kept_outputs.size());
-    offered_.resize(node.inputs.size());
-    for (const Value& v : node.inputs) wanted_.push_back(v.spec ? target_of(*v.spec) : Layout());
+        results(node.input_count) {
+    kept_.resize(node.kept.size());
+    offered_.resize(node.input_count);
+    for (const Value& v : node.inputs()) wanted_.push_back(v.spec ? target_of(*v.spec) : Layout());
   }
 
   const Attributes& attributes() const override { return node_.attributes; }
-  const DistributedTensor& input(int i) const override {
-    return find(node_.op->keeps.inputs, node_.kept_inputs, inputs_, i, "input");
-  }
+  const DistributedTensor& input(int i) const override { return find(node_.op->keeps.inputs, 0, i, "input"); }
   const DistributedTensor& output(int i) const override {
-    return find(node_.op->keeps.outputs, node_.kept_outputs, outputs_, i, "output");
+    return find(node_.op->keeps.outputs, node_.op->keeps.inputs.size(), i, "output");
   }
-  const TensorSpec& input_spec(int i) const override { return *node_.inputs[size_t(i)].spec; }
+  const TensorSpec& input_spec(int i) const override { return *node_.inputs()[size_t(i)].spec; }
   const DistributedTensor& of_output(int i) const override { return of_outputs_[size_t(i)]; }
   DType dtype(int i) const override {
-    const GradientStore::Leaf* leaf = node_.inputs[size_t(i)].tracked.leaf;
+    const GradientStore::Leaf* leaf = node_.inputs()[size_t(i)].tracked.leaf;
     return leaf ? leaf->dtype : input_spec(i).dtype;
   }
   DistributedTensor* sum(int i) const override {
-    DistributedTensor& sum = record_.sum(node_.inputs[size_t(i)].tracked, pass_);
+    DistributedTensor& sum = record_.sum(node_.inputs()[size_t(i)].tracked, pass_);
     if (!sum.defined()) return nullptr;
     offered_[size_t(i)] = sum.version();
     return &sum;
   }
-  bool needs(int i) const override { return wants(node_.inputs[size_t(i)].tracked, of_); }
+  bool needs(int i) const override { return wants(node_.inputs()[size_t(i)].tracked, of_); }
   const Layout* wanted(int i) const override { return &wanted_[size_t(i)]; }
   void set(int i, DistributedTensor g) override {
     if (!needs(i)) return;
@@ -249,15 +240,15 @@ class Record::NodeGradient : public Gradient {
 
  private:
   // Taken, or remade, when it is asked for the first time.
-  const DistributedTensor& find(const std::vector<int>& names, const std::vector<Kept>& kept,
-                                std::vector<DistributedTensor>& values, int i, const char* what) const {
+  const DistributedTensor& find(const std::vector<int>& names, size_t first, int i, const char* what) const {
     for (size_t k = 0; k < names.size(); ++k) {
       if (names[k] != i) continue;
-      if (!values[k].defined() && kept[k].defined()) {
+      DistributedTensor& value = kept_[first + k];
+      if (!value.defined() && node_.kept[first + k].defined()) {
         LabelScope reason(record_.rank_, Label::Kind::reason, "remade for the gradient");
-        values[k] = kept[k].get(node_.op->name);
+        value = node_.kept[first + k].get(node_.op->name);
       }
-      return values[k];
+      return value;
     }
     fail("[{}] the gradient asks for {} {}, which the card does not keep", node_.op->name, what, i);
   }
@@ -267,7 +258,7 @@ class Record::NodeGradient : public Gradient {
   Of of_;
   const Node& node_;
   std::vector<DistributedTensor> of_outputs_;
-  mutable std::vector<DistributedTensor> inputs_, outputs_;
+  mutable std::vector<DistributedTensor> kept_;
   std::vector<Layout> wanted_;
   mutable std::vector<std::optional<uint32_t>> offered_;  // versions of the sums that the card asked for
 
@@ -290,12 +281,12 @@ void Record::contribute(const Tracked& to, DistributedTensor gradient, GradientS
 
 // Whether the node is needed again, by the pass of the weights.
 bool Record::run(Node& node, GradientStore::Pass& pass, Of of) {
-  if (of == Of::inputs && !node.outputs[0].tracked.from_input) return true;
+  if (of == Of::inputs && !node.outputs()[0].tracked.from_input) return true;
   LabelScope module(rank_, Label::Kind::module, *node.module), plan(rank_, Label::Kind::plan_line, *node.plan_line);
   std::vector<DistributedTensor> of_outputs = std::move(node.of_outputs);
   if (of_outputs.empty()) {
     bool any = false;
-    for (const Value& out : node.outputs) {
+    for (const Value& out : node.outputs()) {
       DistributedTensor& g = of_outputs.emplace_back();
       if (auto it = pending_.find(out.tracked.root); it != pending_.end())
         g = std::move(it->second), pending_.erase(it);
@@ -308,7 +299,7 @@ bool Record::run(Node& node, GradientStore::Pass& pass, Of of) {
   }
   check(node.op->gradient, "[backward] {} has no gradient", node.op->name);
   auto wanted = [&](Of pass_of) {
-    return std::any_of(node.inputs.begin(), node.inputs.end(),
+    return std::any_of(node.inputs().begin(), node.inputs().end(),
                        [&](const Value& in) { return NodeGradient::wants(in.tracked, pass_of); });
   };
   NodeGradient gradient(*this, pass, of, node, of_outputs);
@@ -316,13 +307,13 @@ bool Record::run(Node& node, GradientStore::Pass& pass, Of of) {
     LabelScope op(rank_, Label::Kind::op, fmt::format("gradient of {}", node.op->name));
     node.op->gradient(gradient);
   }
-  for (size_t i = 0; i < node.inputs.size(); ++i) {
+  for (size_t i = 0; i < node.input_count; ++i) {
     DistributedTensor& g = gradient.results[i];
     if (!g.defined()) continue;
-    if (g.shape() != node.inputs[i].spec->shape)
+    if (g.shape() != node.inputs()[i].spec->shape)
       fail("[backward] the gradient of {} gives {} for an input of shape {}", node.op->name, to_string(g),
-           to_string(node.inputs[i].spec->shape));
-    contribute(node.inputs[i].tracked, std::move(g), pass);
+           to_string(node.inputs()[i].spec->shape));
+    contribute(node.inputs()[i].tracked, std::move(g), pass);
   }
   if (of != Of::inputs || !wanted(Of::weights)) return false;
   node.of_outputs = std::move(of_outputs);
@@ -339,8 +330,8 @@ void Record::run_all(GradientStore::Pass& pass, Of of) {
       later.push_back(std::move(node));
       continue;
     }
-    node.kept_inputs.clear(), node.kept_outputs.clear();
-    for (const Value& in : node.inputs) {
+    node.kept.clear();
+    for (const Value& in : node.inputs()) {
       if (!in.tracked.leaf || in.tracked.leaf->group < 0) continue;
       if (of == Of::inputs)
         --uses_[size_t(in.tracked.leaf->group)];
@@ -432,8 +423,10 @@ void Record::start() {
 
 void Record::forget() {
   finished_ = true;
-  nodes_.clear(), tracked_.clear(), recipes_.clear(), pending_.clear(), of_leaves_.clear(), uses_.clear();
+  nodes_.clear(), labels_.clear(), tracked_.clear(), recipes_.clear(), pending_.clear(), of_leaves_.clear(),
+      uses_.clear();
   last_recipe_.reset();
+  last_module_ = last_plan_line_ = nullptr;
 }
 
 }  // namespace dtensor::nn

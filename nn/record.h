@@ -111,10 +111,14 @@ class Record : public Observer {
   struct Node {
     const Op* op;
     Attributes attributes;
-    std::vector<Value> inputs, outputs;
-    std::vector<Kept> kept_inputs, kept_outputs;  // parallel to op->keeps
-    std::shared_ptr<const std::string> module, plan_line;
+    const std::string *module, *plan_line;
+    size_t input_count;
+    std::vector<Value> values = {};                  // the inputs, then the outputs
+    std::vector<Kept> kept = {};                     // parallel to op->keeps: inputs, then outputs
     std::vector<DistributedTensor> of_outputs = {};  // between the pass of the inputs and that of the weights
+
+    std::span<const Value> inputs() const { return std::span(values).first(input_count); }
+    std::span<const Value> outputs() const { return std::span(values).subspan(input_count); }
   };
   class NodeGradient;
   using Of = BackwardOptions::Of;
@@ -127,7 +131,7 @@ class Record : public Observer {
   bool run(Node& node, GradientStore::Pass& pass, Of of);
   void contribute(const Tracked& to, DistributedTensor gradient, GradientStore::Pass& pass);
   DistributedTensor& sum(const Tracked& of, GradientStore::Pass& pass);
-  std::shared_ptr<const std::string> label(Label::Kind kind, std::shared_ptr<const std::string>& last) const;
+  const std::string* label(Label::Kind kind, const std::string*& last);
   template <class F>
   void guarded(F f);
   void start();
@@ -136,12 +140,13 @@ class Record : public Observer {
   GradientStore& store_;
   Rank& rank_;
   RecordOptions options_;
-  std::vector<Node> nodes_;
+  std::deque<Node> nodes_;
   std::unordered_map<uint64_t, Tracked> tracked_;  // by the value's id; leaves are in the store until they are used
   std::unordered_map<uint64_t, std::pair<std::shared_ptr<Recipe>, size_t>> recipes_;  // by the id of the result
   std::shared_ptr<Redistributed> last_recipe_;  // of the batch that is being reported
   uint64_t last_batch_ = 0;
-  std::shared_ptr<const std::string> last_module_, last_plan_line_;
+  std::deque<std::string> labels_;  // of nodes, which mostly have those of the one before
+  const std::string *last_module_ = nullptr, *last_plan_line_ = nullptr;
   std::vector<int> uses_;                                         // of the store's groups, by the recorded calls
   std::unordered_map<uint64_t, DistributedTensor> inputs_;        // watched ones, and their gradients
   std::unordered_map<uint64_t, DistributedTensor> pending_;       // gradients on their way, by root
