@@ -79,7 +79,8 @@ void declare(CLI::App& app, Options& o) {
       "--tune-gemm", o.tune_gemm,
       "file of the fastest cuBLASLt algorithms on this GPU: read, or measured after the first step and written");
   app.add_flag("--tf32", o.tf32, "on cuda, products of fp32 may round their factors to tf32");
-  app.add_option("--deadline", o.deadline, "seconds that a rank waits for the others")->check(positive);
+  app.add_option("--deadline", o.deadline, "seconds that a rank waits for the others; inf is for ever")
+      ->check(positive);
   app.add_option("--threads", o.threads, "of each rank's kernels; 0: the cores divided by the ranks");
   app.add_flag("--strict", o.strict, "communication that nobody asked for is an error");
   app.add_flag("--dry-run", o.dry_run, "list the collectives of a step and stop; needs neither --data nor --steps");
@@ -197,13 +198,16 @@ std::vector<CommLog::Entry> dry_run(const Options& o, const Run& run) {
 void print_json(const Run& run, const std::vector<CommLog::Entry>& entries) {
   nlohmann::ordered_json list = nlohmann::ordered_json::array(), counts = nlohmann::ordered_json::object();
   int64_t bytes = 0;
+  auto layout = [](const std::string& text) {
+    return text.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(text);
+  };
   for (const CommLog::Entry& e : entries) {
     list.push_back({{"phase", name(e.phase)},
                     {"collective", e.collective},
                     {"axes", e.axes},
                     {"tensor", e.tensor},
-                    {"from", e.from},
-                    {"to", e.to},
+                    {"from", layout(e.from)},
+                    {"to", layout(e.to)},
                     {"bytes", e.bytes},
                     {"group", e.group},
                     {"module", e.module},
@@ -211,6 +215,7 @@ void print_json(const Run& run, const std::vector<CommLog::Entry>& entries) {
                     {"reason", e.reason},
                     {"plan_line", e.plan_line},
                     {"asked_for", e.asked_for}});
+    if (e.peer >= 0) list.back()["peer"] = e.peer;
     bytes += e.bytes;
   }
   for (const auto& [kind, n] : count_by_kind(entries)) counts[kind] = n;
@@ -286,7 +291,7 @@ void train(const Options& o, const Run& run, const nn::PackedText& text, std::of
       check(metrics.good(), "[llama_pretrain] cannot write to --metrics {}: is the disk full?", o.metrics);
     }
   };
-  std::chrono::milliseconds deadline(int64_t(o.deadline * 1000));
+  std::chrono::milliseconds deadline = milliseconds_of(o.deadline);
   if (run.processes)
     launch_nccl(*run.processes, body, {.nccl = {.deadline = deadline}, .threads = o.threads});
   else

@@ -229,8 +229,8 @@ void dispatch(const Op& op, std::span<const DistributedTensor* const> given, con
     if (!first)
       first = given[i];
     else if (!(given[i]->mesh() == first->mesh()))
-      fail("[{}] operands on two meshes: {} and {}; a model's tensors all live on one mesh", op.name,
-           to_string(first->mesh().shape()), to_string(given[i]->mesh().shape()));
+      fail("[{}] operands on two meshes: {}; a model's tensors all live on one mesh", op.name,
+           difference(first->mesh(), given[i]->mesh()));
     meta |= given[i]->is_meta();
   }
   check(first, "[{}] all operands are absent", op.name);

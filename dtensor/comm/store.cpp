@@ -83,7 +83,7 @@ bool ready(int fd, short events, Clock::time_point until) {
   for (;;) {
     int n = poll(&p, 1, milliseconds_until(until));
     if (n > 0) return true;
-    if (n == 0 || errno != EINTR) return false;
+    if (n < 0 ? errno != EINTR : Clock::now() >= until) return false;
   }
 }
 
@@ -147,7 +147,7 @@ StoreServer::~StoreServer() {
 }
 
 void StoreServer::wait_for_goodbyes(int clients, milliseconds limit) const {
-  for (auto until = Clock::now() + limit; gone_ < clients && Clock::now() < until;)
+  for (auto until = time_after(limit); gone_ < clients && Clock::now() < until;)
     std::this_thread::sleep_for(milliseconds(2));
 }
 
@@ -280,14 +280,15 @@ int connect_once(const std::string& host, int port, Clock::time_point until, std
 
 Store::Store(const std::string& host, int port, milliseconds deadline)
     : where_(fmt::format("{}:{}", host, port)), deadline_(deadline) {
-  auto until = Clock::now() + deadline;
+  auto until = time_after(deadline);
   std::string why;
-  for (milliseconds pause(5); (socket_ = connect_once(host, port, until, &why)) < 0; pause *= 2) {
+  for (milliseconds pause(5); (socket_ = connect_once(host, port, until, &why)) < 0;
+       pause = std::min(2 * pause, milliseconds(500))) {
     check(Clock::now() < until,
           "[store] nobody listens at {} after {} s ({}): is rank 0 running, and are MASTER_ADDR and MASTER_PORT its "
           "host and port?",
           where_, double(deadline.count()) / 1000, why);
-    std::this_thread::sleep_for(std::min({pause, milliseconds(500), milliseconds(milliseconds_until(until))}));
+    std::this_thread::sleep_for(std::min(pause, milliseconds(milliseconds_until(until))));
   }
   int yes = 1;
   setsockopt(socket_, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
@@ -311,7 +312,7 @@ std::optional<std::string> Store::try_get(const std::string& key) {
 }
 
 std::string Store::get(const std::string& key, milliseconds limit) {
-  auto until = Clock::now() + limit;
+  auto until = time_after(limit);
   for (milliseconds pause(1);; pause = std::min(2 * pause, milliseconds(50))) {
     if (auto value = try_get(key)) return *value;
     check(Clock::now() < until, "[store] no rank has set \"{}\" at {} after {} s", key, where_,

@@ -13,6 +13,8 @@
 #include <string_view>
 #include <thread>
 
+#include "dtensor/comm/deadline.h"
+
 namespace dtensor {
 
 // Serves until it is destroyed, on a thread of its own.
@@ -66,7 +68,7 @@ class Store {
   Reply request(uint32_t what, std::string_view key, std::string_view value,
                 std::chrono::steady_clock::time_point until);
   Reply request(uint32_t what, std::string_view key, std::string_view value = {}) {
-    return request(what, key, value, std::chrono::steady_clock::now() + deadline_);
+    return request(what, key, value, time_after(deadline_));
   }
 
   std::string where_;  // "host:port"
