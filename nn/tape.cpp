@@ -76,7 +76,7 @@ void Tape::on_call(const CallEvent& e) {
   bool tracked = false;
   for (const DistributedTensor* in : e.inputs) tracked |= root_of(in) != 0;
   if (!tracked) return;
-  Node node{&e.op,
+  Node node{e.lasting,
             e.attributes,
             {},
             {},
@@ -138,7 +138,6 @@ class Tape::NodeGradient : public Gradient {
       : tape_(tape), node_(node), of_outputs_(std::move(of_outputs)), results(node.inputs.size()) {
     inputs_.resize(node.kept_inputs.size());
     outputs_.resize(node.kept_outputs.size());
-    offered_.resize(node.inputs.size());
     for (const Value& v : node.inputs) wanted_.push_back(v.spec ? target_of(*v.spec) : Layout());
   }
 
@@ -159,17 +158,12 @@ class Tape::NodeGradient : public Gradient {
     uint64_t root = node_.inputs[size_t(i)].root;
     auto& sums = tape_.leaves_.contains(root) ? tape_.gradients_ : tape_.pending_;
     auto it = sums.find(root);
-    if (it == sums.end()) return nullptr;
-    offered_[size_t(i)] = it->second.version();
-    return &it->second;
+    return it == sums.end() ? nullptr : &it->second;
   }
   bool needs(int i) const override { return node_.inputs[size_t(i)].root != 0; }
   const Layout* wanted(int i) const override { return &wanted_[size_t(i)]; }
   void set(int i, DistributedTensor g) override {
-    if (!needs(i)) return;
-    // A kernel that added to the sum wrote to it; one that only passes the same value on did not.
-    std::optional<uint32_t> before = offered_[size_t(i)];
-    if (!before || g.version() == *before || g.id() != sum(i)->id()) results[size_t(i)] = std::move(g);
+    if (needs(i)) results[size_t(i)] = std::move(g);
   }
 
   // Where the sum of a value's gradients goes: its own placement, Replicate where it is Partial.
@@ -196,7 +190,6 @@ class Tape::NodeGradient : public Gradient {
   std::vector<DistributedTensor> of_outputs_;
   mutable std::vector<DistributedTensor> inputs_, outputs_;
   std::vector<Layout> wanted_;
-  mutable std::vector<std::optional<uint32_t>> offered_;  // versions of the sums that the card asked for
 
  public:
   std::vector<DistributedTensor> results;

@@ -75,10 +75,10 @@ class Tape : public Observer {
   };
   struct Value {
     uint64_t root = 0;  // 0: absent or not tracked
-    const LocalSpec* spec = nullptr;
+    SpecHandle spec;
   };
   struct Node {
-    const Op* op;
+    std::shared_ptr<const Op> op;
     Attributes attributes;
     std::vector<Value> inputs, outputs;
     std::vector<Kept> kept_inputs, kept_outputs;  // parallel to op->keeps
