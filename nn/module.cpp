@@ -32,7 +32,7 @@ void Parameter::store_as(const Layout& layout) {
 
 DistributedTensor Parameter::meta(DType dtype, const Layout& layout) const {
   const DeviceMesh& mesh = stored_.mesh();
-  const LocalSpec* spec = mesh.intern({dtype, shape(), layout});
+  SpecHandle spec = mesh.intern({dtype, shape(), layout});
   return DistributedTensor::empty(mesh, spec,
                                   Tensor(mesh.rank_state().allocator(), spec->dtype, spec->local_shape, Device::meta));
 }

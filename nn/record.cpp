@@ -43,7 +43,8 @@ class Record::Redistributed : public Recipe {
 // By the call that made them.
 class Record::Called : public Recipe {
  public:
-  Called(const CallEvent& e, const Record& record) : op_(e.op), attributes_(e.attributes) {
+  Called(const CallEvent& e, const Record& record) : op_(e.lasting), attributes_(e.attributes) {
+    if (e.options.wanted) wanted_ = *e.options.wanted;
     for (const DistributedTensor* in : e.used) inputs_.push_back(in ? record.keep(*in) : Kept{});
   }
 
@@ -54,10 +55,11 @@ class Record::Called : public Recipe {
     for (const Kept& k : inputs_) from.push_back(k.defined() ? k.get(op) : DistributedTensor());
     for (const DistributedTensor& x : from) operands.push_back(&x);
     inputs_.clear();  // what this was made from may go now
-    return call_all(op_, operands, attributes_);
+    return call_all(*op_, operands, attributes_, {.wanted = wanted_ ? &*wanted_ : nullptr});
   }
-  const Op& op_;
+  std::shared_ptr<const Op> op_;
   Attributes attributes_;
+  std::optional<Layout> wanted_;
   std::vector<Kept> inputs_;
 };
 
@@ -173,12 +175,12 @@ void Record::on_call(const CallEvent& e) {
     tracked_[out.id()] = t;
     values.push_back({t, &out.spec()});
   }
-  if (rank_.keep_policy && !rank_.keep_policy->keep(e)) {
+  if (rank_.keep_policy && e.op.writes.empty() && !rank_.keep_policy->keep(e)) {
     auto recipe = std::make_shared<Called>(e, *this);
     for (size_t o = 0; o < e.outputs.size(); ++o) recipes_[e.outputs[o].id()] = {recipe, o};
   }
   Node& node =
-      nodes_.emplace_back(Node{&e.op, e.attributes, label(Label::Kind::module, last_module_),
+      nodes_.emplace_back(Node{e.lasting, e.attributes, label(Label::Kind::module, last_module_),
                                label(Label::Kind::plan_line, last_plan_line_), e.inputs.size(), std::move(values)});
   if (!e.op.gradient) return;  // backward() says so if it gets here
   node.kept.reserve(e.op.keeps.inputs.size() + e.op.keeps.outputs.size());
@@ -198,7 +200,6 @@ class Record::NodeGradient : public Gradient {
         of_outputs_(std::move(of_outputs)),
         results(node.input_count) {
     kept_.resize(node.kept.size());
-    offered_.resize(node.input_count);
     for (const Value& v : node.inputs()) wanted_.push_back(v.spec ? target_of(*v.spec) : Layout());
   }
 
@@ -215,17 +216,12 @@ class Record::NodeGradient : public Gradient {
   }
   DistributedTensor* sum(int i) const override {
     DistributedTensor& sum = record_.sum(node_.inputs()[size_t(i)].tracked, pass_);
-    if (!sum.defined()) return nullptr;
-    offered_[size_t(i)] = sum.version();
-    return &sum;
+    return sum.defined() ? &sum : nullptr;
   }
   bool needs(int i) const override { return wants(node_.inputs()[size_t(i)].tracked, of_); }
   const Layout* wanted(int i) const override { return &wanted_[size_t(i)]; }
   void set(int i, DistributedTensor g) override {
-    if (!needs(i)) return;
-    // A kernel that added to the sum wrote to it; one that only passes the same value on did not.
-    std::optional<uint32_t> before = offered_[size_t(i)];
-    if (!before || g.version() == *before || g.id() != sum(i)->id()) results[size_t(i)] = std::move(g);
+    if (needs(i)) results[size_t(i)] = std::move(g);
   }
 
   static bool wants(const Tracked& t, Of of) {
@@ -260,7 +256,6 @@ class Record::NodeGradient : public Gradient {
   std::vector<DistributedTensor> of_outputs_;
   mutable std::vector<DistributedTensor> kept_;
   std::vector<Layout> wanted_;
-  mutable std::vector<std::optional<uint32_t>> offered_;  // versions of the sums that the card asked for
 
  public:
   std::vector<DistributedTensor> results;

@@ -106,10 +106,10 @@ class Record : public Observer {
   };
   struct Value {
     Tracked tracked;
-    const LocalSpec* spec = nullptr;
+    SpecHandle spec;
   };
   struct Node {
-    const Op* op;
+    std::shared_ptr<const Op> op;
     Attributes attributes;
     const std::string *module, *plan_line;
     size_t input_count;

@@ -127,6 +127,7 @@ std::span<const Op* const> all() {
       &triu_op,
       &index_select_op,
       &index_add_op,
+      &index_copy_op,
       &gather_op,
       &scatter_add_op,
       &one_hot_op,
