@@ -35,10 +35,10 @@ const char* const plan = R"({
   "data_parallel": {"axis": "dp"}
 })";
 
-struct Network : nn::Callable<Network> {
+struct Network : nn::Callable<DistributedTensor(const DistributedTensor&)> {
   explicit Network(const DeviceMesh& mesh) : Callable(mesh) { input_names = {"x"}; }
   std::string_view kind() const override { return "Network"; }
-  DistributedTensor forward(const DistributedTensor& x) { return down(ops::gelu(up(x))); }
+  DistributedTensor forward(const DistributedTensor& x) override { return down(ops::gelu(up(x))); }
 
   nn::Linear up{*this, "up", 16, 32, /*with_bias=*/false, /*std=*/0.5};
   nn::Linear down{*this, "down", 32, 16, /*with_bias=*/false, /*std=*/0.5};

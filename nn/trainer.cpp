@@ -16,7 +16,8 @@ bool is_data_axis(std::string_view name) {
 void check_axes(const MeshShape& mesh, const ParallelPlan& plan) {
   std::vector<std::string> used = plan.axes();
   for (int a = 0; a < mesh.axes(); ++a)
-    check(is_data_axis(mesh.name(a)) || std::find(used.begin(), used.end(), mesh.name(a)) != used.end(),
+    check(mesh.size(a) == 1 || is_data_axis(mesh.name(a)) ||
+              std::find(used.begin(), used.end(), mesh.name(a)) != used.end(),
           "[mesh] nothing uses axis \"{}\" of {}: give a plan that does, or name it dp to divide the batch",
           mesh.name(a), to_string(mesh));
 }

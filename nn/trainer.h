@@ -33,7 +33,7 @@ Layout batch_layout(const MeshShape& mesh, const ParallelPlan& plan = {});
 // A model built on meta, its plan applied, its parts filled, with optimizer and schedule. Every rank makes one.
 class Trainer {
  public:
-  // Errors: a plan that does not fit; a mesh axis that nothing uses.
+  // Errors: a plan that does not fit; a mesh axis of several ranks that nothing uses.
   Trainer(const DeviceMesh& mesh, const LlamaConfig& config, const ParallelPlan& plan, const TrainerOptions& options);
 
   struct Step {
