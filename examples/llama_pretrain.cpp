@@ -74,6 +74,9 @@ void declare(CLI::App& app, Options& o) {
   app.add_option("--data", o.data, "text files; tokens are bytes, then [BOT], [EOT] and [PAD]");
   app.add_option("--steps", o.train.steps, "training steps")->check(positive);
   app.add_option("--batch-size", o.batch_size, "sequences per step, over all ranks")->check(positive);
+  app.add_option("--micro-batch-size", o.train.micro_batch_size,
+                 "of these, sequences in one forward and backward pass, over all ranks; it divides --batch-size; 0: all")
+      ->check(not_negative);
   app.add_option("--seq-len", o.seq_len, "tokens per sequence")->check(positive);
   app.add_option("--seed", o.train.seed, "of the initial parameters");
   app.add_option("--lr", o.train.lr, "peak learning rate")->check(not_negative);

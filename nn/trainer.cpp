@@ -42,8 +42,8 @@ class FirstBad : public Observer {
     Layout partial;
     partial.partial = mesh.shape().all(), partial.reduce = Reduce::min;
     double mine = first_ < 0 ? double(names_.size()) : first_;
-    auto first = size_t(
-        DistributedTensor::from_local(Tensor::of<double>({}, {mine}), mesh, partial, {}).redistribute(Layout()).item());
+    Tensor here = Tensor::of<double>({}, {mine}).to(rank_.allocator());
+    auto first = size_t(DistributedTensor::from_local(here, mesh, partial, {}).redistribute(Layout()).item());
     return first < names_.size() ? names_[first] : "not found again";
   }
 
