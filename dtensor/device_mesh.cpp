@@ -1,5 +1,6 @@
 #include "dtensor/device_mesh.h"
 
+#include <algorithm>
 #include <bit>
 
 namespace dtensor {
@@ -103,9 +104,27 @@ std::string difference(const DeviceMesh& a, const DeviceMesh& b) {
   return fmt::format("{} and {}", text(a, ranks(a)), text(b, ranks(b)));
 }
 
-const LocalSpec* DeviceMesh::intern(const TensorSpec& given) const {
-  auto it = state_->specs.find(given);
-  if (it != state_->specs.end()) return it->second.get();
+// Only the table holds those that go.
+void DeviceMesh::sweep_specs() const {
+  auto& specs = state_->specs;
+  std::vector<uint64_t> uses;
+  for (const SpecHandle& s : specs)
+    if (s->handles_ == 1) uses.push_back(s->last_use_);
+  if (uses.size() >= max_unheld_specs) {
+    auto first_kept = uses.end() - max_unheld_specs / 2;
+    std::nth_element(uses.begin(), first_kept, uses.end());
+    std::erase_if(specs, [&](const SpecHandle& s) { return s->handles_ == 1 && s->last_use_ < *first_kept; });
+    uses.resize(max_unheld_specs / 2);
+  }
+  state_->next_sweep = specs.size() + max_unheld_specs - uses.size();
+}
+
+SpecHandle DeviceMesh::intern(const TensorSpec& given) const {
+  auto& specs = state_->specs;
+  if (auto it = specs.find(given); it != specs.end()) {
+    (*it)->last_use_ = ++state_->uses;
+    return *it;
+  }
   int64_t bytes = itemsize(given.dtype);
   for (int64_t n : given.shape)
     if (n < 0 || __builtin_mul_overflow(bytes, n, &bytes))
@@ -117,10 +136,10 @@ const LocalSpec* DeviceMesh::intern(const TensorSpec& given) const {
   TensorSpec spec = given;
   spec.layout = strip_narrow_axes(shape(), spec.layout);
   if (spec != given) return intern(spec);
-  auto made = std::make_unique<LocalSpec>(
-      LocalSpec{spec, rank_state().next_id(), local_box(shape(), spec.shape, spec.layout, rank()), {}});
-  made->local_shape = made->box.shape();
-  return state_->specs.emplace(spec, std::move(made)).first->second.get();
+  if (specs.size() >= state_->next_sweep) sweep_specs();
+  SpecHandle made = new LocalSpec(spec, rank_state().next_id(), local_box(shape(), spec.shape, spec.layout, rank()));
+  made->last_use_ = ++state_->uses;
+  return *specs.insert(std::move(made)).first;
 }
 
 }  // namespace dtensor

@@ -318,7 +318,7 @@ std::vector<DistributedTensor> Redistribution::finish() {
   uint64_t batch = s.travels.empty() ? 0 : s.travels[0].mesh().rank_state().next_id();
   for (size_t k = 0; k < s.travels.size(); ++k) {
     const DistributedTensor& x = s.travels[k].source;
-    const LocalSpec* spec = x.mesh().intern({x.dtype(), x.shape(), s.layouts[k]});
+    SpecHandle spec = x.mesh().intern({x.dtype(), x.shape(), s.layouts[k]});
     Tensor local = s.travels[k].local;
     if (local.shape() != spec->local_shape)
       local = s.travels[k].make(spec->local_shape);  // empty: no steps were needed

@@ -225,6 +225,7 @@ const Op attention_op = {
     .rule = attention_rule,
     .passes = {{.inputs = {2}, .outputs = {0}}},
     .types = attention_types,
+    .optional = {3, 4},
     .strided = true,
     .cpu = attention_kernel,
     .gradient = attention_gradient,
@@ -239,6 +240,7 @@ const Op attention_op = {
 const Op attention_backward_op = {.name = "attention_backward",
                                   .rule = attention_backward_rule,
                                   .types = attention_backward_types,
+                                  .optional = {6, 7},
                                   .strided = true,
                                   .cpu = attention_backward_kernel,
                                   .sample = {{{{2, 5, 12, 4},
@@ -275,6 +277,9 @@ std::tuple<DistributedTensor, DistributedTensor> rotary(const DistributedTensor&
 
 DistributedTensor scaled_dot_product_attention(const DistributedTensor& q, const DistributedTensor& k,
                                                const DistributedTensor& v, const AttentionOptions& options) {
+  check_defined("scaled_dot_product_attention", q);
+  check_defined("scaled_dot_product_attention", k, 1);
+  check_defined("scaled_dot_product_attention", v, 2);
   check(q.dims() == 4 && k.dims() == 4 && v.dims() == 4,
         "[scaled_dot_product_attention] operands are [batch, heads, sequence, head_dim]: {}, {}, {}", to_string(q),
         to_string(k), to_string(v));

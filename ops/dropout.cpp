@@ -63,6 +63,7 @@ DistributedTensor stream_key(const DeviceMesh& mesh, const RandomStream& stream)
 }
 
 DistributedTensor dropout(const DistributedTensor& x, double p, const RandomStream& stream, bool training) {
+  check_defined("dropout", x);
   check_probability("dropout", p);
   if (!training || p == 0) return x;
   DistributedTensor key = stream_key(x.mesh(), stream);

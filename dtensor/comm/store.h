@@ -17,7 +17,7 @@
 
 namespace dtensor {
 
-// Serves until it is destroyed, on a thread of its own.
+// Serves until it is destroyed, on a thread of its own. A client for which its process may open no file is told so.
 class StoreServer {
  public:
   // Listens on `port` (0: a free one) of the loopback interface where `host` means that, else of all interfaces.
@@ -55,7 +55,7 @@ class Store {
   std::optional<std::string> try_get(const std::string& key);
   // Sets it where there is none; the value that stands.
   std::string set_if_absent(const std::string& key, std::string_view value);
-  // A counter, 0 at first; its new value.
+  // A counter, 0 at first; its new value. Errors: the value is no number, or the sum is none of 64 bits.
   int64_t add(const std::string& key, int64_t n);
   // What the server sets if absent when this client's process ends without ~Store(): crashes and kill -9 included.
   void last_will(const std::string& key, std::string_view value);
