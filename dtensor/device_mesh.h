@@ -1,6 +1,7 @@
 // DeviceMesh: the ranks, arranged in named axes.
 #pragma once
 
+#include <array>
 #include <memory>
 #include <unordered_set>
 #include <utility>
@@ -54,11 +55,13 @@ class SpecHandle {
   const LocalSpec* spec_ = nullptr;
 };
 
-// A handle; copies are the same mesh. Ranks are row-major over the axes, the last one fastest.
+// A handle that holds its Rank. Ranks are row-major over the axes, the last one fastest. On one Rank, meshes of the
+// same names, sizes and ranks are the same mesh, which lives as long as the Rank.
 class DeviceMesh {
  public:
   DeviceMesh() = default;  // no mesh
-  // Over the whole world. Errors: a product of sizes that is not the world's.
+  // Over the whole world. All ranks make the same meshes in the same order: with a mesh its communicators are made,
+  // those of every set of axes, in one order. Errors: a product of sizes that is not the world's.
   DeviceMesh(Rank& rank, MeshShape shape);
   DeviceMesh(Rank& rank, std::string_view shape) : DeviceMesh(rank, MeshShape::parse(shape)) {}
 
@@ -73,7 +76,9 @@ class DeviceMesh {
   // The mesh of these axes that this rank is in: mesh["tp"], mesh["dp,tp"]; in the mesh's order.
   DeviceMesh operator[](std::string_view axes) const;
 
-  // The communicator of the ranks that differ from this one on `axes` only.
+  // The ranks that differ from this one on `axes` only, as ranks of the world; and their communicator. That of a single
+  // axis has lanes.
+  RankGrid ranks(AxisSet axes) const;
   Communicator& communicator(AxisSet axes) const;
   // Errors: sizes that are negative or too large, a dimension to shard that is not there.
   SpecHandle intern(const TensorSpec& spec) const;
@@ -104,18 +109,25 @@ class DeviceMesh {
     }
   };
   struct State {
-    std::shared_ptr<Rank> rank;
+    Rank* rank;
     MeshShape shape;
-    std::vector<int> ranks;  // in the world, by rank in this mesh
-    int index = 0;
-    std::map<AxisSet, Communicator*> communicators;
-    std::unordered_set<SpecHandle, Hash, Equal> specs;
-    size_t next_sweep = max_unheld_specs;           // when there are so many specs
-    uint64_t uses = 0;                              // calls of intern()
-    std::map<AxisSet, std::weak_ptr<State>> parts;  // sub-meshes: the same axes are the same mesh
+    std::vector<int> strides;  // of the axes, in ranks of the world
+    int index;
+    std::array<Communicator*, 1 << max_axes> communicators = {};  // by axes, those asked for
+    std::unordered_set<SpecHandle, Hash, Equal> specs = {};
+    size_t next_sweep = max_unheld_specs;  // when there are so many specs
+    uint64_t uses = 0;                     // calls of intern()
+    std::map<AxisSet, State*> parts = {};
   };
+  struct Table;
+  DeviceMesh(Rank& rank, MeshShape shape, std::vector<int> strides, int index);
+  void make_communicators() const;
   void sweep_specs() const;
-  std::shared_ptr<State> state_;
+
+  std::shared_ptr<State> state_;  // shares the Rank, which owns the state
 };
+
+// What differs between two meshes, for errors: "dp=2 and tp=2", or with ranks where only these differ.
+std::string difference(const DeviceMesh& a, const DeviceMesh& b);
 
 }  // namespace dtensor

@@ -14,7 +14,7 @@ struct RedistributeOptions;
 [[noreturn]] void fail_undefined(std::string_view who, size_t operand);
 
 // A handle to an immutable value with an id that is never used again. Copies share it. Only optimizers and gradient
-// accumulation write in place, by copy_ or local_for_writing, which bump the version that tapes check.
+// accumulation write in place, by copy_ or local_for_writing, which bump the version that records check.
 class DistributedTensor {
  public:
   DistributedTensor() = default;  // undefined: all but defined() and handing it on is an error

@@ -1,5 +1,6 @@
 // Host time of one dispatched op whose decision is cached: add of two Shard(0) tensors of 8 elements on two thread
-// ranks, rank 0 measuring while the other has ended its part, and calls with attributes. Prints medians over batches.
+// ranks, rank 0 measuring while the other has ended its part, calls with attributes, and recorded ones. Prints medians
+// over batches.
 //
 //     build/bench/dispatch
 #include <algorithm>
@@ -7,7 +8,7 @@
 #include <cstdio>
 
 #include "dtensor/launch.h"
-#include "nn/tape.h"
+#include "nn/record.h"
 #include "ops/all.h"
 
 using namespace dtensor;
@@ -47,6 +48,24 @@ int main() {
     int64_t start = 0;
     std::printf("slice of a changing start (4 integer attributes):   %.0f ns\n",
                 median_ns([&] { ops::narrow(whole, 0, start++ % 4, 4); }));
+    nn::GradientStore store(rank);
+    store.watch(x);
+    auto recorded = [&](const char* what, auto f) {
+      std::unique_ptr<nn::Record> record;
+      std::unique_ptr<nn::Record::Scope> scope;
+      int calls = 0;
+      double ns = median_ns([&] {
+        if (calls++ % 1000 == 0) {  // a forward pass of 1000 ops, dropped
+          scope.reset();
+          record = std::make_unique<nn::Record>(store);
+          scope = std::make_unique<nn::Record::Scope>(*record);
+        }
+        f();
+      });
+      std::printf("%s %.0f ns\n", what, ns);
+    };
+    recorded("add, recorded:                                     ", [&] { ops::add(x, y); });
+    recorded("mul, recorded (keeps both operands):               ", [&] { ops::mul(x, y); });
     std::printf("of which allocating an output tensor:               %.0f ns\n",
                 median_ns([&] { DistributedTensor::empty(mesh, x.spec()); }));
     int64_t bytes = rank.allocator()->bytes_in_use();
