@@ -104,6 +104,8 @@ std::string difference(const DeviceMesh& a, const DeviceMesh& b) {
   return fmt::format("{} and {}", text(a, ranks(a)), text(b, ranks(b)));
 }
 
+void SpecHandle::destroy(const LocalSpec* spec) { delete spec; }
+
 // Only the table holds those that go.
 void DeviceMesh::sweep_specs() const {
   auto& specs = state_->specs;

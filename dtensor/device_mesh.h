@@ -44,7 +44,7 @@ class SpecHandle {
     return *this;
   }
   ~SpecHandle() {
-    if (spec_ && --spec_->handles_ == 0) delete spec_;
+    if (spec_ && --spec_->handles_ == 0) destroy(spec_);
   }
 
   operator const LocalSpec*() const { return spec_; }
@@ -52,6 +52,7 @@ class SpecHandle {
   const LocalSpec* operator->() const { return spec_; }
 
  private:
+  static void destroy(const LocalSpec* spec);
   const LocalSpec* spec_ = nullptr;
 };
 

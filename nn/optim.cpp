@@ -66,7 +66,6 @@ DistributedTensor sum_squares(const std::vector<DistributedTensor>& list) {
 }  // namespace
 
 DistributedTensor global_norm(const std::vector<DistributedTensor>& gradients) {
-  for (size_t i = 0; i < gradients.size(); ++i) check_defined("global_norm", gradients[i], i);
   check(!gradients.empty(), "[global_norm] no gradients");
   for (size_t i = 0; i < gradients.size(); ++i)
     check(gradients[i].defined(),

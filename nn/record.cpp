@@ -53,7 +53,7 @@ class Record::Called : public Recipe {
     std::vector<DistributedTensor> from;
     std::vector<const DistributedTensor*> operands;
     for (const Kept& k : inputs_) from.push_back(k.defined() ? k.get(op) : DistributedTensor());
-    for (const DistributedTensor& x : from) operands.push_back(&x);
+    for (const DistributedTensor& x : from) operands.push_back(x.defined() ? &x : nullptr);
     inputs_.clear();  // what this was made from may go now
     return call_all(*op_, operands, attributes_, {.wanted = wanted_ ? &*wanted_ : nullptr});
   }

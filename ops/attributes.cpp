@@ -1,7 +1,6 @@
 #include "ops/attributes.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 
 namespace dtensor {
@@ -31,7 +30,9 @@ namespace {
 
 // The number that stands for all of its class: 0, 1, -1, inf, -inf, NaN.
 double class_of(double d) { return std::isfinite(d) ? double((d > 0) - (d < 0)) : d; }
-bool same_class(double a, double b) { return class_of(a) == class_of(b) || (std::isnan(a) && std::isnan(b)); }
+bool same_class(double a, double b) {
+  return (a > 0) == (b > 0) && (a < 0) == (b < 0) && std::isnan(a) == std::isnan(b) && std::isinf(a) == std::isinf(b);
+}
 
 bool among(std::span<const std::string_view> names, std::string_view name) {
   return std::find(names.begin(), names.end(), name) != names.end();
@@ -41,7 +42,9 @@ uint64_t hash_of(const AttributeValue& value) {
   struct Hash {
     uint64_t operator()(bool b) const { return b; }
     uint64_t operator()(int64_t i) const { return uint64_t(i); }
-    uint64_t operator()(double d) const { return std::isnan(d) ? 2 : std::bit_cast<uint64_t>(class_of(d) + 0.0); }
+    uint64_t operator()(double d) const {
+      return uint64_t(d > 0) | uint64_t(d < 0) << 1 | uint64_t(std::isfinite(d)) << 2;
+    }
     uint64_t operator()(DType t) const { return uint64_t(t); }
     uint64_t operator()(const std::string& s) const { return std::hash<std::string_view>{}(s); }
     uint64_t operator()(const std::vector<int64_t>& v) const {
@@ -70,8 +73,8 @@ uint64_t Attributes::key_hash(Names run_time) const {
   auto mix = [&](uint64_t x) { h = (h ^ x) * 0x9e3779b97f4a7c15u, h ^= h >> 29; };
   for (const auto& [n, v] : list_) {
     if (among(run_time, n)) continue;
-    mix(std::hash<std::string_view>{}(n) + v.index());
-    mix(hash_of(v));
+    // Of the name enough to tell apart those of one card; has_key() compares the rest.
+    mix(hash_of(v) ^ uint64_t(v.index()) << 32 ^ uint64_t(n.size()) << 40 ^ uint64_t(uint8_t(n[0])) << 48);
   }
   return h;
 }

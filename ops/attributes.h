@@ -35,9 +35,9 @@ class Attributes {
   template <class T>
   const T& get(std::string_view name) const {
     const AttributeValue* v = find(name);
-    check(v, "[attributes] \"{}\" is missing in \"{}\"", name, to_string());
+    if (!v) fail("[attributes] \"{}\" is missing in \"{}\"", name, to_string());
     const T* t = std::get_if<T>(v);
-    check(t, "[attributes] \"{}\" has another type than the op needs: {}", name, dtensor::to_string(*v));
+    if (!t) fail("[attributes] \"{}\" has another type than the op needs: {}", name, dtensor::to_string(*v));
     return *t;
   }
   template <class T>

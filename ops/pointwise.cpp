@@ -160,7 +160,7 @@ template <bool max>
 void extreme_gradient(Gradient& g) {
   for (int i : {0, 1})
     if (g.needs(i)) {
-      const DistributedTensor *a = &g.input(i), *b = &g.input(1 - i);
+      const DistributedTensor *a = &g.input(i), *b = g.input(1 - i).defined() ? &g.input(1 - i) : nullptr;
       if (!max) std::swap(a, b);
       set_reduced(g, i, call(extreme_backward_op, {&g.of_output(), a, b}, g.attributes()));
     }

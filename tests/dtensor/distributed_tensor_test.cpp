@@ -197,7 +197,7 @@ TEST_CASE("handles share a value and ids are never used twice") {
 TEST_CASE("meta tensors are materialized part by part") {
   launch(2, [](Rank& rank) {
     DeviceMesh mesh(rank, "tp=2");
-    const LocalSpec* spec = mesh.intern({DType::f32, {6, 4}, {Shard(0)}});
+    SpecHandle spec = mesh.intern({DType::f32, {6, 4}, {Shard(0)}});
     auto x =
         DistributedTensor::empty(mesh, spec, Tensor(rank.allocator(), DType::f32, spec->local_shape, Device::meta));
     check(x.is_meta(), "meta at first");

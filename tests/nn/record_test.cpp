@@ -1,5 +1,7 @@
 #include "nn/record.h"
 
+#include <optional>
+
 #include "tests/nn/helpers.h"
 
 using namespace dtensor;
@@ -900,4 +902,46 @@ TEST_CASE("buckets are reduced while the pass goes on, more than one on its way"
   CHECK(large.first == " | 5 4 3 2 1 0");
   CHECK(small.first == " | 5 | 4 | 3 | 2 | 1 | 0");
   for (const auto& r : {two, large, small}) CHECK(r.second == one.second);
+}
+
+TEST_CASE("calls without an optional operand, or with a number in the place of one, are made again") {
+  struct Nothing : KeepPolicy {
+    bool keep(const CallEvent&) override { return false; }
+    bool keep(const RedistributeEvent&) override { return false; }
+  };
+  auto gradient = [](bool remade) {
+    auto rank = Rank::single();
+    DeviceMesh mesh(*rank, "x=1");
+    DistributedTensor w = DistributedTensor::distribute(f64({4, 4}, 1), mesh, Layout()), loss;
+    nn::GradientStore store(*rank);
+    store.watch(w);
+    nn::Record record(store);
+    Nothing nothing;
+    {
+      nn::Record::Scope scope(record);
+      if (remade) rank->keep_policy = &nothing;
+      loss = ops::sum(ops::square(ops::linear(ops::maximum(w, 0.1), w)));
+      rank->keep_policy = nullptr;
+    }
+    record.backward(loss);
+    return values(store.gradient(w).full());
+  };
+  CHECK(gradient(true) == gradient(false));
+}
+
+TEST_CASE("a record holds the cards of its calls: one may be gone before its gradient runs") {
+  auto rank = Rank::single();
+  DeviceMesh mesh(*rank, "x=1");
+  DistributedTensor w = DistributedTensor::distribute(f64({4}, 1), mesh, Layout()), loss;
+  nn::GradientStore store(*rank);
+  store.watch(w);
+  nn::Record record(store);
+  {
+    nn::Record::Scope scope(record);
+    std::optional<Op> card(two_outputs_op);
+    loss = ops::sum(call(*card, {&w}));
+    card.emplace(forgetful_op);  // another card in its place
+  }
+  record.backward(loss);
+  for (double v : values(store.gradient(w).full())) CHECK(v == 2);
 }
