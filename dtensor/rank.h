@@ -15,6 +15,8 @@
 
 namespace dtensor {
 
+class RandomScope;
+
 // Made by launch() or single(); a DeviceMesh holds it, and every tensor reaches it through its mesh. Used by one
 // thread.
 class Rank : public std::enable_shared_from_this<Rank> {
@@ -75,7 +77,8 @@ class Rank : public std::enable_shared_from_this<Rank> {
   Phase phase = Phase::none;
   bool strict = false;  // law 7: implicit communication is an error
   bool tf32 = false;    // on CUDA, products of float32 may round their factors to tf32, 10 bits of mantissa: faster
-  int no_grad = 0;      // open NoGrad scopes: ops and redistributions are not recorded by tapes
+  RandomScope* random_scope = nullptr;  // the innermost open one (random_scope.h)
+  int no_grad = 0;                      // open NoGrad scopes: ops and redistributions are not recorded by tapes
   // What the ops layer keeps per rank: the dispatcher's cache and the kernels' scratch memory.
   std::shared_ptr<void> ops_state;
 
