@@ -237,8 +237,10 @@ Launch start_collective(std::vector<Travel*> list, bool asked_for) {
           "or a plan line",
           rank.label(Label::Kind::op), collective_name(t->step().kind), to_string(t->source), t->step().bytes,
           to_string(t->plan.steps.back().to, mesh.shape()));
+    const Step& s = t->step();
     rank.notify([&](Observer& o) {
-      o.on_collective({mesh, t->step(), t->source.spec(), group, t->reason, asked_for});
+      o.on_collective({mesh, collective_kind(s.kind), s.axes, s.bytes, t->source.dtype(), t->source.shape(), &s, group,
+                       t->reason, asked_for});
     });
     prepared.push_back(prepare(*t));
     buffers.push_back(prepared.back().buffers);
@@ -293,8 +295,7 @@ Redistribution Redistribution::begin(std::span<const DistributedTensor> list, st
     const DistributedTensor& x = list[i];
     check(x.defined(), "[redistribute] tensor {} is undefined", i);
     if (!(x.mesh() == list[0].mesh()))
-      fail("[redistribute] tensors on two meshes: {} and {}", to_string(list[0].mesh().shape()),
-           to_string(x.mesh().shape()));
+      fail("[redistribute] tensors on two meshes: {}", difference(list[0].mesh(), x.mesh()));
     for (int d = x.dims(); d < max_dims; ++d)
       if (layouts[i].split[size_t(d)].count) fail("[redistribute] {} has no dimension {} to shard", to_string(x), d);
     Layout to = strip_narrow_axes(x.mesh().shape(), layouts[i]);
@@ -317,7 +318,7 @@ std::vector<DistributedTensor> Redistribution::finish() {
   uint64_t batch = s.travels.empty() ? 0 : s.travels[0].mesh().rank_state().next_id();
   for (size_t k = 0; k < s.travels.size(); ++k) {
     const DistributedTensor& x = s.travels[k].source;
-    const LocalSpec* spec = x.mesh().intern({x.dtype(), x.shape(), s.layouts[k]});
+    SpecHandle spec = x.mesh().intern({x.dtype(), x.shape(), s.layouts[k]});
     Tensor local = s.travels[k].local;
     if (local.shape() != spec->local_shape)
       local = s.travels[k].make(spec->local_shape);  // empty: no steps were needed

@@ -294,6 +294,7 @@ const Op rotary_op = {.name = "rotary",
                       .rule = rotary_rule,
                       .linear = {{0}},
                       .types = rotary_types,
+                      .optional = {1},
                       .strided = true,
                       .cpu = rotary_kernel,
                       .gradient = rotary_gradient,
@@ -307,6 +308,7 @@ const Op rotary_pair_op = {.name = "rotary_pair",
                            .linear = {{0, 1}},
                            .passes = {{.inputs = {0}, .outputs = {0}}, {.inputs = {1}, .outputs = {1}}},
                            .types = rotary_types,
+                           .optional = {2},
                            .strided = true,
                            .cpu = rotary_kernel,
                            .gradient = rotary_pair_gradient,
@@ -319,6 +321,8 @@ const Op attention_op = {
     .rule = attention_rule,
     .passes = {{.inputs = {2}, .outputs = {0}}},
     .types = attention_types,
+    .optional = {3, 4, 5, 6, 7, 8},
+    .run_time = {"key"},
     .strided = true,
     .cpu = attention_kernel,
     .gradient = attention_gradient,
@@ -362,6 +366,8 @@ const Op attention_op = {
 const Op attention_backward_op = {.name = "attention_backward",
                                   .rule = attention_backward_rule,
                                   .types = attention_backward_types,
+                                  .optional = {6, 7, 8, 9, 10, 11},
+                                  .run_time = {"key"},
                                   .strided = true,
                                   .cpu = attention_backward_kernel,
                                   .sample = {{{{2, 5, 12, 4},
@@ -421,12 +427,14 @@ void check_positions(std::string_view who, std::string_view what, const Distribu
 }  // namespace
 
 DistributedTensor rotary(const DistributedTensor& x, double theta, const DistributedTensor& positions) {
+  check_defined("rotary", x);
   if (x.dims() == 4) check_positions("rotary", "positions", positions, x.size(0), x.size(1));
   return call(rotary_op, {&x, &positions}, {{"theta", theta}, {"inverse", false}});
 }
 
 std::tuple<DistributedTensor, DistributedTensor> rotary(const DistributedTensor& q, const DistributedTensor& k,
                                                         double theta, const DistributedTensor& positions) {
+  check_defined("rotary", q);
   if (q.dims() == 4) check_positions("rotary", "positions", positions, q.size(0), q.size(1));
   auto outputs = call_all(rotary_pair_op, {&q, &k, &positions}, {{"theta", theta}, {"inverse", false}});
   return {outputs[0], outputs[1]};
@@ -458,6 +466,9 @@ DistributedTensor mask_of(const DistributedTensor& q, const DistributedTensor& k
 
 DistributedTensor scaled_dot_product_attention(const DistributedTensor& q, const DistributedTensor& k,
                                                const DistributedTensor& v, const AttentionOptions& options) {
+  check_defined("scaled_dot_product_attention", q);
+  check_defined("scaled_dot_product_attention", k, 1);
+  check_defined("scaled_dot_product_attention", v, 2);
   check(q.dims() == 4 && k.dims() == 4 && v.dims() == 4,
         "[scaled_dot_product_attention] operands are [batch, heads, sequence, head_dim]: {}, {}, {}", to_string(q),
         to_string(k), to_string(v));

@@ -85,6 +85,8 @@ const Op dropout_op = {
     .rule = dropout_rule,
     .linear = {{0}},
     .types = dropout_types,
+    .optional = {2, 3},
+    .run_time = {"key"},
     .cpu = dropout_kernel,
     .gradient = dropout_gradient,
     .keeps = {.inputs = {1, 2, 3}},
@@ -119,6 +121,7 @@ Draw draw_from_stream(std::string_view who, const DeviceMesh& mesh, const Random
 }
 
 DistributedTensor dropout(const DistributedTensor& x, double p) {
+  check_defined("dropout", x);
   check_probability("dropout", p);
   if (p == 0) return x;
   std::optional<Draw> d = draw_from_scope("dropout", x.mesh());
@@ -136,6 +139,7 @@ DistributedTensor dropout(const DistributedTensor& x, double p) {
 }
 
 DistributedTensor dropout(const DistributedTensor& x, double p, const RandomStream& stream, bool training) {
+  check_defined("dropout", x);
   check_probability("dropout", p);
   if (!training || p == 0) return x;
   return dropped(x, p, draw_from_stream("dropout", x.mesh(), stream));

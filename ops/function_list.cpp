@@ -211,6 +211,8 @@ constexpr Function shapes[] = {
      [](Arguments& a) -> List { return {index_select(a.tensor(0), a.integer("dim"), a.tensor(1))}; }},
     {"index_add", "index_add(x, index, source, dim=)",
      [](Arguments& a) -> List { return {index_add(a.tensor(0), a.integer("dim"), a.tensor(1), a.tensor(2))}; }},
+    {"index_copy_", "index_copy_(x, index, source, dim=)",
+     [](Arguments& a) -> List { return {index_copy_(a.tensor(0), a.integer("dim"), a.tensor(1), a.tensor(2))}; }},
     {"gather", "gather(x, index, dim=)",
      [](Arguments& a) -> List { return {gather(a.tensor(0), a.integer("dim"), a.tensor(1))}; }},
     {"scatter_add", "scatter_add(x, index, source, dim=)",

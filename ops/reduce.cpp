@@ -269,11 +269,13 @@ void sum_squares_gradient(Gradient& g) {
 
 DistributedTensor reduce(const Op& op, const DistributedTensor& x, const Dims& dims, bool keepdim,
                          std::string_view who) {
+  check_defined(who, x);
   Dims all = normalized_dims(who, dims, x.dims());
   DistributedTensor y = call(op, {&x}, {{"dims", all}});
   return keepdim ? reshape(y, kept_shape(x.shape(), all)) : y;
 }
 DistributedTensor extreme(const Op& op, const DistributedTensor& x, const Dims& dims, bool keepdim) {
+  check_defined(op.name, x);
   for (int64_t d : normalized_dims(op.name, dims, x.dims()))
     check(x.size(d) > 0, "[{}] dimension {} of {} has no elements, of which none is an extreme one", op.name, d,
           to_string(x));
@@ -367,15 +369,18 @@ const Op sum_squares_op = {.name = "sum_squares",
                            .sample = {{{{5, 3}}}, {{{0}}}}};
 
 DistributedTensor sum(const DistributedTensor& x, const Dims& dims, bool keepdim) {
+  check_defined("sum", x);
   return reduce(x.dtype() == DType::boolean ? count_nonzero_op : sum_op, x, dims, keepdim, "sum");
 }
 DistributedTensor mean(const DistributedTensor& x, const Dims& dims, bool keepdim) {
+  check_defined("mean", x);
   check(is_floating(x.dtype()), "[mean] element type {} of {}: use cast() to a floating type", name(x.dtype()),
         to_string(x));
   Dims all = normalized_dims("mean", dims, x.dims());
   return mul(reduce(sum_op, x, all, keepdim, "mean"), 1 / double(slice_size(x.shape(), all)));
 }
 DistributedTensor prod(const DistributedTensor& x, const Dims& dims, bool keepdim) {
+  check_defined("prod", x);
   return reduce(prod_op, x.dtype() == DType::boolean ? cast(x, DType::i64) : x, dims, keepdim, "prod");
 }
 DistributedTensor amax(const DistributedTensor& x, const Dims& dims, bool keepdim) {
@@ -385,9 +390,11 @@ DistributedTensor amin(const DistributedTensor& x, const Dims& dims, bool keepdi
   return extreme(amin_op, x, dims, keepdim);
 }
 DistributedTensor any(const DistributedTensor& x, const Dims& dims, bool keepdim) {
+  check_defined("any", x);
   return reduce(amax_op, cast(x, DType::boolean), dims, keepdim, "any");
 }
 DistributedTensor all(const DistributedTensor& x, const Dims& dims, bool keepdim) {
+  check_defined("all", x);
   return reduce(amin_op, cast(x, DType::boolean), dims, keepdim, "all");
 }
 DistributedTensor count_nonzero(const DistributedTensor& x, const Dims& dims) {
@@ -396,6 +403,7 @@ DistributedTensor count_nonzero(const DistributedTensor& x, const Dims& dims) {
 DistributedTensor sum_squares(const DistributedTensor& x) { return call(sum_squares_op, {&x}); }
 
 DistributedTensor sum_to(const DistributedTensor& x, const Shape& shape) {
+  check_defined("sum_to", x);
   if (x.shape() == shape) return x;
   std::vector<int64_t> dims;
   int ahead = x.dims() - shape.dims();

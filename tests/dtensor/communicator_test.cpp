@@ -179,9 +179,8 @@ TEST_CASE("communicators split and their collectives may be interleaved") {
   for (int n : {2, 4, 6}) {
     auto errors = on_ranks(n, [n](Communicator& world) {
       int me = world.rank(), half = n / 2;
-      std::vector<int> row, column{me % half, me % half + half}, backwards;
-      for (int i = 0; i < half; ++i) row.push_back(me / half * half + i);
-      for (int r = n; r-- > 0;) backwards.push_back(r);
+      RankGrid row = RankGrid(me / half * half).with(half, 1), column = RankGrid(me % half).with(2, half),
+               backwards = RankGrid(n - 1).with(n, -1);
       auto a = world.split(row), b = world.split(column), c = world.split(backwards);
       check(a->size() == half && a->rank() == me % half && b->size() == 2 && b->rank() == me / half,
             "ranks in the order given");
@@ -197,7 +196,7 @@ TEST_CASE("communicators split and their collectives may be interleaved") {
         else
           first.wait(), third.wait(), second.wait();
         int64_t row_sum = 0;
-        for (int r : row) row_sum += r + 100 * round;
+        for (int r : row.list()) row_sum += r + 100 * round;
         check(x.data<int64_t>()[2] == row_sum, "the row's sum");
         check(y.data<int64_t>()[2] == column[0] + column[1] + 200 * round, "the column's sum");
         for (int r = 0; r < n; ++r)
@@ -207,7 +206,7 @@ TEST_CASE("communicators split and their collectives may be interleaved") {
     });
     CHECK(errors == quiet(errors));
   }
-  auto errors = on_ranks(2, [](Communicator& world) { world.split({1 - world.rank()}); });
+  auto errors = on_ranks(2, [](Communicator& world) { world.split(RankGrid(1 - world.rank())); });
   CHECK(errors[0] == "[split] rank 0 is not among the ranks of the new communicator");
   CHECK(errors[1] == "[split] rank 1 is not among the ranks of the new communicator");
 }
@@ -304,7 +303,7 @@ TEST_CASE("law 9: a wait ends at the deadline and says who is missing") {
   errors = on_ranks(
       4,
       [](Communicator& c) {
-        auto part = c.split(c.rank() < 2 ? std::vector{0, 1} : std::vector{2, 3});
+        auto part = c.split(RankGrid(c.rank() / 2 * 2).with(2, 1));
         if (c.rank() >= 2) c.rank() == 2 ? part->barrier() : void();
       },
       50ms);
@@ -315,7 +314,7 @@ TEST_CASE("law 9: a wait ends at the deadline and says who is missing") {
 TEST_CASE("law 9: abort ends every wait with its reason") {
   auto start = std::chrono::steady_clock::now();
   auto errors = on_ranks(5, [](Communicator& c) {
-    auto part = c.split(c.rank() < 3 ? std::vector{0, 1, 2} : std::vector{3, 4});
+    auto part = c.split(c.rank() < 3 ? RankGrid::whole(3) : RankGrid(3).with(2, 1));
     if (c.rank() == 3) {
       c.abort("the disk is full");
       c.abort("a later reason");
@@ -329,7 +328,7 @@ TEST_CASE("law 9: abort ends every wait with its reason") {
 TEST_CASE("the recorded communicator moves nothing and refuses bytes") {
   auto c = make_recorded_communicator(8);
   CHECK((c->rank() == 0 && c->size() == 8));
-  CHECK(c->split({0, 3, 5})->size() == 3);
+  CHECK(c->split(RankGrid(0).with(3, 2))->size() == 3);
   Tensor meta(heap, DType::f32, {4}, Device::meta), real = Tensor::zeros(heap, DType::f32, {4});
   c->all_reduce({{meta, meta}}, Reduce::sum).wait();
   c->all_to_all({{meta, meta, {}, {}}}).wait();

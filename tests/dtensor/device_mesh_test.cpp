@@ -6,6 +6,7 @@
 #include <numeric>
 #include <set>
 
+#include "dtensor/distributed_tensor.h"
 #include "tests/dtensor/ranks.h"
 #include "tests/placement/cases.h"
 
@@ -77,6 +78,32 @@ TEST_CASE("a layout of a tensor is interned") {
     check(specs.size() == count && ids.size() == count, "{} layouts, {} objects, {} ids", count, specs.size(),
           ids.size());
   });
+}
+
+TEST_CASE("specifications that nobody holds are bounded, the least recent going first; held ones stay") {
+  auto rank = Rank::single();
+  DeviceMesh mesh(*rank, "tp=1");
+  SpecHandle held = mesh.intern({DType::f32, {1}, {}});
+  std::vector<DistributedTensor> tensors;
+  for (int64_t n = 2; n < 20; ++n) tensors.push_back(DistributedTensor::empty(mesh, {DType::f32, {n}, {}}));
+  uint64_t often = mesh.intern({DType::f32, {20}, {}})->id, last = 0;
+  for (int64_t n = 100; n < 100 + 3 * int64_t(DeviceMesh::max_unheld_specs); ++n) {
+    uint64_t id = mesh.intern({DType::f32, {n}, {}})->id;
+    REQUIRE(id > last);
+    last = id;
+    REQUIRE(mesh.intern({DType::f32, {20}, {}})->id == often);
+    REQUIRE(mesh.interned() <= DeviceMesh::max_unheld_specs + 1 + tensors.size());
+  }
+  CHECK(mesh.intern({DType::f32, {1}, {}}) == held);
+  for (const DistributedTensor& x : tensors) CHECK(mesh.intern(x.spec()) == &x.spec());
+  CHECK(mesh.intern({DType::f32, {100}, {}})->id > last);  // another one: ids are not used again
+}
+
+TEST_CASE("a specification lives as long as somebody holds it, also when its mesh is gone") {
+  auto rank = Rank::single();
+  SpecHandle spec = DeviceMesh(*rank, "tp=1").intern({DType::f32, {3, 2}, {}}), other = spec;
+  spec = {};
+  CHECK(other->local_shape == Shape{3, 2});
 }
 
 TEST_CASE("law 9: a mesh that the program cannot have is an error") {

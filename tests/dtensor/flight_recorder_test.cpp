@@ -8,8 +8,8 @@ using State = FlightRecorder::State;
 
 namespace {
 
-const auto world = std::make_shared<const std::vector<int>>(std::vector{0, 1, 2}),
-           row = std::make_shared<const std::vector<int>>(std::vector{0, 2});
+const auto world = std::make_shared<const Members>(Members{{0, 1, 2}}),
+           row = std::make_shared<const Members>(Members{{0, 2}});
 
 Signature reduce(int64_t n) { return {"all_reduce(sum)", {{DType::f32, {n}}}}; }
 Signature gather(std::vector<int64_t> counts) { return {"all_gather", {{DType::i64, std::move(counts)}}}; }

@@ -47,9 +47,9 @@ size_t run_all(const MeshShape& shape_of_mesh, const Shape& shape, const std::ve
         check(y.local().shape() == Shape(want.shape.begin(), want.shape.end()), "rank {} has {}", r,
               to_string(y.local().shape()));
         results[i * to.size() + j][r] = values<float>(y.local());
-        std::vector<StepKind> planned;
+        std::vector<CollectiveKind> planned;
         for (const Step& s : plan_of(x, stripped).steps)
-          if (!is_local(s.kind)) planned.push_back(s.kind);
+          if (!is_local(s.kind)) planned.push_back(collective_kind(s.kind));
         check(log.kinds == planned, "the collectives are those of the plan");
         check(log.asked_for == planned.size() && log.redistributions == (y.id() != x.id()), "observers saw it");
       }
@@ -162,7 +162,8 @@ TEST_CASE("law 6: large sums are the same tree whatever the plan", "[nightly]") 
     }
   });
   CHECK(logs[0].kinds ==
-        std::vector{StepKind::all_reduce, StepKind::all_gather, StepKind::reduce_scatter, StepKind::reduce_scatter});
+        std::vector{CollectiveKind::all_reduce, CollectiveKind::all_gather, CollectiveKind::reduce_scatter,
+                    CollectiveKind::reduce_scatter});
 }
 
 TEST_CASE("law 1: every element type keeps its bits") {
@@ -236,7 +237,7 @@ TEST_CASE("several tensors are redistributed in one launch") {
       }
       log = {};
       auto results = redistribute(list, to);
-      std::map<uint64_t, StepKind> kinds;
+      std::map<uint64_t, CollectiveKind> kinds;
       for (size_t k = 0; k < log.groups.size(); ++k)
         if (kinds.emplace(log.groups[k], log.kinds[k]).first->second != log.kinds[k])
           notes.push_back("a launch of two kinds");

@@ -165,31 +165,24 @@ TEST_CASE("nccl: results are those of the threads communicator, on the world and
         const std::vector<std::vector<double>> none(static_cast<size_t>(n));
         auto got = none, want = none, part_got = none, part_want = none;
         // The axes of a mesh of 2 rows, or of one where n is odd.
-        auto row = [&](int rank) {
-          int columns = n % 2 ? n : n / 2;
-          std::vector<int> ranks(static_cast<size_t>(columns));
-          std::iota(ranks.begin(), ranks.end(), rank / columns * columns);
-          return ranks;
-        };
+        int columns = n % 2 ? n : n / 2;
+        auto row = [&](int rank) { return RankGrid(rank / columns * columns).with(columns, 1); };
         Strings errors = world.run([&](Own o) {
           auto me = size_t(o.comm.rank());
           got[me] = all_collectives(o.comm, o.memory, t, averages);
           auto part = o.comm.split(row(o.comm.rank()));
           part_got[me] = all_collectives(*part, o.memory, t, averages);
-          std::vector<int> back(static_cast<size_t>(n));
-          std::iota(back.rbegin(), back.rend(), 0);
-          auto reversed = o.comm.split(back);
+          auto reversed = o.comm.split(RankGrid(n - 1).with(n, -1));
           check(reversed->rank() == n - 1 - o.comm.rank() && reversed->size() == n, "another order");
           reduce({*reversed, o.memory});
           read(o);
         });
         CHECK(errors == Strings(size_t(n)));
         launch(n, [&](Rank& rank) {
-          std::vector<int> all(static_cast<size_t>(n));
-          std::iota(all.begin(), all.end(), 0);
+          DeviceMesh mesh(rank, MeshShape({n / columns, columns}, {"row", "column"}));
           auto me = size_t(rank.rank());
           DType known = t == DType::bf16 ? DType::f32 : t;  // threads do not add bf16
-          want[me] = all_collectives(rank.communicator(all), heap, known, averages);
+          want[me] = all_collectives(rank.communicator(), heap, known, averages);
           part_want[me] = all_collectives(rank.communicator(row(rank.rank())), heap, known, averages);
         });
         INFO(n << " ranks of " << name(t));
@@ -409,7 +402,7 @@ TEST_CASE("law 9: each failure of NCCL ends every rank with the first cause") {
             nothing,
             [](Own o) {
               if (o.comm.rank() == 3) std::this_thread::sleep_for(700ms);
-              if (o.comm.rank() != 3) o.comm.split(o.comm.rank() < 2 ? std::vector{0, 1} : std::vector{2, 3});
+              if (o.comm.rank() != 3) o.comm.split(RankGrid(o.comm.rank() / 2 * 2).with(2, 1));
             },
             {"] not complete after 0.25 s: in split", "] not complete after 0.25 s: in split",
              "] not complete after 0.25 s: in split", "waits for rank 3, which has not begun it"}},
@@ -417,9 +410,7 @@ TEST_CASE("law 9: each failure of NCCL ends every rank with the first cause") {
             3,
             nothing,
             [](Own o) {
-              o.comm.split(o.comm.rank() == 0   ? std::vector{0, 1}
-                           : o.comm.rank() == 1 ? std::vector{1, 2}
-                                                : std::vector{1, 2});
+              o.comm.split(RankGrid(o.comm.rank() > 0).with(2, 1));
             },
             {"[split] ranks [0,1] of the world were to form a communicator, but 1 ranks did: all ranks of the parent "
              "must "
@@ -428,9 +419,38 @@ TEST_CASE("law 9: each failure of NCCL ends every rank with the first cause") {
            {"CommSplit fails",
             2,
             [](World& w) { w.fake.script(0, "CommSplit", 0, {.result = Result::unhandled_cuda_error}); },
-            [](Own o) { o.comm.split({o.comm.rank()}); },
+            [](Own o) { o.comm.split(RankGrid(o.comm.rank())); },
             {"[split] NCCL fails on rank 0 of 2 in split: unhandled cuda error", "rank 0 failed: [split] NCCL fails"}},
-           {"a group without this rank", 2, nothing, [](Own o) { o.comm.split({1 - o.comm.rank()}); },
+           {"CommSplit fails later",
+            2,
+            [](World& w) { w.fake.script(1, "CommSplit", 0, {.later = Result::system_error}); },
+            [](Own o) { o.comm.split(RankGrid(o.comm.rank())); },
+            {"rank 1 failed: [split] NCCL fails", "[split] NCCL fails on rank 1 of 2 in split: unhandled system error"}},
+           {"a send that nobody receives",
+            2,
+            nothing,
+            [](Own o) {
+              o.comm.open_lanes();
+              if (o.comm.rank() == 0) o.comm.send({some(o).in}, 1).wait(), read(o);
+              if (o.comm.rank() == 1) std::this_thread::sleep_for(700ms);
+            },
+            Strings(2, "[send] not complete after 0.25 s: in send f32[8], rank 0 waits for rank 1, which has not begun "
+                       "it")},
+           {"a send of another size",
+            2,
+            nothing,
+            [](Own o) {
+              o.comm.open_lanes();
+              if (o.comm.rank() == 0) o.comm.send({some(o, 8).in}, 1).wait(), read(o);
+              if (o.comm.rank() == 1) o.comm.receive({some(o, 9).in}, 0).wait(), read(o);
+            },
+            Strings(2, "[collective] ranks 0 and 1 disagree: \"send f32[8]\" and \"receive f32[9]\"")},
+           {"a shift by another distance", 3, nothing,
+            [](Own o) { o.comm.shift({some(o)}, o.comm.rank() == 2 ? 2 : 1).wait(); },
+            Strings(3, "ranks 0 and 2 disagree: \"shift(1) f32[0+8+0->0+0+8]\" and \"shift(2) f32[0+8+0->8+0+0]\"")},
+           {"a lane that was not opened", 2, nothing, [](Own o) { o.comm.send({some(o).in}, 1 - o.comm.rank()); },
+            Strings(2, "[send] there is no lane from rank ")},
+           {"a group without this rank", 2, nothing, [](Own o) { o.comm.split(RankGrid(1 - o.comm.rank())); },
             Strings(2, "is not among the ranks of the new communicator")},
            {"tensors of the host", 2, nothing,
             [](Own o) {
@@ -447,7 +467,7 @@ TEST_CASE("law 9: a failure frees work on all communicators, and all later calls
   World world(4);
   world.options.deadline = 250ms;
   Strings errors = world.run([&](Own o) {
-    auto part = o.comm.split(o.comm.rank() < 2 ? std::vector{0, 1} : std::vector{2, 3});
+    auto part = o.comm.split(RankGrid(o.comm.rank() / 2 * 2).with(2, 1));
     Work work = part->all_reduce({some(o)}, Reduce::sum);
     work.wait();
     if (o.comm.rank() != 3) part->barrier();  // rank 2 waits for ever, 0 and 1 are in another one
@@ -455,7 +475,7 @@ TEST_CASE("law 9: a failure frees work on all communicators, and all later calls
     std::string later = error_of([&] { o.comm.barrier(); });
     for (auto f : {&Communicator::all_gather, &Communicator::all_to_all})
       check(error_of([&] { ((*part).*f)({some(o)}); }) == later, "the same error again");
-    check(error_of([&] { o.comm.split({0, 1, 2, 3}); }) == later, "the same error again");
+    check(error_of([&] { o.comm.split(RankGrid::whole(4)); }) == later, "the same error again");
     throw Error(later);
   });
   CHECK_THAT(errors[2],
