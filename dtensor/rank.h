@@ -15,6 +15,8 @@
 
 namespace dtensor {
 
+class RandomScope;
+
 // Made by launch() or single(); handles of its meshes hold it, and every tensor reaches it through its mesh. Used by
 // one thread.
 class Rank : public std::enable_shared_from_this<Rank> {
@@ -78,9 +80,10 @@ class Rank : public std::enable_shared_from_this<Rank> {
   bool strict = false;  // law 7: implicit communication is an error
   bool tf32 = false;    // on CUDA, products of float32 may round their factors to tf32, 10 bits of mantissa: faster
   int no_grad = 0;      // open NoGrad scopes: ops and redistributions are not recorded
-  Observer* recorder = nullptr;       // the record of the innermost open scope; told after the observers
-  KeepPolicy* keep_policy = nullptr;  // of that record; none: it keeps what gradients ask for
-  int micro_batches = 1;              // whose sums over rows make up a step's: Context::leaves
+  Observer* recorder = nullptr;         // the record of the innermost open scope; told after the observers
+  KeepPolicy* keep_policy = nullptr;    // of that record; none: it keeps what gradients ask for
+  int micro_batches = 1;                // whose sums over rows make up a step's: Context::leaves
+  RandomScope* random_scope = nullptr;  // the innermost open one (random_scope.h)
   // What the ops layer keeps per rank: the dispatcher's cache and the kernels' scratch memory.
   std::shared_ptr<void> ops_state;
   std::shared_ptr<void> meshes;  // those made so far, which live as long as the rank (device_mesh.cpp)

@@ -84,7 +84,7 @@ void add_pointwise(std::vector<Case>& list, Gpu& gpu, int64_t tokens) {
                       return Tensors{queries(heads), queries(kv_heads)};
                     },
                     [=](const Tensors& t) {
-                      return call(ops::rotary_pair_op, t, {{"theta", theta}, {"inverse", inverse}});
+                      return call(ops::rotary_pair_op, {t[0], t[1], {}}, {{"theta", theta}, {"inverse", inverse}});
                     }});
   list.push_back({"SwiGLU",
                   [=] {

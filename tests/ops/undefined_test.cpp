@@ -60,7 +60,8 @@ void add_argument(Form& form, const std::string& argument) {
     form.tensors += argument.ends_with("...") ? 2 : 1;
   else if (parts[1].empty())
     form.attributes.set(parts[0], values.at(parts[0]));
-  else if (parts[1] == "none" && (parts[0] == "weight" || parts[0] == "bias" || parts[0] == "attn_mask"))
+  else if (parts[1] == "none" && (parts[0] == "weight" || parts[0] == "bias" || parts[0] == "attn_mask" ||
+                                  parts[0].ends_with("positions") || parts[0] == "k_lengths"))
     form.optional.push_back(form.tensors++);
 }
 
