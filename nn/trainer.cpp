@@ -99,7 +99,8 @@ Trainer::Trainer(const DeviceMesh& mesh, const LlamaConfig& config, const Parall
       model_(mesh, config),
       gradients_(mesh.rank_state()),
       parameters_(model_.parameters()),
-      optimizer_(parameters_, options.adamw) {
+      optimizer_(parameters_, options.adamw),
+      step_number_(mesh) {
   check_axes(mesh.shape(), plan);
   for (Parameter* p : parameters_) p->compute_in(options.dtype);
   plan.apply(model_);
@@ -116,6 +117,7 @@ int64_t Trainer::parameter_count() {
 DistributedTensor Trainer::forward(const PackedText::Batch& batch) {
   Rank& rank = model_.mesh().rank_state();
   PhaseScope phase(rank, Phase::forward);
+  RandomScope random(step_number_, {.seed = options_.seed});
   DistributedTensor logits = model_(batch.inputs);
   LabelScope reason(rank, Label::Kind::reason, "loss");
   return ops::cross_entropy(logits, batch.targets, {.ignore_index = ByteTokenizer::pad});
@@ -153,8 +155,9 @@ DistributedTensor Trainer::pass(const PackedText::Batch& batch) {
 }
 
 // The mean is one sum over one count, both over all micro-batches, so the count is taken first.
-DistributedTensor Trainer::passes(const PackedText::Batch& batch, int micro_batches) {
+DistributedTensor Trainer::passes(const PackedText::Batch& batch) {
   Rank& rank = model_.mesh().rank_state();
+  int micro_batches = int(rows_.size());
   auto reduced = [&](const DistributedTensor& x) { return x.redistribute(Layout(), {.reason = "loss"}); };
   DistributedTensor count, weight;
   {
@@ -171,6 +174,7 @@ DistributedTensor Trainer::passes(const PackedText::Batch& batch, int micro_batc
     {
       Record::Scope scope(record);
       PhaseScope phase(rank, Phase::forward);
+      RandomScope random(step_number_, {.seed = options_.seed, .rows = rows_[size_t(i)]});
       DistributedTensor logits = model_(rows.inputs);
       LabelScope reason(rank, Label::Kind::reason, "loss");
       sum = ops::sum(ops::cross_entropy(logits, rows.targets,
@@ -185,10 +189,20 @@ DistributedTensor Trainer::passes(const PackedText::Batch& batch, int micro_batc
   return ops::div(reduced(losses.total()), count);
 }
 
+// Outside of what is captured.
+void Trainer::prepare_rows(const DistributedTensor& inputs) {
+  int parts = micro_batches_of(inputs, options_.micro_batch_size);
+  int64_t rows = inputs.size(0);
+  bool same = int(rows_.size()) == parts && (parts == 1 || rows_[0].size(0) * parts == rows);
+  if (same) return;
+  rows_.assign(size_t(parts), DistributedTensor());
+  for (int i = 0; parts > 1 && i < parts; ++i)
+    rows_[size_t(i)] = micro_batch_rows(inputs.mesh(), inputs.layout(), rows, parts, i);
+}
+
 Trainer::Results Trainer::run(const PackedText::Batch& batch) {
   gradients_.clear();  // of a step that failed
-  int micro_batches = micro_batches_of(batch.inputs, options_.micro_batch_size);
-  DistributedTensor loss = micro_batches == 1 ? pass(batch) : passes(batch, micro_batches);
+  DistributedTensor loss = rows_.size() > 1 ? passes(batch) : pass(batch);
   PhaseScope phase(model_.mesh().rank_state(), Phase::optimizer);
   std::vector<DistributedTensor> gradients = reduce_gradients(gradients_, parameters_);
   gradients_.clear();
@@ -251,6 +265,8 @@ Trainer::Step Trainer::step(const PackedText::Batch& batch) {
   Clock::time_point begin = Clock::now();
   double lr = warmup_cosine(optimizer_.steps(), options_.lr, options_.warmup_steps, options_.steps);
   optimizer_.begin_step(lr);
+  step_number_.set(optimizer_.steps());
+  prepare_rows(batch.inputs);
   Results r = run_or_launch(batch);
   double host_seconds = std::chrono::duration<double>(Clock::now() - begin).count();
   Step result{optimizer_.steps(), value_of(r.loss), value_of(r.norm), lr, host_seconds};

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "dtensor/cuda/allocator.h"
+#include "dtensor/random_scope.h"
 #include "nn/data.h"
 #include "nn/llama.h"
 #include "nn/optim.h"
@@ -61,7 +62,8 @@ class Trainer {
   };
   DistributedTensor forward(const PackedText::Batch& batch);  // the loss
   DistributedTensor pass(const PackedText::Batch& batch);     // forward and backward; the loss
-  DistributedTensor passes(const PackedText::Batch& batch, int micro_batches);
+  DistributedTensor passes(const PackedText::Batch& batch);
+  void prepare_rows(const DistributedTensor& inputs);
   Results run(const PackedText::Batch& batch);  // all of a step but the numbers that change
   Results run_or_launch(const PackedText::Batch& batch);
   std::string why_no_graph(const PackedText::Batch& batch);
@@ -73,6 +75,8 @@ class Trainer {
   GradientStore gradients_;
   std::vector<Parameter*> parameters_;
   AdamW optimizer_;
+  StepNumber step_number_;
+  std::vector<DistributedTensor> rows_;  // of each micro-batch in the global batch; a captured step reads them again
 
   // The captured step: where it reads its batch and leaves its results, and its memory, which must outlive all of them.
   struct Captured {
