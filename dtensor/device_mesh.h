@@ -9,6 +9,9 @@
 
 namespace dtensor {
 
+class PlanCache;  // dtensor/plan_cache.h
+std::shared_ptr<PlanCache> make_plan_cache();
+
 // A tensor on a mesh, interned: the same element type, shape and layout are the same object, whose id names it in
 // caches. Axes of one rank are Replicate here: they hold the whole whatever was asked for.
 struct LocalSpec : TensorSpec {
@@ -39,6 +42,8 @@ class DeviceMesh {
   // The communicator of the ranks that differ from this one on `axes` only.
   Communicator& communicator(AxisSet axes) const;
   const LocalSpec* intern(const TensorSpec& spec) const;
+  // The redistributions planned so far.
+  PlanCache& plans() const { return *state_->plans; }
 
   friend bool operator==(const DeviceMesh& a, const DeviceMesh& b) { return a.state_ == b.state_; }
 
@@ -58,6 +63,7 @@ class DeviceMesh {
     std::map<AxisSet, Communicator*> communicators;
     std::unordered_map<TensorSpec, std::unique_ptr<LocalSpec>, Hash> specs;
     std::map<AxisSet, std::weak_ptr<State>> parts;  // sub-meshes: the same axes are the same mesh
+    std::shared_ptr<PlanCache> plans = make_plan_cache();
   };
   std::shared_ptr<State> state_;
 };
