@@ -11,6 +11,9 @@
 
 namespace dtensor {
 
+class PlanCache;  // dtensor/plan_cache.h
+std::shared_ptr<PlanCache> make_plan_cache();
+
 // A tensor on a mesh, interned: the same element type, shape and layout are the same object, whose id names it in
 // caches and is never used again. Axes of one rank are Replicate here: they hold the whole whatever was asked for.
 struct LocalSpec : TensorSpec {
@@ -87,6 +90,8 @@ class DeviceMesh {
   // half interned least recently goes.
   static constexpr size_t max_unheld_specs = 8192;
   size_t interned() const { return state_->specs.size(); }
+  // The redistributions planned so far.
+  PlanCache& plans() const { return *state_->plans; }
 
   friend bool operator==(const DeviceMesh& a, const DeviceMesh& b) { return a.state_ == b.state_; }
 
@@ -119,6 +124,7 @@ class DeviceMesh {
     size_t next_sweep = max_unheld_specs;  // when there are so many specs
     uint64_t uses = 0;                     // calls of intern()
     std::map<AxisSet, State*> parts = {};
+    std::shared_ptr<PlanCache> plans = make_plan_cache();
   };
   struct Table;
   DeviceMesh(Rank& rank, MeshShape shape, std::vector<int> strides, int index);

@@ -1,25 +1,31 @@
 #include "dtensor/redistribute.h"
 
+#include <exception>
 #include <optional>
 
-#include "placement/redistribution.h"
+#include "dtensor/plan_cache.h"
 
 namespace dtensor {
 namespace {
 
-// A tensor on its way: its local part and the boxes of all ranks of a step's group are found from the layouts.
+// A tensor on its way.
 struct Travel {
+  size_t index;  // in the list
   DistributedTensor source;
-  Plan plan;
-  Tensor local;
+  Layout target;
+  std::shared_ptr<PlannedMove> planned;
   std::string reason;
+  Tensor local;          // its part by now
+  Tensor arriving = {};  // what a collective under way writes
   size_t next = 0;
 
-  const Step& step() const { return plan.steps[next]; }
-  bool arrived() const { return next == plan.steps.size(); }
+  const Plan& plan() const { return planned->plan; }
+  const Step& step() const { return plan().steps[next]; }
+  bool arrived() const { return next == plan().steps.size(); }
   const DeviceMesh& mesh() const { return source.mesh(); }
-  Box box(const Layout& l, int rank) const { return local_box(mesh().shape(), source.shape(), l, rank); }
-  Box box(const Layout& l) const { return box(l, mesh().rank()); }
+  bool is_meta() const { return local.device() == Device::meta; }
+  const Route& route() const { return planned->route(mesh(), source.shape(), next); }
+  Box box(const Layout& l) const { return local_box(mesh().shape(), source.shape(), l, mesh().rank()); }
   Tensor make(const Shape& shape) const {
     return Tensor(mesh().rank_state().allocator(), source.dtype(), shape, local.device());
   }
@@ -56,138 +62,47 @@ void embed(Travel& t) {
   t.local = out;
 }
 
-// Whether pieces, one after the other, are the whole in row-major order: they divide its first dimension that is not 1.
-bool in_order(const std::vector<Box>& pieces, const Box& whole) {
-  int d = 0;
-  while (d < whole.dims && whole[d].size() == 1) ++d;
-  int64_t at = d < whole.dims ? whole[d].begin : 0;
-  for (const Box& p : pieces) {
-    if (p.numel() == 0) continue;
-    for (int e = 0; e < whole.dims; ++e)
-      if (e == d ? p[e].begin != at : p[e] != whole[e]) return false;
-    if (d < whole.dims) at = p[d].end;
-  }
-  return true;
-}
-
-// Pieces of `from` (which holds `outer`), one after the other.
-Tensor pack(Travel& t, const Tensor& from, const std::vector<Box>& pieces, const Box& outer) {
-  int64_t n = 0;
-  for (const Box& p : pieces) n += p.numel();
+// Parcels of `from` (which holds `outer`), one after the other.
+Tensor pack(const Travel& t, const Tensor& from, const std::vector<Parcel>& parcels, const Box& outer) {
+  int64_t n = 0, at = 0;
+  for (const Parcel& p : parcels) n += p.box.numel();
   Tensor flat = t.make({n});
-  int64_t at = 0;
-  for (const Box& p : pieces) {
-    copy(from.part(relative(p, outer)), flat.narrow(0, at, p.numel()).view(p.shape()));
-    at += p.numel();
+  for (const auto& [peer, box] : parcels) {
+    copy(from.part(relative(box, outer)), flat.narrow(0, at, box.numel()).view(box.shape()));
+    at += box.numel();
   }
   return flat;
 }
 
-void unpack(const Tensor& flat, const std::vector<Box>& pieces, const Tensor& to, const Box& outer) {
+void unpack(const Tensor& flat, const std::vector<Parcel>& parcels, const Tensor& to, const Box& outer) {
   int64_t at = 0;
-  for (const Box& p : pieces) {
-    copy(flat.narrow(0, at, p.numel()).view(p.shape()), to.part(relative(p, outer)));
-    at += p.numel();
+  for (const auto& [peer, box] : parcels) {
+    copy(flat.narrow(0, at, box.numel()).view(box.shape()), to.part(relative(box, outer)));
+    at += box.numel();
   }
 }
 
-std::vector<int64_t> sizes_of(const std::vector<Box>& pieces) {
-  std::vector<int64_t> n;
-  for (const Box& p : pieces) n.push_back(p.numel());
-  return n;
-}
-
-// What a collective of one tensor takes, and what is left to do when it is over.
-struct Prepared {
-  Buffers buffers;
-  std::function<void(Travel&)> finish;
-};
-
-// Axes that are sliced along make the new box, the same for all of the group, narrower than the old pieces.
-Prepared prepare_all_gather(Travel& t) {
-  std::vector<Box> pieces;
-  Box now = t.box(t.step().to), before = t.box(t.step().from);
-  for (int r : t.mesh().shape().group(t.mesh().rank(), t.step().axes))
-    pieces.push_back(intersection(t.box(t.step().from, r), now));
-  Tensor in = t.local.part(relative(intersection(before, now), before)).contiguous(), flat = t.make({now.numel()});
-  return {{in, flat, sizes_of(pieces)}, [=](Travel& travel) {
-            if (in_order(pieces, now)) {
-              travel.local = flat.view(now.shape());
-            } else {
-              travel.local = travel.make(now.shape());
-              unpack(flat, pieces, travel.local, now);
-            }
-          }};
-}
-
-// Every rank reads the part of its new box that it lacks from one holder of each piece: the one that has sent least so
-// far, counted alike by all ranks.
-Prepared prepare_all_to_all(Travel& t) {
-  const Step& s = t.step();
-  std::vector<int> group = t.mesh().shape().group(t.mesh().rank(), s.axes);
-  size_t n = group.size(), me = size_t(t.mesh().shape().index_in(t.mesh().rank(), s.axes));
-  std::vector<Box> before, now;
-  for (int r : group) before.push_back(t.box(s.from, r)), now.push_back(t.box(s.to, r));
-  std::vector<int64_t> load(n);
-  Box nothing;
-  nothing.dims = before[0].dims;
-  std::vector<Box> send(n, nothing), receive(n, nothing);  // nothing has no elements, unless it has no dimensions
-  for (size_t to = 0; to < n; ++to) {
-    std::vector<char> served(n);
-    auto serve = [&](size_t holder) {
-      Box part = intersection(now[to], before[holder]);
-      for (size_t q = 0; q < n; ++q)
-        if (before[q] == before[holder]) served[q] = 1;
-      if (holder != to) load[holder] += part.numel();
-      if (holder == me) send[to] = part;
-      if (to == me) receive[holder] = part;
-    };
-    serve(to);
-    for (size_t from = 0; from < n; ++from) {
-      if (served[from] || intersection(now[to], before[from]).numel() == 0) continue;
-      size_t holder = from;
-      for (size_t q = from; q < n; ++q)
-        if (before[q] == before[from] && load[q] < load[holder]) holder = q;
-      serve(holder);
-    }
+// What a collective of one tensor takes. A meta tensor has nothing to pack, so nobody asks for its route.
+Buffers prepare(Travel& t) {
+  if (t.is_meta()) {
+    t.arriving = t.make(t.box(t.step().to).shape());
+    return {t.local, t.arriving};
   }
-  Tensor in = pack(t, t.local, send, before[me]), flat = t.make({now[me].numel()});
-  return {{in, flat, sizes_of(send), sizes_of(receive)}, [=, target = now[me]](Travel& travel) {
-            travel.local = travel.make(target.shape());
-            unpack(flat, receive, travel.local, target);
-          }};
+  const Route& r = t.route();
+  t.arriving = t.make(r.unpacks ? Shape{r.now.numel()} : r.now.shape());
+  return {r.packs ? pack(t, t.local, r.send, r.before) : t.local.contiguous(), t.arriving, r.counts, r.out_counts};
 }
 
-Prepared prepare_all_reduce(Travel& t) {
-  Tensor out = t.make(t.local.shape());
-  return {{t.local.contiguous(), out}, [out](Travel& travel) { travel.local = out; }};
-}
-
-Prepared prepare_reduce_scatter(Travel& t) {
-  std::vector<Box> pieces;
-  for (int r : t.mesh().shape().group(t.mesh().rank(), t.step().axes)) pieces.push_back(t.box(t.step().to, r));
-  Box before = t.box(t.step().from), now = t.box(t.step().to);
-  // The new pieces of the group are what is reduced; axes that are sliced along may make them less than the whole.
-  bool whole = false;
-  int64_t n = 0;
-  for (const Box& p : pieces) n += p.numel();
-  whole = n == before.numel() && in_order(pieces, before);
-  Tensor in = whole ? t.local.contiguous() : pack(t, t.local, pieces, before), out = t.make(now.shape());
-  return {{in, out, sizes_of(pieces)}, [out](Travel& travel) { travel.local = out; }};
-}
-
-Prepared prepare(Travel& t) {
-  switch (t.step().kind) {
-    case StepKind::all_gather:
-      return prepare_all_gather(t);
-    case StepKind::permute:
-    case StepKind::all_to_all:
-      return prepare_all_to_all(t);
-    case StepKind::reduce_scatter:
-      return prepare_reduce_scatter(t);
-    default:
-      return prepare_all_reduce(t);
+void arrive(Travel& t) {
+  Tensor here = std::exchange(t.arriving, Tensor());
+  if (!t.is_meta() && t.route().unpacks) {
+    const Route& r = t.route();
+    t.local = t.make(r.now.shape());
+    unpack(here, r.receive, t.local, r.now);
+  } else {
+    t.local = here;
   }
+  ++t.next;
 }
 
 Work start(Communicator& c, const Step& s, std::vector<Buffers> list) {
@@ -211,24 +126,19 @@ bool same_launch(const Step& a, const Step& b) {
 // A launch under way, and the tensors that wait for it.
 struct Launch {
   std::vector<Travel*> list;
-  std::vector<Prepared> prepared;
   Work work;
 
   void finish() {
     work.wait();
-    for (size_t i = 0; i < list.size(); ++i) {
-      prepared[i].finish(*list[i]);
-      ++list[i]->next;
-    }
+    for (Travel* t : list) arrive(*t);
   }
 };
 
 Launch start_collective(std::vector<Travel*> list, bool asked_for) {
   const DeviceMesh& mesh = list[0]->mesh();
   Rank& rank = mesh.rank_state();
-  const Step first = list[0]->step();
+  const Step& first = list[0]->step();
   uint64_t group = rank.next_id();
-  std::vector<Prepared> prepared;
   std::vector<Buffers> buffers;
   for (Travel* t : list) {
     if (rank.strict && !asked_for)
@@ -236,17 +146,16 @@ Launch start_collective(std::vector<Travel*> list, bool asked_for) {
           "[{}] strict mode: {} of {} ({} bytes), which nobody asked for; bring the operand to {} with redistribute() "
           "or a plan line",
           rank.label(Label::Kind::op), collective_name(t->step().kind), to_string(t->source), t->step().bytes,
-          to_string(t->plan.steps.back().to, mesh.shape()));
+          to_string(t->target, mesh.shape()));
     const Step& s = t->step();
     rank.notify([&](Observer& o) {
       o.on_collective({mesh, collective_kind(s.kind), s.axes, s.bytes, t->source.dtype(), t->source.shape(), &s, group,
                        t->reason, asked_for});
     });
-    prepared.push_back(prepare(*t));
-    buffers.push_back(prepared.back().buffers);
+    buffers.push_back(prepare(*t));
   }
   Work work = start(mesh.communicator(first.axes), first, std::move(buffers));
-  return {std::move(list), std::move(prepared), std::move(work)};
+  return {std::move(list), std::move(work)};
 }
 
 // Takes the local steps that come next and starts a collective of those that need the same one; nothing where all have
@@ -271,26 +180,24 @@ bool keeps_value(const MeshShape& mesh, int rank, AxisSet axes, Reduce reduce) {
 }
 
 Plan plan_of(const DistributedTensor& x, const Layout& to) {
-  return plan_redistribution(x.mesh().shape(), x.shape(), itemsize(x.dtype()), x.layout(), to);
+  return x.mesh().plans().find(x.mesh(), x.spec(), strip_narrow_axes(x.mesh().shape(), to))->plan;
 }
 
 struct Redistribution::State {
   std::vector<DistributedTensor> result;
   std::vector<Travel> travels;
-  std::vector<size_t> index;  // of each travel's tensor
-  std::vector<Layout> layouts;
-  std::optional<Launch> launch;
   bool asked_for, remake;
+  bool finished = false;
+  std::exception_ptr error = nullptr;  // what ended it
+  std::optional<Launch> launch = {};   // the last member: a collective under way ends before its tensors do
+
+  void start(std::span<const DistributedTensor> list, std::span<const Layout> layouts,
+             const RedistributeOptions& options);
+  void finish();
 };
 
-Redistribution Redistribution::begin(std::span<const DistributedTensor> list, std::span<const Layout> layouts,
-                                     const RedistributeOptions& options) {
-  check(list.size() == layouts.size(), "[redistribute] {} tensors and {} layouts", list.size(), layouts.size());
-  Redistribution r;
-  r.state_ = std::make_shared<State>();
-  State& s = *r.state_;
-  s.result.assign(list.begin(), list.end());
-  s.asked_for = options.asked_for, s.remake = options.remake;
+void Redistribution::State::start(std::span<const DistributedTensor> list, std::span<const Layout> layouts,
+                                  const RedistributeOptions& options) {
   for (size_t i = 0; i < list.size(); ++i) {
     const DistributedTensor& x = list[i];
     check(x.defined(), "[redistribute] tensor {} is undefined", i);
@@ -300,34 +207,49 @@ Redistribution Redistribution::begin(std::span<const DistributedTensor> list, st
       if (layouts[i].split[size_t(d)].count) fail("[redistribute] {} has no dimension {} to shard", to_string(x), d);
     Layout to = strip_narrow_axes(x.mesh().shape(), layouts[i]);
     if (x.layout() == to) continue;
-    s.travels.push_back(
-        {x, plan_of(x, to), x.local(), std::string(i < options.reasons.size() ? options.reasons[i] : options.reason)});
-    s.index.push_back(i);
-    s.layouts.push_back(to);
+    std::string_view reason = i < options.reasons.size() ? options.reasons[i] : options.reason;
+    travels.push_back({i, x, to, x.mesh().plans().find(x.mesh(), x.spec(), to), std::string(reason), x.local()});
   }
-  s.launch = next_launch(s.travels, s.asked_for);
+  launch = next_launch(travels, asked_for);
+}
+
+void Redistribution::State::finish() {
+  while (launch) {
+    launch->finish();
+    launch = next_launch(travels, asked_for);
+  }
+  uint64_t batch = travels.empty() ? 0 : travels[0].mesh().rank_state().next_id();
+  for (Travel& t : travels) {
+    const DistributedTensor& x = t.source;
+    SpecHandle spec = x.mesh().intern({x.dtype(), x.shape(), t.target});
+    if (t.local.shape() != spec->local_shape) t.local = t.make(spec->local_shape);  // empty: no steps were needed
+    DistributedTensor& to = result[t.index] = DistributedTensor::empty(x.mesh(), spec, t.local);
+    x.mesh().rank_state().notify([&](Observer& o) { o.on_redistribute({x, to, t.plan(), remake, batch}); });
+  }
+  travels.clear();
+}
+
+Redistribution Redistribution::begin(std::span<const DistributedTensor> list, std::span<const Layout> layouts,
+                                     const RedistributeOptions& options) {
+  check(list.size() == layouts.size(), "[redistribute] {} tensors and {} layouts", list.size(), layouts.size());
+  Redistribution r;
+  r.state_ = std::make_shared<State>(
+      State{std::vector<DistributedTensor>(list.begin(), list.end()), {}, options.asked_for, options.remake});
+  r.state_->start(list, layouts, options);
   return r;
 }
 
 std::vector<DistributedTensor> Redistribution::finish() {
-  State& s = *state_;
-  while (s.launch) {
-    s.launch->finish();
-    s.launch = next_launch(s.travels, s.asked_for);
-  }
-  uint64_t batch = s.travels.empty() ? 0 : s.travels[0].mesh().rank_state().next_id();
-  for (size_t k = 0; k < s.travels.size(); ++k) {
-    const DistributedTensor& x = s.travels[k].source;
-    SpecHandle spec = x.mesh().intern({x.dtype(), x.shape(), s.layouts[k]});
-    Tensor local = s.travels[k].local;
-    if (local.shape() != spec->local_shape)
-      local = s.travels[k].make(spec->local_shape);  // empty: no steps were needed
-    DistributedTensor& to = s.result[s.index[k]] = DistributedTensor::empty(x.mesh(), spec, local);
-    x.mesh().rank_state().notify([&](Observer& o) { o.on_redistribute({x, to, s.remake, batch}); });
-  }
-  std::vector<DistributedTensor> result = std::move(s.result);
-  state_.reset();
-  return result;
+  check(defined(), "[Redistribution::finish] nothing is under way: this handle was finished, or began nothing");
+  std::shared_ptr<State> s = std::exchange(state_, nullptr);
+  if (s->error) std::rethrow_exception(s->error);
+  if (!std::exchange(s->finished, true)) try {
+      s->finish();
+    } catch (...) {
+      s->error = std::current_exception();
+      throw;
+    }
+  return s->result;
 }
 
 std::vector<DistributedTensor> redistribute(std::span<const DistributedTensor> list, std::span<const Layout> layouts,

@@ -22,12 +22,15 @@ std::vector<DistributedTensor> redistribute(std::span<const DistributedTensor> l
 
 // The same in two parts, so that communication and computing overlap: begin() starts the first collective, and finish()
 // waits for it and takes the other steps. All ranks begin and finish in the same order. The tensors must not be written
-// in place in between. Handles are the same redistribution; it is finished once.
+// in place in between. Copies of a handle are the same redistribution: it runs once, and each of them is finished once,
+// with the same tensors or the same error. What is begun and dropped on all ranks ends with its first collective.
 class Redistribution {
  public:
   Redistribution() = default;  // none
   static Redistribution begin(std::span<const DistributedTensor> list, std::span<const Layout> layouts,
                               const RedistributeOptions& options = {});
+  // The tensors in their new layouts; those that were in them already are themselves. Lets go of this handle. Errors: a
+  // handle of nothing, or one that was finished.
   std::vector<DistributedTensor> finish();
   bool defined() const { return state_ != nullptr; }
 

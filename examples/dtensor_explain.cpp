@@ -222,7 +222,8 @@ std::string alternatives_text(const Ways& ways, const MeshShape& mesh) {
     text += "\n";
   }
   if (ways.list.size() > shown_alternatives + 1)
-    text += fmt::format("            and {} more\n", ways.list.size() - shown_alternatives - 1);
+    text += fmt::format("            and {}{} more\n", ways.all() ? "" : "at least ",
+                        ways.list.size() - shown_alternatives - 1);
   return text;
 }
 

@@ -97,9 +97,10 @@ std::string Ways::why() const {
     bytes += w.choice.bytes == best.bytes;
     moves += w.choice.bytes == best.bytes && w.choice.moves == best.moves;
   }
-  if (bytes == 1) return fmt::format("the fewest of {} ways", list.size());
-  if (moves == 1) return fmt::format("as few as {} of {} ways, with the fewest redistributions", bytes, list.size());
-  return fmt::format("as few as {} of {} ways, the first in the rule's order", bytes, list.size());
+  std::string ways = all() ? fmt::format("{} ways", list.size()) : fmt::format("the {} best ways", list.size());
+  if (bytes == 1) return fmt::format("the fewest of {}", ways);
+  if (moves == 1) return fmt::format("as few as {} of {}, with the fewest redistributions", bytes, ways);
+  return fmt::format("as few as {} of {}, the first in the rule's order", bytes, ways);
 }
 
 Ways ways(const Op& op, const MeshShape& mesh, std::span<const TensorSpec* const> inputs,
@@ -117,7 +118,7 @@ Ways ways(const Op& op, const MeshShape& mesh, std::span<const TensorSpec* const
   check(first != specs.end(), "[explain] {}: all operands are absent", op.name);
   BoundRule rule = bind_rule(op, shapes, attributes, (*first)->dtype);
   Ways w;
-  for (Choice& c : all_choices({rule, mesh, specs, {}, {}})) {
+  for (Choice& c : best_choices({rule, mesh, specs, {}, {}}, Ways::most)) {
     Ways::Way way{std::move(c), {}};
     for (size_t i = 0; i < specs.size(); ++i)
       way.plans.push_back(specs[i] ? move(mesh, *specs[i], way.choice.inputs[i]).plan : Plan{});

@@ -6,8 +6,9 @@
 
 namespace dtensor {
 
-// All ways to run one card, the best first.
+// The ways to run one card, the best first; of hundreds of thousands that there may be on six axes, the best ones.
 struct Ways {
+  static constexpr size_t most = 100;
   struct Way {
     Choice choice;
     std::vector<Plan> plans;  // per input
@@ -15,7 +16,8 @@ struct Ways {
   std::vector<Way> list;
   std::vector<TensorSpec> outputs;  // of the best way
 
-  // Why the first was chosen: "the fewest of 4 ways".
+  bool all() const { return list.size() < most; }
+  // Why the first was chosen: "the fewest of 4 ways", or "of the 100 best ways".
   std::string why() const;
 };
 // A null pointer is an absent operand. Errors: a composite, which is several ops; what the card's rule refuses.

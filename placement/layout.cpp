@@ -9,7 +9,8 @@ void AxisList::insert(int position, int a) {
 
 namespace {
 void check_dim(int dim) {
-  check(dim >= 0 && dim < max_dims, "[Layout] Shard({}) needs a tensor's dimensions: use normalize()", dim);
+  check(dim < max_dims, "[Layout] Shard({}): a tensor has at most {} dimensions, 0 to {}", dim, max_dims, max_dims - 1);
+  check(dim >= 0, "[Layout] Shard({}) needs a tensor's dimensions: use normalize()", dim);
 }
 }  // namespace
 
@@ -162,7 +163,7 @@ Layout normalize(const char* who, const MeshShape& mesh, int dims, std::span<con
   std::array<Placement, max_axes> p;
   for (size_t a = 0; a < placements.size(); ++a) {
     p[a] = placements[a];
-    if (p[a].is_shard()) p[a].dim = int8_t(normalize_dim(who, p[a].dim, dims));
+    if (p[a].is_shard()) p[a].dim = normalize_dim(who, p[a].dim, dims);
   }
   return Layout(std::span<const Placement>(p.data(), placements.size()));
 }

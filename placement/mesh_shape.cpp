@@ -95,10 +95,27 @@ std::vector<int> MeshShape::group(int rank, AxisSet set) const {
   return ranks;
 }
 
+MeshShape MeshShape::on_nodes(int ranks_per_node) const {
+  check(ranks_per_node >= 0, "[MeshShape::on_nodes] {} ranks per node; write 0 where one node has all ranks",
+        ranks_per_node);
+  MeshShape m = *this;
+  m.across_ = 0;
+  int64_t block = 1;  // consecutive ranks that this axis and those after it span
+  for (int a = axes() - 1; a >= 0; --a) {
+    block *= size(a);
+    bool inside = ranks_per_node == 0 || ranks_per_node >= world() || ranks_per_node % block == 0;
+    if (size(a) > 1 && !inside) m.across_ |= axis_bit(a);
+  }
+  return m;
+}
+
 MeshShape MeshShape::select(AxisSet set) const {
   MeshShape m;
-  for (int a = 0; a < axes(); ++a)
-    if (has(set, a)) m.sizes_.push_back(size(a)), m.names_.push_back(name(a));
+  for (int a = 0; a < axes(); ++a) {
+    if (!has(set, a)) continue;
+    if (has(across_, a)) m.across_ |= axis_bit(m.axes());
+    m.sizes_.push_back(size(a)), m.names_.push_back(name(a));
+  }
   return m;
 }
 

@@ -18,6 +18,11 @@ using AxisSet = uint32_t;  // bit a stands for mesh axis a
 constexpr bool has(AxisSet set, int axis) { return set >> axis & 1; }
 constexpr AxisSet axis_bit(int axis) { return AxisSet(1) << axis; }
 
+// Where the ranks of an axis are: those that differ on this axis only are all inside one node of the machine, or some
+// are on other nodes.
+enum class AxisPlace : uint8_t { inside_node, across_nodes };
+constexpr std::string_view name(AxisPlace p) { return p == AxisPlace::inside_node ? "inside a node" : "across nodes"; }
+
 // Ranks are numbered row-major over the axes: the last axis runs fastest.
 class MeshShape {
  public:
@@ -46,7 +51,12 @@ class MeshShape {
   int index_in(int rank, AxisSet set) const;
   // Those ranks, in that order.
   std::vector<int> group(int rank, AxisSet set) const;
-  // The mesh of the axes in `set`.
+  // The same mesh on nodes that have `ranks_per_node` consecutive ranks each; 0: one node has all. Errors: fewer than
+  // 0.
+  MeshShape on_nodes(int ranks_per_node) const;
+  // Plans do not depend on it: the cost model's links say how fast an axis is.
+  AxisPlace place(int axis) const { return has(across_, axis) ? AxisPlace::across_nodes : AxisPlace::inside_node; }
+  // The mesh of the axes in `set`, each in its place.
   MeshShape select(AxisSet set) const;
   // "dp,tp"
   std::string names(AxisSet set) const;
@@ -56,6 +66,7 @@ class MeshShape {
  private:
   std::vector<int> sizes_;
   std::vector<std::string> names_;
+  AxisSet across_ = 0;  // axes that lead to other nodes
 };
 
 // "dp=2,tp=4"

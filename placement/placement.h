@@ -15,7 +15,7 @@ namespace dtensor {
 struct Placement {
   enum class Kind : uint8_t { replicate, shard, partial };
   Kind kind = Kind::replicate;
-  int8_t dim = -1;  // of a Shard; negative ones count from the back until a tensor's dimensions are known
+  int dim = -1;  // of a Shard; negative ones count from the back until a tensor's dimensions are known
   Reduce reduce = Reduce::sum;
 
   bool is_replicate() const { return kind == Kind::replicate; }
@@ -25,7 +25,11 @@ struct Placement {
 };
 
 constexpr Placement Replicate() { return {}; }
-constexpr Placement Shard(int dim) { return {Placement::Kind::shard, int8_t(dim), Reduce::sum}; }
+// Whether a tensor has the dimension is checked where one is known. Errors: a number that no int holds.
+constexpr Placement Shard(int64_t dim) {
+  if (dim != int(dim)) fail("[Shard] a tensor has no dimension {}", dim);
+  return {Placement::Kind::shard, int(dim), Reduce::sum};
+}
 constexpr Placement Partial(Reduce reduce = Reduce::sum) { return {Placement::Kind::partial, -1, reduce}; }
 
 // "Replicate", "Shard(0)", "Partial(sum)".

@@ -1,63 +1,124 @@
 #include "placement/propagate.h"
 
 #include <algorithm>
+#include <cmath>
+#include <compare>
+#include <memory>
 #include <tuple>
+#include <unordered_map>
+
+#include "placement/missing.h"
 
 namespace dtensor {
 namespace {
 
-auto rank_of(const Choice& c) { return std::tuple(c.bytes, c.moves, c.output_bytes, c.output_moves); }
+// What choices are compared by, and lower bounds of it.
+struct Cost {
+  int64_t bytes = 0, moves = 0, output_bytes = 0, output_moves = 0;
+  friend auto operator<=>(const Cost&, const Cost&) = default;
+};
+constexpr Cost any_cost{INT64_MAX, INT64_MAX, INT64_MAX, INT64_MAX};
 
-// Enumerates strategies jointly over the axes, and the sharding orders of factors that several axes split.
-class Enumeration {
+Cost cost_of(const Choice& c) { return {c.bytes, c.moves, c.output_bytes, c.output_moves}; }
+
+// Bytes of redistributions of one tensor: from its layout to others, or from others to the one wanted.
+class Prices {
  public:
-  explicit Enumeration(const Propagation& p) : p_(p) {
+  Prices(const Propagation& p, const TensorSpec& end, bool is_source) : p_(p), end_(end), is_source_(is_source) {}
+
+  const TensorSpec& end() const { return end_; }
+  bool is_source() const { return is_source_; }
+
+  int64_t exact(const Layout& other) {
+    if (other == end_.layout) return 0;
+    auto [it, is_new] = known_.try_emplace(other.code(), 0);
+    if (is_new)
+      it->second =
+          plan_redistribution(p_.mesh, end_.shape, itemsize(end_.dtype), from(other), to(other), p_.cost).bytes();
+    return it->second;
+  }
+  // No plan receives less than what a rank lacks in the end. Where n contributions are reduced, each of a rank's share
+  // of the elements takes n - 1 more, and what the rank has in the end came by a reduction or an exchange.
+  int64_t at_least(const Layout& other) const {
+    if (other == end_.layout) return 0;
+    auto it = known_.find(other.code());
+    if (it != known_.end()) return it->second;
+    const Layout &s = from(other), &t = to(other);
+    if (t.partial & ~s.partial || (t.partial && s.reduce != t.reduce)) return 0;
+    int64_t elements = most_missing(p_.mesh, end_.shape, s, t);
+    if (int64_t n = p_.mesh.product(s.partial & ~t.partial); n > 1) {
+      int64_t share = numel(end_.shape) / p_.mesh.world(), part = largest_part(p_.mesh, end_.shape, t);
+      elements = (n - 1) * share + std::max(elements, part - share);
+    }
+    return elements * itemsize(end_.dtype);
+  }
+
+ private:
+  const Layout& from(const Layout& other) const { return is_source_ ? end_.layout : other; }
+  const Layout& to(const Layout& other) const { return is_source_ ? other : end_.layout; }
+
+  const Propagation& p_;
+  TensorSpec end_;
+  bool is_source_;
+  std::unordered_map<uint64_t, int64_t> known_;
+};
+
+// The combinations there are: strategies jointly over the axes, and the sharding orders of factors that several axes
+// split.
+class Combinations {
+ public:
+  explicit Combinations(const Propagation& p) : p_(p) {
     std::vector<Reduce> reductions;
     for (const TensorSpec* in : p.inputs)
       if (in && in->layout.partial &&
           std::find(reductions.begin(), reductions.end(), in->layout.reduce) == reductions.end())
         reductions.push_back(in->layout.reduce);
-    strategies_ = p.rule.strategies(reductions);
-    for (int a = 0; a < p.mesh.axes(); ++a)
-      if (p.mesh.size(a) > 1) axes_.push_back(a);
-    prices_.resize(p.inputs.size());
-  }
-
-  template <class F>
-  void each(F found) {
-    std::vector<const Strategy*> chosen;
-    axis(0, chosen, found);
-  }
-
- private:
-  template <class F>
-  void axis(size_t at, std::vector<const Strategy*>& chosen, F& found) {
-    if (at == axes_.size()) return orders(chosen, found);
-    for (const Strategy& s : strategies_) {
-      chosen.push_back(&s);
-      axis(at + 1, chosen, found);
-      chosen.pop_back();
+    for (Strategy& s : p.rule.strategies(reductions)) {  // of those that place all operands alike the first counts
+      bool is_new = std::none_of(strategies.begin(), strategies.end(),
+                                 [&](const Strategy& t) { return t.inputs == s.inputs && t.outputs == s.outputs; });
+      if (is_new) strategies.push_back(std::move(s));
     }
+    for (int a = 0; a < p.mesh.axes(); ++a)
+      if (p.mesh.size(a) > 1) axes.push_back(a);
+    for (const TensorSpec* in : p.inputs) inputs.push_back(in ? known(*in, true) : nullptr);
+    for (size_t o = 0; o < std::min(p.rule.outputs().size(), p.wanted.size()); ++o)
+      outputs.push_back(
+          p.wanted[o] ? known({DType::f32, p.rule.outputs()[o].shape, strip_narrow_axes(p.mesh, *p.wanted[o])}, false)
+                      : nullptr);
   }
 
-  template <class F>
-  void orders(const std::vector<const Strategy*>& chosen, F& found) {
+  // Calls found(choice) for those with a strategy for each of `axes` whose cost may be up to limit(), in order.
+  template <class Limit, class F>
+  void each_order(const std::vector<int>& chosen, Limit limit, F found) {
     Choice c;
     c.factors.resize(p_.rule.factors().size());
-    for (size_t i = 0; i < chosen.size(); ++i)
-      if (chosen[i]->factor >= 0) c.factors[size_t(chosen[i]->factor)].push_back(axes_[i]);
+    for (size_t k = 0; k < chosen.size(); ++k)
+      if (int factor = strategies[size_t(chosen[k])].factor; factor >= 0) c.factors[size_t(factor)].push_back(axes[k]);
     for (size_t f = 0; f < c.factors.size(); ++f)
       if (p_.rule.factors()[f].even && p_.rule.factors()[f].size % p_.mesh.product(c.factors[f].set())) return;
-    order_of_factor(0, chosen, c, found);
+    order_of_factor(0, chosen, c, limit, found);
+  }
+
+  std::vector<Strategy> strategies;
+  std::vector<int> axes;
+  std::vector<std::shared_ptr<Prices>> inputs, outputs;  // null: absent, nothing wanted
+
+ private:
+  // Equal tensors share what is known of their prices.
+  std::shared_ptr<Prices> known(const TensorSpec& end, bool is_source) const {
+    for (const auto& list : {inputs, outputs})
+      for (const auto& p : list)
+        if (p && p->is_source() == is_source && p->end() == end) return p;
+    return std::make_shared<Prices>(p_, end, is_source);
   }
 
   // Mesh order, and every order in which an input has the factor's axes already.
-  template <class F>
-  void order_of_factor(size_t f, const std::vector<const Strategy*>& chosen, Choice& c, F& found) {
+  template <class Limit, class F>
+  void order_of_factor(size_t f, const std::vector<int>& chosen, Choice& c, Limit& limit, F& found) {
     while (f < c.factors.size() && c.factors[f].count < 2) ++f;
     if (f == c.factors.size()) {
       Choice complete = c;
-      if (finish(chosen, complete)) found(complete);
+      if (finish(chosen, complete, limit())) found(std::move(complete));
       return;
     }
     std::vector<AxisList> tried{c.factors[f]};
@@ -73,27 +134,29 @@ class Enumeration {
     }
     for (const AxisList& order : tried) {
       c.factors[f] = order;
-      order_of_factor(f + 1, chosen, c, found);
+      order_of_factor(f + 1, chosen, c, limit, found);
     }
     c.factors[f] = tried[0];
   }
 
   // The layouts of one operand; false where reductions would mix.
-  bool place(const Operand& operand, const std::vector<const Strategy*>& chosen, const Choice& c, bool input, size_t i,
-             Layout& layout) {
+  bool place(const Operand& operand, const std::vector<int>& chosen, const Choice& c, bool input, size_t i,
+             Layout& layout) const {
     for (int d = 0; d < operand.shape.dims(); ++d)
       if (int f = operand.leading[size_t(d)]; f >= 0) layout.split[size_t(d)] = c.factors[size_t(f)];
     for (size_t k = 0; k < chosen.size(); ++k) {
-      Placement p = (input ? chosen[k]->inputs : chosen[k]->outputs)[i];
+      const Strategy& s = strategies[size_t(chosen[k])];
+      Placement p = (input ? s.inputs : s.outputs)[i];
       if (!p.is_partial()) continue;
       if (layout.partial && layout.reduce != p.reduce) return false;
-      layout.partial |= axis_bit(axes_[k]);
+      layout.partial |= axis_bit(axes[k]);
       layout.reduce = p.reduce;
     }
     return true;
   }
 
-  bool finish(const std::vector<const Strategy*>& chosen, Choice& c) {
+  // Layouts and cost; false where reductions would mix or the cost is above the limit.
+  bool finish(const std::vector<int>& chosen, Choice& c, const Cost& limit) {
     c.inputs.resize(p_.inputs.size());
     c.outputs.resize(p_.rule.outputs().size());
     for (size_t o = 0; o < c.outputs.size(); ++o)
@@ -101,52 +164,269 @@ class Enumeration {
     for (size_t i = 0; i < c.inputs.size(); ++i) {
       if (!p_.inputs[i]) continue;
       if (!place(p_.rule.inputs()[i], chosen, c, true, i, c.inputs[i])) return false;
-      c.bytes += price(i, c.inputs[i]);
       c.moves += c.inputs[i] != p_.inputs[i]->layout;
     }
-    for (size_t o = 0; o < std::min(c.outputs.size(), p_.wanted.size()); ++o) {
-      if (!p_.wanted[o]) continue;
-      Layout wanted = strip_narrow_axes(p_.mesh, *p_.wanted[o]);
-      c.output_bytes +=
-          plan_redistribution(p_.mesh, p_.rule.outputs()[o].shape, 4, c.outputs[o], wanted, p_.cost).bytes();
-      c.output_moves += c.outputs[o] != wanted;
-    }
-    return true;
+    for (size_t o = 0; o < outputs.size(); ++o)
+      if (outputs[o]) c.output_moves += c.outputs[o] != outputs[o]->end().layout;
+    return pay(inputs, c.inputs, c, c.bytes, limit) && pay(outputs, c.outputs, c, c.output_bytes, limit);
   }
 
-  int64_t price(size_t i, const Layout& to) {
-    const TensorSpec& from = *p_.inputs[i];
-    if (from.layout == to) return 0;
-    uint64_t code = to.code();
-    for (auto [known, bytes] : prices_[i])
-      if (known == code) return bytes;
-    int64_t bytes = plan_redistribution(p_.mesh, from.shape, itemsize(from.dtype), from.layout, to, p_.cost).bytes();
-    prices_[i].emplace_back(code, bytes);
-    return bytes;
+  // Adds up prices: first what is surely paid, then what is; false as soon as that is above the limit.
+  static bool pay(const std::vector<std::shared_ptr<Prices>>& prices, const std::vector<Layout>& layouts,
+                  const Choice& c, int64_t& bytes, const Cost& limit) {
+    std::vector<int64_t> sure(prices.size());
+    for (size_t i = 0; i < prices.size(); ++i)
+      if (prices[i]) bytes += sure[i] = prices[i]->at_least(layouts[i]);
+    for (size_t i = 0; i < prices.size(); ++i) {
+      if (cost_of(c) > limit) return false;
+      if (prices[i]) bytes += prices[i]->exact(layouts[i]) - sure[i];
+    }
+    return cost_of(c) <= limit;
   }
 
   const Propagation& p_;
-  std::vector<Strategy> strategies_;
-  std::vector<int> axes_;
-  std::vector<std::vector<std::pair<uint64_t, int64_t>>> prices_;
+};
+
+// What one strategy on one axis does to one tensor that is redistributed, or what strategies do on several axes. The
+// new part is what a rank has in the end.
+struct Effect {
+  double divides = 1;  // the new part is at least the tensor divided by this
+  double held = 1;     // at most this share of it is there before
+  double alike = 1;    // the same for axes that split another dimension than before, of which only one counts
+  double reduced = 1;  // contributions that are summed
+  bool moves = false;
+
+  Effect& operator*=(const Effect& e) {
+    divides *= e.divides, held *= e.held, alike = std::min(alike, e.alike), reduced *= e.reduced, moves |= e.moves;
+    return *this;
+  }
+};
+
+// Branch and bound over the strategies on each axis, that which leaves the fewest ways first. Finds the first `count`
+// choices of an exhaustive search: by cost, then by the order of strategies.
+class Search {
+ public:
+  Search(const Propagation& p, size_t count) : p_(p), all_(p), count_(count) {
+    for (size_t i = 0; i < all_.inputs.size(); ++i)
+      if (all_.inputs[i]) add(*all_.inputs[i], [i](const Strategy& s) { return s.inputs[i]; });
+    first_output_ = moves_.size();
+    for (size_t o = 0; o < all_.outputs.size(); ++o)
+      if (all_.outputs[o]) add(*all_.outputs[o], [o](const Strategy& s) { return s.outputs[o]; });
+  }
+
+  std::vector<Choice> run() {
+    Node root;
+    root.strategy.assign(all_.axes.size(), undecided);
+    std::vector<int> every(all_.strategies.size());
+    for (size_t s = 0; s < every.size(); ++s) every[s] = int(s);
+    root.open.assign(all_.axes.size(), every);
+    root.effects.resize(moves_.size());
+    for (size_t m = 0; m < moves_.size(); ++m) {
+      for (double d : moves_[m].may_divide) root.effects[m].divides *= d;
+    }
+    visit(std::move(root));
+    std::vector<Choice> found;
+    for (Found& f : best_) found.push_back(std::move(f.choice));
+    return found;
+  }
+
+ private:
+  static constexpr int undecided = -1;
+
+  // A tensor that a choice moves: an input, or an output with a wanted layout.
+  struct Move {
+    double elements, share;  // all; what each rank has where every axis splits
+    int64_t itemsize;
+    std::vector<std::vector<Effect>> effects;  // [axis][strategy]
+    std::vector<double> may_divide;            // [axis]: by any strategy
+  };
+  struct Node {
+    std::vector<int> strategy;           // by axis
+    std::vector<std::vector<int>> open;  // by axis: strategies that may still be part of what is looked for
+    std::vector<Effect> effects;         // by move; axes that are undecided divide if they can
+  };
+  struct Found {
+    Cost cost;
+    std::vector<int> strategy;
+    Choice choice;
+  };
+
+  template <class F>
+  void add(const Prices& prices, F placement) {
+    const TensorSpec& end = prices.end();
+    Move m;
+    m.elements = double(numel(end.shape)), m.share = m.elements / p_.mesh.product(p_.mesh.wide());
+    m.itemsize = itemsize(end.dtype);
+    for (int a : all_.axes) {
+      m.effects.emplace_back();
+      m.may_divide.push_back(1);
+      for (const Strategy& s : all_.strategies) {
+        Placement here = placement(s), there = end.layout[a];
+        Effect e = prices.is_source() ? effect(end, a, there, here) : effect(end, a, here, there);
+        m.effects.back().push_back(e);
+        m.may_divide.back() = std::max(m.may_divide.back(), e.divides);
+      }
+    }
+    moves_.push_back(std::move(m));
+  }
+
+  // Counted over all ranks: how many times the elements are held in the end and, there, before. The average of what
+  // ranks lack is what the busiest rank lacks at least.
+  Effect effect(const TensorSpec& end, int axis, Placement from, Placement to) const {
+    double k = p_.mesh.size(axis);
+    Effect e;
+    e.moves = from != to;
+    if (!e.moves) {
+      if (to.is_shard()) e.divides = k;
+      return e;
+    }
+    if (!to.is_replicate()) e.divides = k;  // Partial may be made of shards
+    if (from.is_partial())
+      e.reduced = k;
+    else if (from.is_shard() && to.is_replicate())
+      e.held = 1 / k;
+    else if (from.is_shard() && to.is_shard())
+      e.alike = largest_share(end, axis);
+    return e;
+  }
+
+  // At most this share of the indices of the dimension that the axis splits in `end` falls to one coordinate.
+  double largest_share(const TensorSpec& end, int axis) const {
+    const AxisList& list = end.layout.split[size_t(end.layout[axis].dim)];
+    int64_t n = std::max<int64_t>(1, end.shape[end.layout[axis].dim]), outer = 1, k = p_.mesh.size(axis);
+    for (int a : list) {
+      if (a == axis) break;
+      outer *= p_.mesh.size(a);
+    }
+    if (n % (outer * k) == 0) return 1 / double(k);
+    return std::min(1.0, 1 / double(k) + double(std::min(outer, n)) / double(n));  // each outer piece rounds up
+  }
+
+  static int64_t least_bytes(const Move& m, const Effect& e) {
+    double part = m.elements / e.divides, elements = part * (1 - e.held * e.alike);
+    if (e.reduced > 1) elements = (e.reduced - 1) * m.share + std::max(elements, part - m.share);  // see at_least
+    return int64_t(std::ceil(elements * (1 - 1e-12))) * m.itemsize;
+  }
+
+  // At most the cost of all choices of the node in which `axis` has strategy `s`; without them, of all of its choices.
+  Cost least(const Node& node, size_t axis = 0, int s = undecided) const {
+    Cost cost;
+    for (size_t m = 0; m < moves_.size(); ++m) {
+      Effect e = node.effects[m];
+      if (s != undecided) e.divides /= moves_[m].may_divide[axis], e *= moves_[m].effects[axis][size_t(s)];
+      (m < first_output_ ? cost.bytes : cost.output_bytes) += least_bytes(moves_[m], e);
+      (m < first_output_ ? cost.moves : cost.output_moves) += e.moves;
+    }
+    return cost;
+  }
+
+  // Whether a choice of this cost whose strategies are not before `first` would be kept.
+  bool wanted(const Cost& cost, const std::vector<int>& first) const {
+    if (best_.size() < count_) return true;
+    const Found& last = best_.back();
+    return cost < last.cost || (cost == last.cost && first < last.strategy);
+  }
+
+  // The first strategies in order that a node allows.
+  static std::vector<int> first_of(const Node& node) {
+    std::vector<int> first = node.strategy;
+    for (size_t a = 0; a < first.size(); ++a)
+      if (first[a] == undecided) first[a] = node.open[a][0];
+    return first;
+  }
+
+  void visit(Node node) {
+    // Closes strategies that cannot be part of what is wanted and finds the axis that leaves the fewest.
+    size_t next = node.strategy.size();
+    std::vector<std::pair<Cost, int>> ways;
+    for (size_t a = 0; a < node.strategy.size(); ++a) {
+      if (node.strategy[a] != undecided) continue;
+      std::vector<std::pair<Cost, int>> here;
+      std::vector<int> first = first_of(node);
+      std::vector<int> open;
+      for (int s : node.open[a]) {
+        first[a] = s;
+        Cost cost = least(node, a, s);
+        if (!allowed(node, a, s) || !wanted(cost, first)) continue;
+        here.emplace_back(cost, s), open.push_back(s);
+      }
+      if (here.empty()) return;
+      node.open[a] = std::move(open);
+      if (next == node.strategy.size() || here.size() < ways.size()) next = a, ways = std::move(here);
+    }
+    if (next == node.strategy.size()) return leaf(node);
+    std::stable_sort(ways.begin(), ways.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+    for (const auto& [cost, s] : ways) {
+      Node child = node;
+      child.strategy[next] = s;
+      if (!wanted(cost, first_of(child))) continue;
+      for (size_t m = 0; m < moves_.size(); ++m) {
+        child.effects[m].divides /= moves_[m].may_divide[next];
+        child.effects[m] *= moves_[m].effects[next][size_t(s)];
+      }
+      visit(std::move(child));
+    }
+  }
+
+  // Not where a product would be split unevenly, or reductions would mix.
+  bool allowed(const Node& node, size_t axis, int s) const {
+    const Strategy& mine = all_.strategies[size_t(s)];
+    int64_t ranks = p_.mesh.size(all_.axes[axis]);
+    auto mix = [](const Placement& a, const Placement& b) {
+      return a.is_partial() && b.is_partial() && a.reduce != b.reduce;
+    };
+    for (size_t a = 0; a < node.strategy.size(); ++a) {
+      if (node.strategy[a] == undecided) continue;
+      const Strategy& other = all_.strategies[size_t(node.strategy[a])];
+      for (size_t i = 0; i < mine.inputs.size(); ++i)
+        if (p_.inputs[i] && mix(mine.inputs[i], other.inputs[i])) return false;
+      for (size_t o = 0; o < mine.outputs.size(); ++o)
+        if (mix(mine.outputs[o], other.outputs[o])) return false;
+      if (mine.factor >= 0 && mine.factor == other.factor) ranks *= p_.mesh.size(all_.axes[a]);
+    }
+    if (mine.factor < 0) return true;
+    const Factor& f = p_.rule.factors()[size_t(mine.factor)];
+    return !f.even || f.size % ranks == 0;
+  }
+
+  void leaf(const Node& node) {
+    auto limit = [&] { return best_.size() < count_ ? any_cost : best_.back().cost; };
+    all_.each_order(node.strategy, limit, [&](Choice c) {
+      Cost cost = cost_of(c);
+      if (!wanted(cost, node.strategy)) return;
+      auto later = [&](const Found& f) { return std::tie(cost, node.strategy) < std::tie(f.cost, f.strategy); };
+      best_.insert(std::find_if(best_.begin(), best_.end(), later), {cost, node.strategy, std::move(c)});
+      if (best_.size() > count_) best_.pop_back();
+    });
+  }
+
+  const Propagation& p_;
+  Combinations all_;
+  size_t count_;
+  std::vector<Move> moves_;  // of inputs, then of outputs
+  size_t first_output_ = 0;
+  std::vector<Found> best_;  // so far, the best first
 };
 
 }  // namespace
 
-Choice choose(const Propagation& p) {
-  Choice best;
-  bool any = false;
-  Enumeration(p).each([&](const Choice& c) {
-    if (!any || rank_of(c) < rank_of(best)) best = c;
-    any = true;
-  });
-  return best;  // all replicated is always among them
-}
+Choice choose(const Propagation& p) { return best_choices(p, 1)[0]; }  // all replicated is always among them
+
+std::vector<Choice> best_choices(const Propagation& p, size_t count) { return Search(p, count).run(); }
 
 std::vector<Choice> all_choices(const Propagation& p) {
   std::vector<Choice> all;
-  Enumeration(p).each([&](const Choice& c) { all.push_back(c); });
-  std::stable_sort(all.begin(), all.end(), [](const Choice& a, const Choice& b) { return rank_of(a) < rank_of(b); });
+  Combinations combinations(p);
+  std::vector<int> chosen(combinations.axes.size());
+  for (;;) {
+    combinations.each_order(
+        chosen, [] { return any_cost; }, [&](Choice c) { all.push_back(std::move(c)); });
+    size_t a = chosen.size();  // the last axis runs fastest
+    while (a > 0 && chosen[a - 1] + 1 == int(combinations.strategies.size())) chosen[--a] = 0;
+    if (a == 0) break;
+    ++chosen[a - 1];
+  }
+  std::stable_sort(all.begin(), all.end(), [](const Choice& a, const Choice& b) { return cost_of(a) < cost_of(b); });
   return all;
 }
 

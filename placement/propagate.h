@@ -29,10 +29,15 @@ struct Propagation {
 };
 
 // The choice with the fewest bytes; then the fewest moves; then the outputs nearest to the wanted layouts; then the
-// first in the order of strategies. Divided compute is not credited: it slices inputs for free and pays later.
+// first in the order of strategies. Divided compute is not credited: it slices inputs for free and pays later. No
+// heuristic: a search leaves out what cannot be that choice.
 Choice choose(const Propagation& p);
 
-// Every choice, the best first: what the alternatives would have cost.
+// The first `count` choices in that order: what the nearest alternatives would have cost.
+std::vector<Choice> best_choices(const Propagation& p, size_t count);
+
+// Every choice in that order, found by trying all: what the search must agree with. Their number is exponential in the
+// axes: hundreds of thousands on six.
 std::vector<Choice> all_choices(const Propagation& p);
 
 }  // namespace dtensor

@@ -4,6 +4,8 @@
 #include <numeric>
 #include <optional>
 
+#include "placement/missing.h"
+
 namespace dtensor {
 namespace {
 
@@ -16,17 +18,8 @@ struct Problem {
   const CostModel& cost;
 
   int64_t bytes_of(const Layout& l) const { return largest_part(mesh, shape, l) * itemsize; }
-  // What a rank lacks of its new box.
-  int64_t missing(const Layout& from, const Layout& to, int rank) const {
-    Box now = local_box(mesh, shape, to, rank);
-    return (now.numel() - intersection(now, local_box(mesh, shape, from, rank)).numel()) * itemsize;
-  }
   // Whether every rank holds its new box: of small tensors most ranks hold nothing.
-  bool fits(const Layout& from, const Layout& to) const {
-    for (int r = 0; r < mesh.world(); ++r)
-      if (missing(from, to, r)) return false;
-    return true;
-  }
+  bool fits(const Layout& from, const Layout& to) const { return most_missing(mesh, shape, from, to, 1) == 0; }
 };
 
 struct Node {
@@ -138,18 +131,19 @@ std::optional<Move> move_between(const Problem& p, const Node& from, const Node&
 // whose place in their dimension's order, counted from the outermost, stays the same. The others move.
 struct Ends {
   Layout source, target, base;  // base: the fixed axes only
+  size_t dims;
   AxisSet moving = 0, shard_s = 0, shard_t = 0, reduced = 0, made = 0;
 
-  Ends(const MeshShape& mesh, const Layout& s, const Layout& t) : source(s), target(t) {
+  Ends(const Problem& p, const Layout& s, const Layout& t) : source(s), target(t), dims(size_t(p.shape.dims())) {
     base.partial = s.partial & t.partial;
     base.reduce = s.partial ? s.reduce : t.reduce;
     AxisSet fixed = base.partial;
-    for (size_t d = 0; d < max_dims; ++d) {
+    for (size_t d = 0; d < dims; ++d) {
       const AxisList &u = s.split[d], &v = t.split[d];
       for (size_t i = 0; i < u.count && i < v.count && u.axis[i] == v.axis[i]; ++i) base.split[d].push_back(u.axis[i]);
       fixed |= base.split[d].set();
     }
-    moving = mesh.wide() & ~fixed;
+    moving = p.mesh.wide() & ~fixed;
     shard_s = s.sharded() & moving, shard_t = t.sharded() & moving;
     reduced = s.partial & moving, made = t.partial & moving;
   }
@@ -158,7 +152,7 @@ struct Ends {
   // target order, and in dimension `dim` the temporary ones.
   Layout layout(AxisSet at_source, AxisSet at_target, AxisSet partial, AxisSet temporary = 0, int dim = 0) const {
     Layout l = base;
-    for (size_t d = 0; d < max_dims; ++d) {
+    for (size_t d = 0; d < dims; ++d) {
       for (int a : source.split[d])
         if (has(shard_s & at_source, a)) l.split[d].push_back(a);
       for (int a : target.split[d])
@@ -206,7 +200,7 @@ class Planner {
         return {{StepKind::slice, c.left | c.joined, source, target, 0, slice_time}};
     }
     best_.clear(), best_time_ = INT64_MAX;
-    Ends ends(p_.mesh, source, target);
+    Ends ends(p_, source, target);
     one_collective(ends);
     if (best_time_ > two_collectives(ends)) more_collectives(ends);
     return best_;
@@ -264,6 +258,7 @@ class Planner {
     const std::vector<int> dims = dimensions(e);
     subsets(free & e.shard_t, [&](AxisSet arrived) {
       subsets(free & ~arrived, [&](AxisSet temporary) {
+        if (least_reducing(e, arrived | temporary) >= best_time_) return;
         for (int d : dims) {
           if (!temporary && d != dims[0]) break;
           AxisSet partial = e.reduced & ~arrived & ~temporary;
@@ -275,6 +270,16 @@ class Planner {
         }
       });
     });
+  }
+
+  // The least that reductions can take where `joined` axes split meanwhile: at least that share of the source is
+  // reduced, over the joined axes by a reduce_scatter and over the others by an all_reduce, in however many steps.
+  Picoseconds least_reducing(const Ends& e, AxisSet joined) const {
+    int64_t share = p_.bytes_of(e.source) / p_.mesh.product(joined);
+    int64_t scattered = p_.mesh.product(e.reduced & joined), rest = p_.mesh.product(e.reduced & ~joined);
+    int64_t bytes = (scattered - 1) * share + 2 * (share - share / rest), launches = (scattered > 1) + (rest > 1);
+    constexpr Picoseconds rounding = 100;
+    return launches * (fastest_.launch_ns + fastest_.hop_ns) * 1000 + fastest_.transfer(bytes) - rounding;
   }
 
   Node node(const Layout& l) const { return {l, p_.bytes_of(l)}; }
@@ -311,7 +316,7 @@ class Planner {
     bool several = axes & (axes - 1), many = whole.messages * fastest_.hop_ns > fastest_.launch_ns;
     bool padded = whole.step.kind == StepKind::reduce_scatter && to.bytes * p_.mesh.product(axes) > from.bytes;
     if (!several || !(many || uneven_ || padded)) return {};
-    Ends e(p_.mesh, from.layout, to.layout);
+    Ends e(p_, from.layout, to.layout);
     std::optional<Node> found;
     Picoseconds best = whole.step.time;
     auto consider = [&](const Layout& l) {
@@ -345,8 +350,7 @@ class Planner {
 
 // The bytes of an exchange, exactly: what the busiest rank lacks. Where no rank lacks any, it is local.
 void settle(const Problem& p, Step& step) {
-  step.bytes = 0;
-  for (int r = 0; r < p.mesh.world(); ++r) step.bytes = std::max(step.bytes, p.missing(step.from, step.to, r));
+  step.bytes = most_missing(p.mesh, p.shape, step.from, step.to) * p.itemsize;
   if (!step.bytes) step.kind = StepKind::slice, step.time = slice_time;
 }
 

@@ -47,6 +47,17 @@ TEST_CASE("ways() lists the ways to run a card, the cheapest first") {
                     "[explain] cross_entropy is a composite of several ops, not one card");
 }
 
+TEST_CASE("of the many ways on six axes the best are listed") {
+  MeshShape mesh = MeshShape::parse("a=2,b=2,c=2,d=2,e=2,f=2");
+  TensorSpec x = parse_spec("f32[64,64] a=Shard(0)", mesh);
+  const TensorSpec* inputs[] = {&x, &x};
+  Ways w = ways(ops::add_op, mesh, inputs, {});
+  CHECK(w.list.size() == Ways::most);
+  CHECK(!w.all());
+  CHECK(w.list[0].choice.moves == 0);
+  CHECK(w.why() == "as few as 100 of the 100 best ways, with the fewest redistributions");
+}
+
 TEST_CASE("law 8: what is explained is what runs") {
   const Call calls[] = {
       {"matmul", "tp=2", {"f32[4,6] tp=Shard(1)", "f32[6,8]"}},

@@ -56,8 +56,9 @@ std::vector<Case> all_errors() {
         Layout{Partial(), Replicate()}.with(1, Partial(Reduce::avg));
       },
       "[Layout] Partial(sum) and Partial(avg) do not mix: reduce one of them first");
-  for (int dim : {-1, 8}) {
-    std::string message = fmt::format("[Layout] Shard({}) needs a tensor's dimensions: use normalize()", dim);
+  for (int dim : {-1, -257, 8, 256, 257}) {
+    std::string message = dim < 0 ? fmt::format("[Layout] Shard({}) needs a tensor's dimensions: use normalize()", dim)
+                                  : fmt::format("[Layout] Shard({}): a tensor has at most 8 dimensions, 0 to 7", dim);
     add([=] { Layout{Shard(dim)}; }, message);
     add([=] { Layout{}.with(0, Shard(dim)); }, message);
     add([=] { Layout{}.with_innermost(0, dim); }, message);
@@ -70,6 +71,12 @@ std::vector<Case> all_errors() {
   auto normal = [&](int dims, std::vector<Placement> p, const char* message) {
     add([=] { normalize("f", mesh, dims, p); }, message);
   };
+  for (int dim : {256, 258, -257, -258})
+    add([=] { normalize("f", mesh, 2, std::vector{Shard(dim)}); },
+        fmt::format("[f] dimension {} is out of range for 2 dimensions", dim));
+  for (int64_t dim : {int64_t(1) << 32, -(int64_t(1) << 33)})
+    add([=] { Shard(dim); }, fmt::format("[Shard] a tensor has no dimension {}", dim));
+  add([=] { mesh.on_nodes(-1); }, "[MeshShape::on_nodes] -1 ranks per node; write 0 where one node has all ranks");
   normal(2, {Shard(2)}, "[f] dimension 2 is out of range for 2 dimensions");
   normal(2, {Replicate(), Shard(-3)}, "[f] dimension -3 is out of range for 2 dimensions");
   normal(0, {Shard(0)}, "[f] dimension 0 is out of range for 0 dimensions");

@@ -51,3 +51,40 @@ TEST_CASE("a mesh is written as axes and sizes") {
   CHECK(MeshShape().axes() == 0);
   CHECK(to_string(MeshShape()) == "one rank");
 }
+
+TEST_CASE("an axis is inside a node where all its groups of ranks are") {
+  struct Case {
+    const char* mesh;
+    int ranks_per_node;
+    const char* across;  // the axes that lead to other nodes
+  };
+  for (const Case& c : {
+           Case{"dp=4,tp=8", 0, ""},         // one node
+           Case{"dp=4,tp=8", 8, "dp"},       // a node has one tp group
+           Case{"dp=4,tp=8", 16, "dp"},      // and two: some neighbours in dp are on other nodes
+           Case{"dp=4,tp=8", 32, ""},        // just one node
+           Case{"dp=4,tp=8", 100, ""},       // with room left
+           Case{"dp=4,tp=8", 4, "dp,tp"},    // tp groups are cut
+           Case{"dp=4,tp=3", 4, "dp,tp"},    // some of them
+           Case{"pp=2,dp=2,tp=2", 4, "pp"},  // inner axes first
+           Case{"pp=2,dp=1,tp=2", 2, "pp"},  // an axis of one rank leads nowhere
+           Case{"dp=2,tp=2", 1, "dp,tp"},
+       }) {
+    INFO(c.mesh << " with " << c.ranks_per_node << " ranks per node");
+    MeshShape mesh = MeshShape::parse(c.mesh).on_nodes(c.ranks_per_node);
+    AxisSet across = 0;
+    for (int a = 0; a < mesh.axes(); ++a) {
+      if (mesh.place(a) == AxisPlace::across_nodes) across |= axis_bit(a);
+      CHECK(mesh.select(axis_bit(a)).place(0) == mesh.place(a));  // a part of the mesh keeps its places
+      bool cut = false;                                           // by the definition
+      for (int r = 0; r < mesh.world() && c.ranks_per_node; ++r)
+        for (int other : mesh.group(r, axis_bit(a))) cut |= r / c.ranks_per_node != other / c.ranks_per_node;
+      CHECK(cut == (mesh.place(a) == AxisPlace::across_nodes));
+    }
+    CHECK(mesh.names(across) == c.across);
+    CHECK(mesh.on_nodes(0) == MeshShape::parse(c.mesh));
+    CHECK((mesh == MeshShape::parse(c.mesh)) == (across == 0));
+  }
+  CHECK(name(AxisPlace::inside_node) == "inside a node");
+  CHECK(name(AxisPlace::across_nodes) == "across nodes");
+}

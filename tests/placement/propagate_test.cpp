@@ -6,6 +6,7 @@
 
 #include "tests/placement/cases.h"
 #include "tests/placement/operands.h"
+#include "tests/placement/plans.h"
 
 using namespace dtensor;
 using namespace dtensor::testing;
@@ -262,6 +263,47 @@ TEST_CASE("law 4: all operands of a choice share one order and the first choice 
         REQUIRE(replicated);  // there is always a way
       }
   CHECK(choices > 10000);
+}
+
+TEST_CASE("the choice is that of an exhaustive search") {
+  auto same = [](const Choice& a, const Choice& b) {
+    return a.inputs == b.inputs && a.outputs == b.outputs && a.factors == b.factors &&
+           std::tuple(a.bytes, a.moves, a.output_bytes, a.output_moves) ==
+               std::tuple(b.bytes, b.moves, b.output_bytes, b.output_moves);
+  };
+  Random random{17};
+  auto layout_of = [&](const MeshShape& mesh, int dims, bool partial, Reduce reduce) {
+    Layout l;
+    for (int a = 0; a < mesh.axes(); ++a) {
+      int d = random.below(dims + 2);
+      if (d < dims)
+        l.split[size_t(d)].insert(random.below(l.split[size_t(d)].count + 1), a);
+      else if (partial && d > dims)
+        l.partial |= axis_bit(a), l.reduce = reduce;
+    }
+    return l;
+  };
+  for (const std::vector<int>& sizes :
+       std::vector<std::vector<int>>{{2}, {5}, {2, 2}, {3, 2}, {2, 1, 4}, {2, 2, 2}, {2, 4, 3}, {2, 2, 2, 2}})
+    for (const Operands& op : well_known_ops())
+      for (int i = 0; i < (sizes.size() == 4 ? 2 : sizes.size() == 3 ? 8 : 40); ++i) {
+        MeshShape mesh = mesh_of(sizes);
+        BoundRule rule = op.bind();
+        bool partial = random.below(2);
+        Reduce reduce = random.below(3) ? Reduce::sum : Reduce::max;
+        std::vector<Layout> layouts;
+        for (const Operand& in : rule.inputs())
+          layouts.push_back(strip_narrow_axes(mesh, layout_of(mesh, in.shape.dims(), partial, reduce)));
+        Question q(mesh, op, layouts);
+        if (random.below(2)) q.wanted = {layout_of(mesh, rule.outputs()[0].shape.dims(), partial, reduce)};
+        if (random.below(2)) q.cost = bytes_only;
+        std::vector<Choice> all = q.all();
+        std::vector<Choice> best = q.ask([](const Propagation& p) { return best_choices(p, 5); });
+        INFO(op.who << " on " << to_string(mesh) << ": " << show(q, all[0]) << " but " << show(q, q.best()));
+        REQUIRE(same(q.best(), all[0]));
+        REQUIRE(best.size() == std::min<size_t>(5, all.size()));
+        for (size_t k = 0; k < best.size(); ++k) REQUIRE(same(best[k], all[k]));
+      }
 }
 
 TEST_CASE("on one axis no strategy receives less than the choice") {
