@@ -253,7 +253,7 @@ Result FakeNccl::state(Comm& c) {
   if (int(g.members.size()) < g.size) return Result::in_progress;
   if (c.place) {
     Group::Split& s = g.splits[c.next_split - 1];
-    if (int(s.asked.size()) < g.size) return Result::in_progress;
+    if (int(s.asked.size()) < g.size) return Result::in_progress;  // else nobody was aborted, and all parts are made
     std::atomic_ref(*c.place).store(s.made[c.rank], std::memory_order_release);
     c.place = nullptr;
   }
@@ -328,7 +328,7 @@ Result FakeNccl::split(int rank, Comm* comm, int color, int key, Comm** place) {
   comm->polls = polls;
   comm->place = place;
   if (comm->later == Result::success) comm->later = e.later;
-  if (int(s.asked.size()) < g.size) return Result::in_progress;
+  if (int(s.asked.size()) < g.size || !g.aborted.empty()) return Result::in_progress;
   std::map<int, std::vector<std::pair<int, int>>> parts;  // by color, key and rank of each
   for (auto& [member, a] : s.asked)
     if (a.first != no_color) parts[a.first].push_back({a.second, member});
