@@ -13,8 +13,8 @@ std::string join(const std::string& path, const std::string& name) { return path
 Parameter::Parameter(Module& owner, std::string name, const Shape& shape, Init init)
     : path_(join(owner.path(), name)), init_(init) {
   const DeviceMesh& mesh = owner.mesh();
-  stored_ = DistributedTensor::empty(mesh, mesh.intern({DType::f32, shape, {}}),
-                                     Tensor(mesh.rank_state().allocator(), DType::f32, shape, Device::meta));
+  stored_ =
+      DistributedTensor::empty(mesh, mesh.intern({DType::f32, shape, {}}), Tensor::placeholder(DType::f32, shape));
   owner.parameters_.push_back(this);
 }
 
@@ -33,8 +33,7 @@ void Parameter::store_as(const Layout& layout) {
 DistributedTensor Parameter::meta(DType dtype, const Layout& layout) const {
   const DeviceMesh& mesh = stored_.mesh();
   const LocalSpec* spec = mesh.intern({dtype, shape(), layout});
-  return DistributedTensor::empty(mesh, spec,
-                                  Tensor(mesh.rank_state().allocator(), spec->dtype, spec->local_shape, Device::meta));
+  return DistributedTensor::empty(mesh, spec, Tensor::placeholder(spec->dtype, spec->local_shape));
 }
 
 void Parameter::compute_in(DType dtype) {
@@ -57,6 +56,7 @@ void Parameter::shard_storage(int axis, std::shared_ptr<ParameterGroup> group) {
 
 void Parameter::materialize(uint64_t seed) {
   stored_.materialize();
+  if (copy_.defined()) copy_.materialize();
   if (stored_.is_meta()) return;  // a dry run
   if (init_.kind == Init::Kind::normal)
     fill_normal(stored_, {.seed = seed, .purpose = "init", .path = path_}, 0, init_.std);
@@ -64,7 +64,6 @@ void Parameter::materialize(uint64_t seed) {
     fill(stored_.local_for_writing(), init_.kind == Init::Kind::ones ? 1 : 0);
   if (!copy_.defined()) return;
   NoGrad scope(stored_.mesh().rank_state());
-  copy_.materialize();
   copy_.copy_(ops::cast(stored_, copy_.dtype()));
 }
 

@@ -158,8 +158,8 @@ const Decision& find_decision(OpsState& state, const Op& op, const DeviceMesh& m
 }
 
 void run_kernel(const Op& op, Rank& rank, OpsState& state, const Decision& d,
-                std::span<const DistributedTensor* const> used, std::span<Tensor> locals, bool accumulate) {
-  check(d.kernel, "[{}] has no kernel for {}", op.name, name(rank.device()));
+                std::span<const DistributedTensor* const> used, std::span<Tensor> locals, bool accumulate, bool meta) {
+  if (!meta) check(d.kernel, "[{}] has no kernel for {}", op.name, name(rank.device()));
   InlineVector<Tensor, max_operands> in;
   for (const DistributedTensor* x : used) {
     if (!x)
@@ -169,6 +169,7 @@ void run_kernel(const Op& op, Rank& rank, OpsState& state, const Decision& d,
     else
       in.emplace_back(x->local().contiguous());
   }
+  if (meta && !op.view) return;  // a view shares the storage of its operand there too, and what is copied is counted
   Context context(op.name, d.attributes, d.factors, rank.pool(), state.scratch, rank.allocator(),
                   state.workspace.get());
   context.accumulate = accumulate, context.tf32 = rank.tf32;
@@ -244,14 +245,16 @@ void dispatch(const Op& op, std::span<const DistributedTensor* const> given, con
   std::span<const DistributedTensor* const> ready(used.data(), given.size());
 
   InlineVector<Tensor, max_outputs> locals;
-  Device device = meta || op.view ? Device::meta : rank.device();
+  Device device = meta ? Device::meta : rank.device();
   bool accumulate = op.accumulates && may_take(options.into, *d.outputs[0]);
   for (const LocalSpec* spec : d.outputs)
     if (accumulate && locals.size() == 0)
       locals.emplace_back(options.into->local_for_writing());
+    else if (op.view)
+      locals.emplace_back(Tensor::placeholder(spec->dtype, spec->local_shape));
     else
       locals.emplace_back(rank.allocator(), spec->dtype, spec->local_shape, device);
-  if (!meta) run_kernel(op, rank, state, d, ready, std::span(locals.data(), locals.size()), accumulate);
+  run_kernel(op, rank, state, d, ready, std::span(locals.data(), locals.size()), accumulate, meta);
 
   InlineVector<DistributedTensor, max_outputs> outputs;
   for (size_t o = 0; o < locals.size(); ++o)
