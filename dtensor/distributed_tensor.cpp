@@ -5,6 +5,20 @@
 #include "dtensor/redistribute.h"
 
 namespace dtensor {
+namespace {
+
+// "cpu", "cuda:1"
+std::string place(Device device, int index) {
+  return device == Device::cuda ? fmt::format("{}:{}", name(device), index) : std::string(name(device));
+}
+
+// Whether it is where the rank's tensors are: its kernels reach no other device.
+bool is_on(const Rank& rank, const Tensor& t) {
+  if (t.device() != rank.device()) return false;
+  return t.device() != Device::cuda || t.allocator()->device_index() == rank.allocator()->device_index();
+}
+
+}  // namespace
 
 void fail_undefined(std::string_view who, size_t operand) {
   fail("[{}] operand {} is undefined (a gradient that nothing led to?)", who, operand);
@@ -28,6 +42,11 @@ DistributedTensor DistributedTensor::empty(const DeviceMesh& mesh, const TensorS
 
 DistributedTensor DistributedTensor::from_local(const Tensor& local, const DeviceMesh& mesh, const Layout& layout,
                                                 const Shape& shape) {
+  Rank& rank = mesh.rank_state();
+  if (local.device() != Device::meta && !is_on(rank, local))
+    fail("[from_local] the part {}{} is on {}, but the tensors of rank {} are on {}: use .to(rank.allocator())",
+         name(local.dtype()), to_string(local.shape()), place(local.device(), local.allocator()->device_index()),
+         rank.rank(), place(rank.device(), rank.allocator()->device_index()));
   SpecHandle s = mesh.intern({local.dtype(), shape, layout});
   if (local.shape() != s->local_shape)
     fail("[from_local] the part of {} on rank {} has shape {}, not {}", to_string(TensorSpec(*s), mesh.shape()),
@@ -37,11 +56,7 @@ DistributedTensor DistributedTensor::from_local(const Tensor& local, const Devic
 
 DistributedTensor DistributedTensor::distribute(const Tensor& whole, const DeviceMesh& mesh, const Layout& layout) {
   Rank& rank = mesh.rank_state();
-  Tensor here = whole;
-  if (rank.device() == Device::meta)
-    here = Tensor(rank.allocator(), whole.dtype(), whole.shape(), Device::meta);
-  else if (rank.device() != whole.device())
-    here = whole.to(rank.allocator());
+  Tensor here = is_on(rank, whole) ? whole : whole.to(rank.allocator());
   DistributedTensor x = empty(mesh, mesh.intern({whole.dtype(), whole.shape(), Layout()}), here);
   NoGrad scope(rank);
   return x.redistribute(layout);  // from Replicate every step is local

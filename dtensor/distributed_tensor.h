@@ -20,7 +20,8 @@ class DistributedTensor {
   DistributedTensor() = default;  // undefined: all but defined() and handing it on is an error
 
   // The logical tensor of `shape` whose part on this rank is `local`. Nothing is communicated, nothing is checked on
-  // other ranks. Errors: a local shape that is not this rank's part.
+  // other ranks. Errors: a local shape that is not this rank's part; a part that is neither on the rank's device nor on
+  // meta.
   static DistributedTensor from_local(const Tensor& local, const DeviceMesh& mesh, const Layout& layout,
                                       const Shape& shape);
   // This rank's part of `whole`, which every rank has. Nothing is communicated. On Partial axes coordinate 0 keeps the

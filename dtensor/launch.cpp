@@ -1,14 +1,28 @@
 #include "dtensor/launch.h"
 
+#include <atomic>
 #include <mutex>
+#include <new>
 #include <thread>
 
 namespace dtensor {
 
+std::string cause_of(const char* who, const std::exception& e, const Rank* rank) {
+  if (!dynamic_cast<const std::bad_alloc*>(&e)) return e.what();
+  return fmt::format(
+      "[{}] no host memory is left beside the {} bytes of this rank's tensors: take a smaller --batch-size, or give "
+      "the "
+      "process more (`ulimit -v` limits it too)",
+      who, rank ? rank->allocator()->bytes_in_use() : 0);
+}
+
 void launch(int world, const std::function<void(Rank&)>& f, const LaunchOptions& options) {
   check(world >= 1, "[launch] {} ranks; at least one is needed", world);
+  check(options.threads >= 0 && options.threads <= ThreadPool::max_size,
+        "[launch] {} threads of each rank's kernels; 1 to {} are possible, and 0 divides the cores among the ranks",
+        options.threads, ThreadPool::max_size);
   int cores = std::max(1, int(std::thread::hardware_concurrency()));
-  int threads = options.threads > 0 ? options.threads : std::max(1, cores / world);
+  int threads = options.threads > 0 ? options.threads : std::clamp(cores / world, 1, ThreadPool::max_size);
   int devices = 1;
   if (options.device == Device::cuda) {
     check(cuda::unavailable().empty(), "[launch] {}", cuda::unavailable());
@@ -19,7 +33,7 @@ void launch(int world, const std::function<void(Rank&)>& f, const LaunchOptions&
   std::mutex mutex;
   int first = -1;
   std::string message;
-  auto failed = [&](int r, const char* what) {
+  auto failed = [&](int r, const std::string& what) {
     {
       std::lock_guard lock(mutex);
       if (first < 0) first = r, message = what;
@@ -27,22 +41,44 @@ void launch(int world, const std::function<void(Rank&)>& f, const LaunchOptions&
     communicators[size_t(r)]->abort(fmt::format("rank {} failed: {}", r, what));
   };
   auto run = [&](int r) {
+    std::shared_ptr<Rank> rank;
     try {
-      auto rank = std::make_shared<Rank>(communicators[size_t(r)], options.device, threads, r % devices);
+      rank = std::make_shared<Rank>(communicators[size_t(r)], options.device, threads, r % devices, "launch");
       for (int peer = 0; peer < std::min(devices, world); ++peer)
         if (devices > 1) cuda::enable_peer_access(r % devices, peer);
       f(*rank);
       communicators[size_t(r)]->end();
     } catch (const std::exception& e) {
-      failed(r, e.what());
+      failed(r, cause_of("launch", e, rank.get()));
     } catch (...) {
       failed(r, "something that is no std::exception was thrown");
     }
   };
+  // Nobody begins before all are there: those of too few ranks would wait for the others in their first collective.
+  enum Gate { closed, open, given_up };
+  std::atomic<Gate> gate = closed;
   std::vector<std::thread> others;
-  for (int r = 1; r < world; ++r) others.emplace_back(run, r);
+  auto decide = [&](Gate g) {
+    gate = g;
+    gate.notify_all();
+  };
+  auto join = [&] {
+    for (std::thread& t : others) t.join();
+  };
+  try {
+    for (int r = 1; r < world; ++r)
+      others.push_back(start_thread("launch", [&, r] {
+        gate.wait(closed);
+        if (gate == open) run(r);
+      }));
+  } catch (...) {
+    decide(given_up);
+    join();
+    throw;
+  }
+  decide(open);
   run(0);
-  for (std::thread& t : others) t.join();
+  join();
   if (first >= 0) throw Error(world == 1 ? message : fmt::format("{} (rank {} of {})", message, first, world));
 }
 

@@ -4,6 +4,7 @@
 #include <optional>
 #include <thread>
 
+#include "dtensor/launch.h"
 #include "placement/error.h"
 
 namespace dtensor {
@@ -27,22 +28,27 @@ void run(const Environment& e, std::shared_ptr<Store> store, const std::function
   cuda::use_device(device);
   auto world = nccl::make_communicator(e.rank, e.world, device, options.load(), std::move(store), options.nccl);
   int cores = std::max(1, int(std::thread::hardware_concurrency()));
-  int threads = options.threads > 0 ? options.threads : std::max(1, cores / e.local_world);
+  int threads = options.threads > 0 ? options.threads : std::clamp(cores / e.local_world, 1, ThreadPool::max_size);
   std::shared_ptr<Rank> rank;
   try {
-    rank = std::make_shared<Rank>(world, Device::cuda, threads, device);
+    rank = std::make_shared<Rank>(world, Device::cuda, threads, device, "launch_nccl");
     f(*rank);
     rank->synchronize();
     world->end();
   } catch (const std::exception& error) {
-    world->abort(fmt::format("rank {} failed: {}", e.rank, error.what()));  // before communicators are closed
-    throw;
+    std::string cause = cause_of("launch_nccl", error, rank.get());
+    world->abort(fmt::format("rank {} failed: {}", e.rank, cause));  // before communicators are closed
+    throw Error(cause);
   }
 }
 
 }  // namespace
 
 void launch_nccl(const Environment& e, const std::function<void(Rank&)>& f, const NcclLaunchOptions& options) {
+  check(
+      options.threads >= 0 && options.threads <= ThreadPool::max_size,
+      "[launch_nccl] {} threads of each rank's kernels; 1 to {} are possible, and 0 divides the cores among the ranks",
+      options.threads, ThreadPool::max_size);
   setenv("NCCL_NVLS_ENABLE", "0", 0);
   setenv("NCCL_LAUNCH_ORDER_IMPLICIT", "1", 0);
   std::optional<StoreServer> server;

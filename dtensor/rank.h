@@ -21,12 +21,15 @@ class RandomScope;
 // one thread.
 class Rank : public std::enable_shared_from_this<Rank> {
  public:
-  // On CUDA, `cuda_device` is the one of this rank, and of this thread from now on.
-  Rank(std::shared_ptr<Communicator> world, Device device, int threads, int cuda_device = 0)
+  // On CUDA, `cuda_device` is the one of this rank, and of this thread from now on. `who` is the public function for
+  // errors of `threads`.
+  Rank(std::shared_ptr<Communicator> world, Device device, int threads, int cuda_device = 0,
+       std::string_view who = "Rank")
       : world_(std::move(world)),
         device_(device),
-        allocator_(device == Device::cuda ? cuda::make_allocator(cuda_device) : std::make_shared<Allocator>()),
-        pool_(threads) {}
+        allocator_(make_allocator(device, cuda_device)),
+        host_allocator_(make_host_allocator(allocator_)),
+        pool_(threads, who) {}
   Rank(const Rank&) = delete;
   Rank& operator=(const Rank&) = delete;
 
@@ -44,6 +47,8 @@ class Rank : public std::enable_shared_from_this<Rank> {
   Device device() const { return device_; }  // of new tensors
   ThreadPool& pool() { return pool_; }
   const std::shared_ptr<Allocator>& allocator() const { return allocator_; }
+  // Host memory for copy_async from and to this rank's tensors.
+  const std::shared_ptr<Allocator>& host_allocator() const { return host_allocator_; }
   // Waits until all that this rank gave its device is done; nothing to wait for on the CPU.
   void synchronize() {
     if (device_ == Device::cuda) cuda::synchronize(allocator_->stream());
@@ -92,7 +97,7 @@ class Rank : public std::enable_shared_from_this<Rank> {
   friend class LabelScope;
   std::shared_ptr<Communicator> world_;
   Device device_;
-  std::shared_ptr<Allocator> allocator_;
+  std::shared_ptr<Allocator> allocator_, host_allocator_;
   ThreadPool pool_;
   std::map<RankGrid, std::shared_ptr<Communicator>> communicators_;
   uint64_t last_id_ = 0;

@@ -43,8 +43,11 @@ PackedText::Batch PackedText::batch(const DeviceMesh& mesh, const Layout& layout
 
 PackedText::Batch meta_batch(const DeviceMesh& mesh, const Layout& layout, int64_t batch_size, int64_t seq_len) {
   SpecHandle spec = mesh.intern({DType::i64, {batch_size, seq_len}, layout});
-  Tensor meta(mesh.rank_state().allocator(), DType::i64, spec->local_shape, Device::meta);
-  return {DistributedTensor::empty(mesh, spec, meta), DistributedTensor::empty(mesh, spec, meta)};
+  auto part = [&] {
+    Tensor meta(mesh.rank_state().allocator(), DType::i64, spec->local_shape, Device::meta);
+    return DistributedTensor::empty(mesh, spec, meta);
+  };
+  return {part(), part()};
 }
 
 }  // namespace dtensor::nn

@@ -14,8 +14,8 @@ ParameterForm ParameterForm::cast(DType dtype) {
 
 Parameter::Parameter(Module& owner, std::string name, const Shape& shape, Init init) : owner_(&owner), init_(init) {
   const DeviceMesh& mesh = owner.mesh();
-  stored_ = DistributedTensor::empty(mesh, mesh.intern({DType::f32, shape, {}}),
-                                     Tensor(mesh.rank_state().allocator(), DType::f32, shape, Device::meta));
+  stored_ =
+      DistributedTensor::empty(mesh, mesh.intern({DType::f32, shape, {}}), Tensor::placeholder(DType::f32, shape));
   path_ = owner.claim(name);
   owner.parameters_.push_back(this);
 }
@@ -50,8 +50,7 @@ void Parameter::store_as(const Layout& layout) {
   check(stored_.is_meta(), "[Parameter] {} has values already: apply plans before materialize()", path_);
   const DeviceMesh& mesh = stored_.mesh();
   SpecHandle spec = mesh.intern({stored_.dtype(), shape(), layout});
-  stored_ = DistributedTensor::empty(
-      mesh, spec, Tensor(mesh.rank_state().allocator(), spec->dtype, spec->local_shape, Device::meta));
+  stored_ = DistributedTensor::empty(mesh, spec, Tensor::placeholder(spec->dtype, spec->local_shape));
 }
 
 void Parameter::compute_with(ParameterForm form) {

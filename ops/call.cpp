@@ -241,8 +241,8 @@ class Running {
 };
 
 void run_kernel(const Op& op, Rank& rank, OpsState& state, const Decision& d, const Attributes& attributes,
-                std::span<const DistributedTensor* const> used, std::span<Tensor> locals, bool accumulate) {
-  check(d.kernel, "[{}] has no kernel for {}", op.name, name(rank.device()));
+                std::span<const DistributedTensor* const> used, std::span<Tensor> locals, bool accumulate, bool meta) {
+  if (!meta) check(d.kernel, "[{}] has no kernel for {}", op.name, name(rank.device()));
   InlineVector<Tensor, max_operands> in;
   for (const DistributedTensor* x : used) {
     if (!x)
@@ -252,6 +252,7 @@ void run_kernel(const Op& op, Rank& rank, OpsState& state, const Decision& d, co
     else
       in.emplace_back(x->local().contiguous());
   }
+  if (meta && !op.view) return;  // a view shares the storage of its operand there too, and what is copied is counted
   Context context(op.name, attributes, d.factors, rank.pool(), state.scratch, rank.allocator(), state.workspace.get());
   context.accumulate = accumulate, context.tf32 = rank.tf32;
   context.batch_factor = d.batch_factor, context.micro_batches = rank.micro_batches;
@@ -373,13 +374,15 @@ void dispatch(const Op& op, std::span<const DistributedTensor* const> given, con
     return accumulate && o == 0 ? *options.into : DistributedTensor();
   };
   InlineVector<Tensor, max_outputs> locals;
-  Device device = meta || op.view ? Device::meta : rank.device();
+  Device device = meta ? Device::meta : rank.device();
   for (size_t o = 0; o < d.outputs.size(); ++o)
     if (DistributedTensor y = in_place(o); y.defined())
       locals.emplace_back(y.local_for_writing());
+    else if (op.view)
+      locals.emplace_back(Tensor::placeholder(d.outputs[o]->dtype, d.outputs[o]->local_shape));
     else
       locals.emplace_back(rank.allocator(), d.outputs[o]->dtype, d.outputs[o]->local_shape, device);
-  if (!meta) run_kernel(op, rank, state, d, attributes, ready, std::span(locals.data(), locals.size()), accumulate);
+  run_kernel(op, rank, state, d, attributes, ready, std::span(locals.data(), locals.size()), accumulate, meta);
 
   InlineVector<DistributedTensor, max_outputs> outputs;
   for (size_t o = 0; o < locals.size(); ++o)

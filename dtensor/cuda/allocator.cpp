@@ -1,8 +1,11 @@
 #include "dtensor/cuda/allocator.h"
 
-#include <map>
-#include <set>
+#include <algorithm>
+#include <iterator>
+#include <mutex>
+#include <vector>
 
+#include "dtensor/local/block_pool.h"
 #include "placement/error.h"
 
 namespace dtensor::cuda {
@@ -12,40 +15,41 @@ constexpr int64_t grain = 512, small = int64_t(1) << 20, small_segment = 2 << 20
 
 int64_t rounded(int64_t bytes, int64_t to) { return (bytes + to - 1) / to * to; }
 
-// Best fit over blocks that know their neighbours. Small blocks have segments of their own, so that they do not cut the
+// A kind of blocks is a pool and, in it, the small ones: these have segments of their own, so that they do not cut the
 // large ones to pieces.
+int kind_of(int pool, bool is_small) { return 2 * pool + is_small; }
+
 class CachingAllocator : public Allocator {
  public:
   explicit CachingAllocator(int device) : device_index_(device) {}
   ~CachingAllocator() override {
     use_device(device_index_);
-    for (auto& [at, block] : blocks_)
-      if (block.first) release(at);
+    for (const BlockPool::Span& segment : blocks_.segments()) release(segment.at);
   }
 
   Device device() const override { return Device::cuda; }
+  int device_index() const override { return device_index_; }
   CUstream_st* stream() const override { return stream_.handle(); }
 
   void* allocate(int64_t bytes, int64_t) override {
     int64_t size = rounded(std::max<int64_t>(bytes, 1), grain);
+    bool is_small = size <= small;
     std::lock_guard lock(mutex_);
-    auto found = find(size);
-    if (found == free_.end()) found = add_segment(bytes, size);
-    char* at = found->at;
-    free_.erase(found);
-    split(at, size);
-    blocks_[at].used = true;
+    int kind = kind_of(pool_, is_small);
+    void* block = blocks_.take(size, kind);
+    if (!block) {
+      int64_t segment = is_small ? small_segment : rounded(size, large_grain);
+      blocks_.add(new_segment(segment, bytes), segment, kind);
+      block = blocks_.take(size, kind);
+    }
     count(bytes);
-    return at;
+    return block;
   }
 
-  void free(void* memory, int64_t bytes, int64_t) override {
+  void free(void* block, int64_t bytes, int64_t) override {
     std::lock_guard lock(mutex_);
     count(-bytes);
-    auto it = blocks_.find(static_cast<char*>(memory));
-    it->second.used = false;
-    it = join(it);
-    if (it != blocks_.begin()) join(std::prev(it));
+    blocks_.put(block);
   }
 
   // What nobody uses goes back to the device, so that the pool can have it.
@@ -61,104 +65,89 @@ class CachingAllocator : public Allocator {
   // The blocks of `pool` are everybody's.
   void end_pool(int pool) {
     std::lock_guard lock(mutex_);
-    for (auto it = blocks_.begin(); it != blocks_.end(); ++it)
-      if (it->second.pool == pool) {
-        forget(it);
-        it->second.pool = 0;
-        offer(it);
-      }
+    for (bool is_small : {false, true}) blocks_.turn_all(kind_of(pool, is_small), kind_of(0, is_small));
+  }
+
+  StreamHandle copy_stream(bool to_host) const { return (to_host ? to_host_ : to_device_).handle(); }
+  // Holds host memory that a copy of this device may still use.
+  void keep_until(Event done, Tensor host) {
+    std::vector<Kept> over;  // freed without the mutex
+    std::lock_guard lock(kept_mutex_);
+    auto first = std::partition(kept_.begin(), kept_.end(), [](const Kept& k) { return !k.done.is_done(); });
+    std::move(first, kept_.end(), std::back_inserter(over));
+    kept_.erase(first, kept_.end());
+    kept_.push_back({std::move(done), std::move(host)});
   }
 
  private:
-  struct Block {
-    int64_t size;
-    int pool;
-    bool small, first;  // of a segment of small blocks; at the begin of its segment
-    bool used = false;
-  };
-  using Blocks = std::map<char*, Block>;
-  struct Free {
-    int pool;
-    bool small;
-    int64_t size;
-    char* at;
-    auto operator<=>(const Free&) const = default;
+  struct Kept {
+    Event done;
+    Tensor host;
   };
 
-  std::set<Free>::iterator find(int64_t size) {
-    bool is_small = size <= small;
-    auto it = free_.lower_bound({pool_, is_small, size, nullptr});
-    return it != free_.end() && it->pool == pool_ && it->small == is_small ? it : free_.end();
-  }
-
-  std::set<Free>::iterator add_segment(int64_t bytes, int64_t size) {
-    bool is_small = size <= small;
-    int64_t segment = is_small ? small_segment : rounded(size, large_grain);
-    auto at = static_cast<char*>(cuda::allocate(segment));
-    if (!at && release_unused()) at = static_cast<char*>(cuda::allocate(segment));
+  void* new_segment(int64_t size, int64_t asked) {
+    void* at = cuda::allocate(size);
+    if (!at && release_unused()) at = cuda::allocate(size);
     if (!at)
       fail(
           "[cuda] no memory for {} bytes: the tensors of this rank hold {}, {} are free on device {}; take a smaller "
           "--batch-size, or more ranks",
-          bytes, bytes_in_use(), free_memory(), device_index_);
-    blocks_[at] = {segment, pool_, is_small, true};
-    return free_.insert({pool_, is_small, segment, at}).first;
+          asked, bytes_in_use(), free_memory(), device_index_);
+    return at;
   }
 
   // Gives whole segments that nobody uses back to the device; true where there was one. Waits for the device.
   bool release_unused() {
     if (Graph::is_capturing(stream())) return false;
     bool any = false;
-    for (auto it = blocks_.begin(); it != blocks_.end();) {
-      auto next = std::next(it);
-      bool whole = it->second.first && (next == blocks_.end() || next->second.first);
-      if (whole && !it->second.used && it->second.pool == 0) {
-        forget(it);
-        release(it->first);
-        blocks_.erase(it);
+    for (bool is_small : {false, true})
+      for (const BlockPool::Span& segment : blocks_.free_segments(kind_of(0, is_small))) {
+        blocks_.remove(segment.at);
+        release(segment.at);
         any = true;
       }
-      it = next;
-    }
     return any;
   }
 
-  void split(char* at, int64_t size) {
-    Block& block = blocks_[at];
-    int64_t rest = block.size - size;
-    if (rest == 0) return;
-    block.size = size;
-    offer(blocks_.emplace(at + size, Block{rest, block.pool, block.small, false}).first);
-  }
-
-  // Makes one block of this one, which is free, and the next where that is free too and of the same segment.
-  Blocks::iterator join(Blocks::iterator it) {
-    auto next = std::next(it);
-    if (it->second.used) return it;
-    forget(it);
-    if (next != blocks_.end() && !next->second.first && !next->second.used) {
-      forget(next);
-      it->second.size += next->second.size;
-      blocks_.erase(next);
-    }
-    offer(it);
-    return it;
-  }
-
-  void offer(Blocks::iterator it) {
-    const Block& b = it->second;
-    if (!b.used) free_.insert({b.pool, b.small, b.size, it->first});
-  }
-  void forget(Blocks::iterator it) {
-    const Block& b = it->second;
-    free_.erase({b.pool, b.small, b.size, it->first});
-  }
-
   int device_index_;
-  Stream stream_;
-  Blocks blocks_;
-  std::set<Free> free_;
+  Stream stream_, to_host_, to_device_;
+  BlockPool blocks_;
   int pool_ = 0, last_pool_ = 0;
+  std::mutex kept_mutex_;
+  std::vector<Kept> kept_;
+};
+
+class PinnedAllocator : public Allocator {
+ public:
+  ~PinnedAllocator() override {
+    for (const BlockPool::Span& segment : blocks_.segments()) release_pinned(segment.at);
+  }
+  bool is_pinned() const override { return true; }
+
+  void* allocate(int64_t bytes, int64_t overhead) override {
+    int64_t size = rounded(bytes + overhead, grain);
+    std::lock_guard lock(mutex_);
+    void* block = blocks_.take(size, 0);
+    if (!block) {
+      int64_t segment = rounded(size, large_grain);
+      void* at = allocate_pinned(segment);
+      check(at, "[cuda] no pinned host memory for {} bytes: the tensors there hold {}; offload less", bytes,
+            bytes_in_use());
+      blocks_.add(at, segment, 0);
+      block = blocks_.take(size, 0);
+    }
+    count(bytes);
+    return block;
+  }
+
+  void free(void* block, int64_t bytes, int64_t) override {
+    std::lock_guard lock(mutex_);
+    count(-bytes);
+    blocks_.put(block);
+  }
+
+ private:
+  BlockPool blocks_;
 };
 
 CachingAllocator& of(const std::shared_ptr<Allocator>& a) { return static_cast<CachingAllocator&>(*a); }
@@ -173,6 +162,33 @@ std::shared_ptr<Allocator> make_allocator(int device) {
   use_device(device);
   return std::make_shared<CachingAllocator>(device);
 }
+
+std::shared_ptr<Allocator> make_pinned_allocator() { return std::make_shared<PinnedAllocator>(); }
+
+Transfer::Transfer(Tensor from, Tensor to) : from_(std::move(from)), to_(std::move(to)) {
+  StreamHandle compute = on_device().allocator()->stream();
+  StreamHandle side = of(on_device().allocator()).copy_stream(to_.device() == Device::cpu);
+  Event ready;
+  ready.record(compute);
+  cuda::wait(side, ready);
+  copy(to_.bytes_data(), from_.bytes_data(), from_.bytes(), side);
+  done_.record(side);
+}
+
+Transfer::~Transfer() {
+  try {
+    wait();
+    CachingAllocator& allocator = of(on_device().allocator());
+    if (!is_done()) allocator.keep_until(std::move(done_), from_.device() == Device::cpu ? from_ : to_);
+  } catch (const Error&) {  // the device is lost, and whoever uses it next hears of it
+  }
+}
+
+void Transfer::wait() {
+  if (!std::exchange(waited_, true)) cuda::wait(on_device().allocator()->stream(), done_);
+}
+void Transfer::synchronize() const { done_.synchronize(); }
+bool Transfer::is_done() const { return done_.is_done(); }
 
 PrivatePool::PrivatePool(std::shared_ptr<Allocator> allocator)
     : allocator_(std::move(allocator)), id_(of(allocator_).new_pool()) {}

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "dtensor/cuda/runtime.h"
-#include "dtensor/local/allocator.h"
+#include "dtensor/local/tensor.h"
 
 namespace dtensor::cuda {
 
@@ -12,6 +12,31 @@ namespace dtensor::cuda {
 // are split into blocks of multiples of 512 bytes and joined again. The thread uses the device from now on.
 // Errors: the device does not exist.
 std::shared_ptr<Allocator> make_allocator(int device);
+
+// Pinned host memory, kept for reuse until the allocator ends: the system takes long to pin some. Errors: none is left.
+std::shared_ptr<Allocator> make_pinned_allocator();
+
+// A copy between pinned host memory and a device, which is under way from the constructor on: on a stream beside that
+// of the device tensor's allocator, one for each direction, after what that stream was given already.
+class Transfer {
+ public:
+  // Contiguous tensors of one size, one of them on the host.
+  Transfer(Tensor from, Tensor to);
+  // Waits as wait() does. The host tensor is let go when the copy is over, which the host does not wait for.
+  ~Transfer();
+  Transfer(const Transfer&) = delete;
+
+  void wait();               // what the allocator's stream is given from now on runs after the copy
+  void synchronize() const;  // the host waits
+  bool is_done() const;
+
+ private:
+  const Tensor& on_device() const { return from_.device() == Device::cuda ? from_ : to_; }
+
+  Tensor from_, to_;
+  Event done_;
+  bool waited_ = false;
+};
 
 // While it exists, `allocator` (of make_allocator) serves from a pool of its own. What a graph captured may be launched
 // again only if nobody else was given its memory: so a graph is captured under one, which lives as long as the graph.

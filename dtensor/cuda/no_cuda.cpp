@@ -50,6 +50,12 @@ void Graph::launch(StreamHandle) const { none(); }
 void fail_call(const char*, int) { none(); }
 
 std::shared_ptr<Allocator> make_allocator(int) { none(); }
+std::shared_ptr<Allocator> make_pinned_allocator() { none(); }
+Transfer::Transfer(Tensor, Tensor) { none(); }
+Transfer::~Transfer() = default;
+void Transfer::wait() { none(); }
+void Transfer::synchronize() const { none(); }
+bool Transfer::is_done() const { none(); }
 PrivatePool::PrivatePool(std::shared_ptr<Allocator>) { none(); }
 PrivatePool::~PrivatePool() = default;
 void PrivatePool::begin() { none(); }

@@ -117,7 +117,9 @@ void* allocate(int64_t bytes) {
 void release(void* memory) { cudaFree(memory); }
 void* allocate_pinned(int64_t bytes) {
   void* memory = nullptr;
-  check_call(cudaMallocHost(&memory, size_t(bytes)), "cudaMallocHost");
+  cudaError_t e = cudaMallocHost(&memory, size_t(bytes));
+  if (e == cudaErrorMemoryAllocation) return cudaGetLastError(), nullptr;
+  check_call(e, "cudaMallocHost");
   return memory;
 }
 void release_pinned(void* memory) { cudaFreeHost(memory); }

@@ -79,7 +79,7 @@ bool is_idle(StreamHandle stream);
 // Memory of the current device, 256-byte aligned; null where there is not enough left.
 void* allocate(int64_t bytes);
 void release(void* memory);
-// Host memory that copies read and write while the host goes on.
+// Host memory that copies read and write while the host goes on; null where there is not enough left.
 void* allocate_pinned(int64_t bytes);
 void release_pinned(void* memory);
 int64_t free_memory();

@@ -1,36 +1,48 @@
 #include "dtensor/local/allocator.h"
 
 #include <cstdlib>
-#include <new>
+
+#include "dtensor/cuda/allocator.h"
+#include "placement/error.h"
 
 namespace dtensor {
 namespace {
 
 constexpr size_t alignment = 64;
-constexpr size_t kept = size_t(64) << 10;  // blocks from this size on are kept
-
-// Large sizes are rounded up, so that near ones share a free list.
-size_t rounded(int64_t bytes) {
-  size_t n = size_t(bytes), grain = kept / 4;
-  return n < kept ? n : (n + grain - 1) / grain * grain;
-}
+constexpr int64_t large = int64_t(64) << 10;  // bytes from which on a block is the pool's
 
 // Aligned by hand: malloc is several times faster than aligned_alloc for small blocks. The block that malloc gave is
-// written down before the aligned one.
+// written down before the aligned one. Null where there is none.
 void* aligned_malloc(size_t bytes) {
   void* raw = std::malloc(bytes + alignment + sizeof(void*));
-  if (!raw) throw std::bad_alloc();
+  if (!raw) return nullptr;
   auto at = (reinterpret_cast<uintptr_t>(raw) + sizeof(void*) + alignment - 1) / alignment * alignment;
   reinterpret_cast<void**>(at)[-1] = raw;
   return reinterpret_cast<void*>(at);
 }
 void aligned_free(void* block) { std::free(static_cast<void**>(block)[-1]); }
 
+class MetaAllocator : public Allocator {
+ public:
+  Device device() const override { return Device::meta; }
+  void* allocate(int64_t bytes, int64_t) override {
+    count(bytes);
+    return nullptr;
+  }
+  void free(void*, int64_t bytes, int64_t) override { count(-bytes); }
+};
+
 }  // namespace
 
-Allocator::~Allocator() {
-  for (auto& [size, blocks] : free_)
-    for (void* block : blocks) aligned_free(block);
+std::shared_ptr<Allocator> make_allocator(Device device, int cuda_device) {
+  if (device == Device::cuda) return cuda::make_allocator(cuda_device);
+  if (device == Device::meta) return std::make_shared<MetaAllocator>();
+  return std::make_shared<Allocator>();
+}
+
+std::shared_ptr<Allocator> make_host_allocator(const std::shared_ptr<Allocator>& of) {
+  if (of->device() == Device::cuda) return cuda::make_pinned_allocator();
+  return of->device() == Device::meta ? make_allocator(Device::meta) : of;
 }
 
 void Allocator::count(int64_t bytes) {
@@ -40,31 +52,34 @@ void Allocator::count(int64_t bytes) {
 }
 
 void* Allocator::allocate(int64_t bytes, int64_t overhead) {
-  count(bytes);
-  size_t size = rounded(bytes + overhead);
-  if (size >= kept) {
+  void* block = nullptr;
+  if (bytes < large) {
+    block = aligned_malloc(size_t(bytes + overhead));
+  } else {
     std::lock_guard lock(mutex_);
-    if (auto it = free_.find(size); it != free_.end() && !it->second.empty()) {
-      void* block = it->second.back();
-      it->second.pop_back();
-      return block;
-    }
+    block = large_.allocate(bytes + overhead);
   }
-  return aligned_malloc(size);
+  if (!block)
+    fail(
+        "[Tensor] no host memory for {} bytes: the tensors of this rank hold {}; take a smaller --batch-size, or give "
+        "the process more (`ulimit -v` limits it too)",
+        bytes, bytes_in_use());
+  count(bytes);
+  return block;
 }
 
 void Allocator::free(void* block, int64_t bytes, int64_t overhead) {
   count(-bytes);
-  size_t size = rounded(bytes + overhead);
-  if (size < kept) return aligned_free(block);
+  if (bytes < large) return aligned_free(block);
   std::lock_guard lock(mutex_);
-  free_[size].push_back(block);
+  large_.free(block, bytes + overhead);
 }
 
 Storage::Storage(std::shared_ptr<Allocator> allocator, int64_t bytes) {
+  static_assert(sizeof(Block) <= header);
   if (allocator->device() == Device::cpu) {
-    void* memory = allocator->allocate(bytes, sizeof(Block));
-    block_ = new (memory) Block{std::move(allocator), bytes, static_cast<std::byte*>(memory) + sizeof(Block)};
+    void* memory = allocator->allocate(bytes, header);
+    block_ = new (memory) Block{std::move(allocator), bytes, static_cast<std::byte*>(memory) + header};
   } else {
     auto data = static_cast<std::byte*>(allocator->allocate(bytes));
     block_ = new Block{std::move(allocator), bytes, data};
@@ -77,7 +92,7 @@ void Storage::release() {
   int64_t bytes = block_->bytes;
   if (allocator->device() == Device::cpu) {
     std::destroy_at(block_);
-    allocator->free(block_, bytes, sizeof(Block));
+    allocator->free(block_, bytes, header);
   } else {
     allocator->free(block_->data, bytes);
     delete block_;

@@ -8,11 +8,29 @@
 
 namespace dtensor {
 
+namespace {
+
+constexpr int64_t max_tensor_bytes = int64_t(1) << 62;
+
+int64_t bytes_of(DType dtype, const Shape& shape) {
+  int64_t bytes = itemsize(dtype);
+  for (int64_t n : shape)
+    if (n < 0 || __builtin_mul_overflow(bytes, n, &bytes) || bytes > max_tensor_bytes)
+      fail("[Tensor] {}{} is no tensor: sizes are not negative, and make at most 2^62 bytes", name(dtype),
+           to_string(shape));
+  return bytes;
+}
+
+}  // namespace
+
 Tensor::Tensor(const std::shared_ptr<Allocator>& allocator, DType dtype, const Shape& shape, Device device)
-    : shape_(shape), strides_(contiguous_strides(shape)), dtype_(dtype), device_(device), defined_(true) {
-  if (device == Device::meta) return;
+    : shape_(shape), dtype_(dtype), device_(device), defined_(true) {
+  int64_t bytes = bytes_of(dtype, shape);
+  strides_ = contiguous_strides(shape);
+  bool placeholder = device == Device::meta && (!allocator || allocator->device() != Device::meta);
+  if (placeholder) return;
   device_ = allocator->device();
-  storage_ = Storage(allocator, dtensor::numel(shape) * itemsize(dtype));
+  storage_ = Storage(allocator, bytes);
   data_ = storage_.data();
 }
 
@@ -145,7 +163,9 @@ void copy_across(const Tensor& from, const Tensor& to) {
   }
   const Tensor& on_device = from.device() == Device::cuda ? from : to;
   cuda::copy(to.bytes_data(), from.bytes_data(), from.bytes(), on_device.allocator()->stream());
-  if (to.device() == Device::cpu) cuda::synchronize(on_device.allocator()->stream());
+  const Tensor& on_host = from.device() == Device::cpu ? from : to;
+  if (to.device() == Device::cpu || on_host.allocator()->is_pinned())  // pinned memory is read when the copy runs
+    cuda::synchronize(on_device.allocator()->stream());
 }
 
 }  // namespace

@@ -18,8 +18,12 @@ namespace dtensor {
 class Tensor {
  public:
   Tensor() = default;  // undefined
-  // Contiguous, contents undefined, where the allocator's memory is. On `meta` nothing is allocated.
+  // Contiguous, contents undefined, where the allocator's memory is: on meta its bytes are counted and there are none.
+  // `device` meta with an allocator of another device is a placeholder. Errors: not enough memory is left; a size is
+  // negative, or the bytes are more than 2^62.
   Tensor(const std::shared_ptr<Allocator>& allocator, DType dtype, const Shape& shape, Device device = Device::cpu);
+  // On meta, counted by nobody: stands for a tensor that gets its memory later.
+  static Tensor placeholder(DType dtype, const Shape& shape) { return Tensor(nullptr, dtype, shape, Device::meta); }
   // On the heap of no rank: for tests and for values that outlive a mesh.
   template <class T>
   static Tensor of(const Shape& shape, std::span<const T> values);

@@ -3,6 +3,7 @@
 
 #include "dtensor/creation.h"
 #include "dtensor/launch.h"
+#include "dtensor/local/copy_async.h"
 #include "dtensor/redistribute.h"
 #include "dtensor/verify.h"
 #include "tests/nn/helpers.h"
@@ -226,4 +227,108 @@ TEST_CASE("cuda: a rank that fails frees the others, and calls that disagree are
             options);
       }),
       Contains("[collective] ranks 0 and 1 disagree: \"all_reduce(sum) f32[3]\" and \"all_reduce(sum) f32[4]\""));
+}
+
+TEST_CASE("cuda: a part is on its rank's device") {
+  auto rank = Rank::single(Device::cuda);
+  DeviceMesh mesh(*rank, "x=1");
+  Tensor host = counted(DType::f32, {2, 3});
+  CHECK_THROWS_WITH(
+      DistributedTensor::from_local(host, mesh, {}, {2, 3}),
+      "[from_local] the part f32[2,3] is on cpu, but the tensors of rank 0 are on cuda:0: use .to(rank.allocator())");
+  CHECK(elements(DistributedTensor::from_local(host.to(rank->allocator()), mesh, {}, {2, 3}).full()) == elements(host));
+  if (cuda::device_count() < 2) return;
+  Tensor elsewhere = host.to(cuda::make_allocator(1));
+  cuda::use_device(0);
+  CHECK_THROWS_WITH(DistributedTensor::from_local(elsewhere, mesh, {}, {2, 3}), Contains("is on cuda:1, but the tensors of rank 0 are on cuda:0"));
+}
+
+TEST_CASE("cuda: an asynchronous copy is in order with the kernels of its rank") {
+  auto rank = Rank::single(Device::cuda);
+  const auto &device = rank->allocator(), &pinned = rank->host_allocator();
+  CHECK((pinned->device() == Device::cpu && pinned->is_pinned()));
+  for (int64_t n : {0, 1, 1000, 300000}) {
+    auto values = [&](double x) { return std::vector<double>(size_t(n), x); };
+    Tensor x(device, DType::f32, {n}), out(pinned, DType::f32, {n}), back(device, DType::f32, {n});
+    fill(out, -1);
+    fill(x, 3);  // to the host after what was called before
+    AsyncCopy away = copy_async(x, out);
+    away.wait();
+    fill(x, 4);  // comes after the copy
+    away.synchronize();
+    CHECK(away.is_done());
+    CHECK(elements(out) == values(3));
+    CHECK(elements(x) == values(4));
+
+    fill(back, 7);  // before the copy
+    AsyncCopy home = copy_async(out, back);
+    Tensor other(device, DType::f32, {n});
+    fill(other, 1);  // goes on beside it
+    home.wait();
+    scale(back, 2);  // after it
+    CHECK(elements(back) == values(6));
+    CHECK(elements(other) == values(1));
+    home.synchronize();
+  }
+}
+
+TEST_CASE("cuda: what an asynchronous copy uses is not used by others before it is over") {
+  auto rank = Rank::single(Device::cuda);
+  const auto &device = rank->allocator(), &pinned = rank->host_allocator();
+  const int64_t n = 1000;
+  Tensor out(pinned, DType::f32, {n});
+  std::byte* there = nullptr;
+  {  // let go of at once, with the tensor that is read
+    Tensor x(device, DType::f32, {n});
+    there = x.bytes_data();
+    fill(x, 3);
+    static_cast<void>(copy_async(x, out));
+  }
+  Tensor next(device, DType::f32, {n});
+  REQUIRE(next.bytes_data() == there);
+  fill(next, 4);
+  rank->synchronize();
+  CHECK(elements(out) == std::vector<double>(n, 3));
+  // Nor is host memory.
+  Tensor x(device, DType::f32, {n});
+  std::byte* here = nullptr;
+  {
+    Tensor from(pinned, DType::f32, {n});
+    here = from.bytes_data();
+    fill(from, 5);
+    static_cast<void>(copy_async(from, x));
+  }
+  Tensor second(pinned, DType::f32, {n});
+  fill(second, 6);
+  CHECK(elements(x) == std::vector<double>(n, 5));
+  rank->synchronize();
+  second = Tensor();
+  for (int i = 0; i < 3; ++i) {  // it is free again when the copy is over
+    static_cast<void>(copy_async(x, out));
+    rank->synchronize();
+  }
+  second = Tensor(pinned, DType::f32, {n});
+  CHECK(second.bytes_data() == here);
+  // An ordinary copy has read it when it returns.
+  fill(second, 8);
+  copy(second, x);
+  fill(second, 9);
+  CHECK(elements(x) == std::vector<double>(n, 8));
+}
+
+TEST_CASE("cuda: an asynchronous copy that cannot be one is an error") {
+  auto rank = Rank::single(Device::cuda);
+  const auto &device = rank->allocator(), &pinned = rank->host_allocator();
+  Tensor x(device, DType::f32, {4}), host = counted(DType::f32, {4});
+  CHECK_THROWS_WITH(copy_async(x, host), "[copy_async] f32[4] on cuda to f32[4] on cpu: the host tensor is not in pinned "
+                                         "memory; make it with the rank's host_allocator()");
+  CHECK_THROWS_WITH(copy_async(x, x), "[copy_async] f32[4] on cuda to f32[4] on cuda: on one device copy() is in order "
+                                      "with kernels already");
+  Tensor out(pinned, DType::f32, {4});
+  cuda::Graph::begin(device->stream());
+  CHECK_THROWS_WITH(copy_async(x, out), Contains("not while a graph is captured; use copy()"));
+  cuda::Graph::abandon(device->stream());
+  CHECK_THROWS_WITH(Tensor(pinned, DType::f32, {int64_t(1) << 48}),
+                    Contains("[cuda] no pinned host memory for 1125899906842624 bytes: the tensors there hold 16; offload "
+                             "less"));
 }

@@ -210,6 +210,19 @@ TEST_CASE("meta tensors are materialized part by part") {
   });
 }
 
+TEST_CASE("law 9: a part is on the device of its rank") {
+  auto real = Rank::single(), dry = Rank::recorded(1);
+  DeviceMesh on_cpu(*real, "x=1"), on_meta(*dry, "x=1");
+  Tensor host = tensor_of(real->allocator(), {2, 3}, counting(6));
+  CHECK_THROWS_WITH(
+      DistributedTensor::from_local(host, on_meta, {}, {2, 3}),
+      Equals("[from_local] the part f32[2,3] is on cpu, but the tensors of rank 0 are on meta: use .to(rank.allocator())"));
+  CHECK(DistributedTensor::from_local(host.to(dry->allocator()), on_meta, {}, {2, 3}).is_meta());
+  CHECK(dry->allocator()->bytes_in_use() == 0);
+  CHECK(DistributedTensor::from_local(Tensor::placeholder(DType::f32, {2, 3}), on_cpu, {}, {2, 3}).is_meta());
+  CHECK(DistributedTensor::distribute(host, on_meta, Layout()).is_meta());
+}
+
 TEST_CASE("printing shows the layout and the local part") {
   std::vector<std::string> texts(2);
   launch(2, [&](Rank& rank) {

@@ -82,6 +82,46 @@ TEST_CASE("law 9: whatever a rank throws is reported") {
   });
   CHECK_THAT(other, Contains("(rank 1 of 2)"));
   CHECK_FALSE(error_of([] { launch(1, [](Rank&) { throw "text"; }); }).empty());
+  std::string memory = error_of([] {
+    launch(2, [](Rank& rank) {
+      Tensor held(rank.allocator(), DType::f32, {250});
+      if (rank.rank()) std::vector<double>(size_t(1) << 58);
+      rank.communicator({0, 1}).barrier();
+    });
+  });
+  CHECK_THAT(memory, StartsWith("[launch] no host memory is left beside the ") &&
+                         Contains(" bytes of this rank's tensors: take a smaller --batch-size") && Contains("(rank 1 of 2)"));
+}
+
+TEST_CASE("ranks may launch other ranks") {
+  std::atomic<int> inner = 0;
+  launch(2, [&](Rank& outer) {
+    launch(3, [&](Rank& rank) {
+      DeviceMesh mesh(rank, "x=3");
+      auto x = DistributedTensor::distribute(Tensor::of<float>({3}, {1, 2, 3}), mesh, {Shard(0)});
+      inner += int(element(x.full(), rank.rank()));
+    });
+    outer.communicator({0, 1}).barrier();
+  });
+  CHECK(inner == 12);
+  std::string error = error_of([] {
+    launch(2, [](Rank& outer) {
+      if (outer.rank() == 0) launch(2, [](Rank& rank) { check(rank.rank() == 0, "[train] no data"); });
+      outer.communicator({0, 1}).barrier();
+    });
+  });
+  CHECK(error == "[train] no data (rank 1 of 2) (rank 0 of 2)");
+}
+
+TEST_CASE("a tensor may outlive its launch") {
+  DistributedTensor kept;
+  launch(2, [&](Rank& rank) {
+    DeviceMesh mesh(rank, "x=2");
+    auto x = DistributedTensor::distribute(Tensor::of<float>({4}, {1, 2, 3, 4}), mesh, {Shard(0)});
+    if (rank.rank()) kept = x;
+  });
+  CHECK(values<float>(kept.local()) == std::vector<float>{3, 4});
+  CHECK(values<float>(kept.local().clone()) == std::vector<float>{3, 4});
 }
 
 TEST_CASE("law 9: a rank that has ended is missed at once") {

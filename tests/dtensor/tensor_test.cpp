@@ -3,6 +3,7 @@
 #include <catch2/catch.hpp>
 
 #include <numeric>
+#include <thread>
 
 #include "tests/dtensor/ranks.h"
 #include "tests/placement/cases.h"
@@ -220,9 +221,7 @@ TEST_CASE("tensors are filled and read") {
 }
 
 TEST_CASE("law 8: a meta tensor has shapes and no value") {
-  auto allocator = std::make_shared<Allocator>();
-  Tensor x(allocator, DType::f32, {1 << 20, 1 << 20}, Device::meta);
-  CHECK(allocator->bytes_in_use() == 0);
+  Tensor x = Tensor::placeholder(DType::f32, {1 << 20, 1 << 20});
   CHECK(x.bytes() == int64_t(4) << 40);
   CHECK(x.bytes_data() == nullptr);
   CHECK_THROWS_WITH(x.data<float>(), Equals("[Tensor::data] a meta tensor has no value: f32[1048576,1048576]"));
@@ -233,7 +232,44 @@ TEST_CASE("law 8: a meta tensor has shapes and no value") {
   CHECK((v.device() == Device::meta && v.shape() == Shape{1 << 20, 7} && !v.is_contiguous()));
   CHECK((v.clone().device() == Device::meta && v.contiguous().is_contiguous()));
   fill(x, 1), copy(x, x);
-  CHECK(allocator->bytes_in_use() == 0);
+  auto host = std::make_shared<Allocator>();
+  Tensor born(host, DType::f32, {100}, Device::meta);  // gets its bytes later
+  CHECK((born.device() == Device::meta && born.allocator() == nullptr && host->bytes_in_use() == 0));
+}
+
+TEST_CASE("law 8: memory on meta is counted as memory that has bytes") {
+  struct Seen {
+    std::vector<int64_t> in_use;
+    int64_t peak;
+    bool operator==(const Seen&) const = default;
+  };
+  auto program = [](const std::shared_ptr<Allocator>& allocator) {
+    Seen seen;
+    auto note = [&] { seen.in_use.push_back(allocator->bytes_in_use()); };
+    int order[] = {1, 0};
+    {
+      Tensor a(allocator, DType::f32, {100, 7}), b = Tensor::zeros(allocator, DType::i64, {3});
+      note();
+      Tensor view = a.permute(order), same = a.contiguous(), handle = a;
+      note();
+      CHECK((a.device() == allocator->device() && a.shares_storage(view) && !a.unique() && b.unique()));
+      Tensor moved = view.contiguous(), other = b.to(allocator), none(allocator, DType::f32, {0, 5});
+      note();
+      CHECK_FALSE(moved.shares_storage(a));
+      a = same = handle = Tensor();
+      note();  // the view still holds it
+      view = Tensor();
+      note();
+    }
+    note();
+    seen.peak = allocator->peak_bytes();
+    return seen;
+  };
+  Seen real = program(make_allocator(Device::cpu)), dry = program(make_allocator(Device::meta));
+  CHECK(real.in_use == std::vector<int64_t>{2824, 2824, 5648, 5648, 2848, 0});
+  CHECK(dry.in_use == real.in_use);
+  CHECK(dry.peak == real.peak);
+  CHECK(make_allocator(Device::meta)->allocate(int64_t(1) << 60) == nullptr);
 }
 
 TEST_CASE("the allocator counts bytes and reuses large blocks") {
@@ -266,6 +302,47 @@ TEST_CASE("the allocator counts bytes and reuses large blocks") {
     CHECK(third.bytes_data() != second.bytes_data());
   }
   CHECK(allocator->bytes_in_use() == 0);
+  CHECK(make_host_allocator(allocator) == allocator);
+  CHECK(make_host_allocator(make_allocator(Device::meta))->device() == Device::meta);
+}
+
+TEST_CASE("tensors may be freed on any thread") {
+  auto allocator = std::make_shared<Allocator>();
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 3; ++t)
+    threads.emplace_back([&, t] {
+      std::vector<Tensor> kept;
+      for (int64_t i = 0; i < 300; ++i) {
+        Tensor x(allocator, DType::f32, {1000 + 7000 * (i % 7)});
+        fill(x, t);
+        kept.push_back(x);
+        if (i % 3) kept.erase(kept.begin());
+        if (element(kept[0], 0) != t) return;  // leaves bytes_in_use() as it is
+      }
+      std::thread([mine = std::move(kept)]() mutable { mine.clear(); }).join();
+    });
+  for (std::thread& t : threads) t.join();
+  CHECK(allocator->bytes_in_use() == 0);
+}
+
+TEST_CASE("law 9: memory that is exhausted is an error with what was asked and what is held") {
+  auto allocator = std::make_shared<Allocator>();
+  Tensor held(allocator, DType::f32, {50'000});
+  std::string text =
+      "[Tensor] no host memory for 1125899906842624 bytes: the tensors of this rank hold 200000; take a smaller "
+      "--batch-size, or give the process more (`ulimit -v` limits it too)";
+  for (int i = 0; i < 2; ++i) {
+    CHECK_THROWS_WITH(Tensor(allocator, DType::f32, {int64_t(1) << 48}), Equals(text));
+    CHECK(allocator->bytes_in_use() == 200'000);
+    CHECK(allocator->peak_bytes() == 200'000);
+  }
+  CHECK_NOTHROW(held.clone());
+  int64_t large = int64_t(1) << 40;
+  for (Device device : {Device::cpu, Device::meta})
+    for (const Shape& shape : {Shape{large, large}, Shape{large, large, large}, Shape{-1}, Shape{4, -2}, Shape{large << 21}})
+      CHECK_THROWS_WITH(Tensor(make_allocator(device), DType::f64, shape),
+                        Equals(fmt::format("[Tensor] f64{} is no tensor: sizes are not negative, and make at most 2^62 bytes",
+                                           to_string(shape))));
 }
 
 TEST_CASE("storage is unique while one handle holds it") {

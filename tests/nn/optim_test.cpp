@@ -139,7 +139,6 @@ TEST_CASE("errors of AdamW, and its step on meta") {
   adamw.step({meta(&w.a), meta(&w.b), meta(&w.c)}, 0.1);
   CHECK(adamw.steps() == 1);
   CHECK(error_of([&] { adamw.step({meta(&w.a)}, 0.1); }) == "[AdamW] 1 gradients for 3 parameters");
-  CHECK(rank->allocator()->bytes_in_use() == 0);
   CHECK_THAT(error_of([] {
                on_mesh("x=2", [](const DeviceMesh& dm) {
                  Weights x(dm);
