@@ -12,7 +12,7 @@ namespace dtensor {
 struct RedistributeOptions;
 
 // A handle to an immutable value with an id that is never used again. Copies share it. Only optimizers and gradient
-// accumulation write in place, by copy_ or local_for_writing, which bump the version that tapes check.
+// accumulation write in place, by copy_ or local_for_writing, which bump the version that records check.
 class DistributedTensor {
  public:
   DistributedTensor() = default;  // undefined; as an operand: absent

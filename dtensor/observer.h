@@ -1,4 +1,4 @@
-// Observers: who sees what a rank does. The tape, the communication log and profilers are observers.
+// Observers: who sees what a rank does. Records (autograd), the communication log and profilers are observers.
 #pragma once
 
 #include <cstdint>
@@ -53,6 +53,18 @@ class Observer {
   virtual void on_call(const CallEvent&) {}
   virtual void on_collective(const CollectiveEvent&) {}
   virtual void on_redistribute(const RedistributeEvent&) {}
+  // A record holds on to this value, whatever the policy says of the call that made it.
+  virtual void on_keep(const DistributedTensor&) {}
+};
+
+// What a record keeps for the gradients of what runs while the policy is set (Rank::keep_policy): results that are not
+// kept are made again, by the same call or redistribution, when a gradient asks. Activation checkpointing is a policy:
+// keep nothing inside a module, and its outputs by Observer::on_keep.
+class KeepPolicy {
+ public:
+  virtual ~KeepPolicy() = default;
+  virtual bool keep(const CallEvent&) = 0;
+  virtual bool keep(const RedistributeEvent&) = 0;
 };
 
 }  // namespace dtensor

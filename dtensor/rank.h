@@ -62,6 +62,7 @@ class Rank : public std::enable_shared_from_this<Rank> {
   template <class F>
   void notify(F f) {
     for (size_t i = 0; i < observers_.size(); ++i) f(*observers_[i]);
+    if (recorder) f(*recorder);
   }
 
   const std::vector<Label>& labels() const { return labels_; }
@@ -75,7 +76,10 @@ class Rank : public std::enable_shared_from_this<Rank> {
   Phase phase = Phase::none;
   bool strict = false;  // law 7: implicit communication is an error
   bool tf32 = false;    // on CUDA, products of float32 may round their factors to tf32, 10 bits of mantissa: faster
-  int no_grad = 0;      // open NoGrad scopes: ops and redistributions are not recorded by tapes
+  int no_grad = 0;      // open NoGrad scopes: ops and redistributions are not recorded
+  Observer* recorder = nullptr;       // the record of the innermost open scope; told after the observers
+  KeepPolicy* keep_policy = nullptr;  // of that record; none: it keeps what gradients ask for
+  int micro_batches = 1;              // whose sums over rows make up a step's: Context::leaves
   // What the ops layer keeps per rank: the dispatcher's cache and the kernels' scratch memory.
   std::shared_ptr<void> ops_state;
 
@@ -116,7 +120,7 @@ class PhaseScope {
   Phase before_;
 };
 
-// Ops are not recorded by tapes while the scope is open.
+// Nothing is recorded while the scope is open.
 class NoGrad {
  public:
   explicit NoGrad(Rank& rank) : rank_(rank) { ++rank.no_grad; }

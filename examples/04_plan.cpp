@@ -54,16 +54,19 @@ void step(Rank& rank) {
   fill_normal(x, {.seed = 1, .path = "x"}, 0, 1);
 
   CommLog log(rank);
-  nn::Tape tape(rank);
   nn::AdamW optimizer(network.parameters(), {});
-  nn::watch_parameters(tape, network.parameters());
-  DistributedTensor loss = ops::mean(ops::square(network(x)));  // each rank's part of it: dp=Partial(sum)
+  nn::GradientStore gradients(rank);
+  nn::watch_parameters(gradients, network.parameters());
+  nn::Record record(gradients);
+  DistributedTensor loss;
   {
+    nn::Record::Scope recording(record);
+    loss = ops::mean(ops::square(network(x)));  // each rank's part of it: dp=Partial(sum)
     LabelScope why(rank, Label::Kind::reason, "loss");
     loss = loss.redistribute({Replicate(), Replicate()});
   }
-  tape.backward(loss);
-  optimizer.step(nn::reduce_gradients(tape, network.parameters()), /*lr=*/1e-3);
+  record.backward(loss);
+  optimizer.step(nn::reduce_gradients(gradients, network.parameters()), /*lr=*/1e-3);
 
   if (rank.rank() > 0) return;
   for (nn::Parameter* p : network.parameters()) fmt::print("{:<12} {}\n", p->path(), to_string(p->stored()));

@@ -65,7 +65,7 @@ class Parameter {
   // As stored: what optimizers and checkpoints see.
   DistributedTensor& stored() { return stored_; }
   const DistributedTensor& stored() const { return stored_; }
-  // What is computed with, as stored: stored() itself, or the first tensor of its form. Tapes watch this one.
+  // What is computed with, as stored: stored() itself, or the first tensor of its form. Stores watch this one.
   DistributedTensor& value() { return formed_.empty() ? stored_ : formed_[0]; }
   const DistributedTensor& value() const { return formed_.empty() ? stored_ : formed_[0]; }
   // From now on computing is with another form. Errors: a parameter that has values already.
@@ -76,8 +76,8 @@ class Parameter {
   void renew();
   // Whether the form is a copy in another type, which an optimizer may write itself.
   bool is_cast() const { return form_ && form_->is_cast; }
-  // For use in a forward function: the group's copy while there is one, else brought to its layout for use, which the
-  // tape may drop and remake.
+  // For use in a forward function: the group's copy while there is one, else brought to its layout for use, which a
+  // record may drop and remake.
   DistributedTensor operator()() const;
   // The same of one tensor of the form, by name: weight("scale").
   DistributedTensor operator()(std::string_view name) const;

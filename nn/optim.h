@@ -1,20 +1,21 @@
 // AdamW, learning-rate schedule, gradient norm. Optimizers see stored local parts only and communicate nothing.
 #pragma once
 
+#include "nn/gradient_store.h"
 #include "nn/module.h"
-#include "nn/tape.h"
 
 namespace dtensor::nn {
 
 // Gradients of all parameters are wanted; those of one group are reduced together, as soon as they are complete.
-void watch_parameters(Tape& tape, const std::vector<Parameter*>& parameters);
+void watch_parameters(GradientStore& store, const std::vector<Parameter*>& parameters);
 
 // The gradients of parameters, brought to their stored layouts, all in as few launches as possible. Zeros where the
 // loss does not depend on a parameter.
-std::vector<DistributedTensor> reduce_gradients(const Tape& tape, const std::vector<Parameter*>& parameters);
+std::vector<DistributedTensor> reduce_gradients(GradientStore& store, const std::vector<Parameter*>& parameters);
 
 // The Euclidean norm of all gradients, each parameter once: f64, Replicate. Parts of one layout are added first, so
-// that there is one reduction per layout, all in one launch. The host does not wait for it.
+// that there is one reduction per layout, all in one launch; what is Partial is reduced before. The host does not wait
+// for it. Errors: none, or an undefined one.
 DistributedTensor global_norm(const std::vector<DistributedTensor>& gradients);
 
 struct AdamWOptions {

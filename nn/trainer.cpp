@@ -60,6 +60,24 @@ class FirstBad : public Observer {
   double first_ = -1;
 };
 
+int micro_batches_of(const DistributedTensor& inputs, int64_t size) {
+  int64_t rows = inputs.size(0), ranks = inputs.mesh().shape().product(inputs.layout().split[0].set());
+  if (size == 0 || size == rows) return 1;
+  check(size > 0 && rows % size == 0 && size % ranks == 0,
+        "[train] a batch of {} rows does not divide into micro-batches of {} over {} ranks: --micro-batch-size divides "
+        "--batch-size, and the data axes divide it",
+        rows, size, ranks);
+  return int(rows / size);
+}
+
+// Micro-batch i of n: the next rows of each rank.
+DistributedTensor next_rows(const DistributedTensor& x, int i, int n) {
+  Shape shape = x.shape();
+  shape[0] /= n;
+  int64_t rows = x.local().size(0) / n;
+  return DistributedTensor::from_local(x.local().narrow(0, i * rows, rows), x.mesh(), x.layout(), shape);
+}
+
 double value_of(const DistributedTensor& x) {
   return x.is_meta() ? std::numeric_limits<double>::quiet_NaN() : x.item();
 }
@@ -79,14 +97,14 @@ Trainer::Trainer(const DeviceMesh& mesh, const LlamaConfig& config, const Parall
                  const TrainerOptions& options)
     : options_(options),
       model_(mesh, config),
-      tape_(mesh.rank_state()),
+      gradients_(mesh.rank_state()),
       parameters_(model_.parameters()),
       optimizer_(parameters_, options.adamw) {
   check_axes(mesh.shape(), plan);
   for (Parameter* p : parameters_) p->compute_in(options.dtype);
   plan.apply(model_);
   materialize(model_, options.seed);
-  watch_parameters(tape_, parameters_);
+  watch_parameters(gradients_, parameters_);
 }
 
 int64_t Trainer::parameter_count() {
@@ -123,12 +141,57 @@ void Trainer::fail_not_finite(const Step& s, const PackedText::Batch& batch,
       s.step, s.loss, s.grad_norm, where);
 }
 
+DistributedTensor Trainer::pass(const PackedText::Batch& batch) {
+  Record record(gradients_);
+  DistributedTensor loss;
+  {
+    Record::Scope scope(record);
+    loss = forward(batch);
+  }
+  record.backward(loss);
+  return loss;
+}
+
+// The mean is one sum over one count, both over all micro-batches, so the count is taken first.
+DistributedTensor Trainer::passes(const PackedText::Batch& batch, int micro_batches) {
+  Rank& rank = model_.mesh().rank_state();
+  auto reduced = [&](const DistributedTensor& x) { return x.redistribute(Layout(), {.reason = "loss"}); };
+  DistributedTensor count, weight;
+  {
+    NoGrad scope(rank);
+    PhaseScope phase(rank, Phase::forward);
+    count = reduced(ops::sum(ops::cast(ops::ne(batch.targets, double(ByteTokenizer::pad)), DType::f32)));
+    weight = ops::div(1.0, count);
+  }
+  TreeSum losses;
+  for (int i = 0; i < micro_batches; ++i) {
+    PackedText::Batch rows{next_rows(batch.inputs, i, micro_batches), next_rows(batch.targets, i, micro_batches)};
+    Record record(gradients_, {.micro_batches = micro_batches});
+    DistributedTensor sum;
+    {
+      Record::Scope scope(record);
+      PhaseScope phase(rank, Phase::forward);
+      DistributedTensor logits = model_(rows.inputs);
+      LabelScope reason(rank, Label::Kind::reason, "loss");
+      sum = ops::sum(ops::cross_entropy(logits, rows.targets,
+                                        {.ignore_index = ByteTokenizer::pad, .reduction = ops::Reduction::none}));
+    }
+    record.backward({sum}, {weight}, {.reduce = i + 1 == micro_batches});
+    NoGrad scope(rank);
+    losses.push(sum);
+  }
+  NoGrad scope(rank);
+  PhaseScope phase(rank, Phase::forward);
+  return ops::div(reduced(losses.total()), count);
+}
+
 Trainer::Results Trainer::run(const PackedText::Batch& batch) {
-  DistributedTensor loss = forward(batch);
-  tape_.backward(loss);
+  gradients_.clear();  // of a step that failed
+  int micro_batches = micro_batches_of(batch.inputs, options_.micro_batch_size);
+  DistributedTensor loss = micro_batches == 1 ? pass(batch) : passes(batch, micro_batches);
   PhaseScope phase(model_.mesh().rank_state(), Phase::optimizer);
-  std::vector<DistributedTensor> gradients = reduce_gradients(tape_, parameters_);
-  tape_.clear_gradients();
+  std::vector<DistributedTensor> gradients = reduce_gradients(gradients_, parameters_);
+  gradients_.clear();
   DistributedTensor norm = global_norm(gradients);
   optimizer_.apply(gradients, norm, options_.clip);
   return {loss, norm, std::move(gradients)};
@@ -140,8 +203,7 @@ std::string Trainer::why_no_graph(const PackedText::Batch& batch) {
   if (rank.device() != Device::cuda || batch.inputs.is_meta()) return "not captured: graphs are CUDA's";
   if (!options_.graph) return "not captured: switched off";
   if (rank.world() > 1) return fmt::format("not captured: {} ranks, whose collectives need the host", rank.world());
-  if (rank.observers().size() > 1)
-    return "not captured: somebody observes the ops, which a launched graph does not call";
+  if (!rank.observers().empty()) return "not captured: somebody observes the ops, which a launched graph does not call";
   return "";
 }
 
@@ -175,7 +237,6 @@ Trainer::Results Trainer::run_or_launch(const PackedText::Batch& batch) {
       captured_->pool.end();
       captured_.reset();
       graph_status_ = fmt::format("not captured: {}", e.what());
-      tape_.clear_gradients();
       return run(batch);
     }
     captured_->pool.end();

@@ -20,6 +20,7 @@ int64_t Context::leaves(std::string_view factors) const {
   int64_t local = 1, global = 1;
   for (const FactorRange& f : factors_)
     if (factors.find(f.name) != std::string_view::npos) local *= f.range.size(), global *= f.size;
+  if (factors.find(batch_factor) != std::string_view::npos) global *= micro_batches;
   // At least 8 leaves of the whole, so that 2, 4 and 8 equal parts are subtrees even of a short sum.
   int64_t all = std::max<int64_t>(8, cpu::leaves(global));
   if (local == 0 || global % local) return cpu::leaves(local);
@@ -70,6 +71,7 @@ struct Decision {
   uint64_t moves = 0;  // bit i: input i is brought to another layout
   std::vector<const LocalSpec*> outputs;
   std::vector<Context::FactorRange> factors;
+  char batch_factor = 0;
 };
 
 struct OpsState {
@@ -132,6 +134,12 @@ std::unique_ptr<Decision> decide(const Op& op, const DeviceMesh& mesh, std::span
   for (size_t o = 0; o < rule.outputs().size(); ++o)
     d->outputs.push_back(
         mesh.intern({op.types(op.name, in, attributes, int(o)), rule.outputs()[o].shape, choice.outputs[o]}));
+  for (const Operand& operand : rule.inputs()) {
+    if (!operand.present) continue;
+    if (operand.shape.dims() && operand.leading[0] >= 0)
+      d->batch_factor = rule.factors()[size_t(operand.leading[0])].name;
+    break;
+  }
   for (size_t f = 0; f < rule.factors().size(); ++f) {
     const Factor& factor = rule.factors()[f];
     d->factors.push_back(
@@ -172,6 +180,7 @@ void run_kernel(const Op& op, Rank& rank, OpsState& state, const Decision& d,
   Context context(op.name, d.attributes, d.factors, rank.pool(), state.scratch, rank.allocator(),
                   state.workspace.get());
   context.accumulate = accumulate, context.tf32 = rank.tf32;
+  context.batch_factor = d.batch_factor, context.micro_batches = rank.micro_batches;
   d.kernel(context, std::span<const Tensor>(in.data(), in.size()), locals);
   for (size_t o = 0; o < locals.size(); ++o)
     if (locals[o].shape() != d.outputs[o]->local_shape)

@@ -44,6 +44,9 @@ class Context {
   const std::shared_ptr<Allocator>& allocator;
   bool accumulate = false;  // add to what output 0 has: only where the card says that it can
   bool tf32 = false;        // Rank::tf32
+  // Dimension 0 of the first operand is the batch, and micro_batches of them make up a step's (Rank::micro_batches).
+  char batch_factor = 0;
+  int micro_batches = 1;
 
   Range range(char factor) const { return find(factor).range; }
   int64_t size(char factor) const { return find(factor).size; }
@@ -52,7 +55,8 @@ class Context {
   CUstream_st* stream() const { return allocator->stream(); }
   cuda::Workspace& workspace() const { return *workspace_; }
   // The number of leaves of a sum over the product of `factors` (those absent count 1), so that the ranks' parts are
-  // subtrees of one canonical tree: docs/architecture.md, the same bits. Never 0.
+  // subtrees of one canonical tree: docs/architecture.md, the same bits. So are micro-batches' of a sum over the batch.
+  // Never 0.
   int64_t leaves(std::string_view factors) const;
   // The same over all dimensions of "...".
   int64_t leaves_of_dots() const { return leaves("ABCDEFGH"); }
@@ -109,7 +113,7 @@ using TypeFunction = DType (*)(std::string_view op, std::span<const TensorSpec* 
                                int output);
 DType same_types(std::string_view op, std::span<const TensorSpec* const> inputs, const Attributes&, int output);
 
-// A composite is a function of ops and redistributions that the tape records as one node, with the card's gradient.
+// A composite is a function of ops and redistributions that a record holds as one node, with the card's gradient.
 using Composite = std::vector<DistributedTensor> (*)(std::span<const DistributedTensor* const> inputs,
                                                      const Attributes&);
 
@@ -128,7 +132,7 @@ struct Sample {
   Attributes attributes = {};
 };
 
-// The inputs and outputs that the tape holds on to for the gradient.
+// The inputs and outputs that a record holds on to for the gradient.
 struct Keeps {
   std::vector<int> inputs = {}, outputs = {};
 };

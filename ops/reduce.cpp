@@ -2,7 +2,6 @@
 
 #include <cmath>
 #include <functional>
-#include <numeric>
 
 #include "ops/cpu/rows.h"
 #include "ops/dims.h"
@@ -241,21 +240,20 @@ Rule two_outputs_rule(std::span<const Shape* const> in, const Attributes& a) {
   return {factors(in[0]->dims()) + "->" + kept + "," + kept};
 }
 
-// Squares of f32 are exact in f64, and so nearly is their sum: its order does not matter to f32 users of the result.
+// Threads have subtrees of the sum, and what they leave is joined as the tree goes on: the law of cpu::sum, in f64.
 void sum_squares_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+  int64_t n = in[0].numel(), l = c.leaves_of_dots(), parts = 1;
+  while (parts < l && parts * pointwise_grain < n) parts *= 2;
+  std::vector<double> part(static_cast<size_t>(parts));
   for_floating(c, in[0].dtype(), [&]<class T>() {
-    const T* x = in[0].data<T>();
-    std::vector<double> part(size_t(c.pool.size()));
-    c.pool.parallel_for(in[0].numel(), pointwise_grain, [&](int64_t begin, int64_t end, int worker) {
-      double s[4] = {};
-      int64_t i = begin;
-      for (; i + 4 <= end; i += 4)
-        for (int k = 0; k < 4; ++k) s[k] += double(x[i + k]) * double(x[i + k]);
-      for (; i < end; ++i) s[0] += double(x[i]) * double(x[i]);
-      part[size_t(worker)] = (s[0] + s[1]) + (s[2] + s[3]);
+    c.pool.parallel_for(parts, 1, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i)
+        part[size_t(i)] = cpu::sum_squares_f64(n, in[0].data<T>(), l, i * (l / parts), (i + 1) * (l / parts));
     });
-    *out[0].data<double>() = std::accumulate(part.begin(), part.end(), 0.0);
   });
+  for (; parts > 1; parts /= 2)
+    for (int64_t i = 0; i < parts / 2; ++i) part[size_t(i)] = part[size_t(2 * i)] + part[size_t(2 * i + 1)];
+  *out[0].data<double>() = part[0];
 }
 
 DType f64_type(std::string_view, std::span<const TensorSpec* const>, const Attributes&, int) { return DType::f64; }

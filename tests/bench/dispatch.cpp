@@ -1,5 +1,5 @@
 // Host time of one dispatched op whose decision is cached: add of two Shard(0) tensors of 8 elements on two thread
-// ranks, rank 0 measuring while the other has ended its part. Prints medians over batches, with and without a tape.
+// ranks, rank 0 measuring while the other has ended its part. Prints medians over batches, with and without a autograd.
 //
 //     build/bench/dispatch
 #include <algorithm>
@@ -7,7 +7,7 @@
 #include <cstdio>
 
 #include "dtensor/launch.h"
-#include "nn/tape.h"
+#include "tests/autograd.h"
 #include "ops/all.h"
 
 using namespace dtensor;

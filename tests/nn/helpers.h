@@ -13,6 +13,7 @@
 #include "dtensor/launch.h"
 #include "dtensor/redistribute.h"
 #include "nn/trainer.h"
+#include "tests/autograd.h"
 
 namespace dtensor::testing {
 

@@ -272,7 +272,9 @@ TEST_CASE("the global norm counts each element once on every mesh") {
                         {"x=2", {"x=Shard(0)", "x=Shard(0)", "x=Shard(1)", ""}, 1},
                         {"x=4", {"x=Shard(1)", "x=Shard(0)", "x=Shard(1)", "x=Shard(0)"}, 1},
                         {"x=2,y=2", {"x=Shard(0)", "y=Shard(0)", "x=Shard(1) y=Shard(0)", ""}, 3},
-                        {"x=2,y=3", {"y=Shard(0) x=Shard(0)", "x=Shard(0) y=Shard(0)", "", "y=Shard(0)"}, 2}};
+                        {"x=2,y=3", {"y=Shard(0) x=Shard(0)", "x=Shard(0) y=Shard(0)", "", "y=Shard(0)"}, 2},
+                        {"x=2", {"x=Partial", "", "x=Shard(0)", "x=Partial"}, 3},
+                        {"x=2,y=2", {"x=Partial y=Shard(0)", "x=Partial y=Partial", "", ""}, 3}};
   for (const Case& c : cases) {
     auto results = on_mesh(c.mesh, [&](const DeviceMesh& m) {
       m.rank_state().strict = true;
@@ -295,6 +297,10 @@ TEST_CASE("the global norm counts each element once on every mesh") {
     CHECK(int(results[0].second.size()) == c.entries);
   }
   CHECK(error_of([] { global_norm({}); }) == "[global_norm] no gradients");
+  auto rank = Rank::single();
+  DistributedTensor g = DistributedTensor::distribute(f32({3}, 1), DeviceMesh(*rank, "x=1"), Layout());
+  CHECK_THAT(error_of([&] { global_norm({g, DistributedTensor()}); }),
+             Contains("[global_norm] gradient 1 of 2 is undefined: nothing led to it"));
 }
 
 TEST_CASE("gradients go to the stored layouts in few launches, with zeros where there are none") {
@@ -304,23 +310,25 @@ TEST_CASE("gradients go to the stored layouts in few launches, with zeros where 
     Weights w(m);
     w.b.place(0, Shard(0));
     materialize(w, 1);
-    Tape tape(rank);
-    watch_parameters(tape, w.parameters());
+    Autograd autograd(rank);
+    watch_parameters(autograd, w.parameters());
     DistributedTensor x = DistributedTensor::distribute(f32({4, 7}, 1), m, {Shard(0)});
-    tape.backward(ops::sum(ops::linear(x, w.a())) + ops::sum(ops::linear(x, ops::mul(w.a(), 2))));
+    autograd.backward(ops::sum(ops::linear(x, w.a())) + ops::sum(ops::linear(x, ops::mul(w.a(), 2))));
     CommLog log(rank);
-    auto g = reduce_gradients(tape, w.parameters());
+    auto g = reduce_gradients(autograd, w.parameters());
     for (size_t i = 0; i < 3; ++i)
       check(g[i].layout() == w.parameters()[i]->stored().layout() && g[i].dtype() == DType::f32, "{}: {}", i,
             to_string(g[i]));
     check(values(g[1].full()) == std::vector<double>(9, 0), "zeros");
     check(values(g[2].full()) == std::vector<double>(12, 0), "zeros");
-    check(tape.gradient(w.a.stored()).layout()[0].is_partial(), "what the tape holds stays as it arrived");
+    check(autograd.gradient(w.a.stored()).layout() == w.a.stored().layout(), "what is reduced is the store's");
     Entries some(log.entries().begin(), log.entries().begin() + 1);
     return some;
   })[0];
   REQUIRE(e.size() == 1);
   CHECK(e[0].collective == "all_reduce");
   CHECK(e[0].reason == "gradient of a");
-  CHECK(reduce_gradients(Tape(*Rank::single()), {}).empty());
+  auto rank = Rank::single();
+  GradientStore store(*rank);
+  CHECK(reduce_gradients(store, {}).empty());
 }
