@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cctype>
 #include <numeric>
 #include <string>
 #include <string_view>
@@ -25,10 +26,13 @@ inline size_t edit_distance(std::string_view a, std::string_view b) {
   return row.back();
 }
 
-// Whether one may be a slip for the other: at most a third of the letters differ, or one is a part of the other.
+// Whether one may be a slip for the other: at most a third of the letters differ, or one is whole words of the other.
 inline bool near(std::string_view a, std::string_view b) {
   if (a.size() > b.size()) std::swap(a, b);
-  return edit_distance(a, b) * 3 <= b.size() || (a.size() >= 3 && b.find(a) != b.npos);
+  if (edit_distance(a, b) * 3 <= b.size()) return true;
+  auto ends_word = [&](size_t i) { return i >= b.size() || !std::isalnum(static_cast<unsigned char>(b[i])); };
+  size_t at = a.empty() ? b.npos : b.find(a);
+  return at != b.npos && ends_word(at + a.size()) && (at == 0 || ends_word(at - 1));
 }
 
 // The one of `names` that is near and has the least distance, the first among equals; "" where none is near.

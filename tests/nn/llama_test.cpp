@@ -226,7 +226,7 @@ TEST_CASE("a JSON file that is no Llama's config is an error that names what it 
   const Case cases[] = {
       {"{}", "vocab_size, and hidden_size, and intermediate_size, and num_hidden_layers, and num_attention_heads"},
       {R"({"dim": 2048, "n_layers": 16, "n_heads": 32, "vocab_size": 128256})",  // Meta's params.json
-       "hidden_size, and intermediate_size, and num_hidden_layers; the nearest is \"n_layers\", and num_attention_heads; the nearest is \"n_heads\""},
+       "hidden_size, and intermediate_size, and num_hidden_layers, and num_attention_heads"},
       {R"({"bos_token_id": 1, "temperature": 0.6})", "vocab_size, and hidden_size"},
       {R"({"vocab_size": 259, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layer": 2, "num_attention_heads": 4})",
        "num_hidden_layers; the nearest is \"num_hidden_layer\""},

@@ -193,12 +193,12 @@ namespace {
 
 // The output, and the gradients of all parameters for the sum of its squares; whole, by rank.
 std::vector<std::vector<double>> output_and_gradients(Module& model, const std::function<DistributedTensor()>& call) {
-  Tape tape(model.mesh().rank_state());
-  watch_parameters(tape, model.parameters());
+  Autograd autograd(model.mesh().rank_state());
+  watch_parameters(autograd, model.parameters());
   DistributedTensor y = call();
-  tape.backward(ops::sum(ops::square(y)).redistribute(Layout()));
+  autograd.backward(ops::sum(ops::square(y)).redistribute(Layout()));
   std::vector<std::vector<double>> all{values(y.full())};
-  for (const DistributedTensor& g : reduce_gradients(tape, model.parameters())) all.push_back(values(g.full()));
+  for (const DistributedTensor& g : reduce_gradients(autograd, model.parameters())) all.push_back(values(g.full()));
   return all;
 }
 

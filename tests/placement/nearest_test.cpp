@@ -20,7 +20,10 @@ TEST_CASE("the nearest name is one that may have been meant, or none") {
       {"abc", {"abd", "abe"}, "abd"},  // the first among equals
       {"abc", {"abc", "abd"}, "abc"},
       {"grad-accum", {"dry-run", "batch-size", "data"}, ""},
-      {"checkpoint-dir", {"weight-decay", "config", "clip"}, ""},
+      {"warmup", {"warm", "warmup-steps"}, "warm"},
+      {"warmup", {"lr", "warmup-steps"}, "warmup-steps"},
+      {"checkpoint-dir", {"weight-decay", "config", "check"}, ""},  // no whole word
+      {"n_layers", {"num_hidden_layers"}, ""},
       {"ab", {"cd", "a"}, ""},
       {"", {"a"}, ""},
       {"x", {}, ""},
