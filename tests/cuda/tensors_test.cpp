@@ -180,7 +180,7 @@ TEST_CASE("cuda: ranks that share a device redistribute as on the CPU, to the bi
           launch(mesh.world(),
                  [&](Rank& rank) {
                    DeviceMesh m(rank, mesh);
-                   const LocalSpec* spec = m.intern({type, shape, parse_layout(c.from, mesh, shape.dims())});
+                   SpecHandle spec = m.intern({type, shape, parse_layout(c.from, mesh, shape.dims())});
                    Tensor local(std::make_shared<Allocator>(), type, spec->local_shape);
                    for (int64_t i = 0; i < local.numel(); ++i) {
                      double v = std::sin(1.0 + double(i) + 3.7 * rank.rank());

@@ -127,7 +127,7 @@ TEST_CASE("meta tensors are created without a value") {
   CHECK(randn(mesh, "bf16[4]", stream).is_meta());
   auto one = Rank::single();  // a model that has not been materialized
   DeviceMesh cpu(*one, "tp=1");
-  const LocalSpec* spec = cpu.intern({DType::f32, {3}, {}});
+  SpecHandle spec = cpu.intern({DType::f32, {3}, {}});
   auto meta = DistributedTensor::empty(cpu, spec, Tensor(one->allocator(), DType::f32, {3}, Device::meta));
   CHECK(zeros_like(meta).is_meta());
 }

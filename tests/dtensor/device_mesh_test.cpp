@@ -155,7 +155,7 @@ TEST_CASE("a layout of a tensor is interned") {
     for (DType t : {DType::f32, DType::i64})
       for (const Shape& shape : {Shape{5, 8}, Shape{8, 5}, Shape{5, 8, 1}})
         for (const Layout& l : all_layouts(3, 2)) {
-          const LocalSpec* s = mesh.intern({t, shape, l});
+          SpecHandle s = mesh.intern({t, shape, l});
           Layout stripped = strip_narrow_axes(mesh.shape(), l);
           check(s == mesh.intern({t, shape, l}) && s == mesh.intern({t, shape, stripped}), "the same object");
           check(s->dtype == t && s->shape == shape && s->layout == stripped, "of what was asked for");

@@ -340,7 +340,7 @@ TEST_CASE("law 9: a meta tensor is not moved between launched ranks") {
     launch(2, [](Rank& rank) {
       DeviceMesh mesh(rank, "x=2");
       TensorSpec spec = parse_spec("f32[4,6] x=Shard(0)", mesh.shape());
-      const LocalSpec* local = mesh.intern(spec);
+      SpecHandle local = mesh.intern(spec);
       Tensor meta(rank.allocator(), DType::f32, local->local_shape, Device::meta);
       DistributedTensor::empty(mesh, local, meta).redistribute({Replicate()});
     });

@@ -83,7 +83,7 @@ TEST_CASE("law 8: the memory of a dry run is the run's, on the CPU") {
 TEST_CASE("law 8: a placeholder counts nothing until it is materialized") {
   auto program = [](Rank& rank) {
     DeviceMesh mesh(rank, "x=1");
-    const LocalSpec* spec = mesh.intern({DType::f32, {10, 10}, {}});
+    SpecHandle spec = mesh.intern({DType::f32, {10, 10}, {}});
     DistributedTensor x = DistributedTensor::empty(mesh, spec, Tensor::placeholder(DType::f32, {10, 10}));
     DistributedTensor y = ops::transpose(x, 0, 1);
     int64_t born = rank.allocator()->bytes_in_use();
