@@ -27,6 +27,7 @@
 #include "nn/layers.h"
 #include "nn/optim.h"
 #include "nn/parallel/plan.h"
+#include "nn/record.h"
 
 using namespace dtensor;
 

@@ -64,7 +64,6 @@ const CLI::Validator thread_count = number("THREADS", [](double n) {
   return n < 0 ? "below 0" : n > most_threads ? fmt::format("more than {} threads of a rank", most_threads) : "";
 });
 
-
 void declare(CLI::App& app, Options& o) {
   app.option_defaults()->always_capture_default();
   app.add_option("--model", o.model, "Hugging Face config.json of a Llama, or its folder")->capture_default_str();
