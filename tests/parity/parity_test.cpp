@@ -10,6 +10,7 @@
 #include <span>
 
 #include "dtensor/launch.h"
+#include "tests/autograd.h"
 #include "nn/trainer.h"
 
 using namespace dtensor;
