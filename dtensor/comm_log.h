@@ -14,12 +14,13 @@ class CommLog : public Observer {
     std::string collective;  // all_gather, ...
     std::string axes;        // "tp" or "dp,tp"
     std::string tensor;      // "f32[8,16]"
-    std::string from, to;    // layouts of the step
-    int64_t bytes = 0;       // received by the busiest rank
+    std::string from, to;    // layouts of the step; "" where there are none: send, receive, shift
+    int64_t bytes = 0;       // received by the busiest rank; of a send, given
     int group = 0;           // entries of one launch have one number, from 0
     Phase phase = Phase::none;
     std::string module, op, reason, plan_line;
     bool asked_for = true;
+    int peer = -1;  // of send, receive and shift: the coordinate on the axis of the other rank
     friend bool operator==(const Entry&, const Entry&) = default;
   };
   // A column to group entries by.
@@ -41,7 +42,7 @@ class CommLog : public Observer {
 };
 
 // "backward all_reduce tp 65536 B f32[4,128,128] tp=Partial(sum) -> tp=Replicate  model.layers.0.mlp: gradient of
-// rms_norm"
+// rms_norm"; "forward send pp 4096 B f32[4,256] to 2  model.layers.7"
 std::string to_string(const CommLog::Entry& e);
 
 // How often each collective ran: {"all_reduce", 4}.

@@ -64,7 +64,8 @@ DistributedTensor arange_of(const DistributedTensor& x, Number start, Number ste
   });
 }
 
-DistributedTensor like(const DistributedTensor& x) {
+DistributedTensor like(std::string_view who, const DistributedTensor& x) {
+  check_defined(who, x);
   return DistributedTensor::empty(
       x.mesh(), &x.spec(),
       Tensor(x.mesh().rank_state().allocator(), x.dtype(), x.spec().local_shape, x.local().device()));
@@ -132,17 +133,19 @@ DistributedTensor randn(const DeviceMesh& mesh, const SpecOrText& spec, const Ra
   return normal(mesh, spec, stream, 0, 1);
 }
 
-DistributedTensor empty_like(const DistributedTensor& x) { return like(x); }
-DistributedTensor zeros_like(const DistributedTensor& x) { return filled("zeros_like", like(x), 0); }
-DistributedTensor ones_like(const DistributedTensor& x) { return filled("ones_like", like(x), 1); }
-DistributedTensor full_like(const DistributedTensor& x, Number value) { return filled("full_like", like(x), value); }
+DistributedTensor empty_like(const DistributedTensor& x) { return like("empty_like", x); }
+DistributedTensor zeros_like(const DistributedTensor& x) { return filled("zeros_like", like("zeros_like", x), 0); }
+DistributedTensor ones_like(const DistributedTensor& x) { return filled("ones_like", like("ones_like", x), 1); }
+DistributedTensor full_like(const DistributedTensor& x, Number value) {
+  return filled("full_like", like("full_like", x), value);
+}
 DistributedTensor rand_like(const DistributedTensor& x, const RandomStream& stream) {
-  DistributedTensor y = like(x);
+  DistributedTensor y = like("rand_like", x);
   fill_uniform(y, stream, 0, 1);
   return y;
 }
 DistributedTensor randn_like(const DistributedTensor& x, const RandomStream& stream) {
-  DistributedTensor y = like(x);
+  DistributedTensor y = like("randn_like", x);
   fill_normal(y, stream, 0, 1);
   return y;
 }

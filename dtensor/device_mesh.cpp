@@ -1,17 +1,56 @@
 #include "dtensor/device_mesh.h"
 
-#include <numeric>
+#include <algorithm>
+#include <bit>
 
 namespace dtensor {
 
-DeviceMesh::DeviceMesh(Rank& rank, MeshShape shape) : state_(std::make_shared<State>()) {
+// All meshes of a rank, by names, sizes, ranks and places as text.
+struct DeviceMesh::Table {
+  std::map<std::string, std::unique_ptr<State>> meshes;
+};
+
+DeviceMesh::DeviceMesh(Rank& rank, MeshShape shape, std::vector<int> strides, int index) {
+  int first = rank.rank();
+  std::string key;
+  for (int a = 0; a < shape.axes(); ++a) {
+    first -= shape.coordinate(index, a) * strides[size_t(a)];
+    key += fmt::format("{}={}*{}{},", shape.name(a), shape.size(a), shape.size(a) > 1 ? strides[size_t(a)] : 0,
+                       shape.place(a) == AxisPlace::across_nodes ? " across" : "");
+  }
+  if (!rank.meshes) rank.meshes = std::make_shared<Table>();
+  auto& state = static_cast<Table*>(rank.meshes.get())->meshes[fmt::format("{}{}", key, first)];
+  bool is_new = !state;
+  if (is_new) state = std::make_unique<State>(State{&rank, std::move(shape), std::move(strides), index});
+  state_ = std::shared_ptr<State>(rank.shared_from_this(), state.get());
+  if (is_new && size() == rank.world()) make_communicators();
+}
+
+namespace {
+
+std::vector<int> row_major(const MeshShape& shape) {
+  std::vector<int> strides(size_t(shape.axes()), 1);
+  for (int a = shape.axes() - 1; a > 0; --a) strides[size_t(a) - 1] = strides[size_t(a)] * shape.size(a);
+  return strides;
+}
+
+const MeshShape& checked(const Rank& rank, const MeshShape& shape) {
   check(shape.world() == rank.world(), "[DeviceMesh] {} has {} ranks, but the program runs on {}: launch as many",
         to_string(shape), shape.world(), rank.world());
-  state_->rank = rank.shared_from_this();
-  state_->shape = std::move(shape);
-  state_->ranks.resize(size_t(rank.world()));
-  std::iota(state_->ranks.begin(), state_->ranks.end(), 0);
-  state_->index = rank.rank();
+  return shape;
+}
+
+}  // namespace
+
+DeviceMesh::DeviceMesh(Rank& rank, MeshShape shape)
+    : DeviceMesh(rank, checked(rank, shape), row_major(shape), rank.rank()) {}
+
+// Axes of one rank change nothing, so sets that differ by these have one communicator.
+void DeviceMesh::make_communicators() const {
+  AxisSet wide = shape().wide();
+  for (AxisSet set = 0; set <= shape().all(); ++set)
+    if ((set & ~wide) == 0 && (set || wide != shape().all()))
+      rank_state().make_communicator(ranks(set), std::has_single_bit(set));
 }
 
 DeviceMesh DeviceMesh::operator[](std::string_view axes) const {
@@ -22,31 +61,73 @@ DeviceMesh DeviceMesh::operator[](std::string_view axes) const {
     at = comma + 1;
   }
   if (set == shape().all()) return *this;
+  State*& known = state_->parts[set];
+  if (!known) {
+    std::vector<int> strides;
+    for (int a = 0; a < shape().axes(); ++a)
+      if (has(set, a)) strides.push_back(state_->strides[size_t(a)]);
+    known = DeviceMesh(rank_state(), shape().select(set), strides, shape().index_in(rank(), set)).state_.get();
+  }
   DeviceMesh part;
-  part.state_ = state_->parts[set].lock();
-  if (part.state_) return part;
-  part.state_ = std::make_shared<State>();
-  part.state_->rank = state_->rank;
-  part.state_->shape = shape().select(set);
-  for (int r : shape().group(rank(), set)) part.state_->ranks.push_back(state_->ranks[size_t(r)]);
-  part.state_->index = shape().index_in(rank(), set);
-  state_->parts[set] = part.state_;
+  part.state_ = std::shared_ptr<State>(state_, known);
   return part;
 }
 
+RankGrid DeviceMesh::ranks(AxisSet axes) const {
+  int first = rank_state().rank();
+  for (int a = 0; a < shape().axes(); ++a)
+    if (has(axes, a)) first -= coordinate(a) * state_->strides[size_t(a)];
+  RankGrid grid(first);
+  for (int a = 0; a < shape().axes(); ++a)
+    if (has(axes, a)) grid = grid.with(shape().size(a), state_->strides[size_t(a)]);
+  return grid;
+}
+
 Communicator& DeviceMesh::communicator(AxisSet axes) const {
-  Communicator*& c = state_->communicators[axes];
-  if (!c) {
-    std::vector<int> ranks;
-    for (int r : shape().group(rank(), axes)) ranks.push_back(state_->ranks[size_t(r)]);
-    c = &rank_state().communicator(ranks);
-  }
+  Communicator*& c = state_->communicators[axes & shape().all()];
+  if (!c) c = &rank_state().communicator(ranks(axes));
   return *c;
 }
 
-const LocalSpec* DeviceMesh::intern(const TensorSpec& given) const {
-  auto it = state_->specs.find(given);
-  if (it != state_->specs.end()) return it->second.get();
+std::string difference(const DeviceMesh& a, const DeviceMesh& b) {
+  auto text = [](const DeviceMesh& m, std::string_view of = "") { return to_string(m.shape()) + std::string(of); };
+  if (a.shape() != b.shape()) return fmt::format("{} and {}", text(a), text(b));
+  if (&a.rank_state() != &b.rank_state())
+    return fmt::format("{} and {} of two programs (each launch(), Rank::single() and Rank::recorded() has its own)",
+                       text(a), text(b));
+  auto ranks = [](const DeviceMesh& m) {
+    std::vector<int> list = m.ranks(m.shape().all()).list();
+    bool many = list.size() > 16;
+    int last = list.back();
+    if (many) list.resize(15);
+    return fmt::format(" of ranks {}{}", fmt::join(list, ","), many ? fmt::format(",...,{}", last) : "");
+  };
+  return fmt::format("{} and {}", text(a, ranks(a)), text(b, ranks(b)));
+}
+
+void SpecHandle::destroy(const LocalSpec* spec) { delete spec; }
+
+// Only the table holds those that go.
+void DeviceMesh::sweep_specs() const {
+  auto& specs = state_->specs;
+  std::vector<uint64_t> uses;
+  for (const SpecHandle& s : specs)
+    if (s->handles_ == 1) uses.push_back(s->last_use_);
+  if (uses.size() >= max_unheld_specs) {
+    auto first_kept = uses.end() - max_unheld_specs / 2;
+    std::nth_element(uses.begin(), first_kept, uses.end());
+    std::erase_if(specs, [&](const SpecHandle& s) { return s->handles_ == 1 && s->last_use_ < *first_kept; });
+    uses.resize(max_unheld_specs / 2);
+  }
+  state_->next_sweep = specs.size() + max_unheld_specs - uses.size();
+}
+
+SpecHandle DeviceMesh::intern(const TensorSpec& given) const {
+  auto& specs = state_->specs;
+  if (auto it = specs.find(given); it != specs.end()) {
+    (*it)->last_use_ = ++state_->uses;
+    return *it;
+  }
   int64_t bytes = itemsize(given.dtype);
   for (int64_t n : given.shape)
     if (n < 0 || __builtin_mul_overflow(bytes, n, &bytes))
@@ -58,10 +139,10 @@ const LocalSpec* DeviceMesh::intern(const TensorSpec& given) const {
   TensorSpec spec = given;
   spec.layout = strip_narrow_axes(shape(), spec.layout);
   if (spec != given) return intern(spec);
-  auto made = std::make_unique<LocalSpec>(
-      LocalSpec{spec, rank_state().next_id(), local_box(shape(), spec.shape, spec.layout, rank()), {}});
-  made->local_shape = made->box.shape();
-  return state_->specs.emplace(spec, std::move(made)).first->second.get();
+  if (specs.size() >= state_->next_sweep) sweep_specs();
+  SpecHandle made = new LocalSpec(spec, rank_state().next_id(), local_box(shape(), spec.shape, spec.layout, rank()));
+  made->last_use_ = ++state_->uses;
+  return *specs.insert(std::move(made)).first;
 }
 
 }  // namespace dtensor

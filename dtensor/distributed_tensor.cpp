@@ -6,21 +6,29 @@
 
 namespace dtensor {
 
-DistributedTensor DistributedTensor::empty(const DeviceMesh& mesh, const LocalSpec* spec, Tensor local) {
+void fail_undefined(std::string_view who, size_t operand) {
+  fail("[{}] operand {} is undefined (a gradient that nothing led to?)", who, operand);
+}
+
+void DistributedTensor::fail_undefined(const char* who) {
+  fail("[{}] the tensor is undefined (a gradient that nothing led to?)", who);
+}
+
+DistributedTensor DistributedTensor::empty(const DeviceMesh& mesh, SpecHandle spec, Tensor local) {
   DistributedTensor x;
-  x.value_ = std::make_shared<Value>(Value{mesh, spec, std::move(local), mesh.rank_state().next_id()});
+  x.value_ = std::make_shared<Value>(Value{mesh, std::move(spec), std::move(local), mesh.rank_state().next_id()});
   return x;
 }
 
 DistributedTensor DistributedTensor::empty(const DeviceMesh& mesh, const TensorSpec& spec) {
-  const LocalSpec* s = mesh.intern(spec);
+  SpecHandle s = mesh.intern(spec);
   Rank& rank = mesh.rank_state();
   return empty(mesh, s, Tensor(rank.allocator(), s->dtype, s->local_shape, rank.device()));
 }
 
 DistributedTensor DistributedTensor::from_local(const Tensor& local, const DeviceMesh& mesh, const Layout& layout,
                                                 const Shape& shape) {
-  const LocalSpec* s = mesh.intern({local.dtype(), shape, layout});
+  SpecHandle s = mesh.intern({local.dtype(), shape, layout});
   if (local.shape() != s->local_shape)
     fail("[from_local] the part of {} on rank {} has shape {}, not {}", to_string(TensorSpec(*s), mesh.shape()),
          mesh.rank(), to_string(s->local_shape), to_string(local.shape()));
@@ -59,11 +67,13 @@ DistributedTensor DistributedTensor::redistribute(const Layout& layout) const {
 }
 
 DistributedTensor DistributedTensor::redistribute(std::initializer_list<Placement> placements) const {
+  value("redistribute");
   return redistribute(
       normalize("redistribute", mesh().shape(), dims(), std::span(placements.begin(), placements.size())));
 }
 
 DistributedTensor DistributedTensor::redistribute(std::string_view layout, const RedistributeOptions& options) const {
+  value("redistribute");
   return redistribute(parse_layout(layout, mesh().shape(), dims()), options);
 }
 
@@ -72,11 +82,12 @@ DistributedTensor DistributedTensor::redistribute(std::string_view layout) const
 }
 
 Tensor DistributedTensor::full() const {
-  NoGrad scope(mesh().rank_state());
+  NoGrad scope(value("full").mesh.rank_state());
   return redistribute(Layout()).local().contiguous();
 }
 
 double DistributedTensor::item() const {
+  value("item");
   if (numel(shape()) != 1) fail("[item] {} has {} elements", to_string(*this), numel(shape()));
   if (!layout().is_replicated())
     fail("[item] {} is not Replicate: redistribute it first, or use full()", to_string(*this));
@@ -85,18 +96,21 @@ double DistributedTensor::item() const {
 }
 
 Tensor& DistributedTensor::local_for_writing() {
-  ++value_->version;
-  if (!value_->local.unique() || !value_->local.is_contiguous()) value_->local = value_->local.clone();
-  return value_->local;
+  Value& v = value("local_for_writing");
+  ++v.version;
+  if (!v.local.unique() || !v.local.is_contiguous()) v.local = v.local.clone();
+  return v.local;
 }
 
 void DistributedTensor::copy_(const DistributedTensor& from) {
+  value("copy_"), from.value("copy_");
   if (&spec() != &from.spec())
     fail("[copy_] {} is not {}: redistribute or cast it first", to_string(from), to_string(*this));
   copy(from.local(), local_for_writing());
 }
 
 void DistributedTensor::materialize() {
+  value("materialize");
   if (!is_meta()) return;
   ++value_->version;
   value_->local = Tensor(mesh().rank_state().allocator(), dtype(), spec().local_shape, mesh().rank_state().device());

@@ -11,11 +11,13 @@ namespace dtensor {
 
 struct RedistributeOptions;
 
+[[noreturn]] void fail_undefined(std::string_view who, size_t operand);
+
 // A handle to an immutable value with an id that is never used again. Copies share it. Only optimizers and gradient
-// accumulation write in place, by copy_ or local_for_writing, which bump the version that tapes check.
+// accumulation write in place, by copy_ or local_for_writing, which bump the version that records check.
 class DistributedTensor {
  public:
-  DistributedTensor() = default;  // undefined; as an operand: absent
+  DistributedTensor() = default;  // undefined: all but defined() and handing it on is an error
 
   // The logical tensor of `shape` whose part on this rank is `local`. Nothing is communicated, nothing is checked on
   // other ranks. Errors: a local shape that is not this rank's part.
@@ -29,20 +31,20 @@ class DistributedTensor {
   static DistributedTensor distribute(const Tensor& whole, const DeviceMesh& mesh, std::string_view layout);
   // Contents undefined, on the rank's device.
   static DistributedTensor empty(const DeviceMesh& mesh, const TensorSpec& spec);
-  static DistributedTensor empty(const DeviceMesh& mesh, const LocalSpec* spec, Tensor local);
+  static DistributedTensor empty(const DeviceMesh& mesh, SpecHandle spec, Tensor local);
 
   bool defined() const { return value_ != nullptr; }
-  const DeviceMesh& mesh() const { return value_->mesh; }
-  const LocalSpec& spec() const { return *value_->spec; }
-  const Shape& shape() const { return spec().shape; }
-  int dims() const { return shape().dims(); }
-  int64_t size(int64_t dim) const { return shape()[normalize_dim("size", dim, dims())]; }
-  DType dtype() const { return spec().dtype; }
-  const Layout& layout() const { return spec().layout; }
-  bool is_meta() const { return local().device() == Device::meta; }
+  const DeviceMesh& mesh() const { return value("mesh").mesh; }
+  const LocalSpec& spec() const { return *value("spec").spec; }
+  const Shape& shape() const { return value("shape").spec->shape; }
+  int dims() const { return value("dims").spec->shape.dims(); }
+  int64_t size(int64_t dim) const { return value("size").spec->shape[normalize_dim("size", dim, dims())]; }
+  DType dtype() const { return value("dtype").spec->dtype; }
+  const Layout& layout() const { return value("layout").spec->layout; }
+  bool is_meta() const { return value("is_meta").local.device() == Device::meta; }
 
   // This rank's part; read-only.
-  const Tensor& local() const { return value_->local; }
+  const Tensor& local() const { return value("local").local; }
   // The whole value on every rank: redistributes to Replicate.
   Tensor full() const;
   // The value of a tensor with one element, which must be the same on all ranks (Replicate) to be read without
@@ -66,19 +68,30 @@ class DistributedTensor {
   void materialize();
 
   bool unique() const { return value_.use_count() == 1; }  // no other handle to this value
-  uint64_t id() const { return value_->id; }
-  uint32_t version() const { return value_->version; }
+  uint64_t id() const { return value("id").id; }
+  uint32_t version() const { return value("version").version; }
 
  private:
   struct Value {
     DeviceMesh mesh;
-    const LocalSpec* spec;
+    SpecHandle spec;  // goes before its mesh
     Tensor local;
     uint64_t id;
     uint32_t version = 0;
   };
+  Value& value(const char* who) const {
+    if (!value_) fail_undefined(who);
+    return *value_;
+  }
+  [[noreturn]] static void fail_undefined(const char* who);
   std::shared_ptr<Value> value_;
 };
+
+// An error of the function `who` where its operand number `operand` is undefined.
+inline void check_defined(std::string_view who, const DistributedTensor& x, size_t operand = 0) {
+  if (!x.defined()) [[unlikely]]
+    fail_undefined(who, operand);
+}
 
 // "f32[8,16] dp=Shard(0) tp=Replicate"
 std::string to_string(const DistributedTensor& x);

@@ -1,7 +1,6 @@
 #include "dtensor/launch.h"
 
 #include <mutex>
-#include <numeric>
 #include <thread>
 
 namespace dtensor {
@@ -33,6 +32,7 @@ void launch(int world, const std::function<void(Rank&)>& f, const LaunchOptions&
       for (int peer = 0; peer < std::min(devices, world); ++peer)
         if (devices > 1) cuda::enable_peer_access(r % devices, peer);
       f(*rank);
+      communicators[size_t(r)]->end();
     } catch (const std::exception& e) {
       failed(r, e.what());
     } catch (...) {
@@ -47,12 +47,9 @@ void launch(int world, const std::function<void(Rank&)>& f, const LaunchOptions&
 }
 
 void in_rank_order(Rank& rank, const std::function<void()>& f) {
-  std::vector<int> all(static_cast<size_t>(rank.world()));
-  std::iota(all.begin(), all.end(), 0);
-  Communicator& world = rank.communicator(all);
-  for (int r : all) {
+  for (int r = 0; r < rank.world(); ++r) {
     if (r == rank.rank()) f();
-    world.barrier();
+    rank.communicator().barrier();
   }
 }
 

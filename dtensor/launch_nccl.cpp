@@ -33,7 +33,7 @@ void run(const Environment& e, std::shared_ptr<Store> store, const std::function
     rank = std::make_shared<Rank>(world, Device::cuda, threads, device);
     f(*rank);
     rank->synchronize();
-    world->barrier();
+    world->end();
   } catch (const std::exception& error) {
     world->abort(fmt::format("rank {} failed: {}", e.rank, error.what()));  // before communicators are closed
     throw;

@@ -1,4 +1,4 @@
-// Observers: who sees what a rank does. The tape, the communication log and profilers are observers.
+// Observers: who sees what a rank does. Records (autograd), the communication log and profilers are observers.
 #pragma once
 
 #include <cstdint>
@@ -7,8 +7,8 @@
 #include <string_view>
 #include <vector>
 
+#include "dtensor/comm/collective.h"
 #include "placement/notation.h"
-#include "placement/step.h"
 
 namespace dtensor {
 
@@ -29,14 +29,19 @@ constexpr std::string_view name(Phase p) {
   return names[int(p)];
 }
 
-// One collective of one tensor, at its start. Tensors of one launch share `group`.
+// Communication of one tensor, at its start. Tensors of one launch share `group`.
 struct CollectiveEvent {
   const DeviceMesh& mesh;
-  const Step& step;
-  const TensorSpec& tensor;  // shape and type; its layout is what the redistribution started from
+  CollectiveKind kind;
+  AxisSet axes;   // among the ranks that differ on these only
+  int64_t bytes;  // received by the busiest rank; of a send, given
+  DType dtype;
+  Shape shape;       // of a redistribution, global; of point-to-point communication, of the tensor that moves
+  const Step* step;  // null where there are no layouts: send, receive, shift
   uint64_t group;
   std::string_view reason;  // of this tensor; "": see the labels
-  bool asked_for;           // law 7: by an explicit redistribute, a plan line, a gradient, a loss or norm reduction
+  bool asked_for;           // law 7: by an explicit call, a plan line, a gradient, a loss or norm reduction
+  int peer = -1;            // coordinate on the axis to which a rank sends or shifts, or from which it receives
 };
 
 // A redistribution as a whole: `to` has the same logical value as `from`.
@@ -54,6 +59,18 @@ class Observer {
   virtual void on_call(const CallEvent&) {}
   virtual void on_collective(const CollectiveEvent&) {}
   virtual void on_redistribute(const RedistributeEvent&) {}
+  // A record holds on to this value, whatever the policy says of the call that made it.
+  virtual void on_keep(const DistributedTensor&) {}
+};
+
+// What a record keeps for the gradients of what runs while the policy is set (Rank::keep_policy): results that are not
+// kept are made again, by the same call or redistribution, when a gradient asks. Activation checkpointing is a policy:
+// keep nothing inside a module, and its outputs by Observer::on_keep.
+class KeepPolicy {
+ public:
+  virtual ~KeepPolicy() = default;
+  virtual bool keep(const CallEvent&) = 0;
+  virtual bool keep(const RedistributeEvent&) = 0;
 };
 
 }  // namespace dtensor

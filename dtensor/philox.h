@@ -8,6 +8,21 @@
 
 namespace dtensor {
 
+// The finalizer of splitmix64.
+DTENSOR_HOST_DEVICE inline uint64_t mixed(uint64_t x) {
+  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+  return x ^ x >> 31;
+}
+// The key of a hash and one more value.
+DTENSOR_HOST_DEVICE inline uint64_t mixed(uint64_t key, uint64_t value) {
+  return mixed((key ^ value) + 0x9e3779b97f4a7c15u);
+}
+// Of a stream at a step, from its key at step 0 (RandomStream).
+DTENSOR_HOST_DEVICE inline uint64_t key_at_step(uint64_t key, int64_t step) {
+  return step == 0 ? key : mixed(key, uint64_t(step));
+}
+
 // The four words of a counter, and the keys of the round.
 DTENSOR_HOST_DEVICE inline void philox_round(uint32_t& w0, uint32_t& w1, uint32_t& w2, uint32_t& w3, uint32_t k0,
                                              uint32_t k1) {

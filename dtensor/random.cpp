@@ -10,12 +10,6 @@
 namespace dtensor {
 namespace {
 
-uint64_t mix(uint64_t x) {  // the finalizer of splitmix64
-  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ x >> 27) * 0x94d049bb133111ebu;
-  return x ^ x >> 31;
-}
-
 uint64_t hash(std::string_view text) {  // FNV-1a
   uint64_t h = 0xcbf29ce484222325u;
   for (char c : text) h = (h ^ uint8_t(c)) * 0x100000001b3u;
@@ -79,11 +73,11 @@ void fill_with(const char* who, DistributedTensor& x, const RandomStream& stream
 
 }  // namespace
 
-uint64_t RandomStream::key() const {
-  uint64_t h = mix(seed + 0x9e3779b97f4a7c15u);
-  for (uint64_t part : {hash(purpose), hash(path), uint64_t(step), uint64_t(micro_batch), uint64_t(call)})
-    h = mix((h ^ part) + 0x9e3779b97f4a7c15u);
-  return h;
+uint64_t RandomStream::key_at_step_0() const {
+  uint64_t key = mixed(seed, 0);
+  // The zeros are of no use but that initial values stay what they always were.
+  for (uint64_t part : {hash(purpose), hash(path), uint64_t(0), uint64_t(0), uint64_t(call)}) key = mixed(key, part);
+  return key;
 }
 
 void fill_unit(uint64_t key, const Shape& shape, const Box& box, float* out) {

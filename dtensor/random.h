@@ -9,19 +9,22 @@
 
 namespace dtensor {
 
-// Which sequence of numbers: never a generator's state, so that recomputation and any order of execution repeat it.
+// Which sequence of numbers: never a generator's state, so that recomputation and any order of execution repeat it. The
+// micro-batch is no part of it: a row's numbers are those of its place in the global batch.
 struct RandomStream {
   uint64_t seed = 0;
   std::string_view purpose = {};  // "init", "dropout"
   std::string_view path = {};     // of the module or parameter
-  int64_t step = 0, micro_batch = 0, call = 0;
+  int64_t step = 0, call = 0;
 
-  uint64_t key() const;
+  uint64_t key() const { return key_at_step(key_at_step_0(), step); }
+  // Of all but the step, which kernels read from memory (random_scope.h).
+  uint64_t key_at_step_0() const;
 };
 
-// The uniform numbers of a part of a tensor, in host memory: out[i] for the i-th element of `box`, in row-major order, is
-// in [0, 1), a multiple of 2^-24. The element with global row-major index g gets word g % 4 of Philox(key, g / 4), so
-// the numbers do not depend on the box.
+// The uniform numbers of a part of a tensor, in host memory: out[i] for the i-th element of `box`, in row-major order,
+// is in [0, 1), a multiple of 2^-24. The element with global row-major index g gets word g % 4 of Philox(key, g / 4),
+// so the numbers do not depend on the box.
 void fill_unit(uint64_t key, const Shape& shape, const Box& box, float* out);
 
 // In place, each rank its part, from 32 random bits per number; on Partial axes the ranks that keep a value get the

@@ -15,8 +15,10 @@
 
 namespace dtensor {
 
-// Made by launch() or single(); a DeviceMesh holds it, and every tensor reaches it through its mesh. Used by one
-// thread.
+class RandomScope;
+
+// Made by launch() or single(); handles of its meshes hold it, and every tensor reaches it through its mesh. Used by
+// one thread.
 class Rank : public std::enable_shared_from_this<Rank> {
  public:
   // On CUDA, `cuda_device` is the one of this rank, and of this thread from now on.
@@ -46,12 +48,13 @@ class Rank : public std::enable_shared_from_this<Rank> {
   void synchronize() {
     if (device_ == Device::cuda) cuda::synchronize(allocator_->stream());
   }
-  // The communicator of these ranks of the world; made once, by all of them in the same order.
-  Communicator& communicator(const std::vector<int>& ranks) {
-    auto& c = communicators_[ranks];
-    if (!c) c = int(ranks.size()) == world() ? world_ : world_->split(ranks);
-    return *c;
-  }
+  // Communicators: that of the world, and those that were made with meshes, by their ranks in the world. Errors: there
+  // is none of these ranks.
+  Communicator& communicator() const { return *world_; }
+  Communicator& communicator(const RankGrid& ranks) const;
+  Communicator& communicator(const std::vector<int>& ranks) const;
+  // Makes one if it is not there. All ranks of the world call it together (Communicator::split). `lanes`: for sending.
+  void make_communicator(const RankGrid& ranks, bool lanes);
 
   // Ids are never used twice: of tensor values, of interned layouts, of collective launches.
   uint64_t next_id() { return ++last_id_; }
@@ -62,6 +65,7 @@ class Rank : public std::enable_shared_from_this<Rank> {
   template <class F>
   void notify(F f) {
     for (size_t i = 0; i < observers_.size(); ++i) f(*observers_[i]);
+    if (recorder) f(*recorder);
   }
 
   const std::vector<Label>& labels() const { return labels_; }
@@ -75,9 +79,14 @@ class Rank : public std::enable_shared_from_this<Rank> {
   Phase phase = Phase::none;
   bool strict = false;  // law 7: implicit communication is an error
   bool tf32 = false;    // on CUDA, products of float32 may round their factors to tf32, 10 bits of mantissa: faster
-  int no_grad = 0;      // open NoGrad scopes: ops and redistributions are not recorded by tapes
+  int no_grad = 0;      // open NoGrad scopes: ops and redistributions are not recorded
+  Observer* recorder = nullptr;         // the record of the innermost open scope; told after the observers
+  KeepPolicy* keep_policy = nullptr;    // of that record; none: it keeps what gradients ask for
+  int micro_batches = 1;                // whose sums over rows make up a step's: Context::leaves
+  RandomScope* random_scope = nullptr;  // the innermost open one (random_scope.h)
   // What the ops layer keeps per rank: the dispatcher's cache and the kernels' scratch memory.
   std::shared_ptr<void> ops_state;
+  std::shared_ptr<void> meshes;  // those made so far, which live as long as the rank (device_mesh.cpp)
 
  private:
   friend class LabelScope;
@@ -85,7 +94,7 @@ class Rank : public std::enable_shared_from_this<Rank> {
   Device device_;
   std::shared_ptr<Allocator> allocator_;
   ThreadPool pool_;
-  std::map<std::vector<int>, std::shared_ptr<Communicator>> communicators_;
+  std::map<RankGrid, std::shared_ptr<Communicator>> communicators_;
   uint64_t last_id_ = 0;
   std::vector<Observer*> observers_;
   std::vector<Label> labels_;
@@ -116,7 +125,7 @@ class PhaseScope {
   Phase before_;
 };
 
-// Ops are not recorded by tapes while the scope is open.
+// Nothing is recorded while the scope is open.
 class NoGrad {
  public:
   explicit NoGrad(Rank& rank) : rank_(rank) { ++rank.no_grad; }

@@ -147,8 +147,10 @@ Launch start_collective(std::vector<Travel*> list, bool asked_for) {
           "or a plan line",
           rank.label(Label::Kind::op), collective_name(t->step().kind), to_string(t->source), t->step().bytes,
           to_string(t->target, mesh.shape()));
+    const Step& s = t->step();
     rank.notify([&](Observer& o) {
-      o.on_collective({mesh, t->step(), t->source.spec(), group, t->reason, asked_for});
+      o.on_collective({mesh, collective_kind(s.kind), s.axes, s.bytes, t->source.dtype(), t->source.shape(), &s, group,
+                       t->reason, asked_for});
     });
     buffers.push_back(prepare(*t));
   }
@@ -200,8 +202,7 @@ void Redistribution::State::start(std::span<const DistributedTensor> list, std::
     const DistributedTensor& x = list[i];
     check(x.defined(), "[redistribute] tensor {} is undefined", i);
     if (!(x.mesh() == list[0].mesh()))
-      fail("[redistribute] tensors on two meshes: {} and {}", to_string(list[0].mesh().shape()),
-           to_string(x.mesh().shape()));
+      fail("[redistribute] tensors on two meshes: {}", difference(list[0].mesh(), x.mesh()));
     for (int d = x.dims(); d < max_dims; ++d)
       if (layouts[i].split[size_t(d)].count) fail("[redistribute] {} has no dimension {} to shard", to_string(x), d);
     Layout to = strip_narrow_axes(x.mesh().shape(), layouts[i]);
@@ -220,7 +221,7 @@ void Redistribution::State::finish() {
   uint64_t batch = travels.empty() ? 0 : travels[0].mesh().rank_state().next_id();
   for (Travel& t : travels) {
     const DistributedTensor& x = t.source;
-    const LocalSpec* spec = x.mesh().intern({x.dtype(), x.shape(), t.target});
+    SpecHandle spec = x.mesh().intern({x.dtype(), x.shape(), t.target});
     if (t.local.shape() != spec->local_shape) t.local = t.make(spec->local_shape);  // empty: no steps were needed
     DistributedTensor& to = result[t.index] = DistributedTensor::empty(x.mesh(), spec, t.local);
     x.mesh().rank_state().notify([&](Observer& o) { o.on_redistribute({x, to, t.plan(), remake, batch}); });

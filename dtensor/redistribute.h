@@ -10,7 +10,7 @@ namespace dtensor {
 
 struct RedistributeOptions {
   bool asked_for = true;         // false: found by the dispatcher; an error in strict mode if bytes move (law 7)
-  bool remake = false;           // the tape may drop the result and remake it from its source when a gradient needs it
+  bool remake = false;           // a record may drop the result and make it again when a gradient asks
   std::string_view reason = {};  // for logs; none: the innermost reason label
   std::span<const std::string> reasons = {};  // per tensor; one that is missing is `reason`
 };

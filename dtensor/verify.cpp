@@ -105,8 +105,8 @@ void verify_replicas(std::span<const DistributedTensor> list, std::span<const st
     const DistributedTensor& x = list[i];
     check(x.defined(), "[verify_replicas] {} is undefined", names[i]);
     if (!(x.mesh() == list[0].mesh()))
-      fail("[verify_replicas] {} and {} are on two meshes: {} and {}", names[0], names[i],
-           to_string(list[0].mesh().shape()), to_string(x.mesh().shape()));
+      fail("[verify_replicas] {} and {} are on two meshes: {}", names[0], names[i],
+           difference(list[0].mesh(), x.mesh()));
     if (!replicated(x)) continue;
     copied.push_back(i);
     parts.push_back(x.local().contiguous().cpu());

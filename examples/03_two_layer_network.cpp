@@ -29,7 +29,7 @@
 #include "dtensor/comm_log.h"
 #include "dtensor/launch.h"
 #include "dtensor/random.h"
-#include "nn/tape.h"
+#include "nn/record.h"
 #include "ops/all.h"
 
 using namespace dtensor;
@@ -50,16 +50,21 @@ void train(Rank& rank) {
 
   for (int step = 1; step <= 5; ++step) {
     CommLog log(rank);
-    nn::Tape tape(rank);
-    tape.watch(up);
-    tape.watch(down);
-    DistributedTensor h = ops::gelu(ops::matmul(x, up));
-    DistributedTensor y = ops::matmul(h, down).redistribute({Replicate()});
-    DistributedTensor loss = ops::mean(ops::square(y - target));
-    tape.backward(loss);
+    nn::GradientStore gradients(rank);
+    gradients.watch(up);
+    gradients.watch(down);
+    nn::Record record(gradients);
+    DistributedTensor loss;
+    {
+      nn::Record::Scope recording(record);
+      DistributedTensor h = ops::gelu(ops::matmul(x, up));
+      DistributedTensor y = ops::matmul(h, down).redistribute({Replicate()});
+      loss = ops::mean(ops::square(y - target));
+    }
+    record.backward(loss);
 
-    up = up - 0.5 * tape.gradient(up);
-    down = down - 0.5 * tape.gradient(down);
+    up = up - 0.5 * gradients.gradient(up);
+    down = down - 0.5 * gradients.gradient(down);
 
     if (rank.rank() == 0) fmt::print("step {}  loss {:.4f}  collectives {}\n", step, loss.item(), log.entries().size());
   }

@@ -35,10 +35,10 @@ const char* const plan = R"({
   "data_parallel": {"axis": "dp"}
 })";
 
-struct Network : nn::Callable<Network> {
+struct Network : nn::Callable<DistributedTensor(const DistributedTensor&)> {
   explicit Network(const DeviceMesh& mesh) : Callable(mesh) { input_names = {"x"}; }
   std::string_view kind() const override { return "Network"; }
-  DistributedTensor forward(const DistributedTensor& x) { return down(ops::gelu(up(x))); }
+  DistributedTensor forward(const DistributedTensor& x) override { return down(ops::gelu(up(x))); }
 
   nn::Linear up{*this, "up", 16, 32, /*with_bias=*/false, /*std=*/0.5};
   nn::Linear down{*this, "down", 32, 16, /*with_bias=*/false, /*std=*/0.5};
@@ -54,16 +54,19 @@ void step(Rank& rank) {
   fill_normal(x, {.seed = 1, .path = "x"}, 0, 1);
 
   CommLog log(rank);
-  nn::Tape tape(rank);
   nn::AdamW optimizer(network.parameters(), {});
-  nn::watch_parameters(tape, network.parameters());
-  DistributedTensor loss = ops::mean(ops::square(network(x)));  // each rank's part of it: dp=Partial(sum)
+  nn::GradientStore gradients(rank);
+  nn::watch_parameters(gradients, network.parameters());
+  nn::Record record(gradients);
+  DistributedTensor loss;
   {
+    nn::Record::Scope recording(record);
+    loss = ops::mean(ops::square(network(x)));  // each rank's part of it: dp=Partial(sum)
     LabelScope why(rank, Label::Kind::reason, "loss");
     loss = loss.redistribute({Replicate(), Replicate()});
   }
-  tape.backward(loss);
-  optimizer.step(nn::reduce_gradients(tape, network.parameters()), /*lr=*/1e-3);
+  record.backward(loss);
+  optimizer.step(nn::reduce_gradients(gradients, network.parameters()), /*lr=*/1e-3);
 
   if (rank.rank() > 0) return;
   for (nn::Parameter* p : network.parameters()) fmt::print("{:<12} {}\n", p->path(), to_string(p->stored()));

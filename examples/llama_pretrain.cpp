@@ -4,10 +4,11 @@
 //                    --data text.txt --steps 200 --batch-size 16 --seq-len 128
 //
 // shows a progress bar on a terminal and prints a line per step elsewhere. With --dry-run it lists the collectives of a
-// step instead, for a mesh of any size, in this process.
+// step instead, for a mesh of any size, in this process; with --check it says whether such a step fits.
 // Exit codes: 0 done, 1 the run failed, 2 bad input (nothing was started).
 #include <CLI/CLI.hpp>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -36,24 +37,46 @@ struct Options {
   nn::TrainerOptions train{
       .seed = 42, .steps = 0, .lr = 1e-3, .warmup_steps = 0, .clip = 1.0, .adamw = {.weight_decay = 0.1}};
   int threads = 0;
-  bool tf32 = false, strict = false, dry_run = false, json = false;
+  bool tf32 = false, strict = false, dry_run = false, check = false, json = false;
+
+  bool only_looks() const { return dry_run || check; }  // nothing runs: no data, steps or device are needed
 };
 
-// CLI11's own PositiveNumber and NonNegativeNumber print the largest double, all 309 digits.
-const CLI::Validator positive([](std::string& n) { return std::atof(n.c_str()) > 0 ? "" : n + " is not above 0"; },
-                              "POSITIVE");
-const CLI::Validator not_negative([](std::string& n) { return std::atof(n.c_str()) >= 0 ? "" : n + " is below 0"; },
-                                  "NONNEGATIVE");
+// Numbers of options. CLI11's own PositiveNumber and Range print the largest double, all 309 digits, and let nan pass.
+CLI::Validator number(const char* name, std::function<std::string(double)> wrong) {
+  return CLI::Validator(
+      [wrong](std::string& text) {
+        char* end = nullptr;
+        double n = std::strtod(text.c_str(), &end);
+        std::string what = *end ? "" : wrong(n);  // what is no number is said when it is read
+        return what.empty() ? "" : fmt::format("{} is {}", text, what);
+      },
+      name);
+}
+const CLI::Validator positive = number("POSITIVE", [](double n) {
+  return std::isnan(n) ? "no number" : n > 0 ? "" : "not above 0";
+});
+const CLI::Validator not_negative = number("NONNEGATIVE", [](double n) {
+  return !std::isfinite(n) ? "not finite" : n >= 0 ? "" : "below 0";
+});
+constexpr int most_threads = 1024;
+const CLI::Validator thread_count = number("THREADS", [](double n) {
+  return n < 0 ? "below 0" : n > most_threads ? fmt::format("more than {} threads of a rank", most_threads) : "";
+});
+
 
 void declare(CLI::App& app, Options& o) {
   app.option_defaults()->always_capture_default();
-  app.add_option("--model", o.model, "Hugging Face config.json of a Llama")->capture_default_str();
+  app.add_option("--model", o.model, "Hugging Face config.json of a Llama, or its folder")->capture_default_str();
   app.add_option("--mesh", o.mesh,
                  "axes and sizes, the last one fastest; dp, dp_replicate and dp_shard divide the batch");
   app.add_option("--plan", o.plan, "JSON plan: how the model is parallelized");
   app.add_option("--data", o.data, "text files; tokens are bytes, then [BOT], [EOT] and [PAD]");
-  app.add_option("--steps", o.train.steps, "training steps");
+  app.add_option("--steps", o.train.steps, "training steps")->check(positive);
   app.add_option("--batch-size", o.batch_size, "sequences per step, over all ranks")->check(positive);
+  app.add_option("--micro-batch-size", o.train.micro_batch_size,
+                 "of these, sequences in one forward and backward pass, over all ranks; it divides --batch-size; 0: all")
+      ->check(not_negative);
   app.add_option("--seq-len", o.seq_len, "tokens per sequence")->check(positive);
   app.add_option("--seed", o.train.seed, "of the initial parameters");
   app.add_option("--lr", o.train.lr, "peak learning rate")->check(not_negative);
@@ -79,16 +102,19 @@ void declare(CLI::App& app, Options& o) {
       "--tune-gemm", o.tune_gemm,
       "file of the fastest cuBLASLt algorithms on this GPU: read, or measured after the first step and written");
   app.add_flag("--tf32", o.tf32, "on cuda, products of fp32 may round their factors to tf32");
-  app.add_option("--deadline", o.deadline, "seconds that a rank waits for the others")->check(positive);
-  app.add_option("--threads", o.threads, "of each rank's kernels; 0: the cores divided by the ranks");
+  app.add_option("--deadline", o.deadline, "seconds that a rank waits for the others; inf: for ever")->check(positive);
+  app.add_option("--threads", o.threads, "of each rank's kernels; 0: the cores divided by the ranks")
+      ->check(thread_count);
   app.add_flag("--strict", o.strict, "communication that nobody asked for is an error");
   app.add_flag("--dry-run", o.dry_run, "list the collectives of a step and stop; needs neither --data nor --steps");
+  app.add_flag("--check", o.check,
+               "say \"fits\", or what is wrong with model, mesh and plan, and stop; needs neither --data nor --steps");
   app.add_flag("--json", o.json, "print --dry-run as JSON");
 }
 
-std::vector<std::string> option_names(const CLI::App& app) {
+std::vector<std::string> option_names(const CLI::App& app, const char* prefix = "") {
   std::vector<std::string> names;
-  for (const CLI::Option* o : app.get_options()) names.push_back(o->get_name().substr(2));
+  for (const CLI::Option* o : app.get_options()) names.push_back(prefix + o->get_name().substr(2));
   return names;
 }
 
@@ -97,8 +123,7 @@ std::string message(const CLI::App& app, const CLI::Error& e) {
   if (dynamic_cast<const CLI::ExtrasError*>(&e))
     for (const std::string& word : app.remaining())
       if (std::string name = word.substr(0, word.find('=')); name.starts_with("--"))
-        return fmt::format("there is no option {}; the nearest is --{}", name,
-                           nearest(name.substr(2), option_names(app)));
+        return fmt::format("there is no option {}{}", name, nearest_hint(name, option_names(app, "--")));
   return e.what();
 }
 
@@ -110,8 +135,8 @@ void apply_config(CLI::App& app, const std::string& file) {
   std::erase_if(names, [](const std::string& n) { return n == "config" || n == "help"; });
   for (const auto& [key, value] : json.items()) {
     CLI::Option* option = app.get_option_no_throw("--" + key);
-    check(std::find(names.begin(), names.end(), key) != names.end(),
-          "[config] there is no option \"{}\"; the nearest is \"{}\" (in {})", key, nearest(key, names), file);
+    check(std::find(names.begin(), names.end(), key) != names.end(), "[config] there is no option \"{}\"{} (in {})",
+          key, nearest_hint(key, names), file);
     if (option->count()) continue;
     auto add = [&](const nlohmann::ordered_json& v) {
       option->add_result(v.is_string() ? v.get<std::string>() : v.dump());
@@ -141,14 +166,14 @@ void prepare_device(const Options& o, Run& run) {
   run.train.dtype = o.dtype == "bf16" ? DType::bf16 : DType::f32;
   run.train.graph = o.cuda_graph == "auto";
   bool cuda = run.device == Device::cuda;
-  check(cuda || o.dry_run || o.dtype != "bf16",
+  check(cuda || o.only_looks() || o.dtype != "bf16",
         "[llama_pretrain] --dtype bf16 needs --device cuda: the CPU computes in fp32");
   bool bf16_plan = run.plan.fully_shard && run.plan.fully_shard->param_dtype == DType::bf16;
-  check(cuda || o.dry_run || !bf16_plan, "[llama_pretrain] the plan's param_dtype bf16 needs --device cuda");
+  check(cuda || o.only_looks() || !bf16_plan, "[llama_pretrain] the plan's param_dtype bf16 needs --device cuda");
   check(cuda || o.tune_gemm.empty(), "[llama_pretrain] --tune-gemm needs --device cuda");
   check(cuda || !o.tf32, "[llama_pretrain] --tf32 needs --device cuda");
   check(cuda || o.comm != "nccl", "[llama_pretrain] --comm nccl needs --device cuda");
-  if (o.dry_run || !cuda) return;
+  if (o.only_looks() || !cuda) return;
   check(cuda::unavailable().empty(), "[llama_pretrain] --device cuda: {}; use --device cpu", cuda::unavailable());
   bool started = was_launched();
   check(
@@ -160,25 +185,71 @@ void prepare_device(const Options& o, Run& run) {
         run.mesh.world(), run.processes->launcher, run.processes->world);
 }
 
-Run prepare(const Options& o) {
-  check(!o.model.empty(),
-        "[llama_pretrain] --model is missing: give a Hugging Face config.json, as examples/configs/llama_tiny.json");
-  Run run{MeshShape::parse(o.mesh), nn::LlamaConfig::load(o.model), {}, {}};
-  if (!o.plan.empty()) run.plan = nn::ParallelPlan::load(o.plan);
-  prepare_device(o, run);
-  check(run.model.vocab_size >= nn::ByteTokenizer::vocab_size,
-        "[llama_pretrain] the model's vocab_size {} is smaller than the tokenizer's {}", run.model.vocab_size,
-        nn::ByteTokenizer::vocab_size);
-  check(o.seq_len <= run.model.max_position_embeddings,
-        "[llama_pretrain] --seq-len {} is more than the model's max_position_embeddings {}", o.seq_len,
-        run.model.max_position_embeddings);
-  int ranks = run.mesh.product(nn::batch_layout(run.mesh, run.plan).sharded());
-  check(o.batch_size % ranks == 0, "[llama_pretrain] --batch-size {} does not divide over the {} data ranks of mesh {}",
-        o.batch_size, ranks, o.mesh);
-  if (!o.dry_run) {
-    check(!o.data.empty(), "[llama_pretrain] --data is missing: give text files, or --dry-run");
-    check(o.train.steps >= 1, "[llama_pretrain] --steps is missing: give a number of steps, or --dry-run");
+// Runs checks that do not depend on each other, so that one call says all that is wrong.
+class Checks {
+ public:
+  template <class F>
+  void run(F f) {
+    try {
+      f();
+    } catch (const Error& e) {
+      errors_.emplace_back(e.what());
+    }
   }
+  // Throws what they found, a line each.
+  void end() const {
+    if (!errors_.empty()) throw Error(fmt::format("{}", fmt::join(errors_, "\nllama_pretrain: ")));
+  }
+
+ private:
+  std::vector<std::string> errors_;
+};
+
+void check_sizes(const Options& o, const Run& run, Checks& checks) {
+  checks.run([&] {
+    check(run.model.vocab_size >= nn::ByteTokenizer::vocab_size,
+          "[llama_pretrain] the model's vocab_size {} is smaller than the tokenizer's {}", run.model.vocab_size,
+          nn::ByteTokenizer::vocab_size);
+  });
+  checks.run([&] {
+    check(o.seq_len <= run.model.max_position_embeddings,
+          "[llama_pretrain] --seq-len {} is more than the model's max_position_embeddings {}", o.seq_len,
+          run.model.max_position_embeddings);
+  });
+  checks.run([&] {
+    int ranks = run.mesh.product(nn::batch_layout(run.mesh, run.plan).sharded());
+    check(o.batch_size % ranks == 0,
+          "[llama_pretrain] --batch-size {} does not divide over the {} data ranks of mesh {}", o.batch_size, ranks,
+          o.mesh);
+  });
+}
+
+Run prepare(const Options& o) {
+  Run run;
+  Checks files, rest;
+  files.run([&] {
+    check(!o.model.empty(),
+          "[llama_pretrain] --model is missing: give a Hugging Face config.json, as examples/configs/llama_tiny.json");
+    run.model = nn::LlamaConfig::load(o.model);
+  });
+  files.run([&] { run.mesh = MeshShape::parse(o.mesh); });
+  files.run([&] {
+    if (!o.plan.empty()) run.plan = nn::ParallelPlan::load(o.plan);
+  });
+  files.end();
+  rest.run([&] { prepare_device(o, run); });
+  check_sizes(o, run, rest);
+  rest.run([&] {
+    check(!o.dry_run || !o.check, "[llama_pretrain] --dry-run finds what --check finds: give one of them");
+    check(!o.json || o.dry_run, "[llama_pretrain] --json is how --dry-run prints: give --dry-run too");
+  });
+  if (!o.only_looks()) {
+    rest.run([&] { check(!o.data.empty(), "[llama_pretrain] --data is missing: give text files, or --dry-run"); });
+    rest.run([&] {
+      check(o.train.steps >= 1, "[llama_pretrain] --steps is missing: give a number of steps, or --dry-run");
+    });
+  }
+  rest.end();
   return run;
 }
 
@@ -197,13 +268,16 @@ std::vector<CommLog::Entry> dry_run(const Options& o, const Run& run) {
 void print_json(const Run& run, const std::vector<CommLog::Entry>& entries) {
   nlohmann::ordered_json list = nlohmann::ordered_json::array(), counts = nlohmann::ordered_json::object();
   int64_t bytes = 0;
+  auto layout = [](const std::string& text) {
+    return text.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(text);
+  };
   for (const CommLog::Entry& e : entries) {
     list.push_back({{"phase", name(e.phase)},
                     {"collective", e.collective},
                     {"axes", e.axes},
                     {"tensor", e.tensor},
-                    {"from", e.from},
-                    {"to", e.to},
+                    {"from", layout(e.from)},
+                    {"to", layout(e.to)},
                     {"bytes", e.bytes},
                     {"group", e.group},
                     {"module", e.module},
@@ -211,6 +285,7 @@ void print_json(const Run& run, const std::vector<CommLog::Entry>& entries) {
                     {"reason", e.reason},
                     {"plan_line", e.plan_line},
                     {"asked_for", e.asked_for}});
+    if (e.peer >= 0) list.back()["peer"] = e.peer;
     bytes += e.bytes;
   }
   for (const auto& [kind, n] : count_by_kind(entries)) counts[kind] = n;
@@ -286,7 +361,7 @@ void train(const Options& o, const Run& run, const nn::PackedText& text, std::of
       check(metrics.good(), "[llama_pretrain] cannot write to --metrics {}: is the disk full?", o.metrics);
     }
   };
-  std::chrono::milliseconds deadline(int64_t(o.deadline * 1000));
+  std::chrono::milliseconds deadline = milliseconds_of(o.deadline);
   if (run.processes)
     launch_nccl(*run.processes, body, {.nccl = {.deadline = deadline}, .threads = o.threads});
   else
@@ -308,7 +383,7 @@ int main(int argc, char** argv) {
   } catch (const CLI::Error& e) {
     std::fprintf(stderr, "llama_pretrain: %s; see --help\n", message(app, e).c_str());
     return 2;
-  } catch (const Error& e) {
+  } catch (const std::exception& e) {
     std::fprintf(stderr, "llama_pretrain: %s\n", e.what());
     return 2;
   }
@@ -317,13 +392,14 @@ int main(int argc, char** argv) {
   std::ofstream metrics;
   try {
     run = prepare(o);
-    if (!o.dry_run) text.emplace(o.data, o.seq_len);
+    if (!o.only_looks()) text.emplace(o.data, o.seq_len);
     std::vector<CommLog::Entry> entries = dry_run(o, *run);
-    if (o.dry_run) {
-      o.json ? print_json(*run, entries) : print_table(*run, entries);
-      return 0;
-    }
+    if (o.check) fmt::print("fits\n");
+    if (o.dry_run) o.json ? print_json(*run, entries) : print_table(*run, entries);
+    if (o.only_looks()) return 0;
     if (!o.metrics.empty() && (!run->processes || run->processes->rank == 0)) {
+      check(!std::filesystem::is_directory(o.metrics),
+            "[llama_pretrain] cannot write --metrics {}: it is a folder; name a file in it", o.metrics);
       metrics.open(o.metrics);
       check(metrics.good(), "[llama_pretrain] cannot write --metrics {}: does the folder exist?", o.metrics);
     }

@@ -24,7 +24,7 @@ PackedText::PackedText(const std::vector<std::string>& files, int64_t seq_len) :
 
 PackedText::Batch PackedText::batch(const DeviceMesh& mesh, const Layout& layout, int64_t step,
                                     int64_t batch_size) const {
-  const LocalSpec* spec = mesh.intern({DType::i64, {batch_size, seq_len_}, layout});
+  SpecHandle spec = mesh.intern({DType::i64, {batch_size, seq_len_}, layout});
   Rank& rank = mesh.rank_state();
   Tensor parts[2];
   for (int64_t shift : {0, 1}) {
@@ -42,7 +42,7 @@ PackedText::Batch PackedText::batch(const DeviceMesh& mesh, const Layout& layout
 }
 
 PackedText::Batch meta_batch(const DeviceMesh& mesh, const Layout& layout, int64_t batch_size, int64_t seq_len) {
-  const LocalSpec* spec = mesh.intern({DType::i64, {batch_size, seq_len}, layout});
+  SpecHandle spec = mesh.intern({DType::i64, {batch_size, seq_len}, layout});
   Tensor meta(mesh.rank_state().allocator(), DType::i64, spec->local_shape, Device::meta);
   return {DistributedTensor::empty(mesh, spec, meta), DistributedTensor::empty(mesh, spec, meta)};
 }

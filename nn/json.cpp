@@ -26,7 +26,7 @@ nlohmann::ordered_json load_json(const std::string& file, const char* who) {
   };
   try {
     return Json::parse(in, no_duplicates);
-  } catch (const nlohmann::json::parse_error& e) {
+  } catch (const nlohmann::json::exception& e) {  // of the text, or of a number that is too large
     fail("[{}] {} is not JSON: {}", who, file, e.what());
   }
 }

@@ -7,7 +7,7 @@
 namespace dtensor::nn {
 
 // `who` is the public function for the error. Errors: a file that cannot be read; text that is not JSON, with its
-// place.
+// place; a number beyond a double.
 nlohmann::ordered_json load_json(const std::string& file, const char* who);
 
 }  // namespace dtensor::nn

@@ -1,12 +1,33 @@
 #include "nn/llama.h"
 
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "nn/json.h"
+#include "placement/nearest.h"
 
 namespace dtensor::nn {
 
-LlamaConfig LlamaConfig::load(const std::string& file) {
+namespace {
+
+// Any JSON object would be a model of default sizes: these tell a Llama's config.json from others.
+void check_required(const nlohmann::ordered_json& json) {
+  std::vector<std::string> present, missing;
+  for (const auto& [key, value] : json.items()) present.push_back(key);
+  for (const char* key : {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"})
+    if (!json.contains(key)) missing.push_back(fmt::format("{}{}", key, nearest_hint(key, present)));
+  check(missing.empty(), "[llama config] this is no config.json of a Llama: it lacks {}", fmt::join(missing, ", and "));
+  if (!json.contains("architectures") || json["architectures"].is_null()) return;
+  const auto& names = json["architectures"];
+  check(names.is_array() && std::find(names.begin(), names.end(), "LlamaForCausalLM") != names.end(),
+        "[llama config] architectures is {}; only \"LlamaForCausalLM\" is supported", names.dump());
+}
+
+}  // namespace
+
+LlamaConfig LlamaConfig::load(const std::string& path) {
+  std::string file =
+      std::filesystem::is_directory(path) ? (std::filesystem::path(path) / "config.json").string() : path;
   nlohmann::ordered_json json = load_json(file, "llama config");
   try {
     return from_json(json);
@@ -20,8 +41,8 @@ LlamaConfig LlamaConfig::from_json(const nlohmann::ordered_json& json) {
   check(json.is_object(), "[llama config] the file is not a JSON object");
   auto integer = [&](const char* key, int64_t& value) {
     if (!json.contains(key) || json[key].is_null()) return false;
-    check(json[key].is_number_integer() && json[key].get<int64_t>() > 0,
-          "[llama config] {} is {}; it needs a positive integer", key, json[key].dump());
+    check(json[key].is_number_integer() && json[key].get<int64_t>() > 0 && json[key].get<int64_t>() <= INT32_MAX,
+          "[llama config] {} is {}; it needs an integer from 1 to {}", key, json[key].dump(), INT32_MAX);
     value = json[key].get<int64_t>();
     return true;
   };
@@ -40,6 +61,7 @@ LlamaConfig LlamaConfig::from_json(const nlohmann::ordered_json& json) {
     if (json.contains(key))
       check(json[key] == value, "[llama config] {} is {}; only {} is supported", key, json[key].dump(), value.dump());
 
+  check_required(json);
   integer("vocab_size", c.vocab_size);
   integer("hidden_size", c.hidden_size);
   integer("intermediate_size", c.intermediate_size);
@@ -65,6 +87,10 @@ LlamaConfig LlamaConfig::from_json(const nlohmann::ordered_json& json) {
             rope["partial_rotary_factor"].dump());
     number_in(rope, "rope_theta", c.rope_theta);
   }
+  check(c.rms_norm_eps > 0, "[llama config] rms_norm_eps is {}; it needs a number above 0", c.rms_norm_eps);
+  check(c.rope_theta > 0, "[llama config] rope_theta is {}; it needs a number above 0", c.rope_theta);
+  check(c.initializer_range >= 0, "[llama config] initializer_range is {}; a standard deviation is not negative",
+        c.initializer_range);
   check(c.num_attention_heads % c.num_key_value_heads == 0,
         "[llama config] {} attention heads are no multiple of {} key/value heads", c.num_attention_heads,
         c.num_key_value_heads);
@@ -138,7 +164,7 @@ LlamaModel::LlamaModel(Module& parent, std::string name, const LlamaConfig& c)
 
 DistributedTensor LlamaModel::forward(const DistributedTensor& input_ids) {
   DistributedTensor h = embed_tokens(input_ids);
-  for (auto& layer : layers) h = (*layer)(h);
+  for (LlamaDecoderLayer& layer : layers) h = layer(h);
   return norm(h);
 }
 

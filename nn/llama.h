@@ -7,7 +7,8 @@
 
 namespace dtensor::nn {
 
-// The fields of a Hugging Face config.json that this model has, with Hugging Face's defaults.
+// The fields of a Hugging Face config.json that this model has, with Hugging Face's defaults. Files must have the five
+// sizes that make a model.
 struct LlamaConfig {
   int64_t vocab_size = 32000;
   int64_t hidden_size = 4096;
@@ -21,18 +22,19 @@ struct LlamaConfig {
   double rope_theta = 10000;
   double initializer_range = 0.02;
 
-  // Errors: a file that is not there or not JSON; sizes that do not fit; a field that changes the result and is not
-  // supported (scaled rotary embeddings, tied embeddings, biases, dropout, another activation).
+  // From a file, or a folder's config.json. Errors: a file that is not there or not JSON, or no Llama's; sizes that are
+  // missing or do not fit; numbers that no model can have; a field that changes the result and is not supported (scaled
+  // rotary embeddings, tied embeddings, biases, dropout, another activation).
   static LlamaConfig load(const std::string& file);
   static LlamaConfig from_json(const nlohmann::ordered_json& json);
 };
 
-class LlamaAttention : public Callable<LlamaAttention> {
+class LlamaAttention : public Callable<DistributedTensor(const DistributedTensor&)> {
  public:
   LlamaAttention(Module& parent, std::string name, const LlamaConfig& c);
   std::string_view kind() const override { return "LlamaAttention"; }
   // [batch, sequence, hidden_size] -> the same
-  DistributedTensor forward(const DistributedTensor& hidden_states);
+  DistributedTensor forward(const DistributedTensor& hidden_states) override;
 
   Linear q_proj, k_proj, v_proj, o_proj;
 
@@ -41,20 +43,22 @@ class LlamaAttention : public Callable<LlamaAttention> {
   LlamaConfig config_;
 };
 
-class LlamaMLP : public Callable<LlamaMLP> {
+class LlamaMLP : public Callable<DistributedTensor(const DistributedTensor&)> {
  public:
   LlamaMLP(Module& parent, std::string name, const LlamaConfig& c);
   std::string_view kind() const override { return "LlamaMLP"; }
-  DistributedTensor forward(const DistributedTensor& x) { return down_proj(ops::swiglu(gate_proj(x), up_proj(x))); }
+  DistributedTensor forward(const DistributedTensor& x) override {
+    return down_proj(ops::swiglu(gate_proj(x), up_proj(x)));
+  }
 
   Linear gate_proj, up_proj, down_proj;
 };
 
-class LlamaDecoderLayer : public Callable<LlamaDecoderLayer> {
+class LlamaDecoderLayer : public Callable<DistributedTensor(const DistributedTensor&)> {
  public:
   LlamaDecoderLayer(Module& parent, std::string name, const LlamaConfig& c);
   std::string_view kind() const override { return "LlamaDecoderLayer"; }
-  DistributedTensor forward(const DistributedTensor& hidden_states);
+  DistributedTensor forward(const DistributedTensor& hidden_states) override;
 
   RMSNorm input_layernorm;
   LlamaAttention self_attn;
@@ -62,11 +66,11 @@ class LlamaDecoderLayer : public Callable<LlamaDecoderLayer> {
   LlamaMLP mlp;
 };
 
-class LlamaModel : public Callable<LlamaModel> {
+class LlamaModel : public Callable<DistributedTensor(const DistributedTensor&)> {
  public:
   LlamaModel(Module& parent, std::string name, const LlamaConfig& c);
   std::string_view kind() const override { return "LlamaModel"; }
-  DistributedTensor forward(const DistributedTensor& input_ids);
+  DistributedTensor forward(const DistributedTensor& input_ids) override;
 
   Embedding embed_tokens;
   ModuleList<LlamaDecoderLayer> layers{*this, "layers"};
@@ -74,11 +78,11 @@ class LlamaModel : public Callable<LlamaModel> {
 };
 
 // input_ids i64 [batch, sequence] -> logits [batch, sequence, vocab_size]
-class LlamaForCausalLM : public Callable<LlamaForCausalLM> {
+class LlamaForCausalLM : public Callable<DistributedTensor(const DistributedTensor&)> {
  public:
   LlamaForCausalLM(const DeviceMesh& mesh, const LlamaConfig& c);
   std::string_view kind() const override { return "LlamaForCausalLM"; }
-  DistributedTensor forward(const DistributedTensor& input_ids) { return lm_head(model(input_ids)); }
+  DistributedTensor forward(const DistributedTensor& input_ids) override { return lm_head(model(input_ids)); }
   const LlamaConfig& config() const { return config_; }
 
  private:

@@ -6,41 +6,83 @@
 
 namespace dtensor::nn {
 
-namespace {
-std::string join(const std::string& path, const std::string& name) { return path.empty() ? name : path + "." + name; }
-}  // namespace
+ParameterForm ParameterForm::cast(DType dtype) {
+  return {.names = {std::string(name(dtype))},
+          .make = [dtype](const DistributedTensor& stored) { return std::vector{ops::cast(stored, dtype)}; },
+          .is_cast = true};
+}
 
-Parameter::Parameter(Module& owner, std::string name, const Shape& shape, Init init)
-    : path_(join(owner.path(), name)), init_(init) {
+Parameter::Parameter(Module& owner, std::string name, const Shape& shape, Init init) : owner_(&owner), init_(init) {
   const DeviceMesh& mesh = owner.mesh();
   stored_ = DistributedTensor::empty(mesh, mesh.intern({DType::f32, shape, {}}),
                                      Tensor(mesh.rank_state().allocator(), DType::f32, shape, Device::meta));
+  path_ = owner.claim(name);
   owner.parameters_.push_back(this);
 }
 
-DistributedTensor Parameter::operator()() const {
-  if (unsharded_.defined()) return unsharded_;
-  if (stored_.layout() == used_) return value();
-  return value().redistribute(used_, {.remake = true});
+Parameter::~Parameter() {
+  if (!owner_) return;
+  std::erase(owner_->parameters_, this);
+  owner_->release(path_);
+}
+
+// Shards of dimensions that a tensor of the form has not, as a scale has not the data's, are whole for use.
+DistributedTensor Parameter::for_use(const DistributedTensor& x) const {
+  Layout layout = used_;
+  for (int d = 0; d < shape().dims(); ++d)
+    if (d >= x.dims() || x.shape()[d] != shape()[d]) layout.split[size_t(d)] = {};
+  return x.layout() == layout ? x : x.redistribute(layout, {.remake = true});
+}
+
+DistributedTensor Parameter::operator()() const { return unsharded_.defined() ? unsharded_ : for_use(value()); }
+
+DistributedTensor Parameter::operator()(std::string_view name) const {
+  const std::vector<std::string> none;
+  const std::vector<std::string>& names = form_ ? form_->names : none;
+  auto it = std::find(names.begin(), names.end(), name);
+  check(it != names.end(), "[Parameter] {} is not computed with a tensor \"{}\"; its form has [{}]", path_, name,
+        fmt::join(names, ", "));
+  check(!formed_.empty(), "[Parameter] {} has no values yet: materialize() it first", path_);
+  return it == names.begin() ? (*this)() : for_use(formed_[size_t(it - names.begin())]);
 }
 
 void Parameter::store_as(const Layout& layout) {
   check(stored_.is_meta(), "[Parameter] {} has values already: apply plans before materialize()", path_);
-  stored_ = meta(stored_.dtype(), layout);
-  if (copy_.defined()) copy_ = meta(copy_.dtype(), layout);
+  const DeviceMesh& mesh = stored_.mesh();
+  SpecHandle spec = mesh.intern({stored_.dtype(), shape(), layout});
+  stored_ = DistributedTensor::empty(
+      mesh, spec, Tensor(mesh.rank_state().allocator(), spec->dtype, spec->local_shape, Device::meta));
 }
 
-DistributedTensor Parameter::meta(DType dtype, const Layout& layout) const {
-  const DeviceMesh& mesh = stored_.mesh();
-  const LocalSpec* spec = mesh.intern({dtype, shape(), layout});
-  return DistributedTensor::empty(mesh, spec,
-                                  Tensor(mesh.rank_state().allocator(), spec->dtype, spec->local_shape, Device::meta));
+void Parameter::compute_with(ParameterForm form) {
+  check(stored_.is_meta(), "[Parameter] {} has values already: choose its form before materialize()", path_);
+  check(!form.names.empty() && form.make, "[Parameter] {}: a form needs names and a function that makes its tensors",
+        path_);
+  form_ = std::move(form);
 }
 
 void Parameter::compute_in(DType dtype) {
-  check(stored_.is_meta(), "[Parameter] {} has values already: choose the type before materialize()", path_);
   check(is_floating(dtype), "[Parameter] {} cannot be computed with in {}", path_, name(dtype));
-  copy_ = dtype == stored_.dtype() ? DistributedTensor() : meta(dtype, stored_.layout());
+  check(stored_.is_meta(), "[Parameter] {} has values already: choose its form before materialize()", path_);
+  form_.reset();
+  if (dtype != stored_.dtype()) compute_with(ParameterForm::cast(dtype));
+}
+
+std::vector<DistributedTensor> Parameter::make_form() const {
+  NoGrad scope(stored_.mesh().rank_state());
+  std::vector<DistributedTensor> made = form_->make(stored_);
+  check(made.size() == form_->names.size(), "[Parameter] {}: its form makes {} tensors, but has the names [{}]", path_,
+        made.size(), fmt::join(form_->names, ", "));
+  check(made[0].shape() == shape() && made[0].layout() == stored_.layout(),
+        "[Parameter] {}: the first tensor of its form is {}; it needs the shape and layout of {}", path_,
+        to_string(made[0]), to_string(stored_));
+  return made;
+}
+
+void Parameter::renew() {
+  if (formed_.empty()) return;
+  std::vector<DistributedTensor> made = make_form();
+  for (size_t i = 0; i < made.size(); ++i) formed_[i].copy_(made[i]);
 }
 
 void Parameter::place(int axis, Placement p) {
@@ -57,19 +99,41 @@ void Parameter::shard_storage(int axis, std::shared_ptr<ParameterGroup> group) {
 
 void Parameter::materialize(uint64_t seed) {
   stored_.materialize();
-  if (stored_.is_meta()) return;  // a dry run
-  if (init_.kind == Init::Kind::normal)
-    fill_normal(stored_, {.seed = seed, .purpose = "init", .path = path_}, 0, init_.std);
-  else
-    fill(stored_.local_for_writing(), init_.kind == Init::Kind::ones ? 1 : 0);
-  if (!copy_.defined()) return;
-  NoGrad scope(stored_.mesh().rank_state());
-  copy_.materialize();
-  copy_.copy_(ops::cast(stored_, copy_.dtype()));
+  if (!stored_.is_meta()) {  // no dry run
+    if (init_.kind == Init::Kind::normal)
+      fill_normal(stored_, {.seed = seed, .purpose = "init", .path = path_}, 0, init_.std);
+    else
+      fill(stored_.local_for_writing(), init_.kind == Init::Kind::ones ? 1 : 0);
+  }
+  if (form_) formed_ = make_form();
 }
 
-Module::Module(Module& parent, std::string name) : mesh_(parent.mesh_), path_(join(parent.path_, name)) {
+Module::Module(Module& parent, std::string name) : mesh_(parent.mesh_), path_(parent.claim(name)), parent_(&parent) {
   parent.children_.push_back(this);
+}
+
+Module::~Module() {
+  for (Module* child : children_) child->parent_ = nullptr;
+  for (Parameter* p : parameters_) p->owner_ = nullptr;
+  if (!parent_) return;
+  std::erase(parent_->children_, this);
+  parent_->release(path_);
+}
+
+std::string Module::claim(const std::string& name) {
+  check(!name.empty() && name.find('.') == std::string::npos,
+        "[Module] \"{}\" is no name for a part of {}: a name has letters, and no dots", name,
+        path_.empty() ? "the root module" : path_);
+  std::string path = path_.empty() ? name : path_ + "." + name;
+  check(names_.insert(name).second, "[Module] there is a {} already: give this child or parameter another name", path);
+  return path;
+}
+
+void Module::release(const std::string& path) { names_.erase(path.substr(path.rfind('.') + 1)); }
+
+void Module::run_labelled(const std::vector<Hook>& hooks, std::vector<DistributedTensor*>& tensors) {
+  LabelScope label(mesh().rank_state(), Label::Kind::module, path());
+  run(hooks, tensors);
 }
 
 std::vector<Module*> Module::modules() {

@@ -3,6 +3,8 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
+#include <set>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -35,12 +37,26 @@ struct Init {
   static Init zeros() { return {Kind::zeros, 0}; }
 };
 
+// What is computed with in place of the stored tensor: one or more tensors made from it, as float8 needs data and
+// scale.
+struct ParameterForm {
+  std::vector<std::string> names;  // of the tensors; the first is the value, whose gradient is the parameter's
+  // Makes them from what is stored, which may be shards. The first has its shape and layout.
+  std::function<std::vector<DistributedTensor>(const DistributedTensor& stored)> make;
+  // The one tensor is the stored one in another type: on CUDA optimizers write it as they write the stored one.
+  bool is_cast = false;
+
+  static ParameterForm cast(DType dtype);
+};
+
 // A tensor that is trained. It is born on meta, Replicate; a plan places it; materialize() gives each rank its part.
 // Stored and used may differ: fully sharded parameters are stored in shards and brought together for use, and f32 ones
 // may be computed with in bf16.
 class Parameter {
  public:
+  // Errors: a name that is no word, or that the owner has already.
   Parameter(Module& owner, std::string name, const Shape& shape, Init init);
+  ~Parameter();
   Parameter(const Parameter&) = delete;
   Parameter& operator=(const Parameter&) = delete;
 
@@ -49,15 +65,22 @@ class Parameter {
   // As stored: what optimizers and checkpoints see.
   DistributedTensor& stored() { return stored_; }
   const DistributedTensor& stored() const { return stored_; }
-  // What is computed with, as stored: stored() itself, or its copy in the type for computing. Tapes watch this one.
-  DistributedTensor& value() { return copy_.defined() ? copy_ : stored_; }
-  const DistributedTensor& value() const { return copy_.defined() ? copy_ : stored_; }
-  // From now on computing is in bf16, with a copy that the optimizer renews. Errors: a parameter that has values
-  // already.
+  // What is computed with, as stored: stored() itself, or the first tensor of its form. Stores watch this one.
+  DistributedTensor& value() { return formed_.empty() ? stored_ : formed_[0]; }
+  const DistributedTensor& value() const { return formed_.empty() ? stored_ : formed_[0]; }
+  // From now on computing is with another form. Errors: a parameter that has values already.
+  void compute_with(ParameterForm form);
+  // The same with a copy in another type, bf16; in its own type there is no copy.
   void compute_in(DType dtype);
-  // For use in a forward function: the group's copy while there is one, else brought to its layout for use, which the
-  // tape may drop and remake.
+  // Makes the form again from what is stored, in place: after an optimizer or a checkpoint has written stored().
+  void renew();
+  // Whether the form is a copy in another type, which an optimizer may write itself.
+  bool is_cast() const { return form_ && form_->is_cast; }
+  // For use in a forward function: the group's copy while there is one, else brought to its layout for use, which a
+  // record may drop and remake.
   DistributedTensor operator()() const;
+  // The same of one tensor of the form, by name: weight("scale").
+  DistributedTensor operator()(std::string_view name) const;
   // The placement along one axis, stored and used. Errors: a parameter that has values already; a missing dimension.
   void place(int axis, Placement p);
   // Stored in shards of dimension 0 along one axis, innermost; used as before. Errors: a parameter that has values
@@ -71,12 +94,17 @@ class Parameter {
   void materialize(uint64_t seed);
 
  private:
+  friend class Module;
+  void store_as(const Layout& layout);
+  std::vector<DistributedTensor> make_form() const;
+  DistributedTensor for_use(const DistributedTensor& x) const;
+
+  Module* owner_;  // nullptr: it was destroyed first
   std::string path_;
   Init init_;
-  void store_as(const Layout& layout);
-  DistributedTensor meta(DType dtype, const Layout& layout) const;
-
-  DistributedTensor stored_, copy_, unsharded_;
+  DistributedTensor stored_, unsharded_;
+  std::optional<ParameterForm> form_;
+  std::vector<DistributedTensor> formed_;  // the form's tensors, from materialize() on
   Layout used_;
   std::shared_ptr<ParameterGroup> group_;
 };
@@ -86,8 +114,10 @@ class Module {
  public:
   // The root of a model on a mesh.
   explicit Module(const DeviceMesh& mesh) : mesh_(mesh) {}
+  // A child. Errors: a name that is no word, or that the parent has already, of a child or a parameter.
   Module(Module& parent, std::string name);
-  virtual ~Module() = default;
+  // Whichever of parent, children and parameters goes first, the others forget it.
+  virtual ~Module();
   Module(const Module&) = delete;
   Module& operator=(const Module&) = delete;
 
@@ -109,14 +139,28 @@ class Module {
   using Hook = std::function<void(Module&, std::vector<DistributedTensor*>&)>;
   void add_before_hook(Hook h) { before_.push_back(std::move(h)); }
   void add_after_hook(Hook h) { after_.push_back(std::move(h)); }
+  // The hooks apart from a call, under the module's label: for what computes several modules in one, as a joint
+  // projection does. It runs the before-hooks of each on its inputs, computes, and runs the after-hooks on the outputs.
+  void run_before_hooks(std::vector<DistributedTensor*> inputs) { run_labelled(before_, inputs); }
+  void run_after_hooks(std::vector<DistributedTensor*> outputs) { run_labelled(after_, outputs); }
 
  protected:
+  bool has_hooks() const { return !before_.empty() || !after_.empty(); }
+  void run(const std::vector<Hook>& hooks, std::vector<DistributedTensor*>& tensors) {
+    for (const Hook& h : hooks) h(*this, tensors);
+  }
   std::vector<Hook> before_, after_;
 
  private:
   friend class Parameter;
+  void run_labelled(const std::vector<Hook>& hooks, std::vector<DistributedTensor*>& tensors);
+  std::string claim(const std::string& name);  // its path
+  void release(const std::string& path);
+
   DeviceMesh mesh_;
   std::string path_;
+  Module* parent_ = nullptr;
+  std::set<std::string, std::less<>> names_;  // of children and own parameters
   std::vector<Module*> children_;
   std::vector<Parameter*> parameters_;
 };
@@ -124,62 +168,137 @@ class Module {
 // Allocates and fills all parameters of a model that was built on meta.
 void materialize(Module& model, uint64_t seed);
 
-// The base of modules that can be called: module(args...) runs the before-hooks on the tensor arguments, Self::forward,
-// and the after-hooks on a tensor result or a tuple of them, under a label with the module's path.
-template <class Self>
-class Callable : public Module {
+// The base of modules that can be called, with the types of their calls:
+//
+//     class Linear : public Callable<DistributedTensor(const DistributedTensor&)> {
+//       DistributedTensor forward(const DistributedTensor& x) override;
+//
+// module(args...) runs the before-hooks on the tensor arguments, forward, and the after-hooks on a tensor result or the
+// tensors of a tuple, under a label with the module's path. forward is virtual: a class derived from Linear that
+// overrides it is called as itself. A module that can be called in several ways lists them all.
+template <class... Forms>
+class Callable;
+
+// The end of the list of forms; the names are for the using-declarations of those before.
+template <>
+class Callable<> : public Module {
  public:
   using Module::Module;
+  void operator()() = delete;
+  void forward() = delete;
+  void replace_forward() = delete;
 
-  template <class... Args>
-  auto operator()(Args&&... args) {
-    LabelScope label(mesh().rank_state(), Label::Kind::module, path());
+ protected:
+  using Tensors = std::vector<DistributedTensor*>;
+  static void collect(Tensors& list, DistributedTensor& t) { list.push_back(&t); }
+  template <class... T>
+  static void collect(Tensors& list, std::tuple<T...>& values) {
+    std::apply([&](auto&... v) { (collect(list, v), ...); }, values);
+  }
+  template <class T>
+  static void collect(Tensors&, T&) {}
+  template <class T>
+  static Tensors tensors_of(T& values) {
+    Tensors list;
+    collect(list, values);
+    return list;
+  }
+};
+
+template <class R, class... Args, class... More>
+class Callable<R(Args...), More...> : public Callable<More...> {
+  using Base = Callable<More...>;
+  static_assert((!std::is_same_v<Args, DistributedTensor&> && ...),
+                "a module takes tensors by value or by const reference: hooks replace its handles, not the caller's");
+
+ public:
+  using Base::Base;
+  using Base::forward;
+  using Base::operator();
+  using Base::replace_forward;
+
+  virtual R forward(Args... args) = 0;
+
+  R operator()(Args... args) {
+    LabelScope label(this->mesh().rank_state(), Label::Kind::module, this->path());
+    if (!this->has_hooks()) return compute(std::forward<Args>(args)...);
     std::tuple<Held<Args>...> held(std::forward<Args>(args)...);
-    if (!before_.empty()) run(before_, held);
-    auto result = std::apply([this](auto&... a) { return static_cast<Self*>(this)->forward(a...); }, held);
-    if (!after_.empty()) {
-      if constexpr (std::is_same_v<decltype(result), DistributedTensor>) {
-        std::tuple<DistributedTensor&> one(result);
-        run(after_, one);
-      } else {
-        run(after_, result);
-      }
-    }
+    auto inputs = Base::tensors_of(held);
+    this->run(this->before_, inputs);
+    R result = std::apply([this](auto&... a) { return compute(std::forward<Args>(a)...); }, held);
+    auto outputs = Base::tensors_of(result);
+    this->run(this->after_, outputs);
     return result;
   }
 
+  // Calls run `f` in place of forward, between the hooks: to compute jointly with other modules, or while a collective
+  // goes on. Errors: one that is replaced already.
+  void replace_forward(std::function<R(Args...)> f) {
+    check(!replacement_, "[replace_forward] the forward of {} is replaced already", this->path());
+    replacement_ = std::move(f);
+  }
+
  private:
+  // What hooks may replace is held; the rest is passed on.
   template <class A>
   using Held = std::conditional_t<std::is_same_v<std::remove_cvref_t<A>, DistributedTensor>, DistributedTensor, A&&>;
 
-  template <class Tuple>
-  void run(const std::vector<Hook>& hooks, Tuple& values) {
-    std::vector<DistributedTensor*> tensors;
-    std::apply([&](auto&... v) { (collect(tensors, v), ...); }, values);
-    for (const Hook& h : hooks) h(*this, tensors);
+  R compute(Args... args) {
+    return replacement_ ? replacement_(std::forward<Args>(args)...) : forward(std::forward<Args>(args)...);
   }
-  static void collect(std::vector<DistributedTensor*>& tensors, DistributedTensor& t) { tensors.push_back(&t); }
-  template <class T>
-  static void collect(std::vector<DistributedTensor*>&, T&) {}
+
+  std::function<R(Args...)> replacement_;
 };
 
-// Modules that are owned, by index: layers.0, layers.1, ...
+// Modules that are owned, by index: layers.0, layers.1, ... A stage of a pipeline has a part of the whole model's and
+// begins at another index, so that names, and the initial values that come from them, are the whole model's.
 template <class T>
 class ModuleList : public Module {
  public:
-  using Module::Module;
+  ModuleList(Module& parent, std::string name, int64_t first_index = 0)
+      : Module(parent, std::move(name)), first_(first_index) {
+    check(first_index >= 0, "[ModuleList] the first index of {} is {}, which is negative", path(), first_index);
+  }
   std::string_view kind() const override { return "ModuleList"; }
-  template <class... Args>
-  T& emplace_back(const Args&... args) {
-    list_.push_back(std::make_unique<T>(*this, std::to_string(list_.size()), args...));
-    return *list_.back();
+  // The next one; U may be derived from T.
+  template <class U = T, class... Args>
+  U& emplace_back(const Args&... args) {
+    auto made = std::make_unique<U>(*this, std::to_string(end_index()), args...);
+    U& module = *made;
+    list_.push_back(std::move(made));
+    return module;
   }
   size_t size() const { return list_.size(); }
-  T& operator[](size_t i) { return *list_[i]; }
-  auto begin() { return list_.begin(); }
-  auto end() { return list_.end(); }
+  // The indices that are here: first_index(), ..., end_index() - 1.
+  int64_t first_index() const { return first_; }
+  int64_t end_index() const { return first_ + int64_t(list_.size()); }
+  // By index, the number in the name: layers[4] is layers.4 on every stage. Errors: one that is not here.
+  T& operator[](int64_t index) {
+    check(index >= first_ && index < end_index(), "[ModuleList] there is no {}.{}: the list has {} of them, from {} on",
+          path(), index, list_.size(), first_);
+    return *list_[size_t(index - first_)];
+  }
+
+  // for (T& layer : layers)
+  class Iterator {
+   public:
+    using value_type = T;
+    using difference_type = std::ptrdiff_t;
+    explicit Iterator(const std::unique_ptr<T>* at = nullptr) : at_(at) {}
+    T& operator*() const { return **at_; }
+    T* operator->() const { return at_->get(); }
+    Iterator& operator++() { return ++at_, *this; }
+    Iterator operator++(int) { return Iterator(at_++); }
+    bool operator==(const Iterator&) const = default;
+
+   private:
+    const std::unique_ptr<T>* at_;
+  };
+  Iterator begin() { return Iterator(list_.data()); }
+  Iterator end() { return Iterator(list_.data() + list_.size()); }
 
  private:
+  int64_t first_;
   std::vector<std::unique_ptr<T>> list_;
 };
 

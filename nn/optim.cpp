@@ -3,43 +3,31 @@
 #include <cmath>
 #include <numbers>
 
+#include "dtensor/creation.h"
 #include "dtensor/redistribute.h"
 #include "ops/all.h"
 #include "ops/cpu/fused.h"
 #include "ops/cuda/optim.h"
+#include "ops/dims.h"
 #include "ops/kernel.h"
 
 namespace dtensor::nn {
 
-void watch_parameters(Tape& tape, const std::vector<Parameter*>& parameters) {
+void watch_parameters(GradientStore& store, const std::vector<Parameter*>& parameters) {
   for (Parameter* p : parameters) {
-    if (!p->group()) tape.watch(p->value(), p->stored().dtype());
+    if (!p->group()) store.watch(p->value(), p->stored().dtype(), p->path());
     if (!p->group() || p->group()->parameters.front() != p) continue;
     std::vector<DistributedTensor> leaves;
     std::vector<std::string> names;
     for (const Parameter* q : p->group()->parameters) leaves.push_back(q->value()), names.push_back(q->path());
-    tape.watch_together(leaves, names, p->stored().dtype());
+    store.watch_together(leaves, names, p->stored().dtype());
   }
 }
 
-std::vector<DistributedTensor> reduce_gradients(const Tape& tape, const std::vector<Parameter*>& parameters) {
-  if (parameters.empty()) return {};
-  std::vector<DistributedTensor> gradients;
-  std::vector<Layout> layouts;
-  std::vector<std::string> reasons;
-  for (Parameter* p : parameters) {
-    DistributedTensor g = tape.gradient(p->value());
-    if (!g.defined()) {
-      g = DistributedTensor::empty(p->stored().mesh(), &p->stored().spec(),
-                                   Tensor::zeros(p->stored().local().allocator(), p->stored().dtype(),
-                                                 p->stored().spec().local_shape, p->stored().local().device()));
-    }
-    gradients.push_back(g);
-    layouts.push_back(p->stored().layout());
-    reasons.push_back("gradient of " + p->path());
-  }
-  NoGrad scope(gradients[0].mesh().rank_state());
-  return redistribute(gradients, layouts, {.reasons = reasons});
+std::vector<DistributedTensor> reduce_gradients(GradientStore& store, const std::vector<Parameter*>& parameters) {
+  std::vector<DistributedTensor> leaves;
+  for (const Parameter* p : parameters) leaves.push_back(p->value());
+  return store.reduce(leaves);
 }
 
 namespace {
@@ -50,12 +38,12 @@ Tensor aligned(const Tensor& t) {
   return reinterpret_cast<uintptr_t>(whole.bytes_data()) % 16 ? whole.clone() : whole;
 }
 
-// The sum of the squares of tensors that are sharded along the same axes: f64, Partial there.
+// The sum of the squares of tensors that are sharded along the same axes, none of them Partial: f64, Partial there.
 DistributedTensor sum_squares(const std::vector<DistributedTensor>& list) {
   const DistributedTensor& first = list[0];
   Rank& rank = first.mesh().rank_state();
-  DistributedTensor sum = ops::sum_squares(first);
   if (rank.device() != Device::cuda || first.is_meta()) {
+    DistributedTensor sum = ops::sum_squares(first);
     for (size_t i = 1; i < list.size(); ++i) sum = ops::add(sum, ops::sum_squares(list[i]));
     return sum;
   }
@@ -70,17 +58,24 @@ DistributedTensor sum_squares(const std::vector<DistributedTensor>& list) {
       out(rank.allocator(), DType::f64, {});
   cuda::sum_squares(rank.allocator()->stream(), first.dtype(), tensors.data(), count,
                     reinterpret_cast<double*>(scratch.bytes_data()), reinterpret_cast<double*>(out.bytes_data()));
-  return DistributedTensor::from_local(out, first.mesh(), sum.layout(), {});
+  Layout layout;
+  layout.partial = first.layout().sharded();
+  return DistributedTensor::from_local(out, first.mesh(), layout, {});
 }
 
 }  // namespace
 
 DistributedTensor global_norm(const std::vector<DistributedTensor>& gradients) {
   check(!gradients.empty(), "[global_norm] no gradients");
+  for (size_t i = 0; i < gradients.size(); ++i)
+    check(gradients[i].defined(),
+          "[global_norm] gradient {} of {} is undefined: nothing led to it; leave it out, or give zeros", i,
+          gradients.size());
   Rank& rank = gradients[0].mesh().rank_state();
   NoGrad scope(rank);
+  LabelScope reason(rank, Label::Kind::reason, "gradient norm");
   std::vector<std::vector<DistributedTensor>> alike;  // those whose sums are Partial on the same axes
-  for (const DistributedTensor& g : gradients) {
+  for (const DistributedTensor& g : ops::reduced(gradients)) {
     auto same = std::find_if(alike.begin(), alike.end(), [&](const auto& list) {
       return list[0].layout().sharded() == g.layout().sharded() && list[0].dtype() == g.dtype();
     });
@@ -89,20 +84,50 @@ DistributedTensor global_norm(const std::vector<DistributedTensor>& gradients) {
   }
   std::vector<DistributedTensor> sums;
   for (const auto& list : alike) sums.push_back(sum_squares(list));
-  LabelScope reason(rank, Label::Kind::reason, "gradient norm");
   sums = redistribute(sums, std::vector<Layout>(sums.size()));
   DistributedTensor total = sums[0];
   for (size_t i = 1; i < sums.size(); ++i) total = ops::add(total, sums[i]);
   return ops::sqrt(total);
 }
 
-// This rank's part of a parameter, its states and its gradient.
+// This rank's part of a parameter, its states and its gradient; and of its copy for computing, where the update writes
+// that one too.
 struct AdamW::Piece {
   Tensor value, copy, exp_avg, exp_avg_sq, gradient;
 };
 
 AdamW::AdamW(std::vector<Parameter*> parameters, const AdamWOptions& options)
     : parameters_(std::move(parameters)), options_(options) {}
+
+std::string AdamW::State::path() const { return fmt::format("{}.{}", name, parameter->path()); }
+
+void AdamW::make_states() {
+  if (!exp_avg_.empty()) return;
+  for (const Parameter* p : parameters_) {
+    const DistributedTensor& stored = p->stored();
+    check(stored.local().device() == stored.mesh().rank_state().device(),
+          "[AdamW] {} has no values yet: materialize() the model first", p->path());
+  }
+  for (const Parameter* p : parameters_) {
+    exp_avg_.push_back(zeros_like(p->stored()));
+    exp_avg_sq_.push_back(zeros_like(p->stored()));
+  }
+}
+
+std::vector<AdamW::State> AdamW::state() {
+  make_states();
+  std::vector<State> list;
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    list.push_back({parameters_[i], "exp_avg", exp_avg_[i]});
+    list.push_back({parameters_[i], "exp_avg_sq", exp_avg_sq_[i]});
+  }
+  return list;
+}
+
+void AdamW::set_steps(int64_t steps) {
+  check(steps >= 0, "[AdamW] {} steps cannot have been taken", steps);
+  steps_ = steps;
+}
 
 void AdamW::step(const std::vector<DistributedTensor>& gradients, double lr, const DistributedTensor& norm,
                  double clip) {
@@ -111,14 +136,10 @@ void AdamW::step(const std::vector<DistributedTensor>& gradients, double lr, con
 }
 
 void AdamW::begin_step(double lr) {
+  make_states();
   ++steps_;
   lr_ = lr;
-  if (parameters_.empty() || parameters_[0]->stored().is_meta()) return;
-  if (exp_avg_.empty())
-    for (Parameter* p : parameters_)
-      for (auto* state : {&exp_avg_, &exp_avg_sq_})
-        state->push_back(
-            Tensor::zeros(p->stored().local().allocator(), p->stored().dtype(), p->stored().spec().local_shape));
+  if (parameters_.empty()) return;
   Rank& rank = parameters_[0]->stored().mesh().rank_state();
   if (rank.device() != Device::cuda) return;
   if (!numbers_.defined()) numbers_ = Tensor(rank.allocator(), DType::f32, {3});
@@ -133,6 +154,7 @@ void AdamW::apply(const std::vector<DistributedTensor>& gradients, const Distrib
   check(gradients.size() == parameters_.size(), "[AdamW] {} gradients for {} parameters", gradients.size(),
         parameters_.size());
   if (parameters_.empty() || parameters_[0]->stored().is_meta()) return;
+  bool on_cuda = parameters_[0]->stored().mesh().rank_state().device() == Device::cuda;
   std::vector<Piece> pieces;
   for (size_t i = 0; i < parameters_.size(); ++i) {
     Parameter& p = *parameters_[i];
@@ -140,13 +162,12 @@ void AdamW::apply(const std::vector<DistributedTensor>& gradients, const Distrib
     if (gradients[i].layout() != stored.layout() || gradients[i].shape() != stored.shape() ||
         gradients[i].dtype() != stored.dtype())
       fail("[AdamW] the gradient of {} is {}, not {}", p.path(), to_string(gradients[i]), to_string(stored));
-    pieces.push_back({stored.local_for_writing(), &p.value() == &stored ? Tensor() : p.value().local_for_writing(),
-                      exp_avg_[i], exp_avg_sq_[i], gradients[i].local()});
+    pieces.push_back({stored.local_for_writing(), on_cuda && p.is_cast() ? p.value().local_for_writing() : Tensor(),
+                      exp_avg_[i].local_for_writing(), exp_avg_sq_[i].local_for_writing(), gradients[i].local()});
   }
-  if (parameters_[0]->stored().mesh().rank_state().device() == Device::cuda)
-    apply_on_device(pieces, norm, clip);
-  else
-    apply_on_host(pieces, norm, clip);
+  on_cuda ? apply_on_device(pieces, norm, clip) : apply_on_host(pieces, norm, clip);
+  for (size_t i = 0; i < parameters_.size(); ++i)
+    if (!pieces[i].copy.defined()) parameters_[i]->renew();
 }
 
 void AdamW::apply_on_host(const std::vector<Piece>& pieces, const DistributedTensor& norm, double clip) {
@@ -164,7 +185,6 @@ void AdamW::apply_on_host(const std::vector<Piece>& pieces, const DistributedTen
   int64_t total = 0;
   std::vector<std::pair<int64_t, Tensor>> gradients;  // from where on
   for (const Piece& p : pieces) {
-    check(!p.copy.defined(), "[AdamW] parameters that are computed with in bf16 are for CUDA");
     gradients.emplace_back(total, p.gradient.contiguous());
     total += p.value.numel();
   }

@@ -16,7 +16,8 @@ bool is_data_axis(std::string_view name) {
 void check_axes(const MeshShape& mesh, const ParallelPlan& plan) {
   std::vector<std::string> used = plan.axes();
   for (int a = 0; a < mesh.axes(); ++a)
-    check(is_data_axis(mesh.name(a)) || std::find(used.begin(), used.end(), mesh.name(a)) != used.end(),
+    check(mesh.size(a) == 1 || is_data_axis(mesh.name(a)) ||
+              std::find(used.begin(), used.end(), mesh.name(a)) != used.end(),
           "[mesh] nothing uses axis \"{}\" of {}: give a plan that does, or name it dp to divide the batch",
           mesh.name(a), to_string(mesh));
 }
@@ -41,8 +42,8 @@ class FirstBad : public Observer {
     Layout partial;
     partial.partial = mesh.shape().all(), partial.reduce = Reduce::min;
     double mine = first_ < 0 ? double(names_.size()) : first_;
-    auto first = size_t(
-        DistributedTensor::from_local(Tensor::of<double>({}, {mine}), mesh, partial, {}).redistribute(Layout()).item());
+    Tensor here = Tensor::of<double>({}, {mine}).to(rank_.allocator());
+    auto first = size_t(DistributedTensor::from_local(here, mesh, partial, {}).redistribute(Layout()).item());
     return first < names_.size() ? names_[first] : "not found again";
   }
 
@@ -58,6 +59,24 @@ class FirstBad : public Observer {
   std::vector<std::string> names_;
   double first_ = -1;
 };
+
+int micro_batches_of(const DistributedTensor& inputs, int64_t size) {
+  int64_t rows = inputs.size(0), ranks = inputs.mesh().shape().product(inputs.layout().split[0].set());
+  if (size == 0 || size == rows) return 1;
+  check(size > 0 && rows % size == 0 && size % ranks == 0,
+        "[train] a batch of {} rows does not divide into micro-batches of {} over {} ranks: --micro-batch-size divides "
+        "--batch-size, and the data axes divide it",
+        rows, size, ranks);
+  return int(rows / size);
+}
+
+// Micro-batch i of n: the next rows of each rank.
+DistributedTensor next_rows(const DistributedTensor& x, int i, int n) {
+  Shape shape = x.shape();
+  shape[0] /= n;
+  int64_t rows = x.local().size(0) / n;
+  return DistributedTensor::from_local(x.local().narrow(0, i * rows, rows), x.mesh(), x.layout(), shape);
+}
 
 double value_of(const DistributedTensor& x) {
   return x.is_meta() ? std::numeric_limits<double>::quiet_NaN() : x.item();
@@ -78,14 +97,15 @@ Trainer::Trainer(const DeviceMesh& mesh, const LlamaConfig& config, const Parall
                  const TrainerOptions& options)
     : options_(options),
       model_(mesh, config),
-      tape_(mesh.rank_state()),
+      gradients_(mesh.rank_state()),
       parameters_(model_.parameters()),
-      optimizer_(parameters_, options.adamw) {
+      optimizer_(parameters_, options.adamw),
+      step_number_(mesh) {
   check_axes(mesh.shape(), plan);
   for (Parameter* p : parameters_) p->compute_in(options.dtype);
   plan.apply(model_);
   materialize(model_, options.seed);
-  watch_parameters(tape_, parameters_);
+  watch_parameters(gradients_, parameters_);
 }
 
 int64_t Trainer::parameter_count() {
@@ -97,6 +117,7 @@ int64_t Trainer::parameter_count() {
 DistributedTensor Trainer::forward(const PackedText::Batch& batch) {
   Rank& rank = model_.mesh().rank_state();
   PhaseScope phase(rank, Phase::forward);
+  RandomScope random(step_number_, {.seed = options_.seed});
   DistributedTensor logits = model_(batch.inputs);
   LabelScope reason(rank, Label::Kind::reason, "loss");
   return ops::cross_entropy(logits, batch.targets, {.ignore_index = ByteTokenizer::pad});
@@ -122,12 +143,69 @@ void Trainer::fail_not_finite(const Step& s, const PackedText::Batch& batch,
       s.step, s.loss, s.grad_norm, where);
 }
 
+DistributedTensor Trainer::pass(const PackedText::Batch& batch) {
+  Record record(gradients_);
+  DistributedTensor loss;
+  {
+    Record::Scope scope(record);
+    loss = forward(batch);
+  }
+  record.backward(loss);
+  return loss;
+}
+
+// The mean is one sum over one count, both over all micro-batches, so the count is taken first.
+DistributedTensor Trainer::passes(const PackedText::Batch& batch) {
+  Rank& rank = model_.mesh().rank_state();
+  int micro_batches = int(rows_.size());
+  auto reduced = [&](const DistributedTensor& x) { return x.redistribute(Layout(), {.reason = "loss"}); };
+  DistributedTensor count, weight;
+  {
+    NoGrad scope(rank);
+    PhaseScope phase(rank, Phase::forward);
+    count = reduced(ops::sum(ops::cast(ops::ne(batch.targets, double(ByteTokenizer::pad)), DType::f32)));
+    weight = ops::div(1.0, count);
+  }
+  TreeSum losses;
+  for (int i = 0; i < micro_batches; ++i) {
+    PackedText::Batch rows{next_rows(batch.inputs, i, micro_batches), next_rows(batch.targets, i, micro_batches)};
+    Record record(gradients_, {.micro_batches = micro_batches});
+    DistributedTensor sum;
+    {
+      Record::Scope scope(record);
+      PhaseScope phase(rank, Phase::forward);
+      RandomScope random(step_number_, {.seed = options_.seed, .rows = rows_[size_t(i)]});
+      DistributedTensor logits = model_(rows.inputs);
+      LabelScope reason(rank, Label::Kind::reason, "loss");
+      sum = ops::sum(ops::cross_entropy(logits, rows.targets,
+                                        {.ignore_index = ByteTokenizer::pad, .reduction = ops::Reduction::none}));
+    }
+    record.backward({sum}, {weight}, {.reduce = i + 1 == micro_batches});
+    NoGrad scope(rank);
+    losses.push(sum);
+  }
+  NoGrad scope(rank);
+  PhaseScope phase(rank, Phase::forward);
+  return ops::div(reduced(losses.total()), count);
+}
+
+// Outside of what is captured.
+void Trainer::prepare_rows(const DistributedTensor& inputs) {
+  int parts = micro_batches_of(inputs, options_.micro_batch_size);
+  int64_t rows = inputs.size(0);
+  bool same = int(rows_.size()) == parts && (parts == 1 || rows_[0].size(0) * parts == rows);
+  if (same) return;
+  rows_.assign(size_t(parts), DistributedTensor());
+  for (int i = 0; parts > 1 && i < parts; ++i)
+    rows_[size_t(i)] = micro_batch_rows(inputs.mesh(), inputs.layout(), rows, parts, i);
+}
+
 Trainer::Results Trainer::run(const PackedText::Batch& batch) {
-  DistributedTensor loss = forward(batch);
-  tape_.backward(loss);
+  gradients_.clear();  // of a step that failed
+  DistributedTensor loss = rows_.size() > 1 ? passes(batch) : pass(batch);
   PhaseScope phase(model_.mesh().rank_state(), Phase::optimizer);
-  std::vector<DistributedTensor> gradients = reduce_gradients(tape_, parameters_);
-  tape_.clear_gradients();
+  std::vector<DistributedTensor> gradients = reduce_gradients(gradients_, parameters_);
+  gradients_.clear();
   DistributedTensor norm = global_norm(gradients);
   optimizer_.apply(gradients, norm, options_.clip);
   return {loss, norm, std::move(gradients)};
@@ -139,8 +217,7 @@ std::string Trainer::why_no_graph(const PackedText::Batch& batch) {
   if (rank.device() != Device::cuda || batch.inputs.is_meta()) return "not captured: graphs are CUDA's";
   if (!options_.graph) return "not captured: switched off";
   if (rank.world() > 1) return fmt::format("not captured: {} ranks, whose collectives need the host", rank.world());
-  if (rank.observers().size() > 1)
-    return "not captured: somebody observes the ops, which a launched graph does not call";
+  if (!rank.observers().empty()) return "not captured: somebody observes the ops, which a launched graph does not call";
   return "";
 }
 
@@ -174,7 +251,6 @@ Trainer::Results Trainer::run_or_launch(const PackedText::Batch& batch) {
       captured_->pool.end();
       captured_.reset();
       graph_status_ = fmt::format("not captured: {}", e.what());
-      tape_.clear_gradients();
       return run(batch);
     }
     captured_->pool.end();
@@ -189,6 +265,8 @@ Trainer::Step Trainer::step(const PackedText::Batch& batch) {
   Clock::time_point begin = Clock::now();
   double lr = warmup_cosine(optimizer_.steps(), options_.lr, options_.warmup_steps, options_.steps);
   optimizer_.begin_step(lr);
+  step_number_.set(optimizer_.steps());
+  prepare_rows(batch.inputs);
   Results r = run_or_launch(batch);
   double host_seconds = std::chrono::duration<double>(Clock::now() - begin).count();
   Step result{optimizer_.steps(), value_of(r.loss), value_of(r.norm), lr, host_seconds};

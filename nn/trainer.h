@@ -4,10 +4,12 @@
 #include <memory>
 
 #include "dtensor/cuda/allocator.h"
+#include "dtensor/random_scope.h"
 #include "nn/data.h"
 #include "nn/llama.h"
 #include "nn/optim.h"
 #include "nn/parallel/plan.h"
+#include "nn/record.h"
 
 namespace dtensor::nn {
 
@@ -16,7 +18,10 @@ struct TrainerOptions {
   int64_t steps = 1;  // of the whole schedule
   double lr = 1e-3;
   int64_t warmup_steps = 0;
-  double clip = 1.0;         // of the global gradient norm; 0: none
+  double clip = 1.0;  // of the global gradient norm; 0: none
+  // Rows, over all ranks, of one forward and backward pass; 0: all of the batch. A micro-batch is each data rank's next
+  // contiguous rows, in order: with 2, 4 or 8 of them the step has the bits of one whole batch where law 6 holds.
+  int64_t micro_batch_size = 0;
   DType dtype = DType::f32;  // to compute in, with f32 parameters and states: bf16 on CUDA
   bool graph = true;         // on CUDA: capture a step, where nothing forbids it, and launch it again for each
   AdamWOptions adamw;
@@ -29,7 +34,7 @@ Layout batch_layout(const MeshShape& mesh, const ParallelPlan& plan = {});
 // A model built on meta, its plan applied, its parts filled, with optimizer and schedule. Every rank makes one.
 class Trainer {
  public:
-  // Errors: a plan that does not fit; a mesh axis that nothing uses.
+  // Errors: a plan that does not fit; a mesh axis of several ranks that nothing uses.
   Trainer(const DeviceMesh& mesh, const LlamaConfig& config, const ParallelPlan& plan, const TrainerOptions& options);
 
   struct Step {
@@ -56,7 +61,10 @@ class Trainer {
     std::vector<DistributedTensor> gradients;
   };
   DistributedTensor forward(const PackedText::Batch& batch);  // the loss
-  Results run(const PackedText::Batch& batch);                // all of a step but the numbers that change
+  DistributedTensor pass(const PackedText::Batch& batch);     // forward and backward; the loss
+  DistributedTensor passes(const PackedText::Batch& batch);
+  void prepare_rows(const DistributedTensor& inputs);
+  Results run(const PackedText::Batch& batch);  // all of a step but the numbers that change
   Results run_or_launch(const PackedText::Batch& batch);
   std::string why_no_graph(const PackedText::Batch& batch);
   [[noreturn]] void fail_not_finite(const Step& s, const PackedText::Batch& batch,
@@ -64,9 +72,11 @@ class Trainer {
 
   TrainerOptions options_;
   LlamaForCausalLM model_;
-  Tape tape_;
+  GradientStore gradients_;
   std::vector<Parameter*> parameters_;
   AdamW optimizer_;
+  StepNumber step_number_;
+  std::vector<DistributedTensor> rows_;  // of each micro-batch in the global batch; a captured step reads them again
 
   // The captured step: where it reads its batch and leaves its results, and its memory, which must outlive all of them.
   struct Captured {

@@ -127,6 +127,7 @@ std::span<const Op* const> all() {
       &triu_op,
       &index_select_op,
       &index_add_op,
+      &index_copy_op,
       &gather_op,
       &scatter_add_op,
       &one_hot_op,
@@ -172,7 +173,7 @@ const Op& find(std::string_view name, const char* who) {
     if (op->name == name) return *op;
     names.emplace_back(op->name);
   }
-  fail("[{}] there is no op \"{}\"; the nearest is \"{}\"", who, name, nearest(name, names));
+  fail("[{}] there is no op \"{}\"{}", who, name, nearest_hint(name, names));
 }
 
 }  // namespace dtensor::ops

@@ -1,6 +1,7 @@
 // Attention and the rotary position embedding.
 #pragma once
 
+#include <optional>
 #include <tuple>
 
 #include "dtensor/random.h"
@@ -11,11 +12,12 @@ namespace dtensor::ops {
 extern const Op rotary_op, rotary_pair_op, attention_op, attention_backward_op;
 
 // x [batch, sequence, heads, d]: rotates the pairs (i, i + d/2) by position * theta^(-2i/d), Hugging Face's rotate_half
-// order. The position is the global index, so the sequence may be sharded.
-DistributedTensor rotary(const DistributedTensor& x, double theta);
+// order. `positions`: i64 [sequence] or [batch, sequence], sharded as those dimensions of x are; absent,
+// the position is the global index. Either way the sequence may be sharded.
+DistributedTensor rotary(const DistributedTensor& x, double theta, const DistributedTensor& positions = {});
 // Queries and keys at once, with one table of angles. The heads of q are a multiple of k's.
 std::tuple<DistributedTensor, DistributedTensor> rotary(const DistributedTensor& q, const DistributedTensor& k,
-                                                        double theta);
+                                                        double theta, const DistributedTensor& positions = {});
 
 struct AttentionOptions {
   bool causal = false;
@@ -24,10 +26,16 @@ struct AttentionOptions {
   // is left no key gives 0, as in PyTorch. Not with causal. May be sharded as batch, heads and queries are. Its
   // gradient has all scores in memory, once.
   DistributedTensor attn_mask = {};
-  // Weights are dropped after the softmax, each by its index in [batch, heads, s, t] (see ops/dropout.h), in training
-  // and out: the caller knows.
+  // Where queries and keys are: i64 [s] and [t], or [batch, s] and [batch, t], sharded as those dimensions are; absent,
+  // their global index. With causal a key takes part where its position is not beyond the query's.
+  DistributedTensor q_positions = {}, k_positions = {};
+  // i64 [batch], or of no dimension for all: so many keys take part, those before that index, of which any may be
+  // hidden besides. What lies beyond is not read: a cache of a fixed size with a changing count.
+  DistributedTensor k_lengths = {};
+  // Weights are dropped after the softmax, each by its index in [batch, heads, s, t] (ops/dropout.h), with positions in
+  // place of the indices where they are given. By the open RandomScope, in training only; or by a stream, always.
   double dropout_p = 0;
-  RandomStream stream = {};
+  std::optional<RandomStream> stream = {};
   // False: the gradient of the queries may be added up in any order, which is quicker where cuDNN computes it
   // (docs/cuda.md). Elsewhere the bits are the same every time anyway.
   bool deterministic = true;

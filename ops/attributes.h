@@ -2,6 +2,7 @@
 #pragma once
 
 #include <initializer_list>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -17,11 +18,14 @@ using AttributeValue = std::variant<bool, int64_t, double, std::vector<int64_t>,
 
 std::string to_string(const AttributeValue& value);
 
-// Part of every cache key, so two calls with equal attributes are the same call.
+// A double is a run-time number: calls that differ by its value are one call to the dispatcher's cache, to which only
+// its class is known (zero, positive, negative, infinite, NaN). So are the integers that a card names as run-time
+// values: `run_time` below. All else is part of the cache's key.
 class Attributes {
  public:
   Attributes() = default;
   Attributes(std::initializer_list<std::pair<std::string_view, AttributeValue>> list) {
+    list_.reserve(list.size());
     for (const auto& [name, value] : list) set(name, value);
   }
 
@@ -31,9 +35,9 @@ class Attributes {
   template <class T>
   const T& get(std::string_view name) const {
     const AttributeValue* v = find(name);
-    check(v, "[attributes] \"{}\" is missing in \"{}\"", name, to_string());
+    if (!v) fail("[attributes] \"{}\" is missing in \"{}\"", name, to_string());
     const T* t = std::get_if<T>(v);
-    check(t, "[attributes] \"{}\" has another type than the op needs: {}", name, dtensor::to_string(*v));
+    if (!t) fail("[attributes] \"{}\" has another type than the op needs: {}", name, dtensor::to_string(*v));
     return *t;
   }
   template <class T>
@@ -43,8 +47,14 @@ class Attributes {
 
   const std::vector<std::pair<std::string, AttributeValue>>& list() const { return list_; }
   bool empty() const { return list_.empty(); }
-  uint64_t hash() const;
   std::string to_string() const;  // "dim=-1 keepdim=true"
+
+  using Names = std::span<const std::string_view>;
+  // What a decision may depend on: without the run-time values, and of a double its class: 0, 1, -1, inf, -inf or NaN.
+  Attributes key(Names run_time) const;
+  uint64_t key_hash(Names run_time) const;
+  // Whether key(run_time) is `key`, NaN being equal to NaN.
+  bool has_key(const Attributes& key, Names run_time) const;
   friend bool operator==(const Attributes&, const Attributes&) = default;
 
  private:

@@ -1,10 +1,13 @@
 #include "ops/call.h"
 
+#include <algorithm>
 #include <array>
+#include <mutex>
 #include <unordered_map>
 
 #include "dtensor/local/inline_vector.h"
 #include "dtensor/redistribute.h"
+#include "ops/all.h"
 #include "ops/cpu/gemm.h"
 #include "ops/cuda/kernels.h"
 
@@ -20,6 +23,7 @@ int64_t Context::leaves(std::string_view factors) const {
   int64_t local = 1, global = 1;
   for (const FactorRange& f : factors_)
     if (factors.find(f.name) != std::string_view::npos) local *= f.range.size(), global *= f.size;
+  if (factors.find(batch_factor) != std::string_view::npos) global *= micro_batches;
   // At least 8 leaves of the whole, so that 2, 4 and 8 equal parts are subtrees even of a short sum.
   int64_t all = std::max<int64_t>(8, cpu::leaves(global));
   if (local == 0 || global % local) return cpu::leaves(local);
@@ -39,8 +43,25 @@ DType same_types(std::string_view op, std::span<const TensorSpec* const> inputs,
   return first ? first->dtype : DType::f32;
 }
 
+struct OpIdentity::Lasting {
+  std::once_flag made;  // by the thread of any rank
+  std::unique_ptr<Op> card;
+};
+
+OpIdentity::OpIdentity() : lasting_(std::make_shared<Lasting>()) {}
+
+std::shared_ptr<const Op> lasting(const Op& card) {
+  OpIdentity::Lasting& l = *card.identity.lasting_;
+  std::call_once(l.made, [&] {
+    l.card = std::make_unique<Op>(card);
+    l.card->sample.clear();
+  });
+  return {card.identity.lasting_, l.card.get()};
+}
+
 BoundRule bind_rule(const Op& op, std::span<const Shape* const> inputs, const Attributes& attributes, DType dtype) {
-  Rule rule = op.rule.function() ? op.rule.function()(inputs, attributes) : Rule{std::string(op.rule.literal())};
+  Rule rule = op.rule.function() ? op.rule.function()(inputs, attributes.key(op.run_time))
+                                 : Rule{std::string(op.rule.literal())};
   if (rule.linear.empty()) rule.linear = op.linear;
   if (rule.added.empty()) rule.added = op.added;
   if (rule.monotone.empty()) rule.monotone = op.monotone;
@@ -58,22 +79,28 @@ namespace {
 
 constexpr size_t max_operands = 64, max_outputs = 64;
 
-// What was decided for a call: found by op, interned input specs, attributes and wanted layout.
+// What was decided for a call: found by card, interned input specs, key of the attributes and wanted layout.
 struct Decision {
-  const Op* op;
-  Kernel kernel;              // null on meta
+  std::shared_ptr<const Op> card;  // keeps its identity from being another card's
+  const void* identity;
+  Kernel kernel;              // null where there is none, and on meta
   std::vector<uint64_t> ids;  // of the inputs' specs, 0 where absent
-  Attributes attributes;
+  Attributes key;
   uint64_t wanted;
 
   std::vector<Layout> inputs;
   uint64_t moves = 0;  // bit i: input i is brought to another layout
-  std::vector<const LocalSpec*> outputs;
+  std::vector<SpecHandle> outputs;
   std::vector<Context::FactorRange> factors;
+  char batch_factor = 0;
+
+  uint64_t last_use = 0;  // the number of the call
+  int running = 0;        // calls that need it now: an observer may make calls
 };
 
 struct OpsState {
   std::unordered_multimap<uint64_t, std::unique_ptr<Decision>> decisions;
+  uint64_t calls = 0;
   std::vector<cpu::Scratch> scratch;
   std::shared_ptr<cuda::Workspace> workspace;
 };
@@ -88,13 +115,33 @@ OpsState& state_of(Rank& rank) {
   return *static_cast<OpsState*>(rank.ops_state.get());
 }
 
-// Where there is none, a call of it is an error; not already the decision, which is also made on meta.
+// Where there is none, a call of it is an error; not already the decision, which is also made on meta. A card that only
+// bears the name of one of the library's does not get that one's kernel.
 Kernel kernel_of(const Op& op, Device device) {
   if (device != Device::cuda || op.view) return op.cpu;
-  return op.cuda ? op.cuda : cuda::find_kernel(op.name);
+  if (op.cuda) return op.cuda;
+  std::span<const Op* const> library = ops::all();
+  return std::find(library.begin(), library.end(), &op) == library.end() ? nullptr : cuda::find_kernel(op.name);
 }
 
 constexpr uint64_t nothing_wanted = ~uint64_t(0);
+
+// The best of the choices that leave what is written in place where it is.
+Choice choose_in_place(const Op& op, const Propagation& p) {
+  std::vector<Choice> choices = all_choices(p);
+  auto stays = [&](const Choice& c) {
+    for (size_t o = 0; o < op.writes.size(); ++o) {
+      auto i = size_t(op.writes[o]);
+      if (c.inputs[i] != p.inputs[i]->layout || c.outputs[o] != p.inputs[i]->layout) return false;
+    }
+    return true;
+  };
+  auto it = std::find_if(choices.begin(), choices.end(), stays);
+  if (it != choices.end()) return std::move(*it);
+  auto i = size_t(op.writes[0]);
+  fail("[{}] operand {} is written in place, which {} cannot be; redistribute it to {} first", op.name, i,
+       to_string(*p.inputs[i], p.mesh), to_string(choices[0].inputs[i], p.mesh));
+}
 
 std::unique_ptr<Decision> decide(const Op& op, const DeviceMesh& mesh, std::span<const DistributedTensor* const> inputs,
                                  const Attributes& attributes, const CallOptions& options) {
@@ -107,7 +154,8 @@ std::unique_ptr<Decision> decide(const Op& op, const DeviceMesh& mesh, std::span
   std::span<const TensorSpec* const> in(specs.data(), inputs.size());
   Layout wanted = options.wanted ? strip_narrow_axes(mesh.shape(), *options.wanted) : Layout();
   const Layout* wanted_list[] = {options.wanted ? &wanted : nullptr};
-  Choice choice = choose({rule, mesh.shape(), in, wanted_list, {}});
+  Propagation propagation{rule, mesh.shape(), in, wanted_list, {}};
+  Choice choice = op.writes.empty() ? choose(propagation) : choose_in_place(op, propagation);
   if (op.stays && choice.bytes) {
     std::string need;
     for (size_t i = 0; i < inputs.size(); ++i)
@@ -119,9 +167,10 @@ std::unique_ptr<Decision> decide(const Op& op, const DeviceMesh& mesh, std::span
         op.name, to_string(*inputs[0]), attributes.to_string(), to_string(mesh.shape()), need);
   }
   auto d = std::make_unique<Decision>();
-  d->op = &op;
+  d->card = lasting(op);
+  d->identity = op.identity.key();
   d->kernel = kernel_of(op, mesh.rank_state().device());
-  d->attributes = attributes;
+  d->key = attributes.key(op.run_time);
   d->wanted = options.wanted ? options.wanted->code() : nothing_wanted;
   d->inputs = choice.inputs;
   for (size_t i = 0; i < inputs.size(); ++i) {
@@ -131,7 +180,13 @@ std::unique_ptr<Decision> decide(const Op& op, const DeviceMesh& mesh, std::span
   check(rule.outputs().size() <= max_outputs, "[{}] more than {} outputs", op.name, max_outputs);
   for (size_t o = 0; o < rule.outputs().size(); ++o)
     d->outputs.push_back(
-        mesh.intern({op.types(op.name, in, attributes, int(o)), rule.outputs()[o].shape, choice.outputs[o]}));
+        mesh.intern({op.types(op.name, in, d->key, int(o)), rule.outputs()[o].shape, choice.outputs[o]}));
+  for (const Operand& operand : rule.inputs()) {
+    if (!operand.present) continue;
+    if (operand.shape.dims() && operand.leading[0] >= 0)
+      d->batch_factor = rule.factors()[size_t(operand.leading[0])].name;
+    break;
+  }
   for (size_t f = 0; f < rule.factors().size(); ++f) {
     const Factor& factor = rule.factors()[f];
     d->factors.push_back(
@@ -140,24 +195,52 @@ std::unique_ptr<Decision> decide(const Op& op, const DeviceMesh& mesh, std::span
   return d;
 }
 
-const Decision& find_decision(OpsState& state, const Op& op, const DeviceMesh& mesh,
-                              std::span<const DistributedTensor* const> inputs, const Attributes& attributes,
-                              const CallOptions& options) {
+// The half used least recently goes, but for what is running.
+void forget_half(OpsState& state) {
+  std::vector<uint64_t> uses;
+  for (const auto& [hash, d] : state.decisions) uses.push_back(d->last_use);
+  auto middle = uses.begin() + long(uses.size() / 2);
+  std::nth_element(uses.begin(), middle, uses.end());
+  std::erase_if(state.decisions, [&](const auto& entry) {
+    const Decision& d = *entry.second;
+    return d.last_use < *middle && !d.running;
+  });
+}
+
+Decision& find_decision(OpsState& state, const Op& op, const DeviceMesh& mesh,
+                        std::span<const DistributedTensor* const> inputs, const Attributes& attributes,
+                        const CallOptions& options) {
   uint64_t wanted = options.wanted ? options.wanted->code() : nothing_wanted;
-  uint64_t h =
-      reinterpret_cast<uintptr_t>(&op) ^ (attributes.empty() ? 0 : attributes.hash()) ^ wanted * 0x9e3779b97f4a7c15u;
+  uint64_t h = reinterpret_cast<uintptr_t>(op.identity.key()) ^
+               (attributes.empty() ? 0 : attributes.key_hash(op.run_time)) ^ wanted * 0x9e3779b97f4a7c15u;
   for (const DistributedTensor* in : inputs) h = (h ^ (in ? in->spec().id : 0)) * 0x9e3779b97f4a7c15u, h ^= h >> 32;
   auto [it, end] = state.decisions.equal_range(h);
   for (; it != end; ++it) {
-    const Decision& d = *it->second;
-    bool same = d.op == &op && d.wanted == wanted && d.ids.size() == inputs.size();
+    Decision& d = *it->second;
+    bool same = d.identity == op.identity.key() && d.wanted == wanted && d.ids.size() == inputs.size();
     for (size_t i = 0; same && i < inputs.size(); ++i) same = d.ids[i] == (inputs[i] ? inputs[i]->spec().id : 0);
-    if (same && d.attributes == attributes) return d;
+    if (!same || !attributes.has_key(d.key, op.run_time)) continue;
+    d.last_use = ++state.calls;
+    return d;
   }
-  return *state.decisions.emplace(h, decide(op, mesh, inputs, attributes, options))->second;
+  auto made = decide(op, mesh, inputs, attributes, options);
+  if (state.decisions.size() >= max_cached_calls) forget_half(state);
+  made->last_use = ++state.calls;
+  return *state.decisions.emplace(h, std::move(made))->second;
 }
 
-void run_kernel(const Op& op, Rank& rank, OpsState& state, const Decision& d,
+// Keeps the decision while the call runs.
+class Running {
+ public:
+  explicit Running(Decision& d) : d_(d) { ++d_.running; }
+  ~Running() { --d_.running; }
+  Running(const Running&) = delete;
+
+ private:
+  Decision& d_;
+};
+
+void run_kernel(const Op& op, Rank& rank, OpsState& state, const Decision& d, const Attributes& attributes,
                 std::span<const DistributedTensor* const> used, std::span<Tensor> locals, bool accumulate) {
   check(d.kernel, "[{}] has no kernel for {}", op.name, name(rank.device()));
   InlineVector<Tensor, max_operands> in;
@@ -169,9 +252,9 @@ void run_kernel(const Op& op, Rank& rank, OpsState& state, const Decision& d,
     else
       in.emplace_back(x->local().contiguous());
   }
-  Context context(op.name, d.attributes, d.factors, rank.pool(), state.scratch, rank.allocator(),
-                  state.workspace.get());
+  Context context(op.name, attributes, d.factors, rank.pool(), state.scratch, rank.allocator(), state.workspace.get());
   context.accumulate = accumulate, context.tf32 = rank.tf32;
+  context.batch_factor = d.batch_factor, context.micro_batches = rank.micro_batches;
   d.kernel(context, std::span<const Tensor>(in.data(), in.size()), locals);
   for (size_t o = 0; o < locals.size(); ++o)
     if (locals[o].shape() != d.outputs[o]->local_shape)
@@ -204,63 +287,111 @@ bool may_take(const DistributedTensor* into, const LocalSpec& output) {
   return into && into->defined() && into->unique() && &into->spec() == &output && into->local().is_contiguous();
 }
 
-// Runs the call; outputs are given to `take(index, tensor)`.
-template <class Make>
+bool contains(const std::vector<int>& list, int i) { return std::find(list.begin(), list.end(), i) != list.end(); }
+
+// Operand i, a null pointer or an undefined tensor, may be one.
+void check_absent(const Op& op, const DistributedTensor* x, size_t i) {
+  if (contains(op.optional, int(i)) || contains(op.optional, any_input)) return;
+  if (x) fail_undefined(op.name, i);
+  check(contains(op.or_number, int(i)),
+        "[{}] operand {} is absent, which this card cannot do without (see Op::optional)", op.name, i);
+}
+
+// Whether kernels of its rank reach the tensor's memory. A meta tensor is at home everywhere.
+bool is_reached(const Tensor& t, const Rank& rank) {
+  if (t.device() == Device::meta) return true;
+  return t.device() == rank.device() &&
+         (t.device() == Device::cpu || !t.allocator() || t.allocator() == rank.allocator());
+}
+[[noreturn]] void fail_device(const Op& op, const DistributedTensor& x, size_t i, const Rank& rank) {
+  Device on = x.local().device();
+  fail("[{}] operand {}, {}, is on {}{} and this rank's kernels on {}; bring its part here, .to(rank.allocator())",
+       op.name, i, to_string(x), on == rank.device() ? "another device or stream of " : "", name(on),
+       name(rank.device()));
+}
+
+// A tensor that is written in place is no other operand.
+void check_written(const Op& op, std::span<const DistributedTensor* const> in) {
+  for (int w : op.writes)
+    for (size_t i = 0; i < in.size(); ++i)
+      check(i == size_t(w) || !in[i] || in[i]->id() != in[size_t(w)]->id(),
+            "[{}] operands {} and {} are one tensor, which is written in place: give a copy of it", op.name, w, i);
+}
+
+// Runs the call; `result` is given the outputs.
+template <class Result>
 void dispatch(const Op& op, std::span<const DistributedTensor* const> given, const Attributes& attributes,
-              const CallOptions& options, Make result) {
+              const CallOptions& options, Result result) {
   check(given.size() <= max_operands, "[{}] {} operands; at most {} are supported", op.name, given.size(),
         max_operands);
   std::array<const DistributedTensor*, max_operands> inputs, used;
-  std::fill_n(inputs.begin(), given.size(), nullptr);
   const DistributedTensor* first = nullptr;
   bool meta = false;
   for (size_t i = 0; i < given.size(); ++i) {
-    if (!given[i] || !given[i]->defined()) continue;
-    inputs[i] = given[i];
+    inputs[i] = given[i] && given[i]->defined() ? given[i] : nullptr;
+    if (!inputs[i]) {
+      check_absent(op, given[i], i);
+      continue;
+    }
+    const DistributedTensor& x = *given[i];
     if (!first)
-      first = given[i];
-    else if (!(given[i]->mesh() == first->mesh()))
-      fail("[{}] operands on two meshes: {} and {}; a model's tensors all live on one mesh", op.name,
-           to_string(first->mesh().shape()), to_string(given[i]->mesh().shape()));
-    meta |= given[i]->is_meta();
+      first = &x;
+    else if (!(x.mesh() == first->mesh()))
+      fail("[{}] operands on two meshes: {}; a model's tensors all live on one mesh", op.name,
+           difference(first->mesh(), x.mesh()));
+    meta |= x.is_meta();
+    const Rank& rank = x.mesh().rank_state();
+    if (!is_reached(x.local(), rank)) fail_device(op, x, i, rank);
   }
   check(first, "[{}] all operands are absent", op.name);
   std::span<const DistributedTensor* const> in(inputs.data(), given.size());
   const DeviceMesh& mesh = first->mesh();
   Rank& rank = mesh.rank_state();
+  if (options.accumulated) *options.accumulated = false;
 
   if (op.composite) {
     std::vector<DistributedTensor> outputs = run_composite(op, rank, in, attributes);
-    rank.notify([&](Observer& o) { o.on_call({op, attributes, in, in, outputs}); });
+    std::shared_ptr<const Op> card = lasting(op);
+    rank.notify([&](Observer& o) { o.on_call({op, card, attributes, in, in, outputs, {}, options, false}); });
     result(std::span(outputs));
     return;
   }
 
   OpsState& state = state_of(rank);
-  const Decision& d = find_decision(state, op, mesh, in, attributes, options);
+  if (!op.writes.empty()) check_written(op, in);
+  Decision& d = find_decision(state, op, mesh, in, attributes, options);
+  Running running(d);
   std::vector<DistributedTensor> moved;
   std::copy_n(inputs.begin(), given.size(), used.begin());
   if (d.moves) bring(op, rank, d, std::span(used.data(), given.size()), moved);
   std::span<const DistributedTensor* const> ready(used.data(), given.size());
 
+  // Output o is written in place, or added to, or new.
+  bool accumulate = op.accumulates && may_take(options.into, *d.outputs[0]);
+  auto in_place = [&](size_t o) {
+    if (o < op.writes.size()) return *inputs[size_t(op.writes[o])];
+    return accumulate && o == 0 ? *options.into : DistributedTensor();
+  };
   InlineVector<Tensor, max_outputs> locals;
   Device device = meta || op.view ? Device::meta : rank.device();
-  bool accumulate = op.accumulates && may_take(options.into, *d.outputs[0]);
-  for (const LocalSpec* spec : d.outputs)
-    if (accumulate && locals.size() == 0)
-      locals.emplace_back(options.into->local_for_writing());
+  for (size_t o = 0; o < d.outputs.size(); ++o)
+    if (DistributedTensor y = in_place(o); y.defined())
+      locals.emplace_back(y.local_for_writing());
     else
-      locals.emplace_back(rank.allocator(), spec->dtype, spec->local_shape, device);
-  if (!meta) run_kernel(op, rank, state, d, ready, std::span(locals.data(), locals.size()), accumulate);
+      locals.emplace_back(rank.allocator(), d.outputs[o]->dtype, d.outputs[o]->local_shape, device);
+  if (!meta) run_kernel(op, rank, state, d, attributes, ready, std::span(locals.data(), locals.size()), accumulate);
 
   InlineVector<DistributedTensor, max_outputs> outputs;
   for (size_t o = 0; o < locals.size(); ++o)
-    if (accumulate && o == 0)
-      outputs.emplace_back(*options.into);
+    if (DistributedTensor y = in_place(o); y.defined())
+      outputs.emplace_back(std::move(y));
     else
       outputs.emplace_back(DistributedTensor::empty(mesh, d.outputs[o], std::move(locals[o])));
   std::span<DistributedTensor> out(outputs.data(), outputs.size());
-  rank.notify([&](Observer& o) { o.on_call({op, attributes, in, ready, out}); });
+  if (options.accumulated) *options.accumulated = accumulate;
+  rank.notify([&](Observer& o) {
+    o.on_call({op, d.card, attributes, in, ready, out, d.factors, options, accumulate});
+  });
   result(out);
 }
 

@@ -58,6 +58,7 @@ const Op cast_op = unary({.name = "cast",
                           .sample = samples()});
 
 DistributedTensor cast(const DistributedTensor& x, DType dtype) {
+  check_defined("cast", x);
   return x.dtype() == dtype ? x
                             : call(cast_op, {&x},
                                    {{"dtype", dtype},

@@ -29,6 +29,7 @@ Op comparison(std::string_view name) {
   SampleInput absent(Kind::absent, {});
   return binary({.name = name,
                  .types = compared_types,
+                 .or_number = {1},
                  .cpu = compare_kernel<f>,
                  .sample = joined(joined(binary_samples(), binary_samples(Kind::index, Kind::index)),
                                   {{{{Kind::boolean, {5, 3}}, {Kind::boolean, {3}}}},

@@ -245,6 +245,7 @@ const Op einsum_op = {.name = "einsum",
                                  sample("ab,ba->", {3, 5}, {5, 3}), sample("ab,ab->ba", {4, 3}, {4, 3})}};
 
 DistributedTensor einsum(std::string_view equation, std::span<const DistributedTensor* const> operands) {
+  for (size_t i = 0; i < operands.size(); ++i) check_defined("einsum", *operands[i], i);
   Equation e(equation, operands);
   std::vector<Term>& terms = e.inputs;
   // The letters of `of` that the output or a term from `next` on still asks for.

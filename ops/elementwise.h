@@ -203,7 +203,7 @@ void array_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor
 // --- Cards: what a family has in common is filled in where the card does not say it.
 
 Op unary(Op card);        // one floating operand
-Op binary(Op card);       // two operands of numbers; a second one that is absent is the attribute "value"
+Op binary(Op card);       // two operands of numbers
 Op gradient_op(Op card);  // (dy, x) -> dx, linear in dy
 
 // Gradients of operands that were broadcast are summed.

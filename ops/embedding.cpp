@@ -1,5 +1,9 @@
 #include "ops/embedding.h"
 
+#include <algorithm>
+#include <numeric>
+
+#include "ops/cpu/rows.h"
 #include "ops/kernel.h"
 
 namespace dtensor::ops {
@@ -38,23 +42,57 @@ void embedding_kernel(const Context& c, std::span<const Tensor> in, std::span<Te
   });
 }
 
-// ids, dy -> dweight: rows are added in the order of tokens, columns are split over threads.
+// The tokens of each row of the table that is here, in their order, and the leaf of the sum over tokens that each falls
+// into: token i of n is in leaf k of l where k*n/l <= i < (k+1)*n/l.
+struct TokensOfRows {
+  std::vector<int64_t> begin;  // of row r in `tokens`; one more at the end
+  std::vector<cpu::PickedRow> tokens;
+
+  TokensOfRows(const Context& c, const int64_t* ids, int64_t n) {
+    Range v = c.range('v');
+    auto here = [&](int64_t id) { return id >= v.begin && id < v.end; };
+    begin.resize(size_t(v.size() + 1));
+    for (int64_t i = 0; i < n; ++i) {
+      check_id(c, ids[i]);
+      if (here(ids[i])) ++begin[size_t(ids[i] - v.begin + 1)];
+    }
+    std::partial_sum(begin.begin(), begin.end(), begin.begin());
+    tokens.resize(size_t(begin.back()));
+    std::vector<int64_t> next = begin;
+    int64_t l = c.leaves_of_dots(), leaf = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      while ((leaf + 1) * n / l <= i) ++leaf;
+      if (here(ids[i])) tokens[size_t(next[size_t(ids[i] - v.begin)]++)] = {i, leaf};
+    }
+  }
+};
+
+// ids, dy -> dweight: each row is a sum over all tokens, by the law of sums, whose other terms are zeros. Threads have
+// rows; one costs as much as a token of it.
 void embedding_backward_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
-  const int64_t* ids = in[0].data<int64_t>();
-  int64_t n = in[0].numel(), d = in[1].shape().back();
+  int64_t d = in[1].shape().back(), rows = c.range('v').size();
   check_rows(c, in, {{0, 0}, {1, 1}});
-  Range v = c.range('v');
+  TokensOfRows by_row(c, in[0].data<int64_t>(), in[0].numel());
+  auto cost_before = [&](int64_t r) { return r + by_row.begin[size_t(r)]; };
+  auto first_row = [&](int64_t cost) {
+    int64_t low = 0;
+    for (int64_t high = rows; low < high;)
+      if (int64_t middle = (low + high) / 2; cost_before(middle) < cost)
+        low = middle + 1;
+      else
+        high = middle;
+    return low;
+  };
   for_floating(c, in[1].dtype(), [&]<class T>() {
-    const T* dy = in[1].data<T>();
-    T* dw = out[0].data<T>();
-    c.pool.parallel_for(d, std::max<int64_t>(16, pointwise_grain / std::max<int64_t>(n, 1) / 16 * 16),
+    c.pool.parallel_for(cost_before(rows), std::max<int64_t>(1, pointwise_grain / std::max<int64_t>(d, 1)),
                         [&](int64_t b, int64_t e, int) {
-                          for (int64_t r = 0; r < v.size(); ++r) std::fill(dw + r * d + b, dw + r * d + e, T(0));
-                          for (int64_t i = 0; i < n; ++i) {
-                            check_id(c, ids[i]);
-                            if (ids[i] < v.begin || ids[i] >= v.end) continue;
-                            T* row = dw + (ids[i] - v.begin) * d;
-                            for (int64_t j = b; j < e; ++j) row[j] += dy[i * d + j];
+                          for (int64_t r = first_row(b); r < rows && cost_before(r) < e; ++r) {
+                            int64_t first = by_row.begin[size_t(r)], count = by_row.begin[size_t(r + 1)] - first;
+                            T* y = out[0].data<T>() + r * d;
+                            if (count == 0)
+                              std::fill_n(y, d, T(0));
+                            else
+                              cpu::sum_picked_rows(count, by_row.tokens.data() + first, d, in[1].data<T>(), d, y);
                           }
                         });
   });

@@ -45,7 +45,7 @@ class Recorder : public Observer {
 
   void on_call(const CallEvent& call) override {
     if (call.op.composite) return;  // what it does was seen already
-    Explanation::Event event{&call.op, call.attributes, {}, {}, {}, {}};
+    Explanation::Event event{call.lasting, call.attributes, {}, {}, {}, {}};
     std::vector<const TensorSpec*> specs;
     for (size_t i = 0; i < call.inputs.size(); ++i) {
       const DistributedTensor *given = call.inputs[i], *used = call.used[i];

@@ -32,7 +32,7 @@ struct Explanation {
   };
   // A card that ran, or a redistribution that a composite asks for.
   struct Event {
-    const Op* op = nullptr;  // null: a redistribution
+    std::shared_ptr<const Op> op;  // null: a redistribution
     Attributes attributes;
     std::vector<Move> inputs;  // those present
     std::vector<TensorSpec> outputs;

@@ -211,6 +211,8 @@ constexpr Function shapes[] = {
      [](Arguments& a) -> List { return {index_select(a.tensor(0), a.integer("dim"), a.tensor(1))}; }},
     {"index_add", "index_add(x, index, source, dim=)",
      [](Arguments& a) -> List { return {index_add(a.tensor(0), a.integer("dim"), a.tensor(1), a.tensor(2))}; }},
+    {"index_copy_", "index_copy_(x, index, source, dim=)",
+     [](Arguments& a) -> List { return {index_copy_(a.tensor(0), a.integer("dim"), a.tensor(1), a.tensor(2))}; }},
     {"gather", "gather(x, index, dim=)",
      [](Arguments& a) -> List { return {gather(a.tensor(0), a.integer("dim"), a.tensor(1))}; }},
     {"scatter_add", "scatter_add(x, index, source, dim=)",
@@ -241,15 +243,19 @@ constexpr Function layers[] = {
                           a.number("eps", 1e-5))};
      }},
     {"embedding", "embedding(ids, weight)", binary<embedding>},
-    {"rotary", "rotary(x, theta=10000)",
-     [](Arguments& a) -> List { return {rotary(a.tensor(0), a.number("theta", 10000))}; }},
+    {"rotary", "rotary(x, positions=none, theta=10000)",
+     [](Arguments& a) -> List { return {rotary(a.tensor(0), a.number("theta", 10000), a.optional_tensor(1))}; }},
     {"scaled_dot_product_attention",
-     "scaled_dot_product_attention(q, k, v, attn_mask=none, dropout_p=0, is_causal=false, scale=1/sqrt(d), seed=0)",
+     "scaled_dot_product_attention(q, k, v, attn_mask=none, q_positions=none, k_positions=none, k_lengths=none, "
+     "dropout_p=0, is_causal=false, scale=1/sqrt(d), seed=0)",
      [](Arguments& a) -> List {
        return {scaled_dot_product_attention(a.tensor(0), a.tensor(1), a.tensor(2),
                                             {.causal = a.flag("is_causal"),
                                              .scale = a.number("scale", 0),
                                              .attn_mask = a.optional_tensor(3),
+                                             .q_positions = a.optional_tensor(4),
+                                             .k_positions = a.optional_tensor(5),
+                                             .k_lengths = a.optional_tensor(6),
                                              .dropout_p = a.number("dropout_p", 0),
                                              .stream = stream_of(a, "dropout")})};
      }},

@@ -102,7 +102,7 @@ std::vector<DistributedTensor> call_function(std::string_view name, std::span<co
     arguments.check_all_used();
     return outputs;
   }
-  fail("[call_function] there is no function \"{}\"; the nearest is \"{}\"", name, nearest(name, names));
+  fail("[call_function] there is no function \"{}\"{}", name, nearest_hint(name, names));
 }
 
 }  // namespace dtensor::ops

@@ -176,6 +176,37 @@ void gather_gradient(Gradient& g) { taken_gradient(g, scatter_add_op); }
 void index_add_gradient(Gradient& g) { added_gradient(g, index_select_op); }
 void scatter_add_gradient(Gradient& g) { added_gradient(g, gather_op); }
 
+// Where it is sharded, each rank copies what falls into its range.
+Rule index_copy_rule(std::span<const Shape* const> in, const Attributes& a) {
+  Texts t(*in[0], a);
+  t.indexed.replace(size_t(dim_of(a)), 1, "[i]");
+  return {t.whole + ",[i]," + t.indexed + "->" + t.whole};
+}
+DType copied_type(std::string_view op, std::span<const TensorSpec* const> in, const Attributes& a, int output) {
+  check_i64(op, *in[1]);
+  const TensorSpec* values[] = {in[0], in[2]};
+  return same_types(op, values, a, output);
+}
+// All indices are checked before anything is written.
+void index_copy_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+  Around to(out[0].shape(), dim_of(c.attributes)), from(in[2].shape(), dim_of(c.attributes));
+  const int64_t* index = in[1].data<int64_t>();
+  for (int64_t j = 0; j < from.n; ++j) check_index(c, index[j]);
+  Range here = c.range(letter_of(c.attributes));
+  for_all_types(c, out[0].dtype(), [&]<class T>() {
+    const T* source = in[2].data<T>();
+    T* y = out[0].data<T>();
+    int64_t grain = std::max<int64_t>(1, pointwise_grain / std::max<int64_t>(from.n * from.inner, 1));
+    c.pool.parallel_for(to.outer, grain, [&](int64_t begin, int64_t end, int) {
+      for (int64_t a = begin; a < end; ++a)
+        for (int64_t j = 0; j < from.n; ++j)
+          if (index[j] >= here.begin && index[j] < here.end)
+            std::copy_n(source + (a * from.n + j) * from.inner, to.inner,
+                        y + (a * to.n + index[j] - here.begin) * to.inner);
+    });
+  });
+}
+
 Rule one_hot_rule(std::span<const Shape* const>, const Attributes& a) {
   Rule r{"...->...v"};
   r.sizes = {{'v', a.get<int64_t>("num_classes")}};
@@ -221,6 +252,7 @@ const Op index_add_op = {.name = "index_add",
                          .linear = {{0, 2}},
                          .added = {0},
                          .types = added_type,
+                         .optional = {0},
                          .cpu = index_add_kernel,
                          .gradient = index_add_gradient,
                          .keeps = {.inputs = {1}},
@@ -245,6 +277,7 @@ const Op scatter_add_op = {.name = "scatter_add",
                            .linear = {{0, 2}},
                            .added = {0},
                            .types = added_type,
+                           .optional = {0},
                            .cpu = scatter_add_kernel,
                            .gradient = scatter_add_gradient,
                            .keeps = {.inputs = {1}},
@@ -252,6 +285,17 @@ const Op scatter_add_op = {.name = "scatter_add",
                                       {{absent, ids({4, 5}, 7), {4, 5}}, of_seven},
                                       {{{5}, ids({8}, 5), {8}}, along(0)},
                                       {{ids({4, 3}, 9), ids({5, 3}, 4), ids({5, 3}, 9)}, along(0)}}};
+const Op index_copy_op = {.name = "index_copy_",
+                          .rule = index_copy_rule,
+                          .moves = {{0, 2}},
+                          .types = copied_type,
+                          .writes = {0},
+                          .cpu = index_copy_kernel,
+                          .sample = {{{{4, 7, 3}, ids({2}, 7), {4, 2, 3}}, along(1)},
+                                     {{{5}, ids({8}, 5), {8}}, along(0)},
+                                     {{{4, 7}, ids({0}, 7), {4, 0}}, along(1)},
+                                     {{ids({4, 3}, 9), ids({1}, 4), ids({1, 3}, 9)}, along(0)},
+                                     {{flags({4, 3}), ids({2}, 3), flags({4, 2})}, along(1)}}};
 const Op one_hot_op = {.name = "one_hot",
                        .rule = one_hot_rule,
                        .types = one_hot_type,
@@ -290,15 +334,30 @@ DistributedTensor padded(const DistributedTensor& x, int64_t dim, int64_t size) 
 }  // namespace
 
 DistributedTensor index_select(const DistributedTensor& x, int64_t dim, const DistributedTensor& index) {
+  check_defined("index_select", x);
+  check_defined("index_select", index, 1);
   int d = checked_dim_1d("index_select", x, dim, index);
   return call(index_select_op, {&x, &index}, taking(x, d));
 }
 DistributedTensor index_add(const DistributedTensor& x, int64_t dim, const DistributedTensor& index,
                             const DistributedTensor& source) {
+  check_defined("index_add", x);
+  check_defined("index_add", index, 1);
+  check_defined("index_add", source, 2);
   int d = checked_dim_1d("index_add", x, dim, index);
   return call(index_add_op, {&x, &index, &source}, along(d));
 }
+DistributedTensor index_copy_(const DistributedTensor& x, int64_t dim, const DistributedTensor& index,
+                              const DistributedTensor& source) {
+  check_defined("index_copy_", x);
+  check_defined("index_copy_", index, 1);
+  check_defined("index_copy_", source, 2);
+  int d = checked_dim_1d("index_copy_", x, dim, index);
+  return call(index_copy_op, {&x, &index, &source}, along(d));
+}
 DistributedTensor gather(const DistributedTensor& x, int64_t dim, const DistributedTensor& index) {
+  check_defined("gather", x);
+  check_defined("gather", index, 1);
   if (x.dims() == 0 && index.dims() == 0)  // as of one dimension of size 1
     return squeeze(gather(unsqueeze(x, 0), dim, unsqueeze(index, 0)));
   int d = checked_dim("gather", x, dim, index);
@@ -309,6 +368,9 @@ DistributedTensor gather(const DistributedTensor& x, int64_t dim, const Distribu
 }
 DistributedTensor scatter_add(const DistributedTensor& x, int64_t dim, const DistributedTensor& index,
                               const DistributedTensor& source) {
+  check_defined("scatter_add", x);
+  check_defined("scatter_add", index, 1);
+  check_defined("scatter_add", source, 2);
   if (x.dims() == 0 && index.dims() == 0 && source.dims() == 0)  // as of one dimension of size 1
     return squeeze(scatter_add(unsqueeze(x, 0), dim, unsqueeze(index, 0), unsqueeze(source, 0)));
   int d = checked_dim("scatter_add", x, dim, index);

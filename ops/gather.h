@@ -6,13 +6,17 @@
 
 namespace dtensor::ops {
 
-extern const Op index_select_op, index_add_op, gather_op, scatter_add_op, one_hot_op;
+extern const Op index_select_op, index_add_op, index_copy_op, gather_op, scatter_add_op, one_hot_op;
 
 // The slices of x at index [k] of `dim`: k along it. Where it is sharded: Partial(sum), for bool Partial(max).
 DistributedTensor index_select(const DistributedTensor& x, int64_t dim, const DistributedTensor& index);
 // x, and source [.., k, ..] added to its slices at index [k] of `dim`. Where k is sharded: Partial(sum).
 DistributedTensor index_add(const DistributedTensor& x, int64_t dim, const DistributedTensor& index,
                             const DistributedTensor& source);
+// Writes source [.., k, ..] over the slices of x at index [k] of `dim`, in place, and returns x: a key/value cache. Of
+// equal indices the last one counts. x stays in its layout, whatever that is.
+DistributedTensor index_copy_(const DistributedTensor& x, int64_t dim, const DistributedTensor& index,
+                              const DistributedTensor& source);
 
 // y[a, e, c] = x[a, index[a, e, c], c] for dim=1. Of index's shape, which may be smaller than x's in all dimensions but
 // `dim`: then x is sliced. Where `dim` of x is sharded: Partial(sum), for bool Partial(max).

@@ -131,6 +131,7 @@ SampleInput ids(Shape s) { return {SampleInput::Kind::index, s, 9}; }
 const Op cat_op = {
     .name = "cat",
     .rule = cat_rule,
+    .optional = {any_input},
     .strided = true,
     .cpu = cat_kernel,
     .cuda = cat_kernel,
@@ -156,6 +157,7 @@ const Op split_op = {.name = "split",
                                 {{ids({5, 3})}, pieces(0, {4, 1})}}};
 
 DistributedTensor cat(const std::vector<DistributedTensor>& tensors, int64_t dim) {
+  for (size_t i = 0; i < tensors.size(); ++i) check_defined("cat", tensors[i], i);
   check(!tensors.empty(), "[cat] no tensors: at least one is needed");
   int d = normalize_dim("cat", dim, tensors[0].dims());
   if (tensors.size() == 1) return tensors[0];
@@ -178,6 +180,7 @@ DistributedTensor cat(const std::vector<DistributedTensor>& tensors, int64_t dim
   return call_all(cat_op, list, pieces(d, sizes))[0];
 }
 DistributedTensor stack(const std::vector<DistributedTensor>& tensors, int64_t dim) {
+  for (size_t i = 0; i < tensors.size(); ++i) check_defined("stack", tensors[i], i);
   check(!tensors.empty(), "[stack] no tensors: at least one is needed");
   int d = normalize_dim("stack", dim, tensors[0].dims() + 1);
   std::vector<DistributedTensor> list;
@@ -190,6 +193,7 @@ DistributedTensor stack(const std::vector<DistributedTensor>& tensors, int64_t d
 }
 
 std::vector<DistributedTensor> split(const DistributedTensor& x, const std::vector<int64_t>& sizes, int64_t dim) {
+  check_defined("split", x);
   int d = normalize_dim("split", dim, x.dims());
   auto fits = [n = x.shape()[d]](int64_t size) { return size >= 0 && size <= n; };  // so that the sum does not overflow
   check(!sizes.empty() && std::all_of(sizes.begin(), sizes.end(), fits) && total(sizes) == x.shape()[d],
@@ -201,6 +205,7 @@ std::vector<DistributedTensor> split(const DistributedTensor& x, const std::vect
   return list;
 }
 std::vector<DistributedTensor> split(const DistributedTensor& x, int64_t size, int64_t dim) {
+  check_defined("split", x);
   int64_t n = x.shape()[normalize_dim("split", dim, x.dims())];
   check(size > 0 || (size == 0 && n == 0), "[split] pieces of {} along dimension {} of {}", size, dim, to_string(x));
   Sizes sizes(n ? size_t(largest_piece(n, std::min(size, n))) : 1, size);
@@ -208,6 +213,7 @@ std::vector<DistributedTensor> split(const DistributedTensor& x, int64_t size, i
   return split(x, sizes, dim);
 }
 std::vector<DistributedTensor> chunk(const DistributedTensor& x, int64_t chunks, int64_t dim) {
+  check_defined("chunk", x);
   int64_t n = x.shape()[normalize_dim("chunk", dim, x.dims())];
   check(chunks > 0, "[chunk] {} into {} chunks: at least one is needed", to_string(x), chunks);
   return n ? split(x, largest_piece(n, std::min(chunks, n)), dim) : split(x, Sizes(size_t(chunks), 0), dim);

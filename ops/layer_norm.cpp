@@ -226,6 +226,7 @@ const std::vector<Sample> samples = {{{{4, 3, 6}, {6}, {6}}, norm_of(1)},       
 const Op layer_norm_op = {.name = "layer_norm",
                           .rule = layer_norm_rule,
                           .types = row_types<0b000, 0b110>,
+                          .optional = {1, 2},
                           .cpu = layer_norm_kernel,
                           .gradient = layer_norm_gradient,
                           .keeps = {.inputs = {0, 1}, .outputs = {1, 2}},
@@ -234,12 +235,14 @@ const Op layer_norm_backward_op = {
     .name = "layer_norm_backward",
     .rule = layer_norm_backward_rule,
     .types = row_types<0b1111000, 0b000>,
+    .optional = {2, 3, 5, 6},
     .cpu = layer_norm_backward_kernel,
     .sample = {{{{4, 3, 6}, {4, 3, 6}, {6}, {4, 3}, positive({4, 3}), none, none}, gradient_of(1, true)},
                {{{4, 6}, {4, 6}, none, {4}, positive({4}), none, none}, gradient_of(1, false)},
                {{{4, 3, 6}, {4, 3, 6}, {6}, {4, 3}, positive({4, 3}), {4, 3}, {4, 3}}, gradient_of(1, true)},
                {{{4, 2, 3}, {4, 2, 3}, {2, 3}, none, positive({4}), {4}, {4}}, gradient_of(2, true)}}};
 const Op sharded_layer_norm_op = {.name = "sharded_layer_norm",
+                                  .optional = {1, 2},
                                   .composite = sharded<true>,
                                   .gradient = sharded_gradient<true>,
                                   .keeps = {.inputs = {0, 1}, .outputs = {1, 2}},
@@ -253,6 +256,7 @@ const Op sharded_rms_norm_op = {
 const Op normalize_op = {.name = "normalize",
                          .rule = normalize_rule,
                          .types = row_types<0b11000, 0b0>,
+                         .optional = {1, 2, 3},
                          .cpu = normalize_kernel,
                          .sample = {{{{4, 3, 6}, {6}, {6}, {4, 3}, positive({4, 3})}, norm_of(1)},
                                     {{{4, 2, 3}, {2, 3}, none, none, positive({4})}, norm_of(2)}}};
@@ -260,6 +264,8 @@ const Op norm_statistics_op = {.name = "norm_statistics",
                                .rule = "...,...->...,...",
                                .passes = {{.inputs = {0}, .outputs = {0}}},
                                .types = statistics_types<>,
+                               .optional = {0},
+                               .run_time = {"n"},
                                .cpu = norm_statistics_kernel,
                                .sample = {{{{4, 3}, positive({4, 3})}, {{"n", int64_t(5)}, {"eps", 1e-5}}},
                                           {{none, positive({4})}, {{"n", int64_t(5)}, {"eps", 1e-5}}}}};
@@ -267,12 +273,14 @@ const Op norm_gradient_sums_op = {.name = "norm_gradient_sums",
                                   .rule = norm_gradient_sums_rule,
                                   .linear = {{0}},
                                   .types = row_types<0b11000, 0b11>,
+                                  .optional = {2, 3},
                                   .cpu = norm_gradient_sums_kernel,
                                   .sample = {{{{4, 3, 6}, {4, 3, 6}, {6}, {4, 3}, positive({4, 3})}, norm_of(1)},
                                              {{{4, 2, 3}, {4, 2, 3}, none, none, positive({4})}, norm_of(2)}}};
 
 DistributedTensor layer_norm(const DistributedTensor& x, const Shape& normalized_shape, const DistributedTensor& weight,
                              const DistributedTensor& bias, double eps) {
+  check_defined("layer_norm", x);
   int n = normalized_shape.dims();
   check(n > 0 && x.dims() >= n && std::equal(normalized_shape.begin(), normalized_shape.end(), x.shape().end() - n),
         "[layer_norm] normalized_shape {} is not the end of {}", to_string(normalized_shape), to_string(x));

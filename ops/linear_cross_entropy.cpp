@@ -151,6 +151,9 @@ const Op linear_cross_entropy_op = {.name = "linear_cross_entropy",
 
 DistributedTensor linear_cross_entropy(const DistributedTensor& hidden, const DistributedTensor& weight,
                                        const DistributedTensor& target, const LinearCrossEntropyOptions& o) {
+  check_defined("linear_cross_entropy", hidden);
+  check_defined("linear_cross_entropy", weight, 1);
+  check_defined("linear_cross_entropy", target, 2);
   check(hidden.dims() > 0 && weight.dims() == 2 && hidden.size(-1) == weight.size(1) && weight.size(0) > 0,
         "[linear_cross_entropy] hidden {} and weight {}: they are [..., k] and [classes, k]", to_string(hidden),
         to_string(weight));

@@ -199,6 +199,7 @@ Attributes of_rows(int64_t ignore, double smoothing) {
   a.set("classes", int64_t(7));
   return a;
 }
+const std::vector<std::string_view> ignored = {"ignore_index"};
 
 }  // namespace
 
@@ -211,6 +212,7 @@ const Op pick_op = {.name = "pick",
                     .rule = "...v,...->...",
                     .linear = {{0}},
                     .types = row_types<0b00, 0b1, 0b10>,
+                    .run_time = ignored,
                     .cpu = pick_kernel,
                     .sample = {{{{4, 3, 7}, ids({4, 3}, 7)}, ignoring(-100)}, {{{5, 3}, ids({5}, 3)}, ignoring(1)}}};
 const Op sum_below_op = {.name = "sum_below",
@@ -224,6 +226,7 @@ const Op cross_entropy_backward_op = {
     .rule = "...v,...,...,...,...->...v",
     .linear = {{4}},
     .types = row_types<0b10110, 0b0, 0b1000>,
+    .run_time = ignored,
     .cpu = cross_entropy_backward_kernel,
     .sample = {{{{4, 3, 7}, {4, 3}, {4, 3}, ids({4, 3}, 7), {4, 3}}, backward_of(-100, 0)},
                {{{4, 3, 7}, {4, 3}, {4, 3}, ids({4, 3}, 7), {4, 3}}, backward_of(-100, 0.1)},
@@ -233,6 +236,8 @@ const Op cross_entropy_rows_op = {
     .rule = "...,...,...,...,...->...,...",
     .passes = {{.inputs = {0, 1, 2, 4}, .outputs = {0}}},
     .types = statistics_types<0b1000>,
+    .optional = {4},
+    .run_time = {"ignore_index", "classes"},
     .cpu = rows_kernel,
     .sample = {{{{4, 3}, {4, 3}, {4, 3}, ids({4, 3}, 7), {4, 3}}, of_rows(-100, 0.5)},
                {{{5}, {5}, {5}, ids({5}, 3), {SampleInput::Kind::absent, {}}}, of_rows(1, 0)}}};
@@ -240,6 +245,7 @@ const Op cross_entropy_forward_op = {
     .name = "cross_entropy_forward",
     .rule = "...[v],...->...,...,...,...",
     .types = row_types<0b00, 0b1111, 0b10>,
+    .run_time = ignored,
     .cpu = forward_kernel,
     .sample = {{{{4, 3, 7}, ids({4, 3}, 7)}, backward_of(-100, 0)}, {{{5, 3}, ids({5}, 3)}, backward_of(1, 0.2)}}};
 const Op cross_entropy_op = {.name = "cross_entropy",
@@ -280,6 +286,8 @@ DistributedTensor reduced_once(const char* who, const DistributedTensor& x) {
 
 DistributedTensor cross_entropy(const DistributedTensor& logits, const DistributedTensor& target,
                                 const CrossEntropyOptions& options) {
+  check_defined("cross_entropy", logits);
+  check_defined("cross_entropy", target, 1);
   check(!is_floating(target.dtype()),
         "[cross_entropy] targets are i64, not {}{}: class indices; of class probabilities take "
         "-(probabilities * log_softmax(logits)).sum(class_dim) instead",
@@ -310,6 +318,8 @@ DistributedTensor cross_entropy(const DistributedTensor& logits, const Distribut
 }
 
 DistributedTensor mse_loss(const DistributedTensor& input, const DistributedTensor& target, Reduction reduction) {
+  check_defined("mse_loss", input);
+  check_defined("mse_loss", target, 1);
   check(input.shape() == target.shape(), "[mse_loss] input {} and target {} have two shapes; use expand()",
         to_string(input), to_string(target));
   check(is_floating(input.dtype()), "[mse_loss] input {} is of no floating type; use cast()", to_string(input));

@@ -145,7 +145,9 @@ void linear_weight_gradient_kernel(const Context& c, std::span<const Tensor> in,
 void set_weight_gradient(Gradient& g, const DistributedTensor& dy, const DistributedTensor& x) {
   bool wider = x.dtype() == DType::bf16 && g.dtype(1) == DType::f32;
   Attributes type = wider ? Attributes{{"dtype", DType::f32}} : Attributes();
-  g.set(1, call(linear_weight_gradient_op, {&dy, &x}, type, {g.wanted(1), g.sum(1)}));
+  bool added = false;
+  DistributedTensor d = call(linear_weight_gradient_op, {&dy, &x}, type, {g.wanted(1), g.sum(1), &added});
+  if (!added) g.set(1, std::move(d));
 }
 
 void matmul_gradient(Gradient& g) {
@@ -214,6 +216,7 @@ const Op linear_op = {
     .linear = {{0, 2}, {1, 2}},
     .added = {2},
     .types = product_types,
+    .optional = {2},
     .cpu = linear_kernel,
     .gradient = linear_gradient,
     .keeps = {.inputs = {0, 1}},
@@ -223,6 +226,7 @@ const Op linear_gelu_op = {
     .name = "linear_gelu",
     .rule = "...[k],n[k],n->...n,...n",
     .types = product_types,
+    .optional = {2},
     .cpu = linear_gelu_kernel,
     .gradient = linear_gelu_gradient,
     .keeps = {.inputs = {0, 1}, .outputs = {1}},
@@ -238,6 +242,8 @@ const Op linear_weight_gradient_op = {.name = "linear_weight_gradient",
                                       .sample = {{{{5, 3}, {5, 7}}}, {{{2, 5, 3}, {2, 5, 4}}}, {{{0, 3}, {0, 4}}}}};
 
 DistributedTensor matmul(const DistributedTensor& a, const DistributedTensor& b) {
+  check_defined("matmul", a);
+  check_defined("matmul", b, 1);
   check(a.dims() > 0 && b.dims() > 0, "[matmul] both operands need a dimension: {} and {}; use mul() for a number",
         to_string(a), to_string(b));
   if (a.dims() > 1 && b.dims() > 1) {
@@ -254,6 +260,8 @@ DistributedTensor matmul(const DistributedTensor& a, const DistributedTensor& b)
   return view(y, shape);
 }
 DistributedTensor bmm(const DistributedTensor& a, const DistributedTensor& b) {
+  check_defined("bmm", a);
+  check_defined("bmm", b, 1);
   check(a.dims() == 3 && b.dims() == 3 && a.size(0) == b.size(0) && a.size(2) == b.size(1),
         "[bmm] operands are [b,m,k] and [b,k,n], not {} and {}; matmul() broadcasts", to_string(a), to_string(b));
   return matmul(a, b);

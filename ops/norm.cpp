@@ -119,6 +119,7 @@ const Op add_rms_norm_backward_op = {
     .sample = {{{{4, 3, 6}, {4, 3, 6}, {6}, {SampleInput::Kind::positive, {4, 3}}, {4, 3, 6}}}}};
 
 DistributedTensor rms_norm(const DistributedTensor& x, const DistributedTensor& weight, double e) {
+  check_defined("rms_norm", x);
   if (x.dims() > 0 && sharded_along(x, {x.dims() - 1}))
     return call(sharded_rms_norm_op, {&x, &weight}, {{"normalized_dims", int64_t(1)}, {"eps", e}});
   return call(rms_norm_op, {&x, &weight}, {{"eps", e}});

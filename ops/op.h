@@ -44,6 +44,9 @@ class Context {
   const std::shared_ptr<Allocator>& allocator;
   bool accumulate = false;  // add to what output 0 has: only where the card says that it can
   bool tf32 = false;        // Rank::tf32
+  // Dimension 0 of the first operand is the batch, and micro_batches of them make up a step's (Rank::micro_batches).
+  char batch_factor = 0;
+  int micro_batches = 1;
 
   Range range(char factor) const { return find(factor).range; }
   int64_t size(char factor) const { return find(factor).size; }
@@ -52,7 +55,8 @@ class Context {
   CUstream_st* stream() const { return allocator->stream(); }
   cuda::Workspace& workspace() const { return *workspace_; }
   // The number of leaves of a sum over the product of `factors` (those absent count 1), so that the ranks' parts are
-  // subtrees of one canonical tree: docs/architecture.md, the same bits. Never 0.
+  // subtrees of one canonical tree: docs/architecture.md, the same bits. So are micro-batches' of a sum over the batch.
+  // Never 0.
   int64_t leaves(std::string_view factors) const;
   // The same over all dimensions of "...".
   int64_t leaves_of_dots() const { return leaves("ABCDEFGH"); }
@@ -67,6 +71,7 @@ class Context {
 // Reads inputs, writes every element of outputs (allocated, contiguous). Absent inputs are undefined tensors. Inputs
 // are contiguous unless the card is `strided`. A `view` card's kernel is given outputs of the right shapes without
 // bytes, and puts its own in their place.
+// Outputs that the card `writes` have the contents of their inputs.
 using Kernel = void (*)(const Context&, std::span<const Tensor> inputs, std::span<Tensor> outputs);
 
 // What a card's gradient function sees: what was kept, the outputs' gradients, and where the inputs' gradients go.
@@ -83,8 +88,8 @@ class Gradient {
   virtual DType dtype(int i) const { return input_spec(i).dtype; }
   virtual bool needs(int i) const = 0;            // whether anybody wants the gradient of input i
   virtual const Layout* wanted(int i) const = 0;  // the layout that the gradient of input i will be brought to
-  // The sum of the gradients that arrived for input i before, which a call may add to (CallOptions::into); then set()
-  // is given that sum. Null where there is none.
+  // The sum of the gradients that arrived for input i before, for CallOptions::into: where a call added to it, set() is
+  // not called. Null where there is none.
   virtual DistributedTensor* sum(int) const { return nullptr; }
   virtual void set(int i, DistributedTensor gradient) = 0;
 };
@@ -109,7 +114,7 @@ using TypeFunction = DType (*)(std::string_view op, std::span<const TensorSpec* 
                                int output);
 DType same_types(std::string_view op, std::span<const TensorSpec* const> inputs, const Attributes&, int output);
 
-// A composite is a function of ops and redistributions that the tape records as one node, with the card's gradient.
+// A composite is a function of ops and redistributions that a record holds as one node, with the card's gradient.
 using Composite = std::vector<DistributedTensor> (*)(std::span<const DistributedTensor* const> inputs,
                                                      const Attributes&);
 
@@ -128,11 +133,34 @@ struct Sample {
   Attributes attributes = {};
 };
 
-// The inputs and outputs that the tape holds on to for the gradient.
+// The inputs and outputs that a record holds on to for the gradient.
 struct Keeps {
   std::vector<int> inputs = {}, outputs = {};
 };
 
+struct Op;
+
+// Tells cards apart, whatever becomes of their addresses: each card, and each copy of one, has its own.
+class OpIdentity {
+ public:
+  OpIdentity();
+  OpIdentity(const OpIdentity&) : OpIdentity() {}
+  OpIdentity& operator=(const OpIdentity&) {
+    lasting_ = OpIdentity().lasting_;
+    return *this;
+  }
+  // Nobody else's while somebody holds the lasting card.
+  const void* key() const { return lasting_.get(); }
+
+ private:
+  friend std::shared_ptr<const Op> lasting(const Op& card);
+  struct Lasting;
+  std::shared_ptr<Lasting> lasting_;
+};
+
+constexpr int any_input = -1;  // in Op::optional
+
+// All that there is to say about one op. A card does not change once it was called; a copy of it is another card.
 struct Op {
   std::string_view name;
   RuleSource rule = RuleFunction(nullptr);
@@ -143,6 +171,15 @@ struct Op {
   std::vector<std::vector<int>> moves = {};
   std::vector<Reduce> reduce = {};
   TypeFunction types = same_types;
+  // Inputs that may be absent: a null pointer or an undefined tensor. Elsewhere both are errors.
+  std::vector<int> optional = {};
+  // Inputs that are a null pointer where a number among the attributes stands for them ("value").
+  std::vector<int> or_number = {};
+  // Integer attributes that change from call to call, as doubles may: a slice's start. Rules and types do not see them.
+  std::vector<std::string_view> run_time = {};
+  // Output o is input writes[o] itself, which the kernel writes in place (a key/value cache): its handle, with a new
+  // version. Such an input is never moved; a layout that would have to be is an error.
+  std::vector<int> writes = {};
   bool strided = false;      // the kernel takes any strides
   bool view = false;         // the output may show the input's storage, so the kernel makes it
   bool stays = false;        // a call that would have to communicate is an error
@@ -154,9 +191,14 @@ struct Op {
   GradientFunction gradient = nullptr;
   Keeps keeps = {};
   std::vector<Sample> sample = {};
+  OpIdentity identity = {};
 };
 
-// The rule of one call whose first present input has this element type.
+// A copy of the card, but for its samples, that lives as long as somebody holds it; the same for all who ask.
+std::shared_ptr<const Op> lasting(const Op& card);
+
+// The rule of one call whose first present input has this element type. The rule function sees the key of the
+// attributes, so nothing can depend on a run-time value.
 BoundRule bind_rule(const Op& op, std::span<const Shape* const> inputs, const Attributes& attributes, DType dtype);
 
 }  // namespace dtensor

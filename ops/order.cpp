@@ -103,6 +103,7 @@ Rule first_index_rule(std::span<const Shape* const> in, const Attributes& a) {
 
 DistributedTensor arg(const Op& whole, const Op& sharded, const DistributedTensor& x, std::optional<int64_t> dim,
                       bool keepdim) {
+  check_defined(whole.name, x);
   Dims dims = normalized_dims(whole.name, dim ? Dims{*dim} : Dims{}, x.dims());
   check(slice_size(x.shape(), dims) > 0, "[{}] {} has no elements along {}", whole.name, to_string(x),
         dim ? fmt::format("dimension {}", *dim) : "all dimensions");
@@ -237,13 +238,16 @@ DistributedTensor argmin(const DistributedTensor& x, std::optional<int64_t> dim,
 }
 
 std::tuple<DistributedTensor, DistributedTensor> sort(const DistributedTensor& x, int64_t dim, bool descending, bool) {
+  check_defined("sort", x);
   return pair(call_all(sort_op, {&x}, sorted(normalized_dims("sort", {dim}, x.dims()), descending)));
 }
 DistributedTensor argsort(const DistributedTensor& x, int64_t dim, bool descending, bool) {
+  check_defined("argsort", x);
   return call_all(sort_op, {&x}, sorted(normalized_dims("argsort", {dim}, x.dims()), descending))[1];
 }
 std::tuple<DistributedTensor, DistributedTensor> topk(const DistributedTensor& x, int64_t k, int64_t dim, bool largest,
                                                       bool) {
+  check_defined("topk", x);
   Dims dims = normalized_dims("topk", {dim}, x.dims());
   return pair(call_all(topk_op, {&x}, first(dims, k, largest)));
 }

@@ -160,7 +160,7 @@ template <bool max>
 void extreme_gradient(Gradient& g) {
   for (int i : {0, 1})
     if (g.needs(i)) {
-      const DistributedTensor *a = &g.input(i), *b = &g.input(1 - i);
+      const DistributedTensor *a = &g.input(i), *b = g.input(1 - i).defined() ? &g.input(1 - i) : nullptr;
       if (!max) std::swap(a, b);
       set_reduced(g, i, call(extreme_backward_op, {&g.of_output(), a, b}, g.attributes()));
     }
@@ -232,6 +232,7 @@ const Op add_op = binary({.name = "add",
                           .sample = numbers()});
 const Op sub_op = binary({.name = "sub",
                           .rule = sub_rule,
+                          .or_number = {0},
                           .wraps = true,
                           .cpu =
                               [](const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
@@ -251,6 +252,7 @@ const Op mul_op = binary({.name = "mul",
 const Op div_op = binary({.name = "div",
                           .rule = div_rule,
                           .types = floating_types,
+                          .or_number = {1},
                           .cpu = binary_kernel<Divide{}>,
                           .gradient = div_gradient,
                           .keeps = {.inputs = {1}, .outputs = {0}},
@@ -273,6 +275,7 @@ const Op mul_scalar_op =
            .sample = joined(by_scalar(-1.5), by_scalar(2.5))});
 const Op pow_op = binary({.name = "pow",
                           .types = floating_types,
+                          .or_number = {0, 1},
                           .cpu = pow_kernel,
                           .gradient = pow_gradient,
                           .keeps = {.inputs = {0, 1}, .outputs = {0}},
@@ -280,6 +283,7 @@ const Op pow_op = binary({.name = "pow",
 const Op maximum_op = binary({.name = "maximum",
                               .monotone = {{0}, {1}},
                               .passes = {{{0, 1}, Reduce::max, Reduce::max}},
+                              .or_number = {1},
                               .cpu = binary_kernel<Maximum{}, Types::numbers>,
                               .gradient = extreme_gradient<true>,
                               .keeps = {.inputs = {0, 1}},
@@ -287,6 +291,7 @@ const Op maximum_op = binary({.name = "maximum",
 const Op minimum_op = binary({.name = "minimum",
                               .monotone = {{0}, {1}},
                               .passes = {{{0, 1}, Reduce::min, Reduce::min}},
+                              .or_number = {1},
                               .cpu = binary_kernel<Minimum{}, Types::numbers>,
                               .gradient = extreme_gradient<false>,
                               .keeps = {.inputs = {0, 1}},
@@ -295,16 +300,19 @@ const Op extreme_backward_op = {.name = "extreme_backward",
                                 .rule = "...,...,...->...",
                                 .linear = {{0}},
                                 .types = floating_types,
+                                .or_number = {1, 2},
                                 .strided = true,
                                 .cpu = extreme_backward_kernel,
                                 .sample = joined(triples, {{{{5, 3}, {5, 3}, absent}, {{"value", 0.2}}},
                                                            {{{5, 3}, absent, {5, 3}}, {{"value", 0.2}}}})};
 const Op remainder_op = binary({.name = "remainder",
+                                .or_number = {1},
                                 .cpu = remainder_kernel<true>,
                                 .gradient = remainder_gradient<true>,
                                 .keeps = {.inputs = {0, 1}},
                                 .sample = quotients({{"value", -0.75}})});
 const Op fmod_op = binary({.name = "fmod",
+                           .or_number = {1},
                            .cpu = remainder_kernel<false>,
                            .gradient = remainder_gradient<false>,
                            .keeps = {.inputs = {0, 1}},
@@ -314,6 +322,7 @@ const Op lerp_op = {.name = "lerp",
                     .linear = {{0, 1}},
                     .passes = {average(2)},
                     .types = floating_types,
+                    .or_number = {2},
                     .strided = true,
                     .cpu = lerp_kernel,
                     .gradient = lerp_gradient,
@@ -344,7 +353,10 @@ DistributedTensor remainder(const DistributedTensor& a, const DistributedTensor&
 DistributedTensor fmod(const DistributedTensor& a, const DistributedTensor& b) { return call(fmod_op, {&a, &b}); }
 
 DistributedTensor add(const DistributedTensor& a, double v) { return call(add_scalar_op, {&a}, {{"value", v}}); }
-DistributedTensor sub(const DistributedTensor& a, double v) { return add(a, -v); }
+DistributedTensor sub(const DistributedTensor& a, double v) {
+  check_defined("sub", a);
+  return add(a, -v);
+}
 DistributedTensor mul(const DistributedTensor& a, double v) { return call(mul_scalar_op, {&a}, {{"value", v}}); }
 DistributedTensor div(const DistributedTensor& a, double v) { return call(div_op, {&a, nullptr}, {{"value", v}}); }
 DistributedTensor pow(const DistributedTensor& a, double e) { return call(pow_op, {&a, nullptr}, {{"value", e}}); }

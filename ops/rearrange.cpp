@@ -203,6 +203,7 @@ const Op flip_op = {.name = "flip",
 const Op roll_op = {.name = "roll",
                     .rule = turned_rule,
                     .moves = {{0}},
+                    .run_time = {"shifts"},
                     .strided = true,
                     .cpu = roll_kernel,
                     .gradient = roll_gradient,
@@ -212,17 +213,20 @@ const Op roll_op = {.name = "roll",
 const Op tril_op = {.name = "tril",
                     .rule = "...rc->...rc",
                     .moves = {{0}},
+                    .run_time = {"diagonal"},
                     .cpu = triangle_kernel<true>,
                     .gradient = tril_gradient,
                     .sample = triangles};
 const Op triu_op = {.name = "triu",
                     .rule = "...rc->...rc",
                     .moves = {{0}},
+                    .run_time = {"diagonal"},
                     .cpu = triangle_kernel<false>,
                     .gradient = triu_gradient,
                     .sample = triangles};
 
 DistributedTensor repeat(const DistributedTensor& x, const std::vector<int64_t>& repeats) {
+  check_defined("repeat", x);
   bool fits = repeats.size() >= size_t(x.dims()) && repeats.size() <= size_t(max_dims) &&
               std::all_of(repeats.begin(), repeats.end(), [](int64_t n) { return n >= 0; });
   check(fits, "[repeat] repeats {} for {}: one for each dimension, none negative, at most {}", fmt::join(repeats, ","),
@@ -235,11 +239,13 @@ DistributedTensor repeat(const DistributedTensor& x, const std::vector<int64_t>&
 }
 
 DistributedTensor flip(const DistributedTensor& x, const std::vector<int64_t>& dims) {
+  check_defined("flip", x);
   Dims turned = dims.empty() ? dims : normalized_dims("flip", dims, x.dims());
   return turned.empty() ? x : call(flip_op, {&x}, {{"dims", turned}});
 }
 DistributedTensor roll(const DistributedTensor& x, const std::vector<int64_t>& shifts,
                        const std::vector<int64_t>& dims) {
+  check_defined("roll", x);
   if (dims.empty() && shifts.size() == 1) return reshape(roll(flatten(x), shifts, {0}), x.shape());
   check(dims.size() == shifts.size(), "[roll] {} shifts and {} dims: one shift for each dimension", shifts.size(),
         dims.size());

@@ -2,7 +2,6 @@
 
 #include <cmath>
 #include <functional>
-#include <numeric>
 
 #include "ops/cpu/rows.h"
 #include "ops/dims.h"
@@ -241,21 +240,20 @@ Rule two_outputs_rule(std::span<const Shape* const> in, const Attributes& a) {
   return {factors(in[0]->dims()) + "->" + kept + "," + kept};
 }
 
-// Squares of f32 are exact in f64, and so nearly is their sum: its order does not matter to f32 users of the result.
+// Threads have subtrees of the sum, and what they leave is joined as the tree goes on: the law of cpu::sum, in f64.
 void sum_squares_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+  int64_t n = in[0].numel(), l = c.leaves_of_dots(), parts = 1;
+  while (parts < l && parts * pointwise_grain < n) parts *= 2;
+  std::vector<double> part(static_cast<size_t>(parts));
   for_floating(c, in[0].dtype(), [&]<class T>() {
-    const T* x = in[0].data<T>();
-    std::vector<double> part(size_t(c.pool.size()));
-    c.pool.parallel_for(in[0].numel(), pointwise_grain, [&](int64_t begin, int64_t end, int worker) {
-      double s[4] = {};
-      int64_t i = begin;
-      for (; i + 4 <= end; i += 4)
-        for (int k = 0; k < 4; ++k) s[k] += double(x[i + k]) * double(x[i + k]);
-      for (; i < end; ++i) s[0] += double(x[i]) * double(x[i]);
-      part[size_t(worker)] = (s[0] + s[1]) + (s[2] + s[3]);
+    c.pool.parallel_for(parts, 1, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i)
+        part[size_t(i)] = cpu::sum_squares_f64(n, in[0].data<T>(), l, i * (l / parts), (i + 1) * (l / parts));
     });
-    *out[0].data<double>() = std::accumulate(part.begin(), part.end(), 0.0);
   });
+  for (; parts > 1; parts /= 2)
+    for (int64_t i = 0; i < parts / 2; ++i) part[size_t(i)] = part[size_t(2 * i)] + part[size_t(2 * i + 1)];
+  *out[0].data<double>() = part[0];
 }
 
 DType f64_type(std::string_view, std::span<const TensorSpec* const>, const Attributes&, int) { return DType::f64; }
@@ -271,11 +269,13 @@ void sum_squares_gradient(Gradient& g) {
 
 DistributedTensor reduce(const Op& op, const DistributedTensor& x, const Dims& dims, bool keepdim,
                          std::string_view who) {
+  check_defined(who, x);
   Dims all = normalized_dims(who, dims, x.dims());
   DistributedTensor y = call(op, {&x}, {{"dims", all}});
   return keepdim ? reshape(y, kept_shape(x.shape(), all)) : y;
 }
 DistributedTensor extreme(const Op& op, const DistributedTensor& x, const Dims& dims, bool keepdim) {
+  check_defined(op.name, x);
   for (int64_t d : normalized_dims(op.name, dims, x.dims()))
     check(x.size(d) > 0, "[{}] dimension {} of {} has no elements, of which none is an extreme one", op.name, d,
           to_string(x));
@@ -369,15 +369,18 @@ const Op sum_squares_op = {.name = "sum_squares",
                            .sample = {{{{5, 3}}}, {{{0}}}}};
 
 DistributedTensor sum(const DistributedTensor& x, const Dims& dims, bool keepdim) {
+  check_defined("sum", x);
   return reduce(x.dtype() == DType::boolean ? count_nonzero_op : sum_op, x, dims, keepdim, "sum");
 }
 DistributedTensor mean(const DistributedTensor& x, const Dims& dims, bool keepdim) {
+  check_defined("mean", x);
   check(is_floating(x.dtype()), "[mean] element type {} of {}: use cast() to a floating type", name(x.dtype()),
         to_string(x));
   Dims all = normalized_dims("mean", dims, x.dims());
   return mul(reduce(sum_op, x, all, keepdim, "mean"), 1 / double(slice_size(x.shape(), all)));
 }
 DistributedTensor prod(const DistributedTensor& x, const Dims& dims, bool keepdim) {
+  check_defined("prod", x);
   return reduce(prod_op, x.dtype() == DType::boolean ? cast(x, DType::i64) : x, dims, keepdim, "prod");
 }
 DistributedTensor amax(const DistributedTensor& x, const Dims& dims, bool keepdim) {
@@ -387,9 +390,11 @@ DistributedTensor amin(const DistributedTensor& x, const Dims& dims, bool keepdi
   return extreme(amin_op, x, dims, keepdim);
 }
 DistributedTensor any(const DistributedTensor& x, const Dims& dims, bool keepdim) {
+  check_defined("any", x);
   return reduce(amax_op, cast(x, DType::boolean), dims, keepdim, "any");
 }
 DistributedTensor all(const DistributedTensor& x, const Dims& dims, bool keepdim) {
+  check_defined("all", x);
   return reduce(amin_op, cast(x, DType::boolean), dims, keepdim, "all");
 }
 DistributedTensor count_nonzero(const DistributedTensor& x, const Dims& dims) {
@@ -398,6 +403,7 @@ DistributedTensor count_nonzero(const DistributedTensor& x, const Dims& dims) {
 DistributedTensor sum_squares(const DistributedTensor& x) { return call(sum_squares_op, {&x}); }
 
 DistributedTensor sum_to(const DistributedTensor& x, const Shape& shape) {
+  check_defined("sum_to", x);
   if (x.shape() == shape) return x;
   std::vector<int64_t> dims;
   int ahead = x.dims() - shape.dims();

@@ -56,6 +56,7 @@ const Op cumsum_op = {.name = "cumsum",
                                  {{{SampleInput::Kind::index, {4, 5}, 9}}, {{"dims", Dims{1}}}}}};
 
 DistributedTensor cumsum(const DistributedTensor& x, int64_t dim) {
+  check_defined("cumsum", x);
   Dims dims = normalized_dims("cumsum", {dim}, x.dims());
   DistributedTensor numbers = x.dtype() == DType::boolean ? cast(x, DType::i64) : x;
   return call(cumsum_op, {&numbers}, {{"dims", dims}});

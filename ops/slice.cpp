@@ -17,18 +17,17 @@ Tensor stepped(const Tensor& t, int dim, int64_t begin, int64_t count, int64_t s
 }
 
 // An error where the last of `length` elements is not there.
-void check_part(const char* who, const Attributes& a, int64_t length, int64_t size) {
-  int64_t start = a.get<int64_t>("start"), step = a.get<int64_t>("step");
-  check(start >= 0 && step >= 1 && length >= 0 && (length == 0 || start + (length - 1) * step < size),
-        "[{}] {} elements, {} apart, from {} on are not within dimension {} of size {}", who, length, step, start,
-        dim_of(a), size);
+void check_part(const Context& c, int64_t length, int64_t size) {
+  int64_t start = c.attributes.get<int64_t>("start"), step = c.attributes.get<int64_t>("step");
+  check(start >= 0 && step >= 1 && (length == 0 || start + (length - 1) * step < size),
+        "[{}] {} elements, {} apart, from {} on are not within dimension {} of size {}", c.op, length, step, start,
+        dim_of(c.attributes), size);
 }
 
 // "a[b]c->a[z]c": the part is whole as well, its elements fall to other ranks than in x.
 Rule slice_rule(std::span<const Shape* const> in, const Attributes& a) {
   std::string from("abcdefgh", size_t(in[0]->dims())), to = from;
   size_t d = size_t(dim_of(a));
-  check_part("slice", a, a.get<int64_t>("length"), (*in[0])[int(d)]);
   from.replace(d, 1, fmt::format("[{}]", from[d]));
   to.replace(d, 1, "[z]");
   Rule r{from + "->" + to};
@@ -37,6 +36,7 @@ Rule slice_rule(std::span<const Shape* const> in, const Attributes& a) {
 }
 void slice_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   const Attributes& a = c.attributes;
+  check_part(c, a.get<int64_t>("length"), in[0].size(dim_of(a)));
   out[0] = stepped(in[0], dim_of(a), a.get<int64_t>("start"), a.get<int64_t>("length"), a.get<int64_t>("step"));
 }
 
@@ -54,7 +54,6 @@ void slice_gradient(Gradient& g) {
 Rule slice_backward_rule(std::span<const Shape* const> in, const Attributes& a) {
   std::string to("abcdefgh", size_t(in[0]->dims())), from = to;
   size_t d = size_t(dim_of(a));
-  check_part("slice_backward", a, (*in[0])[int(d)], a.get<int64_t>("size"));
   from.replace(d, 1, "[z]");
   Rule r{from + "->" + to};
   r.sizes = {{to[d], a.get<int64_t>("size")}};
@@ -64,6 +63,7 @@ void slice_backward_kernel(const Context& c, std::span<const Tensor> in, std::sp
   int dim = dim_of(c.attributes);
   int64_t start = c.attributes.get<int64_t>("start"), step = c.attributes.get<int64_t>("step"), n = in[0].size(dim);
   Range here = c.range(char('a' + dim));
+  check_part(c, n, c.size(char('a' + dim)));
   auto first_from = [&](int64_t i) { return std::clamp<int64_t>((i - start + step - 1) / step, 0, n); };
   int64_t begin = first_from(std::max(here.begin, start)), end = std::max(begin, first_from(std::max(here.end, start)));
   fill(out[0], 0);
@@ -80,8 +80,6 @@ void slice_backward_gradient(Gradient& g) {
 // "abc->ac": the ranks that do not have the index leave zeros.
 Rule select_rule(std::span<const Shape* const> in, const Attributes& a) {
   std::string from("abcdefgh", size_t(in[0]->dims())), to = from;
-  int64_t n = (*in[0])[dim_of(a)], index = a.get<int64_t>("index");
-  check(index >= 0 && index < n, "[select] index {} is outside [0,{}) of dimension {}", index, n, dim_of(a));
   to.erase(size_t(dim_of(a)), 1);
   Rule r{from + "->" + to};
   if (a.get<bool>("any", false)) r.reduce = {Reduce::max};
@@ -93,8 +91,9 @@ DType select_type(std::string_view op, std::span<const TensorSpec* const> in, co
 }
 void select_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   int dim = dim_of(c.attributes);
-  int64_t index = c.attributes.get<int64_t>("index");
+  int64_t index = c.attributes.get<int64_t>("index"), n = c.size(char('a' + dim));
   Range here = c.range(char('a' + dim));
+  check(index >= 0 && index < n, "[select] index {} is outside [0,{}) of dimension {}", index, n, dim);
   if (index < here.begin || index >= here.end) {
     out[0] = Tensor::zeros(c.allocator, in[0].dtype(), out[0].shape());
     return;
@@ -123,6 +122,7 @@ Attributes at(int64_t dim, int64_t index) { return {{"dim", dim}, {"index", inde
 const Op slice_op = {.name = "slice",
                      .rule = slice_rule,
                      .moves = {{0}},
+                     .run_time = {"start", "step"},
                      .strided = true,
                      .view = true,
                      .cpu = slice_kernel,
@@ -135,6 +135,7 @@ const Op slice_op = {.name = "slice",
 const Op slice_backward_op = {.name = "slice_backward",
                               .rule = slice_backward_rule,
                               .moves = {{0}},
+                              .run_time = {"start", "step"},
                               .strided = true,
                               .cpu = slice_backward_kernel,
                               .cuda = slice_backward_kernel,
@@ -149,6 +150,7 @@ const Op select_op = {
     .rule = select_rule,
     .moves = {{0}},
     .types = select_type,
+    .run_time = {"index"},
     .strided = true,
     .view = true,
     .cpu = select_kernel,
@@ -161,9 +163,11 @@ const Op select_op = {
 
 DistributedTensor slice(const DistributedTensor& x, int64_t dim, std::optional<int64_t> start,
                         std::optional<int64_t> end, int64_t step) {
+  check_defined("slice", x);
   int d = normalize_dim("slice", dim, x.dims());
-  check(step >= 1, "[slice] step {} along dimension {} of {}: it is at least 1; flip() turns a dimension round", step,
-        dim, to_string(x));
+  if (step < 1)
+    fail("[slice] step {} along dimension {} of {}: it is at least 1; flip() turns a dimension round", step, dim,
+         to_string(x));
   int64_t n = x.shape()[d];
   auto bound = [&](int64_t i) { return std::clamp<int64_t>(i < 0 ? i + n : i, 0, n); };
   int64_t first = bound(start.value_or(0)), behind = std::max(first, bound(end.value_or(n)));
@@ -172,21 +176,24 @@ DistributedTensor slice(const DistributedTensor& x, int64_t dim, std::optional<i
   return call(slice_op, {&x}, part(d, first, length, length > 1 ? step : 1));
 }
 DistributedTensor narrow(const DistributedTensor& x, int64_t dim, int64_t start, int64_t length) {
+  check_defined("narrow", x);
   int64_t n = x.shape()[normalize_dim("narrow", dim, x.dims())], first = start < 0 ? start + n : start;
-  check(first >= 0 && length >= 0 && length <= n - first,
-        "[narrow] {} elements from {} on are not within dimension {} of {}", length, start, dim, to_string(x));
+  if (first < 0 || length < 0 || length > n - first)
+    fail("[narrow] {} elements from {} on are not within dimension {} of {}", length, start, dim, to_string(x));
   return slice(x, dim, first, first + length);
 }
 DistributedTensor select(const DistributedTensor& x, int64_t dim, int64_t index) {
+  check_defined("select", x);
   int d = normalize_dim("select", dim, x.dims());
   int64_t n = x.shape()[d];
-  check(index >= -n && index < n, "[select] index {} is not within dimension {} of {}", index, dim, to_string(x));
+  if (index < -n || index >= n) fail("[select] index {} is not within dimension {} of {}", index, dim, to_string(x));
   Attributes a = at(d, index < 0 ? index + n : index);
   if (x.dtype() == DType::boolean) a.set("any", true);
   return call(select_op, {&x}, a);
 }
 
 DistributedTensor index(const DistributedTensor& x, const std::vector<Index>& indices) {
+  check_defined("index", x);
   int named = 0, ellipses = 0, d = 0;
   for (const Index& i : indices) {
     named += std::holds_alternative<int64_t>(i) || std::holds_alternative<Slice>(i);

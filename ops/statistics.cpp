@@ -249,6 +249,7 @@ void logsumexp_gradient(Gradient& g) {
 // The card where the dimensions are whole, else the composite.
 DistributedTensor along(const Op& whole, const Op& sharded, const DistributedTensor& x, const Dims& dims, bool keepdim,
                         const Attributes& a) {
+  check_defined(whole.name, x);
   check(is_floating(x.dtype()), "[{}] element type {} of {}: use cast() to a floating type", whole.name,
         name(x.dtype()), to_string(x));
   DistributedTensor y = call(sharded_along(x, dims) ? sharded : whole, {&x}, a);
@@ -256,6 +257,7 @@ DistributedTensor along(const Op& whole, const Op& sharded, const DistributedTen
 }
 DistributedTensor variance(std::string_view who, bool root, const DistributedTensor& x, const Dims& dims,
                            double correction, bool keepdim) {
+  check_defined(who, x);
   Dims all = normalized_dims(who, dims, x.dims());
   return along(var_op, sharded_var_op, x, all, keepdim, {{"dims", all}, {"correction", correction}, {"std", root}});
 }
@@ -295,6 +297,7 @@ const Op centred_squares_op = {
     .name = "centred_squares",
     .rule = with_slices_rule,
     .types = row_types<0b10, 0b1>,
+    .optional = {1},
     .cpu = centred_squares_kernel,
     .sample = {{{{4, 5, 3}, {4, 3}}, over({1})}, {{{7}, {SampleInput::Kind::absent, {}}}, over({0})}}};
 const Op var_backward_op = {.name = "var_backward",
@@ -368,6 +371,7 @@ DistributedTensor std(const DistributedTensor& x, const Dims& dims, double corre
   return variance("std", true, x, dims, correction, keepdim);
 }
 DistributedTensor norm(const DistributedTensor& x, double p, const Dims& dims, bool keepdim) {
+  check_defined("norm", x);
   Dims all = normalized_dims("norm", dims, x.dims());
   if (p < 0 || p == INFINITY)
     check(slice_size(x.shape(), all) > 0, "[norm] p={} of no elements: {} over {}", p, to_string(x),
@@ -376,6 +380,7 @@ DistributedTensor norm(const DistributedTensor& x, double p, const Dims& dims, b
   return along(norm_op, sharded_norm_op, x, all, keepdim, norm_of(all, p));
 }
 DistributedTensor logsumexp(const DistributedTensor& x, const Dims& dims, bool keepdim) {
+  check_defined("logsumexp", x);
   Dims all = normalized_dims("logsumexp", dims, x.dims());
   return along(logsumexp_op, sharded_logsumexp_op, x, all, keepdim, over(all));
 }

@@ -175,6 +175,7 @@ DistributedTensor abs(const DistributedTensor& x) { return call(abs_op, {&x}); }
 DistributedTensor sign(const DistributedTensor& x) { return call(sign_op, {&x}); }
 DistributedTensor square(const DistributedTensor& x) { return call(square_op, {&x}); }
 DistributedTensor clamp(const DistributedTensor& x, std::optional<double> min, std::optional<double> max) {
+  check_defined("clamp", x);
   check(min || max, "[clamp] neither min nor max is given for {}", to_string(x));
   Attributes bounds;
   if (min) bounds.set("min", *min);

@@ -31,7 +31,7 @@ DistributedTensor sin(const DistributedTensor& x);
 DistributedTensor cos(const DistributedTensor& x);
 DistributedTensor erf(const DistributedTensor& x);
 
-// Steps, whose gradient is zero: the tape gets none.
+// Steps, whose gradient is zero: none is recorded.
 DistributedTensor floor(const DistributedTensor& x);
 DistributedTensor ceil(const DistributedTensor& x);
 DistributedTensor round(const DistributedTensor& x);  // halves to even

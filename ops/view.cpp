@@ -271,12 +271,15 @@ const Op expand_op = {.name = "expand",
                                  {{{4, 1}}, {{"shape", Dims{4, 0}}}}}};
 
 DistributedTensor view(const DistributedTensor& x, const Shape& shape) {
+  check_defined("view", x);
   return call(view_op, {&x}, {{"shape", list_of(complete("view", x, shape))}});
 }
 DistributedTensor reshape(const DistributedTensor& x, const Shape& shape) {
+  check_defined("reshape", x);
   return show(reshape_op, x, complete("reshape", x, shape));
 }
 DistributedTensor flatten(const DistributedTensor& x, int64_t start_dim, int64_t end_dim) {
+  check_defined("flatten", x);
   int dims = std::max(x.dims(), 1);  // without dimensions: as one of size 1
   int first = normalize_dim("flatten", start_dim, dims), last = normalize_dim("flatten", end_dim, dims);
   check(first <= last, "[flatten] start_dim {} lies behind end_dim {} in {}", start_dim, end_dim, to_string(x));
@@ -288,6 +291,7 @@ DistributedTensor flatten(const DistributedTensor& x, int64_t start_dim, int64_t
   return reshape(x, to);
 }
 DistributedTensor unflatten(const DistributedTensor& x, int64_t dim, const Shape& sizes) {
+  check_defined("unflatten", x);
   int d = normalize_dim("unflatten", dim, x.dims());
   Shape parts = complete("unflatten", x, x.shape()[d], sizes);
   check(!sizes.empty() && numel(parts) == x.shape()[d],
@@ -299,6 +303,7 @@ DistributedTensor unflatten(const DistributedTensor& x, int64_t dim, const Shape
   return show(unflatten_op, x, to);
 }
 DistributedTensor squeeze(const DistributedTensor& x, const std::vector<int64_t>& dims) {
+  check_defined("squeeze", x);
   Dims gone = normalized_dims("squeeze", dims, x.dims());
   Shape to;
   for (int d = 0; d < x.dims(); ++d)
@@ -306,6 +311,7 @@ DistributedTensor squeeze(const DistributedTensor& x, const std::vector<int64_t>
   return show(squeeze_op, x, to);
 }
 DistributedTensor unsqueeze(const DistributedTensor& x, int64_t dim) {
+  check_defined("unsqueeze", x);
   Shape to = x.shape();
   to.insert(normalize_dim("unsqueeze", dim, x.dims() + 1), 1);
   return show(unsqueeze_op, x, to);
@@ -314,6 +320,7 @@ DistributedTensor permute(const DistributedTensor& x, const std::vector<int64_t>
   return call(permute_op, {&x}, {{"dims", dims}});
 }
 DistributedTensor transpose(const DistributedTensor& x, int64_t dim0, int64_t dim1) {
+  check_defined("transpose", x);
   int dims = std::max(x.dims(), 1);  // without dimensions: as one of size 1
   std::vector<int64_t> order(static_cast<size_t>(dims));
   std::iota(order.begin(), order.end(), 0);
@@ -323,6 +330,7 @@ DistributedTensor transpose(const DistributedTensor& x, int64_t dim0, int64_t di
   return permute(x, order);
 }
 DistributedTensor expand(const DistributedTensor& x, const Shape& shape) {
+  check_defined("expand", x);
   Shape to = shape;
   int ahead = to.dims() - x.dims();
   for (int d = 0; d < to.dims(); ++d) {

@@ -25,12 +25,24 @@ inline size_t edit_distance(std::string_view a, std::string_view b) {
   return row.back();
 }
 
-// The one of `names` with the least distance, the first among equals; "" where there are none.
+// Whether one may be a slip for the other: at most a third of the letters differ, or one is a part of the other.
+inline bool near(std::string_view a, std::string_view b) {
+  if (a.size() > b.size()) std::swap(a, b);
+  return edit_distance(a, b) * 3 <= b.size() || (a.size() >= 3 && b.find(a) != b.npos);
+}
+
+// The one of `names` that is near and has the least distance, the first among equals; "" where none is near.
 inline std::string nearest(std::string_view name, const std::vector<std::string>& names) {
-  auto it = std::min_element(names.begin(), names.end(), [&](const std::string& a, const std::string& b) {
-    return edit_distance(name, a) < edit_distance(name, b);
-  });
-  return it == names.end() ? "" : *it;
+  const std::string* best = nullptr;
+  for (const std::string& n : names)
+    if (near(name, n) && (!best || edit_distance(name, n) < edit_distance(name, *best))) best = &n;
+  return best ? *best : "";
+}
+
+// For the end of an error: `; the nearest is "steps"`, or nothing.
+inline std::string nearest_hint(std::string_view name, const std::vector<std::string>& names) {
+  std::string found = nearest(name, names);
+  return found.empty() ? "" : "; the nearest is \"" + found + "\"";
 }
 
 }  // namespace dtensor

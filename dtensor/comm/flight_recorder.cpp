@@ -1,5 +1,6 @@
 #include "dtensor/comm/flight_recorder.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "placement/error.h"
@@ -14,6 +15,10 @@ DType dtype_named(const std::string& text) {
   for (DType t : {DType::f64, DType::bf16, DType::i64, DType::boolean})
     if (name(t) == text) return t;
   return DType::f32;
+}
+
+bool is_of(const json& entry, const Members& members) {
+  return entry["ranks"].get<std::vector<int>>() == members.ranks && entry["lane"] == members.lane;
 }
 
 Signature signature_of(const json& entry) {
@@ -34,7 +39,8 @@ std::string Signature::describe() const {
 }
 
 bool agree(const Signature& x, int a, const Signature& y, int b) {
-  if (x.name != y.name || x.list.size() != y.list.size()) return false;
+  bool message = (x.name == "send" && y.name == "receive") || (x.name == "receive" && y.name == "send");
+  if ((x.name != y.name && !message) || x.list.size() != y.list.size()) return false;
   for (size_t i = 0; i < x.list.size(); ++i) {
     const Signature::Item &p = x.list[i], &q = y.list[i];
     if (p.dtype != q.dtype || p.counts.size() != q.counts.size() || p.out_counts.size() != q.out_counts.size())
@@ -47,9 +53,9 @@ bool agree(const Signature& x, int a, const Signature& y, int b) {
   return true;
 }
 
-uint64_t FlightRecorder::add(Ranks ranks, uint64_t sequence, Signature call) {
+uint64_t FlightRecorder::add(std::shared_ptr<const Members> members, uint64_t sequence, Signature call) {
   if (entries_.size() == capacity_) entries_.pop_front(), ++first_;
-  entries_.push_back({std::move(ranks), sequence, std::move(call)});
+  entries_.push_back({std::move(members), sequence, std::move(call)});
   entries_.back().seen[0] = std::chrono::steady_clock::now();
   return first_ + entries_.size() - 1;
 }
@@ -69,9 +75,16 @@ std::string FlightRecorder::json(const std::string& error, size_t most) const {
     json items = json::array();
     for (const Signature::Item& item : e.call.list)
       items.push_back({{"dtype", name(item.dtype)}, {"counts", item.counts}, {"out_counts", item.out_counts}});
-    json entry{{"ranks", *e.ranks},   {"sequence", e.sequence}, {"call", e.call.describe()},
-               {"name", e.call.name}, {"items", items},         {"state", state_names[int(e.state)]},
-               {"queued_s", nullptr}, {"started_s", nullptr},   {"done_s", nullptr}};
+    json entry{{"ranks", e.members->ranks},
+               {"lane", e.members->lane},
+               {"sequence", e.sequence},
+               {"call", e.call.describe()},
+               {"name", e.call.name},
+               {"items", items},
+               {"state", state_names[int(e.state)]},
+               {"queued_s", nullptr},
+               {"started_s", nullptr},
+               {"done_s", nullptr}};
     for (int s = 0; s < 3; ++s)
       if (e.seen[s] >= made_)
         entry[std::string(state_names[s]) + "_s"] = std::chrono::duration<double>(e.seen[s] - made_).count();
@@ -80,8 +93,9 @@ std::string FlightRecorder::json(const std::string& error, size_t most) const {
   return json{{"rank", rank_}, {"world", world_}, {"error", error}, {"collectives", list}}.dump();
 }
 
-Findings compare(const std::map<int, std::string>& records, const std::vector<int>& ranks, uint64_t sequence) {
+Findings compare(const std::map<int, std::string>& records, const Members& members, uint64_t sequence) {
   Findings found;
+  const std::vector<int>& ranks = members.ranks;
   struct First {
     int rank;
     Signature call;
@@ -97,7 +111,7 @@ Findings compare(const std::map<int, std::string>& records, const std::vector<in
     bool begun = false;
     json parsed = json::parse(record->second);
     for (const json& entry : parsed["collectives"]) {
-      if (entry["ranks"].get<std::vector<int>>() != ranks) continue;
+      if (!is_of(entry, members)) continue;
       uint64_t number = entry["sequence"];
       begun |= number >= sequence;
       Signature call = signature_of(entry);
@@ -110,6 +124,19 @@ Findings compare(const std::map<int, std::string>& records, const std::vector<in
     if (!begun) found.missing.push_back(ranks[r]);
   }
   return found;
+}
+
+std::string last_words(const std::vector<std::pair<Members, uint64_t>>& begun) {
+  json list = json::array();
+  for (const auto& [members, n] : begun)
+    list.push_back({{"ranks", members.ranks}, {"lane", members.lane}, {"begun", n}});
+  return list.dump();
+}
+
+bool will_not_begin(const std::string& last_words, const Members& members, uint64_t sequence) {
+  json list = json::parse(last_words);
+  return std::any_of(list.begin(), list.end(),
+                     [&](const json& entry) { return is_of(entry, members) && entry["begun"] <= sequence; });
 }
 
 }  // namespace dtensor

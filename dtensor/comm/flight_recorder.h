@@ -28,7 +28,13 @@ struct Signature {
 // Of ranks a and b of one communicator.
 bool agree(const Signature& x, int a, const Signature& y, int b);
 
-using Ranks = std::shared_ptr<const std::vector<int>>;  // of one communicator, as ranks of the world
+// The ranks of one communicator, as ranks of the world in its order. A lane leads from the first to the second of two:
+// it is another communicator than the one for all that these two do together.
+struct Members {
+  std::vector<int> ranks;
+  bool lane = false;
+  friend bool operator==(const Members&, const Members&) = default;
+};
 
 // A ring buffer. Not for several threads at once.
 class FlightRecorder {
@@ -36,7 +42,7 @@ class FlightRecorder {
   // queued: given to the stream, or about to be; started: the stream has reached it.
   enum class State { queued, started, done };
   struct Entry {
-    Ranks ranks;
+    std::shared_ptr<const Members> members;
     uint64_t sequence;  // of its communicator's collectives, from 0
     Signature call;
     State state = State::queued;
@@ -47,10 +53,11 @@ class FlightRecorder {
       : rank_(rank), world_(world), capacity_(std::max<size_t>(1, capacity)) {}
 
   // Its number; the oldest entry makes place.
-  uint64_t add(Ranks ranks, uint64_t sequence, Signature call);
+  uint64_t add(std::shared_ptr<const Members> members, uint64_t sequence, Signature call);
   void reached(uint64_t number, State state);  // nothing happens where the entry had to go
-  // {"rank", "world", "error", "collectives": [{"ranks", "sequence", "call", "name", "items", "state", "queued_s",
-  // ...}]}, the last `most` of them, oldest first; seconds since the recorder was made, null where not seen.
+  // {"rank", "world", "error", "collectives": [{"ranks", "lane", "sequence", "call", "name", "items", "state",
+  // "queued_s", ...}]}, the last `most` of them, oldest first; seconds since the recorder was made, null where not
+  // seen.
   std::string json(const std::string& error, size_t most = SIZE_MAX) const;
 
  private:
@@ -66,6 +73,11 @@ struct Findings {
   std::string disagreement;          // ranks 0 and 2 disagree: "all_reduce(sum) f32[8]" and "all_gather f32[4+4]"
   std::vector<int> missing, silent;  // ranks that have not begun it; whose records are not there
 };
-Findings compare(const std::map<int, std::string>& records, const std::vector<int>& ranks, uint64_t sequence);
+Findings compare(const std::map<int, std::string>& records, const Members& members, uint64_t sequence);
+
+// What a rank leaves when it ends: how many collectives of each communicator it has begun. Whether another rank waits
+// in vain with the collective `sequence` of some.
+std::string last_words(const std::vector<std::pair<Members, uint64_t>>& begun);
+bool will_not_begin(const std::string& last_words, const Members& members, uint64_t sequence);
 
 }  // namespace dtensor

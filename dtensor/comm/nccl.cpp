@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
-#include <numeric>
+#include <map>
 
 #include "dtensor/comm/nccl_watchdog.h"
 
@@ -44,25 +44,30 @@ Signature signature(std::string name, const std::vector<Buffers>& list, bool siz
 
 class Nccl : public Communicator, public std::enable_shared_from_this<Nccl> {
  public:
-  Nccl(std::shared_ptr<Watchdog> watchdog, std::vector<int> ranks, int rank)
+  Nccl(std::shared_ptr<Watchdog> watchdog, Members members, int rank)
       : watchdog_(std::move(watchdog)),
         api_(watchdog_->api()),
-        channel_(std::make_shared<Channel>(std::make_shared<const std::vector<int>>(std::move(ranks)))),
+        channel_(std::make_shared<Channel>(std::move(members))),
         rank_(rank) {}
   ~Nccl() override { watchdog_->close(channel_); }
 
   int rank() const override { return rank_; }
-  int size() const override { return int(channel_->ranks->size()); }
+  int size() const override { return int(channel_->members->ranks.size()); }
 
-  // `make` has NCCL begin a communicator at the pointer that it is given; a split is a call on the parent as well.
+  // `make` has NCCL begin a communicator at the place that it is given. A split is done when the parent says so.
   template <class F>
   void init(const std::string& name, F make, Operation* splitting = nullptr) {
     auto making = watchdog_->begin(channel_, {name, {}});
-    Comm* begun = nullptr;
-    Result r = make(&begun);
-    watchdog_->open(channel_, begun);
-    if (splitting) watchdog_->finish_call(*splitting, std::exchange(r, Result::in_progress));
-    watchdog_->finish_call(*making, r);
+    watchdog_->open(channel_);
+    Result r = make(&channel_->made);
+    if (splitting)
+      watchdog_->finish_call(*splitting, r);
+    else if (r != Result::in_progress)
+      watchdog_->finish_call(*making, r);
+    if (size() == 0)  // a part of none
+      channel_->making = false;
+    else
+      watchdog_->finish_opening(*making);
     watchdog_->forget(making, true);
   }
 
@@ -119,6 +124,49 @@ class Nccl : public Communicator, public std::enable_shared_from_this<Nccl> {
     });
   }
 
+  Work shift(std::vector<Buffers> list, int distance) override {
+    int n = size(), way = int((int64_t(distance) % n + n) % n), to = (rank_ + way) % n, from = (rank_ + n - way) % n;
+    Signature call{fmt::format("shift({})", distance), {}};
+    for (const Buffers& b : list) {  // to whom it gives, and from whom it gets
+      std::vector<int64_t> given(size_t(n), 0), taken(size_t(n), 0);
+      given[size_t(to)] = b.in.numel(), taken[size_t(from)] = b.out.numel();
+      call.list.push_back({b.in.dtype(), given, taken});
+    }
+    return start(std::move(call), std::move(list), [this, to, from](const Buffers& b) {
+      DType t = b.in.dtype();
+      if (b.in.numel() > 0) add(api_.Send(b.in.bytes_data(), size_t(b.in.numel()), type(t), to, comm(), stream()));
+      if (b.out.numel() > 0) add(api_.Recv(b.out.bytes_data(), size_t(b.out.numel()), type(t), from, comm(), stream()));
+    });
+  }
+
+  Work send(std::vector<Tensor> list, int to) override { return lane("send", rank_, to).pass("send", list); }
+  Work receive(std::vector<Tensor> list, int from) override {
+    return lane("receive", from, rank_).pass("receive", list);
+  }
+
+  // Two for each edge of the ring, which joins rank e and e + 1: a communicator's operations run one after the other,
+  // so each way has its own. A split makes those of every second edge, and an odd ring has one edge left.
+  void open_lanes() override {
+    int n = size(), edges = n == 2 ? 1 : n;
+    if (n == 1 || !lanes_.empty()) return;
+    auto color = [&](int edge) { return edges % 2 && edge == edges - 1 ? 2 : edge % 2; };
+    for (bool up : {true, false})
+      for (int c = 0; c < 3; ++c) {
+        Members lane{{}, true};
+        bool any = false;
+        for (int e = 0; e < edges; ++e) {
+          if (color(e) != c) continue;
+          any = true;
+          int from = e, to = (e + 1) % n;
+          if (!up) std::swap(from, to);
+          if (from == rank_ || to == rank_) lane.ranks = {from, to};
+        }
+        if (!any) continue;
+        auto made = divide(lane);
+        if (made) lanes_[{lane.ranks[0], lane.ranks[1]}] = std::move(made);
+      }
+  }
+
   // The host waits, so what it does next comes after what the others did before.
   void barrier() override {
     if (!channel_->scratch) {
@@ -136,12 +184,26 @@ class Nccl : public Communicator, public std::enable_shared_from_this<Nccl> {
     watchdog_->forget(op, true);
   }
 
-  std::shared_ptr<Communicator> split(const std::vector<int>& ranks) override {
-    auto mine = std::find(ranks.begin(), ranks.end(), rank_);
-    check(mine != ranks.end(), "[split] rank {} is not among the ranks of the new communicator", rank_);
-    std::vector<int> global;
-    for (int r : ranks) global.push_back((*channel_->ranks)[size_t(r)]);
-    int color = *std::min_element(ranks.begin(), ranks.end()), key = int(mine - ranks.begin());
+  // Waits until all ranks have ended, without NCCL, which would take it for whatever the others are at.
+  void end() override { watchdog_->end(); }
+
+  std::shared_ptr<Communicator> split(const RankGrid& ranks) override {
+    check(ranks.find(rank_) >= 0, "[split] rank {} is not among the ranks of the new communicator", rank_);
+    return divide({ranks.list()});
+  }
+  void abort(const std::string& reason) override { watchdog_->abort(reason); }
+
+ private:
+  Comm* comm() const { return channel_->comm; }
+  cuda::StreamHandle stream() const { return channel_->stream(); }
+
+  // The communicator of some ranks of this one, which all its ranks call together; null where they are none.
+  std::shared_ptr<Nccl> divide(const Members& some) {
+    const std::vector<int>& ranks = some.ranks;
+    Members global{{}, some.lane};
+    for (int r : ranks) global.ranks.push_back(channel_->members->ranks[size_t(r)]);
+    int key = int(std::find(ranks.begin(), ranks.end(), rank_) - ranks.begin());
+    int color = ranks.empty() ? no_color : *std::min_element(ranks.begin(), ranks.end());  // no two groups share a rank
     auto part = std::make_shared<Nccl>(watchdog_, global, key);
     auto splitting = watchdog_->begin(channel_, {"split", {}});
     Config config;
@@ -149,22 +211,39 @@ class Nccl : public Communicator, public std::enable_shared_from_this<Nccl> {
       std::lock_guard lock(channel_->calls);
       return comm() ? api_.CommSplit(comm(), color, key, made, &config) : Result::in_progress;
     };
-    part->init(fmt::format("split [{}]", fmt::join(global, ",")), make, splitting.get());
+    part->init(fmt::format("{} [{}]", some.lane ? "lane" : "split", fmt::join(global.ranks, ",")), make,
+               splitting.get());
     watchdog_->forget(splitting, true);
+    if (ranks.empty()) return nullptr;
     int count = 0;
     api_.CommCount(part->comm(), &count);
     check(count == int(ranks.size()),
           "[split] ranks [{}] of the world were to form a communicator, but {} ranks did: all ranks of the parent must "
           "call it together, each with its own group",
-          fmt::join(global, ","), count);
+          fmt::join(global.ranks, ","), count);
     return part;
   }
 
-  void abort(const std::string& reason) override { watchdog_->abort(reason); }
+  Nccl& lane(const char* who, int from, int to) const {
+    auto it = lanes_.find({from, to});
+    check(it != lanes_.end(),
+          "[{}] there is no lane from rank {} to {}: lanes lead to neighbours, on communicators of one axis of a mesh",
+          who, from, to);
+    return *it->second;
+  }
 
- private:
-  Comm* comm() const { return channel_->comm; }
-  cuda::StreamHandle stream() const { return channel_->stream.handle(); }
+  // Of a lane: its first rank gives, the other gets.
+  Work pass(const char* what, const std::vector<Tensor>& tensors) {
+    std::vector<Buffers> list;
+    for (const Tensor& t : tensors) list.push_back({t, t});
+    return start(signature(what, list, true), list, [this](const Buffers& b) {
+      DType t = b.in.dtype();
+      size_t n = size_t(b.in.numel());
+      if (n > 0 && rank_ == 0) add(api_.Send(b.in.bytes_data(), n, type(t), 1, comm(), stream()));
+      if (n > 0 && rank_ == 1) add(api_.Recv(b.out.bytes_data(), n, type(t), 0, comm(), stream()));
+    });
+  }
+
   // The first error of a group is the group's.
   void add(Result r) {
     if (result_ == Result::success || result_ == Result::in_progress) result_ = r;
@@ -209,7 +288,8 @@ class Nccl : public Communicator, public std::enable_shared_from_this<Nccl> {
   const Api& api_;
   std::shared_ptr<Channel> channel_;
   int rank_;
-  Result result_ = Result::success;  // of the calls of a group so far
+  std::map<std::pair<int, int>, std::shared_ptr<Nccl>> lanes_;  // this rank's, by from and to
+  Result result_ = Result::success;                             // of the calls of a group so far
 };
 
 }  // namespace
@@ -217,9 +297,7 @@ class Nccl : public Communicator, public std::enable_shared_from_this<Nccl> {
 std::shared_ptr<Communicator> make_communicator(int rank, int world, int device, Api api, std::shared_ptr<Store> store,
                                                 const Options& options) {
   auto watchdog = std::make_shared<Watchdog>(rank, world, device, std::move(api), store, options);
-  std::vector<int> ranks(static_cast<size_t>(world));
-  std::iota(ranks.begin(), ranks.end(), 0);
-  auto made = std::make_shared<Nccl>(watchdog, ranks, rank);
+  auto made = std::make_shared<Nccl>(watchdog, Members{RankGrid::whole(world).list()}, rank);
   Config config;
   made->init(fmt::format("init({} ranks)", world), [&](Comm** comm) {
     UniqueId id{};

@@ -3,7 +3,8 @@
 //
 // Collectives run on a stream of each communicator. They start when the compute stream (that of the tensors' allocator)
 // has come to where they were started; Work::wait() makes the compute stream wait, not the host. Several communicators
-// of one rank may work at the same time.
+// of one rank may work at the same time: they share no resources (NCCL's splitShare), because NCCL runs what does so
+// one after the other. A lane is a communicator of its own, which open_lanes() makes by at most six splits.
 //
 // Failures: a collective that is not complete after the deadline, an error that NCCL reports, the end of another rank's
 // process and abort() end all communicators of all ranks with the first cause. A rank gets it from the next call of
@@ -20,7 +21,7 @@
 namespace dtensor::nccl {
 
 struct Options {
-  std::chrono::milliseconds deadline = std::chrono::minutes(10);  // of one collective, and of making a communicator
+  std::chrono::milliseconds deadline = std::chrono::minutes(10);  // of a collective, and of making a communicator
   std::chrono::milliseconds poll{100};                            // the watchdog looks as often as this
   std::chrono::milliseconds grace{5000};  // a failing rank waits as long for what other ranks know
   std::string flight_recorder_folder = ".";
@@ -28,9 +29,8 @@ struct Options {
 };
 
 // The world's communicator, made by all its ranks together: rank 0 passes NCCL's id to the others through the store, in
-// which the keys "nccl_id", "failure", "inquiry" and "record/R" are its own. The calling thread's CUDA device is
-// `device`. A split of it is a call of all ranks of the parent at once, each with the group that it is in. Errors:
-// those of NCCL, with the remedy where two ranks have one GPU.
+// which the keys "nccl_id", "failure", "inquiry", "record/R", "ended" and "ended/N" are its own. The calling thread's
+// CUDA device is `device`. Errors: those of NCCL, with the remedy where two ranks have one GPU.
 std::shared_ptr<Communicator> make_communicator(int rank, int world, int device, Api api, std::shared_ptr<Store> store,
                                                 const Options& options);
 

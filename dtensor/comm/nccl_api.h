@@ -31,6 +31,7 @@ struct UniqueId {
 };
 
 constexpr int undefined = INT_MIN;
+constexpr int no_color = -1;  // in CommSplit: takes part in the call and gets no communicator
 struct Config {
   size_t size = sizeof(Config);
   unsigned magic = 0xcafebeef, version = 22809;

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "dtensor/comm/deadline.h"
 #include "placement/error.h"
 
 namespace dtensor::nccl {
@@ -12,8 +13,9 @@ namespace {
 using std::chrono::microseconds;
 using std::chrono::milliseconds;
 
-constexpr const char *failure_key = "failure", *inquiry_key = "inquiry";
+constexpr const char *failure_key = "failure", *inquiry_key = "inquiry", *ended_key = "ended";
 std::string record_key(int rank) { return fmt::format("record/{}", rank); }
+std::string ended_key_of(int64_t n) { return fmt::format("ended/{}", n); }
 constexpr size_t answered_entries = 64;
 
 // Sleeps between looks at something that is usually soon done.
@@ -55,8 +57,7 @@ Watchdog::~Watchdog() {
   changed_.notify_all();
   thread_.join();
   Pause pause;
-  for (auto until = Clock::now() + options_.grace; failure_.empty() && !closed_.empty() && Clock::now() < until;
-       pause())
+  for (auto until = time_after(options_.grace); failure_.empty() && !closed_.empty() && Clock::now() < until; pause())
     destroy_closed();
   open_.insert(open_.end(), closed_.begin(), closed_.end());
   abort_all();
@@ -72,8 +73,9 @@ std::shared_ptr<Operation> Watchdog::begin(std::shared_ptr<Channel> channel, Sig
   std::string kind = call.kind(), text = call.describe();
   std::lock_guard lock(mutex_);
   if (!failure_.empty()) throw Error(failure_);
-  uint64_t sequence = channel->next++, number = recorder_.add(channel->ranks, sequence, std::move(call));
-  auto op = std::make_shared<Operation>(Operation{std::move(channel), sequence, number, kind, text});
+  uint64_t sequence = channel->next++, number = recorder_.add(channel->members, sequence, std::move(call));
+  auto op = std::make_shared<Operation>(
+      Operation{std::move(channel), sequence, number, kind, text, Clock::now(), time_after(options_.deadline)});
   op->buffers = std::move(buffers);
   operations_.push_back(op);
   return op;
@@ -115,10 +117,22 @@ void Watchdog::wait_on_stream(Operation& op, cuda::StreamHandle stream) {
   free_now.swap(op.buffers);
 }
 
-void Watchdog::open(const std::shared_ptr<Channel>& channel, Comm* comm) {
+void Watchdog::open(const std::shared_ptr<Channel>& channel) {
+  channel->making = true;
   std::lock_guard lock(mutex_);
-  channel->comm = comm;
   open_.push_back(channel);
+}
+
+void Watchdog::finish_opening(Operation& making) {
+  Channel& c = *making.channel;
+  for (Pause pause; !std::atomic_ref(c.made).load(std::memory_order_acquire); pause()) throw_if_failed();
+  {
+    std::lock_guard lock(c.calls);
+    throw_if_failed();  // who ends everything ends what was made, too
+    c.comm = c.made;
+    c.making = false;
+  }
+  finish_call(making, Result::in_progress);
 }
 
 // Whether the other ranks close theirs in this order is not known, so nobody waits here.
@@ -165,7 +179,7 @@ void Watchdog::look_at_operations() {
       }
       if (issued && op->end.is_done()) {
         forget(op, true);
-      } else if (Clock::now() > op->queued + options_.deadline) {
+      } else if (Clock::now() > op->deadline) {
         return fail_late(*op);
       } else if (issued && op->begin.is_done()) {
         std::lock_guard lock(mutex_);
@@ -211,10 +225,64 @@ void Watchdog::look_at_store() {
     }
     if (!answered && store_->try_get(inquiry_key)) answer();
     if (failed) return;
-    if (auto failure = store_->try_get(failure_key); failure && first_to_fail()) conclude(*failure);
+    if (auto failure = store_->try_get(failure_key); failure && first_to_fail()) return conclude(*failure);
+    look_at_ended();
   } catch (const Error& e) {  // the store is gone, and rank 0 with it
     if (first_to_fail()) conclude(e.what());
   }
+}
+
+// What lasts a while may wait for a rank that has ended.
+void Watchdog::look_at_ended() {
+  std::vector<std::shared_ptr<Operation>> late;
+  {
+    std::lock_guard lock(mutex_);
+    for (const auto& op : operations_)
+      if (Clock::now() > op->queued + 10 * options_.poll) late.push_back(op);
+    if (late.empty() && !ending_) return;
+  }
+  int64_t n = store_->add(ended_key, 0);
+  {
+    std::lock_guard lock(mutex_);
+    have_ended_ = n;
+  }
+  changed_.notify_all();
+  while (!late.empty() && int64_t(ended_.size()) < n) {
+    auto entry = store_->try_get(ended_key_of(int64_t(ended_.size()) + 1));
+    if (!entry) break;  // it is being written
+    size_t space = entry->find(' ');
+    ended_[std::stoi(entry->substr(0, space))] = entry->substr(space + 1);
+  }
+  for (const auto& op : late)
+    for (int r : op->channel->members->ranks) {
+      auto it = ended_.find(r);
+      if (it == ended_.end() || !will_not_begin(it->second, *op->channel->members, op->sequence)) continue;
+      if (!first_to_fail()) return;
+      std::string text = fmt::format("[{}] rank {} has ended (its function returned), but rank {} waits for it in {}",
+                                     op->kind, r, rank_, op->call);
+      return settle(text, fmt::format("rank {} failed: {}", rank_, text));
+    }
+}
+
+void Watchdog::end() {
+  if (world_ == 1) return throw_if_failed();
+  std::vector<std::pair<Members, uint64_t>> begun;
+  {
+    std::lock_guard lock(mutex_);
+    for (const auto& c : open_) begun.emplace_back(*c->members, c->next);
+    ending_ = true;
+  }
+  store_->set(ended_key_of(store_->add(ended_key, 1)), fmt::format("{} {}", rank_, last_words(begun)));
+  std::unique_lock lock(mutex_);
+  if (!changed_.wait_until(lock, time_after(options_.deadline),
+                           [&] { return have_ended_ == world_ || !failure_.empty(); })) {
+    std::string text = fmt::format("[end] not complete after {} s: rank {} has ended, but only {} of {} ranks have",
+                                   double(options_.deadline.count()) / 1000, rank_, have_ended_, world_);
+    lock.unlock();
+    if (first_to_fail()) settle(text, fmt::format("rank {} failed: {}", rank_, text));
+    return throw_if_failed();
+  }
+  if (!failure_.empty()) throw Error(failure_);
 }
 
 void Watchdog::destroy_closed() {
@@ -224,6 +292,7 @@ void Watchdog::destroy_closed() {
     all = closed_;
   }
   for (const auto& c : all) {
+    if (c->making) continue;  // NCCL may write to it
     std::lock_guard calls(c->calls);
     Result state = Result::success;
     if (c->comm && api_.CommGetAsyncError(c->comm, &state) == Result::success && state == Result::in_progress) continue;
@@ -264,11 +333,11 @@ void Watchdog::fail_late(const Operation& op) {
 }
 
 std::string Watchdog::explain_late(const Operation& op) {
-  const std::vector<int>& ranks = *op.channel->ranks;
+  const Members& members = *op.channel->members;
   Findings found;
   std::string who;
   try {
-    found = compare(ask_others(ranks), ranks, op.sequence);
+    found = compare(ask_others(members.ranks), members, op.sequence);
     if (!found.disagreement.empty()) return "[collective] " + found.disagreement;
     if (!found.missing.empty()) who = name_ranks(found.missing) + ", which has not begun it";
     if (!found.silent.empty())
@@ -286,7 +355,7 @@ std::map<int, std::string> Watchdog::ask_others(const std::vector<int>& ranks) {
   store_->set(inquiry_key, "");
   std::map<int, std::string> records;
   Pause pause;
-  for (auto until = Clock::now() + options_.grace; records.size() < ranks.size() && Clock::now() < until; pause()) {
+  for (auto until = time_after(options_.grace); records.size() < ranks.size() && Clock::now() < until; pause()) {
     for (int r : ranks)
       if (!records.count(r))
         if (auto record = store_->try_get(record_key(r))) records[r] = *record;
@@ -339,16 +408,23 @@ void Watchdog::abort_all() {
     std::lock_guard lock(mutex_);
     all = open_;
   }
-  std::vector<std::unique_lock<std::timed_mutex>> locks;
+  std::vector<std::pair<Channel*, std::unique_lock<std::timed_mutex>>> held;
   api_.GroupStart();
   for (auto c = all.rbegin(); c != all.rend(); ++c) {
     std::unique_lock lock((*c)->calls, options_.grace);
-    if (!lock || !(*c)->comm) continue;
-    api_.CommAbort((*c)->comm);
+    if (!lock) continue;
+    if ((*c)->comm) api_.CommAbort((*c)->comm);
     (*c)->comm = nullptr;
-    locks.push_back(std::move(lock));
+    held.emplace_back(c->get(), std::move(lock));
   }
   api_.GroupEnd();
+  // The abort of a parent waits for the thread that splits it, so what that made is there now.
+  for (auto& [c, lock] : held) {
+    Comm* made = c->making ? std::atomic_ref(c->made).load(std::memory_order_acquire) : nullptr;
+    if (!made) continue;
+    api_.CommAbort(made);
+    c->making = false;
+  }
 }
 
 // What went wrong with writing, to be added to the failure.

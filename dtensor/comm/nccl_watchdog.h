@@ -1,8 +1,10 @@
 // What one rank knows of its NCCL communicators: which collectives are under way, and what went wrong first.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <list>
+#include <optional>
 
 #include "dtensor/comm/flight_recorder.h"
 #include "dtensor/comm/nccl.h"
@@ -13,16 +15,28 @@ using Clock = std::chrono::steady_clock;
 
 // One communicator of NCCL and what works for it.
 struct Channel {
-  explicit Channel(Ranks r) : ranks(std::move(r)) {}
+  explicit Channel(Members m) : members(std::make_shared<const Members>(std::move(m))) {}
   ~Channel() {
     if (scratch) cuda::release(scratch);
   }
-  Ranks ranks;
+  // Made when it is used first: of many communicators few are.
+  cuda::StreamHandle stream() {
+    if (!stream_) stream_.emplace(cuda::Stream::Priority::high);
+    return stream_->handle();
+  }
+
+  std::shared_ptr<const Members> members;
   std::timed_mutex calls;  // NCCL wants one thread at a time
   Comm* comm = nullptr;    // none before it is made, and after an abort
-  uint64_t next = 0;       // sequence number
-  cuda::Stream stream{cuda::Stream::Priority::high};
+  // Where NCCL puts the communicator that it makes: a split when its thread has finished, which may be long after the
+  // call has returned. So this object must live until the parent has finished, or was aborted.
+  Comm* made = nullptr;
+  std::atomic<bool> making = false;
+  uint64_t next = 0;        // sequence number
   void* scratch = nullptr;  // 8 bytes of the device, for barriers
+
+ private:
+  std::optional<cuda::Stream> stream_;
 };
 
 // A collective under way; making a communicator is one too.
@@ -30,7 +44,7 @@ struct Operation {
   std::shared_ptr<Channel> channel;
   uint64_t sequence, number;  // in the channel; in the flight recorder
   std::string kind, call;     // "all_reduce", "all_reduce(sum) f32[8]"
-  Clock::time_point queued = Clock::now();
+  Clock::time_point queued, deadline;
   cuda::Event begin{}, end{};
   bool issued = false;                // its events are recorded
   std::vector<Buffers> buffers = {};  // kept until the compute stream waits for `end`
@@ -41,7 +55,8 @@ struct Operation {
 // communicators are aborted, the flight recorder is written, and every later call throws the cause.
 //
 // In the store: "failure" is the first cause; "inquiry" is there when some rank wants to know what the others do, and
-// "record/R" is what rank R answers.
+// "record/R" is what rank R answers; "ended" is how many ranks have ended, and "ended/N" the N-th of them, from 1, with
+// its last words.
 class Watchdog {
  public:
   Watchdog(int rank, int world, int device, Api api, std::shared_ptr<Store> store, Options options);
@@ -59,16 +74,22 @@ class Watchdog {
   void wait_on_host(Operation& op);
   void wait_on_stream(Operation& op, cuda::StreamHandle stream);
 
-  void open(const std::shared_ptr<Channel>& channel, Comm* comm);
+  // Its communicator is being made from now on.
+  void open(const std::shared_ptr<Channel>& channel);
+  // Waits until it is there and can be used.
+  void finish_opening(Operation& making);
   void close(const std::shared_ptr<Channel>& channel);
   // All ranks end with `reason`, unless something failed before.
   void abort(const std::string& reason);
+  // This rank begins nothing more. Returns when no rank does.
+  void end();
 
  private:
   void run();
   void look_at_operations();
   void look_at_channels();
   void look_at_store();
+  void look_at_ended();
   void destroy_closed();
   void fail_result(Channel& channel, const Operation* op, Result result);
   void fail_late(const Operation& op);
@@ -92,8 +113,10 @@ class Watchdog {
   FlightRecorder recorder_;
   std::list<std::shared_ptr<Operation>> operations_;
   std::vector<std::shared_ptr<Channel>> open_, closed_;
-  bool failing_ = false, answered_ = false, stop_ = false;
+  bool failing_ = false, answered_ = false, stop_ = false, ending_ = false;
+  int64_t have_ended_ = 0;  // ranks
   std::string failure_;
+  std::map<int, std::string> ended_;  // last words by rank; of the watchdog's thread
   std::thread thread_;
 };
 

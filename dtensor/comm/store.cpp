@@ -6,16 +6,19 @@
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cstring>
 #include <list>
 #include <unordered_map>
 #include <utility>
 #include <vector>
 
+#include "dtensor/local/thread_pool.h"
 #include "placement/error.h"
 
 namespace dtensor {
@@ -27,11 +30,12 @@ using std::chrono::milliseconds;
 // Before every request: its key and value follow. Before every reply: its value follows.
 struct Header {
   uint32_t magic = 0xd7e05001;  // tells what is no store, and another version of this one
-  uint32_t what = 0;            // a What; in a reply, whether there is a value
+  uint32_t what = 0;            // a What; in a reply, an Answer
   uint64_t key_bytes = 0, value_bytes = 0;
 };
 enum What : uint32_t { hello, set_value, get_value, set_if_none, add_number, leave_will, goodbye };
-constexpr uint64_t largest = uint64_t(1) << 30;  // of a key or value: more is no request of ours
+enum Answer : uint32_t { no_value, a_value, refused };  // refused: the value says why
+constexpr uint64_t largest = uint64_t(1) << 30;         // of a key or value: more is no request of ours
 
 std::string frame(Header h, std::string_view key, std::string_view value) {
   h.key_bytes = key.size(), h.value_bytes = value.size();
@@ -43,6 +47,10 @@ struct Socket {
   int fd = -1;
   explicit Socket(int f = -1) : fd(f) {}
   Socket(Socket&& other) noexcept : fd(std::exchange(other.fd, -1)) {}
+  Socket& operator=(Socket&& other) noexcept {
+    std::swap(fd, other.fd);
+    return *this;
+  }
   ~Socket() {
     if (fd >= 0) close(fd);
   }
@@ -83,8 +91,14 @@ bool ready(int fd, short events, Clock::time_point until) {
   for (;;) {
     int n = poll(&p, 1, milliseconds_until(until));
     if (n > 0) return true;
-    if (n == 0 || errno != EINTR) return false;
+    if (n < 0 ? errno != EINTR : Clock::now() >= until) return false;
   }
+}
+
+std::optional<int64_t> number_of(std::string_view text) {
+  int64_t n = 0;
+  auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), n);
+  return error == std::errc() && end == text.data() + text.size() ? std::optional(n) : std::nullopt;
 }
 
 bool would_block() { return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR; }
@@ -96,10 +110,12 @@ struct StoreServer::Sockets {
     Socket socket;
     std::string in = {}, out = {};
     std::string will_key = {}, will = {};  // no will: an empty key
-    bool ended = false;
+    bool one_too_many = false, told = false, ended = false;
   };
   std::vector<Socket> listening;
   Socket stop{eventfd(0, EFD_CLOEXEC)};
+  // A file kept for the client that is one too many, so that it can be told. While one is, the others wait.
+  Socket spare{eventfd(0, EFD_CLOEXEC)};
   std::list<Client> clients;
   std::unordered_map<std::string, std::string> values;
 
@@ -108,6 +124,7 @@ struct StoreServer::Sockets {
   std::string reply(Client& c, uint32_t what, const std::string& key, std::string value);
   void receive(Client& c);
   void send_out(Client& c);
+  void accept_from(int listener);
 };
 
 void StoreServer::Sockets::listen_at(addrinfo& a, int& port) {
@@ -138,7 +155,9 @@ StoreServer::StoreServer(const std::string& host, int port) : sockets_(std::make
   for (addrinfo* a = at.get(); a; a = a->ai_next) sockets_->listen_at(*a, port_);
   check(!sockets_->listening.empty(), "[store] cannot listen on port {}: {}", port,
         at ? std::strerror(errno) : why.c_str());
-  thread_ = std::thread([this] { serve(); });
+  check(sockets_->stop.fd >= 0 && sockets_->spare.fd >= 0, "[store] cannot listen on port {}: {}", port,
+        std::strerror(EMFILE));
+  thread_ = start_thread("store", [this] { serve(); });
 }
 
 StoreServer::~StoreServer() {
@@ -147,18 +166,22 @@ StoreServer::~StoreServer() {
 }
 
 void StoreServer::wait_for_goodbyes(int clients, milliseconds limit) const {
-  for (auto until = Clock::now() + limit; gone_ < clients && Clock::now() < until;)
+  for (auto until = time_after(limit); gone_ < clients && Clock::now() < until;)
     std::this_thread::sleep_for(milliseconds(2));
 }
 
 void StoreServer::serve() {
   Sockets& s = *sockets_;
+  constexpr int a_second = 1000;
   for (;;) {
+    if (s.spare.fd < 0) s.spare = Socket(eventfd(0, EFD_CLOEXEC));
+    bool listens = s.spare.fd >= 0;
     std::vector<pollfd> polled{{s.stop.fd, POLLIN, 0}};
-    for (Socket& l : s.listening) polled.push_back({l.fd, POLLIN, 0});
+    for (Socket& l : s.listening) polled.push_back({listens ? l.fd : -1, POLLIN, 0});
     for (Sockets::Client& c : s.clients)
       polled.push_back({c.socket.fd, short(c.out.empty() ? POLLIN : POLLIN | POLLOUT), 0});
-    if (poll(polled.data(), polled.size(), -1) < 0) continue;  // interrupted
+    int ready = poll(polled.data(), polled.size(), listens ? -1 : a_second);
+    if (ready < 0) continue;  // interrupted
     if (polled[0].revents) return;
     size_t at = 1 + s.listening.size();
     for (auto c = s.clients.begin(); c != s.clients.end();) {
@@ -167,19 +190,32 @@ void StoreServer::serve() {
         s.answer(*c);
         s.send_out(*c);
       }
+      if (c->one_too_many) c->ended |= ready == 0 || (c->told && c->out.empty());
       if (c->ended) {
         if (!c->will_key.empty()) s.values.try_emplace(c->will_key, c->will);
-        c = s.clients.erase(c), ++gone_;
+        if (!c->one_too_many) ++gone_;
+        c = s.clients.erase(c);
       } else {
         ++c;
       }
     }
-    for (size_t i = 0; i < s.listening.size(); ++i) {
-      if (!polled[1 + i].revents) continue;
-      int fd = accept4(s.listening[i].fd, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
-      if (fd >= 0) s.clients.push_back({Socket(fd)});
-    }
+    for (size_t i = 0; i < s.listening.size(); ++i)
+      if (polled[1 + i].revents && s.spare.fd >= 0) s.accept_from(s.listening[i].fd);
   }
+}
+
+void StoreServer::Sockets::accept_from(int listener) {
+  auto next = [&] { return accept4(listener, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK); };
+  int fd = next();
+  bool full = fd < 0 && (errno == EMFILE || errno == ENFILE);
+  if (full) {
+    spare = Socket();
+    fd = next();
+  }
+  if (fd >= 0)
+    clients.push_back({.socket = Socket(fd), .one_too_many = full});
+  else if (!would_block() && errno != ECONNABORTED)
+    std::this_thread::sleep_for(milliseconds(10));  // it is still there, and asking at once again would not help
 }
 
 void StoreServer::Sockets::receive(Client& c) {
@@ -212,19 +248,34 @@ void StoreServer::Sockets::answer(Client& c) {
 
 std::string StoreServer::Sockets::reply(Client& c, uint32_t what, const std::string& key, std::string value) {
   Header h;
+  if (c.one_too_many) {
+    rlimit files{};
+    getrlimit(RLIMIT_NOFILE, &files);
+    c.told = true;
+    return frame({.what = refused}, {},
+                 fmt::format("has no room for another client: its process, that of rank 0, may open {} files; raise "
+                             "that with `ulimit -n` to more than the number of ranks",
+                             files.rlim_cur));
+  }
   switch (what) {
     case set_value:
       values[key] = std::move(value);
       break;
     case get_value:
-      if (auto it = values.find(key); it != values.end()) h.what = 1, value = it->second;
+      if (auto it = values.find(key); it != values.end()) h.what = a_value, value = it->second;
       break;
     case set_if_none:
       value = values.try_emplace(key, std::move(value)).first->second;
       return frame(h, {}, value);
     case add_number: {
       std::string& number = values.try_emplace(key, "0").first->second;
-      return frame(h, {}, number = std::to_string(std::stoll(number) + std::stoll(value)));
+      auto now = number_of(number), more = number_of(value);
+      int64_t sum = 0;
+      if (!now || !more || __builtin_add_overflow(*now, *more, &sum))
+        return frame({.what = refused}, {},
+                     fmt::format("cannot add {} to \"{}\", which is \"{:.40}\": they make no number of 64 bits", value,
+                                 key, number));
+      return frame(h, {}, number = std::to_string(sum));
     }
     case leave_will:
       c.will_key = key, c.will = std::move(value);
@@ -235,7 +286,7 @@ std::string StoreServer::Sockets::reply(Client& c, uint32_t what, const std::str
     default:  // hello
       break;
   }
-  return frame(h, {}, h.what ? value : std::string_view());
+  return frame(h, {}, h.what == a_value ? value : std::string_view());
 }
 
 void StoreServer::Sockets::send_out(Client& c) {
@@ -280,18 +331,24 @@ int connect_once(const std::string& host, int port, Clock::time_point until, std
 
 Store::Store(const std::string& host, int port, milliseconds deadline)
     : where_(fmt::format("{}:{}", host, port)), deadline_(deadline) {
-  auto until = Clock::now() + deadline;
+  auto until = time_after(deadline);
   std::string why;
-  for (milliseconds pause(5); (socket_ = connect_once(host, port, until, &why)) < 0; pause *= 2) {
+  for (milliseconds pause(5); (socket_ = connect_once(host, port, until, &why)) < 0;
+       pause = std::min(2 * pause, milliseconds(500))) {
     check(Clock::now() < until,
           "[store] nobody listens at {} after {} s ({}): is rank 0 running, and are MASTER_ADDR and MASTER_PORT its "
           "host and port?",
           where_, double(deadline.count()) / 1000, why);
-    std::this_thread::sleep_for(std::min({pause, milliseconds(500), milliseconds(milliseconds_until(until))}));
+    std::this_thread::sleep_for(std::min(pause, milliseconds(milliseconds_until(until))));
   }
   int yes = 1;
   setsockopt(socket_, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
-  request(hello, {}, {}, until);
+  try {
+    request(hello, {}, {}, until);
+  } catch (...) {
+    if (socket_ >= 0) close(socket_);
+    throw;
+  }
 }
 
 Store::~Store() {
@@ -311,7 +368,7 @@ std::optional<std::string> Store::try_get(const std::string& key) {
 }
 
 std::string Store::get(const std::string& key, milliseconds limit) {
-  auto until = Clock::now() + limit;
+  auto until = time_after(limit);
   for (milliseconds pause(1);; pause = std::min(2 * pause, milliseconds(50))) {
     if (auto value = try_get(key)) return *value;
     check(Clock::now() < until, "[store] no rank has set \"{}\" at {} after {} s", key, where_,
@@ -357,8 +414,9 @@ Store::Reply Store::request(uint32_t what, std::string_view key, std::string_vie
   Header h;
   transfer(recv, reinterpret_cast<char*>(&h), sizeof h, POLLIN);
   if (h.magic != Header().magic || h.value_bytes > largest) end(true);
-  Reply reply{h.what == 1, std::string(h.value_bytes, '\0')};
+  Reply reply{h.what == a_value, std::string(h.value_bytes, '\0')};
   transfer(recv, reply.value.data(), reply.value.size(), POLLIN);
+  if (h.what == refused) fail("[store] {} {}", where_, reply.value);
   return reply;
 }
 

@@ -13,9 +13,11 @@
 #include <string_view>
 #include <thread>
 
+#include "dtensor/comm/deadline.h"
+
 namespace dtensor {
 
-// Serves until it is destroyed, on a thread of its own.
+// Serves until it is destroyed, on a thread of its own. A client for which its process may open no file is told so.
 class StoreServer {
  public:
   // Listens on `port` (0: a free one) of the loopback interface where `host` means that, else of all interfaces.
@@ -53,7 +55,7 @@ class Store {
   std::optional<std::string> try_get(const std::string& key);
   // Sets it where there is none; the value that stands.
   std::string set_if_absent(const std::string& key, std::string_view value);
-  // A counter, 0 at first; its new value.
+  // A counter, 0 at first; its new value. Errors: the value is no number, or the sum is none of 64 bits.
   int64_t add(const std::string& key, int64_t n);
   // What the server sets if absent when this client's process ends without ~Store(): crashes and kill -9 included.
   void last_will(const std::string& key, std::string_view value);
@@ -66,7 +68,7 @@ class Store {
   Reply request(uint32_t what, std::string_view key, std::string_view value,
                 std::chrono::steady_clock::time_point until);
   Reply request(uint32_t what, std::string_view key, std::string_view value = {}) {
-    return request(what, key, value, std::chrono::steady_clock::now() + deadline_);
+    return request(what, key, value, time_after(deadline_));
   }
 
   std::string where_;  // "host:port"

@@ -26,7 +26,8 @@ void normal_as(const RandomFill& to, double mean, double std) {
 }
 template <class T, class F>
 void words_as(const RandomFill& to, const F& f) {
-  launch_words<T>(to.stream, {to.key}, to.part, nullptr, static_cast<T*>(to.out), f);
+  if (to.part.n > 0)
+    launch_words<T>(to.stream, {to.key}, PartRuns{to.part}, static_cast<const T*>(nullptr), static_cast<T*>(to.out), f);
 }
 template <class T>
 void uniform_as(const RandomFill& to, double low, double high) {

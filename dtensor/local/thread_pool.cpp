@@ -1,14 +1,37 @@
 #include "dtensor/local/thread_pool.h"
 
 #include <algorithm>
+#include <system_error>
+
+#include "placement/error.h"
 
 namespace dtensor {
 
-ThreadPool::ThreadPool(int size) {
-  for (int i = 1; i < size; ++i) threads_.emplace_back([this, i] { work(i); });
+std::thread start_thread(std::string_view who, std::function<void()> f) {
+  try {
+    return std::thread(std::move(f));
+  } catch (const std::system_error& e) {
+    fail(
+        "[{}] the system starts no more threads ({}): take fewer ranks or threads per rank, or raise the limits of "
+        "`ulimit -u` and of memory",
+        who, e.code().message());
+  }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::ThreadPool(int size, std::string_view who) {
+  check(size >= 1 && size <= max_size, "[{}] {} threads of a rank's kernels; 1 to {} are possible", who, size,
+        max_size);
+  try {
+    for (int i = 1; i < size; ++i) threads_.push_back(start_thread(who, [this, i] { work(i); }));
+  } catch (...) {
+    stop();
+    throw;
+  }
+}
+
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
   {
     std::lock_guard lock(mutex_);
     stop_ = true;

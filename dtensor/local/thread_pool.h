@@ -4,17 +4,25 @@
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
+#include <functional>
 #include <mutex>
+#include <string_view>
 #include <thread>
 #include <vector>
 
 namespace dtensor {
 
+// A thread that runs f. Errors: the system starts no more; `who` is the public function for the error.
+std::thread start_thread(std::string_view who, std::function<void()> f);
+
 // Splits ranges over `size` workers, the caller among them. Threads split outputs, never sums, so the number of
 // threads does not change a bit.
 class ThreadPool {
  public:
-  explicit ThreadPool(int size);
+  static constexpr int max_size = 1024;
+
+  // Errors: not 1 to max_size; the system does not start that many threads. `who` as above.
+  explicit ThreadPool(int size, std::string_view who = "ThreadPool");
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
@@ -39,6 +47,7 @@ class ThreadPool {
   };
   void run(const Job& job, int64_t n, int64_t piece);
   void work(int worker);
+  void stop();
 
   std::vector<std::thread> threads_;
   std::mutex mutex_;

@@ -12,15 +12,19 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
+// As a part of a JSON path: lm_head, "model.norm".
+std::string quoted(const std::string& key) {
+  bool plain = key.find_first_of(".*\" ") == std::string::npos && !key.empty();
+  return plain ? key : fmt::format("\"{}\"", key);
+}
+
 // A value in the file and where it stands: tensor_parallel.plan."lm_head".style
 struct Place {
   const Json& value;
   std::string path;
 
   Place at(const std::string& key) const {
-    bool plain = key.find_first_of(".*\" ") == std::string::npos && !key.empty();
-    return {value.at(key),
-            fmt::format("{}{}{}", path, path.empty() ? "" : ".", plain ? key : fmt::format("\"{}\"", key))};
+    return {value.at(key), fmt::format("{}{}{}", path, path.empty() ? "" : ".", quoted(key))};
   }
   [[noreturn]] void error(const std::string& what) const {
     fail("[plan] {}: {}", path.empty() ? "the file" : path, what);
@@ -33,7 +37,7 @@ struct Place {
     if (!value.is_object()) error(fmt::format("{} is no object", value.dump()));
     for (const auto& [key, v] : value.items())
       if (std::find(known.begin(), known.end(), key) == known.end())
-        error(fmt::format("there is no field \"{}\"; the nearest is \"{}\" (fields: {})", key, nearest(key, known),
+        error(fmt::format("there is no field \"{}\"{} (fields: {})", key, nearest_hint(key, known),
                           fmt::join(known, ", ")));
   }
 };
@@ -57,6 +61,19 @@ std::vector<std::optional<Placement>> parse_layouts(const Place& p) {
   return list;
 }
 
+// A dimension of a tensor, negative ones from the back.
+int parse_dim(const Place& p) {
+  if (!p.value.is_number_integer())
+    p.error(fmt::format("{} is no dimension: a dimension is an integer", p.value.dump()));
+  // What is beyond int64_t would be read as something else.
+  bool huge = p.value.is_number_unsigned() && p.value.get<uint64_t>() > INT64_MAX;
+  int64_t dim = huge ? INT64_MAX : p.value.get<int64_t>();
+  if (dim < -max_dims || dim >= max_dims)
+    p.error(fmt::format("{} is no dimension: tensors have at most {}, so it is from {} to {}", p.value.dump(), max_dims,
+                        -max_dims, max_dims - 1));
+  return int(dim);
+}
+
 struct StyleName {
   const char* name;
   Style::Kind kind;
@@ -78,31 +95,39 @@ const std::vector<StyleName>& style_names() {
 }
 
 // Hugging Face's base_model_tp_plan strings.
-std::optional<Style> hugging_face_style(const std::string& name) {
-  Style s;
-  if (name == "colwise") return s;
-  if (name == "colwise_rep" || name == "colwise_gather_output") return s.output_layouts = {Replicate()}, s;
-  s.kind = Style::Kind::rowwise;
-  if (name == "rowwise") return s;
-  if (name == "rowwise_rep" || name == "rowwise_split_input") return s.input_layouts = {Replicate()}, s;
-  s.kind = Style::Kind::sequence;
-  if (name == "sequence_parallel") return s;
-  return std::nullopt;
+const std::vector<std::pair<std::string, Style>>& hugging_face_styles() {
+  using Kind = Style::Kind;
+  static const Style column_gathered = {.kind = Kind::colwise, .output_layouts = {Replicate()}},
+                     row_of_whole = {.kind = Kind::rowwise, .input_layouts = {Replicate()}};
+  static const std::vector<std::pair<std::string, Style>> list = {{"colwise", {.kind = Kind::colwise}},
+                                                                  {"colwise_rep", column_gathered},
+                                                                  {"colwise_gather_output", column_gathered},
+                                                                  {"rowwise", {.kind = Kind::rowwise}},
+                                                                  {"rowwise_rep", row_of_whole},
+                                                                  {"rowwise_split_input", row_of_whole},
+                                                                  {"sequence_parallel", {.kind = Kind::sequence}}};
+  return list;
 }
 
 Style parse_style(const Place& p) {
   bool object = p.value.is_object();
   if (object && !p.value.contains("style")) p.error("a style object needs \"style\"");
   std::string name = object ? p.at("style").text() : p.text();
-  std::optional<Style> style = hugging_face_style(name);
+  std::optional<Style> style;
   std::vector<std::string> names, fields = {"style"};
+  for (const auto& [theirs, s] : hugging_face_styles()) {
+    names.push_back(theirs);
+    if (name == theirs) style = s;
+  }
   for (const StyleName& s : style_names()) {
     names.emplace_back(s.name);
     if (name != s.name) continue;
     style = Style{.kind = s.kind};
     fields = s.fields;
   }
-  if (!style) p.error(fmt::format("there is no style \"{}\"; the nearest is \"{}\"", name, nearest(name, names)));
+  if (!style)
+    p.error(fmt::format("there is no style \"{}\"{} (styles: {})", name, nearest_hint(name, names),
+                        fmt::join(names, ", ")));
   if (object) {
     p.fields(fields);
     auto layouts = [&](const char* key, auto& list) {
@@ -112,10 +137,7 @@ Style parse_style(const Place& p) {
     layouts("desired_input_layouts", style->desired_input_layouts);
     layouts("output_layouts", style->output_layouts);
     layouts("desired_output_layouts", style->desired_output_layouts);
-    if (p.value.contains("sequence_dim")) {
-      if (!p.value["sequence_dim"].is_number_integer()) p.at("sequence_dim").error("a dimension is an integer");
-      style->sequence_dim = p.value["sequence_dim"].get<int>();
-    }
+    if (p.value.contains("sequence_dim")) style->sequence_dim = parse_dim(p.at("sequence_dim"));
   }
   if (style->kind == Style::Kind::prepare_input && style->input_layouts.empty())
     p.error("PrepareModuleInput needs input_layouts and desired_input_layouts");
@@ -126,7 +148,6 @@ Style parse_style(const Place& p) {
   if (style->kind == Style::Kind::prepare_output &&
       style->output_layouts.size() != style->desired_output_layouts.size())
     p.error("PrepareModuleOutput needs as many output_layouts as desired_output_layouts");
-  style->line = fmt::format("{}: {}", p.path.substr(p.path.find("plan.") + 5), nn::name(style->kind));
   return *style;
 }
 
@@ -155,6 +176,8 @@ FullyShardPlan parse_fully_shard(const Place& p) {
   };
   f.axes = strings(p.at("axis"));
   f.modules = strings(p.at("modules"));
+  if (f.axes.empty()) p.at("axis").error("an empty list shards over nothing: name an axis");
+  if (f.modules.empty()) p.at("modules").error("an empty list shards nothing: write [\"\"] for the whole model");
   if (p.value.contains("replicate_axis")) f.replicate_axis = p.at("replicate_axis").text();
   if (p.value.contains("reshard_after_forward")) {
     if (!p.value["reshard_after_forward"].is_boolean()) p.at("reshard_after_forward").error("true or false");
@@ -196,8 +219,7 @@ std::vector<Module*> find_modules(Module& model, const std::string& pattern, con
       if (name.find_first_not_of("0123456789", i) >= end) name.replace(i, end - i, "*"), end = i + 1;
     }
   }
-  if (found.empty())
-    fail("[plan] {}: \"{}\" matches no module; the nearest is \"{}\"", place, pattern, nearest(pattern, names));
+  if (found.empty()) fail("[plan] {}: \"{}\" matches no module{}", place, pattern, nearest_hint(pattern, names));
   return found;
 }
 
@@ -208,7 +230,7 @@ void apply_tensor_parallel(Module& model, const TensorParallelPlan& plan, std::m
       auto [it, fresh] = matched.emplace(m, pattern);
       check(fresh, "[plan] tensor_parallel.plan: module {} is matched by \"{}\" and \"{}\"; keep one of them",
             m->path(), it->second, pattern);
-      nn::apply(*m, axis, style);
+      nn::apply(*m, axis, style, fmt::format("{}: {}", quoted(pattern), name(style.kind)));
     }
 }
 
@@ -275,6 +297,64 @@ ParallelPlan ParallelPlan::from_json(const Json& object) {
   }
   if (object.contains("fully_shard")) plan.fully_shard = parse_fully_shard(root.at("fully_shard"));
   return plan;
+}
+
+namespace {
+
+Json to_json(const std::optional<Placement>& p) { return p ? Json(to_string(*p)) : Json(); }
+
+// A list of one is written as its element.
+template <class T, class F>
+Json one_or_list(const std::vector<T>& list, F to) {
+  if (list.size() == 1) return to(list[0]);
+  Json array = Json::array();
+  for (const T& x : list) array.push_back(to(x));
+  return array;
+}
+
+Json to_json(const Style& s) {
+  Json object{{"style", name(s.kind)}};
+  auto layouts = [&](const char* key, const std::vector<std::optional<Placement>>& list) {
+    if (!list.empty()) object[key] = one_or_list(list, [](const auto& p) { return to_json(p); });
+  };
+  layouts("input_layouts", s.input_layouts);
+  layouts("desired_input_layouts", s.desired_input_layouts);
+  layouts("output_layouts", s.output_layouts);
+  layouts("desired_output_layouts", s.desired_output_layouts);
+  if (s.sequence_dim != Style().sequence_dim) object["sequence_dim"] = s.sequence_dim;
+  return object.size() == 1 ? object["style"] : object;
+}
+
+Json to_json(const TensorParallelPlan& t) {
+  Json lines = Json::object();
+  for (const auto& [path, style] : t.lines) {
+    check(!lines.contains(path), "[to_json] two lines of the plan for {} have the path \"{}\"; keep one of them",
+          t.axis, path);
+    lines[path] = to_json(style);
+  }
+  return {{"axis", t.axis}, {"plan", lines}};
+}
+
+Json to_json(const FullyShardPlan& f) {
+  auto text = [](const std::string& s) { return Json(s); };
+  Json object{{"axis", one_or_list(f.axes, text)}};
+  if (f.replicate_axis) object["replicate_axis"] = *f.replicate_axis;
+  object["modules"] = f.modules;
+  if (!f.reshard_after_forward) object["reshard_after_forward"] = false;
+  if (f.param_dtype) object["param_dtype"] = *f.param_dtype == DType::bf16 ? "bf16" : "fp32";
+  return object;
+}
+
+}  // namespace
+
+Json ParallelPlan::to_json() const {
+  Json object = Json::object();
+  if (!tensor_parallel.empty())
+    object["tensor_parallel"] = one_or_list(tensor_parallel, [](const auto& t) { return nn::to_json(t); });
+  if (loss_parallel) object["loss_parallel"] = *loss_parallel;
+  if (data_parallel) object["data_parallel"] = {{"axis", *data_parallel}};
+  if (fully_shard) object["fully_shard"] = nn::to_json(*fully_shard);
+  return object;
 }
 
 std::vector<std::string> ParallelPlan::data_axes() const {

@@ -12,6 +12,8 @@ namespace dtensor::nn {
 struct TensorParallelPlan {
   std::string axis;
   std::vector<std::pair<std::string, Style>> lines;
+
+  friend bool operator==(const TensorParallelPlan&, const TensorParallelPlan&) = default;
 };
 
 struct FullyShardPlan {
@@ -20,6 +22,8 @@ struct FullyShardPlan {
   std::vector<std::string> modules;           // patterns; "" is the root
   bool reshard_after_forward = true;
   std::optional<DType> param_dtype;  // to compute in, and to gather; bf16 is for CUDA
+
+  friend bool operator==(const FullyShardPlan&, const FullyShardPlan&) = default;
 };
 
 struct ParallelPlan {
@@ -31,6 +35,10 @@ struct ParallelPlan {
   // Errors name the JSON path: an unknown field or style, a layout that is none.
   static ParallelPlan load(const std::string& file);
   static ParallelPlan from_json(const nlohmann::ordered_json& json);
+  // The inverse: from_json(p.to_json()) == p. Styles have PyTorch's names, Hugging Face's are spelled out; defaults are
+  // left out. Errors: two lines of one path, which JSON cannot have.
+  nlohmann::ordered_json to_json() const;
+  friend bool operator==(const ParallelPlan&, const ParallelPlan&) = default;
 
   // Mesh axes that the plan names for data parallelism: they divide the batch.
   std::vector<std::string> data_axes() const;

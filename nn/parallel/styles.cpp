@@ -1,5 +1,7 @@
 #include "nn/parallel/styles.h"
 
+#include "nn/layers.h"
+
 namespace dtensor::nn {
 namespace {
 
@@ -58,8 +60,9 @@ void shard_parameter(Module& m, const Line& line, const char* name, int dim) {
 }
 
 void apply_column_or_row(Module& m, const Line& line, const Style& s) {
-  bool column = s.kind == Style::Kind::colwise, linear = m.kind() == "Linear";
-  check(linear || m.kind() == "Embedding", "[{}] {} fits Linear and Embedding, not {}", m.path(), line.text, m.kind());
+  bool column = s.kind == Style::Kind::colwise, linear = dynamic_cast<Linear*>(&m);
+  check(linear || dynamic_cast<Embedding*>(&m), "[{}] {} fits Linear and Embedding, not {}", m.path(), line.text,
+        m.kind());
   if (linear) {
     shard_parameter(m, line, "weight", column ? 0 : 1);
     if (column) shard_parameter(m, line, "bias", 0);
@@ -79,8 +82,8 @@ std::string_view name(Style::Kind kind) {
   return names[int(kind)];
 }
 
-void apply(Module& m, int axis, const Style& s) {
-  Line line{axis, s.line};
+void apply(Module& m, int axis, const Style& s, std::string text) {
+  Line line{axis, text.empty() ? std::string(name(s.kind)) : std::move(text)};
   switch (s.kind) {
     case Style::Kind::colwise:
     case Style::Kind::rowwise:

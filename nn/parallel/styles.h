@@ -15,7 +15,8 @@ struct Style {
   // One per tensor input or output, the first k of them. Empty: the style's default.
   std::vector<std::optional<Placement>> input_layouts, desired_input_layouts, output_layouts, desired_output_layouts;
   int sequence_dim = 1;
-  std::string line;  // the plan line, for logs and errors
+
+  friend bool operator==(const Style&, const Style&) = default;
 };
 
 std::string_view name(Style::Kind kind);
@@ -30,7 +31,8 @@ std::string_view name(Style::Kind kind);
 // Inputs or outputs from one layout to another.
 //   PrepareModuleInput(input_layouts, desired_input_layouts), PrepareModuleOutput(output_layouts,
 //   desired_output_layouts)
-// Errors: a kind of module that the style does not fit. Sizes that the axis does not divide are sharded unevenly.
-void apply(Module& module, int axis, const Style& style);
+// What is derived from Linear or Embedding is one. `line` is the plan's line, for logs and errors; none: the style's
+// name. Errors: a kind of module that the style does not fit. Sizes that the axis does not divide are sharded unevenly.
+void apply(Module& module, int axis, const Style& style, std::string line = "");
 
 }  // namespace dtensor::nn

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 #include <type_traits>
+#include <utility>
 
 #include "ops/cpu/gemm.h"
 #include "ops/cpu/targets.h"
@@ -150,14 +151,43 @@ static void each_block(int64_t begin, int64_t n, int64_t block, Body body) {
   }
 }
 
+/// The rows of [first, last) from the first to the last that sees some of the keys [j, j_end), by position.
+static std::pair<int64_t, int64_t> rows_that_see(const Attention& a, int64_t first, int64_t last, int64_t j,
+                                                 int64_t j_end) {
+  int64_t earliest = a.key_position(j);
+  while (++j < j_end) earliest = std::min(earliest, a.key_position(j));
+  while (first < last && a.query_position(first) < earliest) first++;
+  while (first < last && a.query_position(last - 1) < earliest) last--;
+  return {first, last};
+}
+
 /// body(i, j, tile) for every block of keys and the rows [i, i + tile.rows) of a block of queries that see some of it.
 template <class Body>
 static void each_tile(const Attention& a, int64_t first, int64_t last, Body body) {
   each_block(a.key_begin, a.keys, key_block, [&](int64_t j, int64_t j_end) {
+    if (a.causal && a.by_position()) {
+      const auto [i, end] = rows_that_see(a, first, last, j, j_end);
+      if (i < end) body(i, j, Tile{end - i, j_end - j, 0, false});
+      return;
+    }
     const int64_t diagonal = a.key_begin + j - a.query_begin;  // the row at the block's first key
     const int64_t i = a.causal ? std::max(first, diagonal) : first;
     if (i < last) body(i, j, Tile{last - i, j_end - j, i - diagonal + 1, a.causal});
   });
+}
+
+/// Products of query row i and key row j on become -inf where the key's position is beyond the query's.
+template <class T>
+static void hide_later(const Attention& a, const Tile& tile, int64_t i, int64_t j, T* products) {
+  if (!a.causal || !a.by_position()) return;
+  int64_t keys[key_block], latest = std::numeric_limits<int64_t>::min();
+  for (int64_t c = 0; c < tile.keys; c++) latest = std::max(latest, keys[c] = a.key_position(j + c));
+  for (int64_t r = 0; r < tile.rows; r++, products += key_block) {
+    const int64_t query = a.query_position(i + r);
+    if (latest <= query) continue;
+    for (int64_t c = 0; c < tile.keys; c++)
+      if (keys[c] > query) products[c] = -std::numeric_limits<T>::infinity();
+  }
 }
 
 /// scores -> scale * scores + bias, or -inf where not visible: for query row i and key row j on.
@@ -179,9 +209,14 @@ static void mask(const Tile& tile, double scale, const Scores<T>& more, int64_t 
 
 /// What the weights of query row i and key row j on are multiplied by.
 template <class T>
-static void keep_factors(const Tile& tile, const Scores<T>& more, int64_t i, int64_t j, T* keep) {
-  for (int64_t r = 0; r < tile.rows; r++)
-    more.drop.factors(more.drop_first + (i + r) * more.drop_stride + j, tile.keys, keep + r * key_block);
+static void keep_factors(const Attention& a, const Tile& tile, const Scores<T>& more, int64_t i, int64_t j, T* keep) {
+  for (int64_t r = 0; r < tile.rows; r++, keep += key_block) {
+    const int64_t row = more.drop_first + a.query_position(i + r) * more.drop_stride;
+    if (!a.key_positions)
+      more.drop.factors(row + a.key_position(j), tile.keys, keep);
+    else
+      for (int64_t c = 0; c < tile.keys; c++) more.drop.factors(row + a.key_position(j + c), 1, keep + c);
+  }
 }
 
 template <class T>
@@ -192,9 +227,9 @@ static void multiply(const Tile& tile, const T* by, T* x) {
 
 /// The gradient of the bias goes out, and becomes that of the product of queries and keys.
 template <class T>
-static void unmask(const Tile& tile, double scale, const Scores<T>& more, int64_t keys, int64_t i, int64_t j, T* ds) {
+static void unmask(const Tile& tile, double scale, const Scores<T>& more, int64_t i, int64_t j, T* ds) {
   for (int64_t r = 0; r < tile.rows; r++, ds += key_block) {
-    if (more.bias_gradient) std::copy_n(ds, tile.keys, more.bias_gradient + (i + r) * keys + j);
+    if (more.bias_gradient) std::copy_n(ds, tile.keys, more.bias_gradient + (i + r) * more.bias_gradient_stride + j);
     for (int64_t c = 0; c < tile.keys; c++) ds[c] *= static_cast<T>(scale);
   }
 }
@@ -215,9 +250,10 @@ void attention(const Attention& a, const T* q, int64_t q_stride, const T* k, int
       T* o = out + i * out_stride;
       gemm(Form::NT, tile.rows, tile.keys, a.head_dim, q + i * q_stride, q_stride, k + j * k_stride, k_stride, scores,
            key_block, false, 0, scratch);
+      hide_later(a, tile, i, j, scores);
       if (more.masked()) mask(tile, a.scale, more, i, j, scores);
       kernels<T>().softmax(tile, scale, scores, max + (i - first), lse + i, a.head_dim, o, out_stride);
-      if (keep) keep_factors(tile, more, i, j, keep), multiply(tile, keep, scores);
+      if (keep) keep_factors(a, tile, more, i, j, keep), multiply(tile, keep, scores);
       gemm(Form::NN, tile.rows, a.head_dim, tile.keys, scores, key_block, v + j * v_stride, v_stride, o, out_stride,
            true, 1, scratch);
     });
@@ -244,10 +280,11 @@ void attention_backward(const Attention& a, const T* q, int64_t q_stride, const 
       const T *qi = q + i * q_stride, *gi = dout + i * dout_stride, *kj = k + j * k_stride, *vj = v + j * v_stride;
       gemm(Form::NT, m, n, d, qi, q_stride, kj, k_stride, p, key_block, false, 0, scratch);
       gemm(Form::NT, m, n, d, gi, dout_stride, vj, v_stride, ds, key_block, false, 0, scratch);
+      hide_later(a, tile, i, j, p);
       if (more.masked()) mask(tile, a.scale, more, i, j, p);
-      if (keep) keep_factors(tile, more, i, j, keep), multiply(tile, keep, ds);
+      if (keep) keep_factors(a, tile, more, i, j, keep), multiply(tile, keep, ds);
       kernels<T>().gradient(tile, scale, lse + i, delta + (i - first), p, ds);
-      if (more.masked()) unmask(tile, a.scale, more, a.keys, i, j, ds);
+      if (more.masked()) unmask(tile, a.scale, more, i, j, ds);
       if (keep) multiply(tile, keep, p);
       gemm(Form::TN, n, d, m, p, key_block, gi, dout_stride, dv + j * dv_stride, dv_stride, true, 0, scratch);
       gemm(Form::TN, n, d, m, ds, key_block, qi, q_stride, dk + j * dk_stride, dk_stride, true, 0, scratch);

@@ -3,6 +3,7 @@
 // Bits: a query row's out, lse and dq depend on that row, its global position, and the keys and values; not on the
 // other rows of the call (queries may be split anywhere), not on the instruction set. Keys are taken in blocks that
 // begin at multiples of key_block of the GLOBAL key index, in order; blocks that a row sees nothing of do not matter.
+// Positions that are given change what is seen, nothing else: given as they would be anyway, they change no bit.
 // dk and dv are sums over the queries, taken in blocks of query_block global positions, in order: calls that split the
 // queries elsewhere add to other bits.
 //
@@ -23,13 +24,18 @@ constexpr int64_t key_block = 64;
 constexpr int64_t query_block = 256;
 
 /// q, out, dout, dq: [queries, head_dim]; k, v, dk, dv: [keys, head_dim]; lse: [queries]. Query row i is at global
-/// position query_begin + i, key row j at key_begin + j (both >= 0); with `causal` the row sees the keys at its
-/// position and before. scale > 0. Sizes may be 0.
+/// position query_begin + i, key row j at key_begin + j (both >= 0), or where query_positions[i] and key_positions[j]
+/// say; with `causal` the row sees the keys at its position and before. scale > 0. Sizes may be 0.
 struct Attention {
   int64_t queries, keys, head_dim;
   int64_t query_begin = 0, key_begin = 0;
   bool causal = true;
   double scale = 1;
+  const int64_t *query_positions = nullptr, *key_positions = nullptr;
+
+  bool by_position() const { return query_positions || key_positions; }
+  int64_t query_position(int64_t i) const { return query_positions ? query_positions[i] : query_begin + i; }
+  int64_t key_position(int64_t j) const { return key_positions ? key_positions[j] : key_begin + j; }
 };
 
 /// What happens to the scores of one head besides. Pointers are at its query row 0 and key row 0; strides are elements
@@ -39,9 +45,11 @@ struct Scores {
   const T* bias = nullptr;        // added to scale * q k^T
   const bool* visible = nullptr;  // or: false hides the key from the row
   int64_t row_stride = 0, key_stride = 0;
-  T* bias_gradient = nullptr;               // [queries, keys], written by the backward pass
-  Drop drop;                                // of the weights, after the softmax; the sum of a row is of all of them
-  int64_t drop_first = 0, drop_stride = 0;  // the index of row 0's key 0, and from row to row
+  T* bias_gradient = nullptr;        // written by the backward pass: contiguous rows
+  int64_t bias_gradient_stride = 0;  // from row to row
+  Drop drop;                         // of the weights, after the softmax; the sum of a row is of all of them
+  // The index of a weight is drop_first + query position * drop_stride + key position.
+  int64_t drop_first = 0, drop_stride = 0;
 
   bool masked() const { return bias || visible; }
 };

@@ -197,11 +197,11 @@ void swiglu_backward(int64_t n, const T* dy, const T* gate, const T* up, T* dgat
 }
 
 template <class T>
-void rotary_table(int64_t begin, int64_t end, int64_t d, double theta, T* cos, T* sin) {
-  for (int64_t p = begin; p < end; p++)
+void rotary_table(int64_t n, const int64_t* positions, int64_t d, double theta, T* cos, T* sin) {
+  for (int64_t p = 0; p < n; p++)
     for (int64_t i = 0; i < d / 2; i++) {
       const double angle =
-          static_cast<double>(p) * std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(d));
+          static_cast<double>(positions[p]) * std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(d));
       *cos++ = static_cast<T>(std::cos(angle));
       *sin++ = static_cast<T>(std::sin(angle));
     }
@@ -230,7 +230,7 @@ void adamw(int64_t n, const AdamW& step, T* param, const T* grad, T* exp_avg, T*
                                          int64_t);                                                                    \
   template void swiglu(int64_t, const T*, const T*, T*);                                                              \
   template void swiglu_backward(int64_t, const T*, const T*, const T*, T*, T*);                                       \
-  template void rotary_table(int64_t, int64_t, int64_t, double, T*, T*);                                              \
+  template void rotary_table(int64_t, const int64_t*, int64_t, double, T*, T*);                                       \
   template void rotary(int64_t, int64_t, int64_t, int64_t, const T*, Strides, const T*, const T*, bool, T*, Strides); \
   template void cross_entropy_backward(int64_t, const T*, double, double, int64_t, double, T*);                       \
   template void adamw(int64_t, const AdamW&, T*, const T*, T*, T*);

@@ -32,10 +32,10 @@ void swiglu(int64_t n, const T* gate, const T* up, T* y);
 template <class T>
 void swiglu_backward(int64_t n, const T* dy, const T* gate, const T* up, T* dgate, T* dup);
 
-/// cos and sin of p * theta^(-2i/d) for positions begin <= p < end and i < d/2: [end - begin, d/2] each. d is even.
-/// Computed in float64 and rounded once, so a value does not depend on `begin`.
+/// cos and sin of p * theta^(-2i/d) for each of n positions p and i < d/2: [n, d/2] each. d is even. Computed in
+/// float64 and rounded once, so a value does not depend on its neighbours.
 template <class T>
-void rotary_table(int64_t begin, int64_t end, int64_t d, double theta, T* cos, T* sin);
+void rotary_table(int64_t n, const int64_t* positions, int64_t d, double theta, T* cos, T* sin);
 
 /// Elements from one batch entry, position or head to the next; a head's d elements are contiguous.
 struct Strides {

@@ -24,6 +24,8 @@ struct RowKernels {
   decltype(&cpu::dot<T>) dot;
   decltype(&cpu::sum_exp<T>) sum_exp;
   decltype(&cpu::sum_rows<T>) sum_rows;
+  decltype(&cpu::sum_picked_rows<T>) sum_picked_rows;
+  decltype(&cpu::sum_squares_f64<T>) sum_squares_f64;
 };
 }  // namespace dtensor::cpu
 #endif
@@ -146,8 +148,31 @@ void sum_rows(int64_t rows, int64_t n, const T* x, int64_t stride, T* y, bool ac
 }
 
 template <class T>
-constexpr RowKernels<T> row_kernels{map<T>, gradient<T>, scale<T>,   extreme<T, 1>, extreme<T, -1>,
-                                    sum<T>, dot<T>,      sum_exp<T>, sum_rows<T>};
+void sum_picked_rows(int64_t count, const PickedRow* picked, int64_t n, const T* x, int64_t stride, T* y) {
+  const Tag<T> d;
+  sum_picked_rows_of(d, count, picked, n, y, [=](int64_t row, int64_t j, int64_t m, auto s) HWY_ATTR {
+    return hn::Add(s, load(d, x + row * stride + j, m));
+  });
+}
+
+template <class T>
+double sum_squares_f64(int64_t n, const T* x, int64_t l, int64_t from, int64_t to) {
+  const Tag<double> d;
+  const hn::Rebind<T, Tag<double>> narrow;
+  return subtree_of(d, n, l, from, to, [=](int64_t i, int64_t m, auto s) HWY_ATTR {
+    if constexpr (std::is_same_v<T, double>) {
+      const auto v = load(d, x + i, m);
+      return hn::MulAdd(v, v, s);
+    } else {
+      const auto v = hn::PromoteTo(d, load(narrow, x + i, m));
+      return hn::MulAdd(v, v, s);
+    }
+  });
+}
+
+template <class T>
+constexpr RowKernels<T> row_kernels{map<T>, gradient<T>, scale<T>,    extreme<T, 1>,      extreme<T, -1>,    sum<T>,
+                                    dot<T>, sum_exp<T>,  sum_rows<T>, sum_picked_rows<T>, sum_squares_f64<T>};
 const RowKernels<float>& float_row_kernels() { return row_kernels<float>; }
 const RowKernels<double>& double_row_kernels() { return row_kernels<double>; }
 
@@ -242,25 +267,36 @@ void sum_rows(int64_t rows, int64_t n, const T* x, int64_t stride, T* y, bool ac
   kernels<T>().sum_rows(rows, n, x, stride, y, accumulate, l ? l : leaves(rows));
 }
 
-#define INSTANTIATE(T)                                               \
-  template void exp(int64_t, const T*, T*);                          \
-  template void log(int64_t, const T*, T*);                          \
-  template void tanh(int64_t, const T*, T*);                         \
-  template void sigmoid(int64_t, const T*, T*);                      \
-  template void silu(int64_t, const T*, T*);                         \
-  template void gelu(int64_t, const T*, T*);                         \
-  template void gelu_tanh(int64_t, const T*, T*);                    \
-  template void silu_gradient(int64_t, const T*, const T*, T*);      \
-  template void gelu_gradient(int64_t, const T*, const T*, T*);      \
-  template void gelu_tanh_gradient(int64_t, const T*, const T*, T*); \
-  template void scale<T>(int64_t, T, const T*, T*);                  \
-  template T max(int64_t, const T*);                                 \
-  template T min(int64_t, const T*);                                 \
-  template T sum(int64_t, const T*, int64_t);                        \
-  template T sum_squares(int64_t, const T*, int64_t);                \
-  template T dot(int64_t, const T*, const T*, int64_t);              \
-  template T sum_exp<T>(int64_t, const T*, T, T*, int64_t);          \
-  template void sum_rows(int64_t, int64_t, const T*, int64_t, T*, bool, int64_t);
+template <class T>
+void sum_picked_rows(int64_t count, const PickedRow* picked, int64_t n, const T* x, int64_t stride, T* y) {
+  kernels<T>().sum_picked_rows(count, picked, n, x, stride, y);
+}
+template <class T>
+double sum_squares_f64(int64_t n, const T* x, int64_t l, int64_t from, int64_t to) {
+  return kernels<T>().sum_squares_f64(n, x, l, from, to);
+}
+
+#define INSTANTIATE(T)                                                                      \
+  template void exp(int64_t, const T*, T*);                                                 \
+  template void log(int64_t, const T*, T*);                                                 \
+  template void tanh(int64_t, const T*, T*);                                                \
+  template void sigmoid(int64_t, const T*, T*);                                             \
+  template void silu(int64_t, const T*, T*);                                                \
+  template void gelu(int64_t, const T*, T*);                                                \
+  template void gelu_tanh(int64_t, const T*, T*);                                           \
+  template void silu_gradient(int64_t, const T*, const T*, T*);                             \
+  template void gelu_gradient(int64_t, const T*, const T*, T*);                             \
+  template void gelu_tanh_gradient(int64_t, const T*, const T*, T*);                        \
+  template void scale<T>(int64_t, T, const T*, T*);                                         \
+  template T max(int64_t, const T*);                                                        \
+  template T min(int64_t, const T*);                                                        \
+  template T sum(int64_t, const T*, int64_t);                                               \
+  template T sum_squares(int64_t, const T*, int64_t);                                       \
+  template T dot(int64_t, const T*, const T*, int64_t);                                     \
+  template T sum_exp<T>(int64_t, const T*, T, T*, int64_t);                                 \
+  template void sum_rows(int64_t, int64_t, const T*, int64_t, T*, bool, int64_t);           \
+  template void sum_picked_rows(int64_t, const PickedRow*, int64_t, const T*, int64_t, T*); \
+  template double sum_squares_f64(int64_t, const T*, int64_t, int64_t, int64_t);
 INSTANTIATE(float)
 INSTANTIATE(double)
 

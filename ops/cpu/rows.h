@@ -52,6 +52,9 @@ template <class T>
 T sum(int64_t n, const T* x, int64_t l = 0);
 template <class T>
 T sum_squares(int64_t n, const T* x, int64_t l = 0);
+/// In float64, whatever T is, and of the leaves [from, to) of l alone, a subtree: threads can share a sum.
+template <class T>
+double sum_squares_f64(int64_t n, const T* x, int64_t l, int64_t from, int64_t to);
 template <class T>
 T dot(int64_t n, const T* x, const T* y, int64_t l = 0);
 
@@ -63,5 +66,13 @@ T sum_exp(int64_t n, const T* x, std::type_identity_t<T> m, std::type_identity_t
 /// accumulator per column. Callers may split the columns.
 template <class T>
 void sum_rows(int64_t rows, int64_t n, const T* x, int64_t stride, T* y, bool accumulate, int64_t l = 0);
+
+/// A row of a sum over rows, and the leaf of the sum that it falls into.
+struct PickedRow {
+  int64_t row, leaf;
+};
+/// y[j] = what sum_rows gives where all rows but the picked ones are zeros. They come in ascending order.
+template <class T>
+void sum_picked_rows(int64_t count, const PickedRow* picked, int64_t n, const T* x, int64_t stride, T* y);
 
 }  // namespace dtensor::cpu

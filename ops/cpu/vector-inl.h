@@ -14,11 +14,14 @@
 #include <hwy/highway.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
 #include <type_traits>
+
+#include "ops/cpu/rows.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace dtensor::cpu::HWY_NAMESPACE {
@@ -300,14 +303,14 @@ HWY_INLINE Lane<D> add_partial_sums(D d, Vec<D>* s) {
 
 /// A sum of n terms by the law of gemm.h, except that a leaf has 16 partial sums instead of one: term k of the leaf
 /// belongs to k % 16, in order of k. term(i, count, s) returns s plus the terms [i, i + count), plus +0 in the
-/// other lanes (count may be 0 or less). l: a power of two.
+/// other lanes (count may be 0 or less). l: a power of two. Of the l leaves only [from, to), a subtree.
 template <class D, class Term>
-HWY_INLINE Lane<D> sum_of(D d, int64_t n, int64_t l, Term term) {
+HWY_INLINE Lane<D> subtree_of(D d, int64_t n, int64_t l, int64_t from, int64_t to, Term term) {
   constexpr int vectors = 16 / lanes<D>;
   Lane<D> part[64];  // sums of complete subtrees, as in a binary counter
   part[0] = 0;       // compilers do not see that l > 0
   int top = 0;
-  for (int64_t leaf = 0, k = 0; leaf < l; leaf++) {
+  for (int64_t leaf = from, k = from * n / l; leaf < to; leaf++) {
     const int64_t end = (leaf + 1) * n / l;
     Vec<D> s[vectors];
     for (auto& v : s) v = hn::Zero(d);
@@ -318,10 +321,14 @@ HWY_INLINE Lane<D> sum_of(D d, int64_t n, int64_t l, Term term) {
         s[j] = term(k + j * lanes<D>, std::min<int64_t>(end - k - j * lanes<D>, lanes<D>), s[j]);
     k = end;
     Lane<D> t = add_partial_sums(d, s);
-    for (int64_t c = leaf; c & 1; c >>= 1) t = part[--top] + t;
+    for (int64_t c = leaf - from; c & 1; c >>= 1) t = part[--top] + t;
     part[top++] = t;
   }
   return part[0];
+}
+template <class D, class Term>
+HWY_INLINE Lane<D> sum_of(D d, int64_t n, int64_t l, Term term) {
+  return subtree_of(d, n, l, 0, l, term);
 }
 
 /// y[j] = or += the sum over the rows of n columns, by the law of gemm.h (one accumulator per column).
@@ -351,6 +358,42 @@ HWY_INLINE void sum_rows_of(D d, int64_t rows, int64_t n, int64_t l, Lane<D>* y,
       const int64_t i = j0 + j * lanes<D>;
       store(d, accumulate ? hn::Add(load(d, y + i, n - i), s[j]) : s[j], y + i, n - i);
     }
+  }
+}
+
+/// The same of the picked rows, where all others are zeros: only leaves that have a row need to be visited. In a
+/// balanced tree, neighbours among those join below whatever joins either to what is further away.
+template <class D, class Term>
+HWY_INLINE void sum_picked_rows_of(D d, int64_t count, const PickedRow* picked, int64_t n, Lane<D>* y, Term term) {
+  constexpr int vectors = 8;
+  for (int64_t j0 = 0; j0 < n; j0 += vectors * lanes<D>) {
+    Vec<D> s[vectors], part[24][vectors];  // s: the last leaf; part: what is left of it, the join to it at level[...]
+    int level[24], top = 0;
+    const int used = static_cast<int>(std::min<int64_t>(vectors, (n - j0 + lanes<D> - 1) / lanes<D>));
+    const bool whole = used == vectors && j0 + vectors * lanes<D> <= n;
+    const auto join = [&](int below) HWY_ATTR {
+      for (; top > 0 && level[top - 1] < below; top--)
+        for (int j = 0; j < used; j++) s[j] = hn::Add(part[top - 1][j], s[j]);
+    };
+    for (auto& v : s) v = hn::Zero(d);
+    for (int64_t i = 0; i < count;) {
+      const int64_t leaf = picked[i].leaf;
+      if (i > 0) {
+        const int joint = std::bit_width(static_cast<uint64_t>(leaf ^ picked[i - 1].leaf));
+        join(joint);
+        for (int j = 0; j < used; j++) part[top][j] = s[j];
+        level[top++] = joint;
+        for (auto& v : s) v = hn::Zero(d);
+      }
+      for (; i < count && picked[i].leaf == leaf; i++)
+        if (whole)
+          HWY_UNROLL(8)
+          for (int j = 0; j < vectors; j++) s[j] = term(picked[i].row, j0 + j * lanes<D>, int64_t{lanes<D>}, s[j]);
+        else
+          for (int j = 0; j < used; j++) s[j] = term(picked[i].row, j0 + j * lanes<D>, n - j0 - j * lanes<D>, s[j]);
+    }
+    join(64);
+    for (int j = 0; j < used; j++) store(d, s[j], y + j0 + j * lanes<D>, n - j0 - j * lanes<D>);
   }
 }
 

@@ -25,27 +25,43 @@ AttentionShape shape_of(const Context& c, const Tensor& q, const Tensor& k) {
           .diagonal = c.range('s').begin};
 }
 
-AttentionScores scores_of(const Context& c, const AttentionShape& s, const Tensor& mask, const Tensor& key) {
-  AttentionScores scores;
-  if (mask.defined()) {
-    if (mask.dtype() == DType::boolean)
-      scores.visible = reinterpret_cast<const bool*>(mask.bytes_data());
-    else
-      scores.bias = mask.bytes_data();
-    Shape strides = broadcast_strides(mask, {s.batch, s.heads, s.queries, s.keys});
-    std::copy(strides.begin(), strides.end(), scores.strides);
-  }
-  if (key.defined()) {
-    int64_t repeats = s.kv_heads ? s.heads / s.kv_heads : 0, first_head = c.range('g').begin * repeats;
-    scores.drop_key = reinterpret_cast<const int64_t*>(key.bytes_data());
-    scores.drop_p = c.attributes.get<double>("dropout_p");
-    scores.all_heads = c.size('g') * repeats;
-    scores.all_queries = c.size('s');
-    scores.first_index =
-        ((c.range('b').begin * scores.all_heads + first_head) * scores.all_queries + c.range('s').begin) * s.keys;
-  }
-  return scores;
+const int64_t* integers(const Tensor& t) {
+  return t.defined() ? reinterpret_cast<const int64_t*>(t.bytes_data()) : nullptr;
 }
+
+// What both cards take besides: mask, step, rows, positions of queries and of keys, lengths.
+class More {
+ public:
+  More(const Context& c, const AttentionShape& s, std::span<const Tensor> in) : mask_(in[0]), step_(in[1]) {
+    for (int i = 2; i < 6; ++i)
+      if (in[size_t(i)].defined()) list_[i - 2] = in[size_t(i)].contiguous();
+    const auto& [rows, queries, keys, lengths] = list_;
+    if (mask_.defined()) {
+      if (mask_.dtype() == DType::boolean)
+        scores.visible = reinterpret_cast<const bool*>(mask_.bytes_data());
+      else
+        scores.bias = mask_.bytes_data();
+      Shape strides = broadcast_strides(mask_, {s.batch, s.heads, s.queries, s.keys});
+      std::copy(strides.begin(), strides.end(), scores.strides);
+    }
+    scores.query_positions = integers(queries), scores.key_positions = integers(keys);
+    if (queries.defined()) scores.query_position_stride = queries.dims() == 2 ? s.queries : 0;
+    if (keys.defined()) scores.key_position_stride = keys.dims() == 2 ? s.keys : 0;
+    scores.key_lengths = integers(lengths), scores.key_length_stride = lengths.defined() ? lengths.dims() : 0;
+    if (!step_.defined()) return;
+    int64_t repeats = s.kv_heads ? s.heads / s.kv_heads : 0;
+    scores.drop_step = integers(step_), scores.rows = integers(rows);
+    scores.drop_key = uint64_t(c.attributes.get<int64_t>("key")), scores.drop_p = c.attributes.get<double>("dropout_p");
+    scores.first_row = c.range('b').begin, scores.first_head = c.range('g').begin * repeats;
+    scores.all_heads = c.size('g') * repeats, scores.all_queries = c.size('s');
+  }
+
+  AttentionScores scores;
+
+ private:
+  Tensor mask_, step_;
+  std::array<Tensor, 4> list_;  // contiguous
+};
 
 // What does not change between a rank's calls.
 struct AttentionDevice {
@@ -64,12 +80,13 @@ bool cudnn_takes(const Context& c, const CudnnAttention& call, const AttentionSc
   return attention_backend(call, scores, pointers, capability).name == "cudnn";
 }
 
-// q [b,s,(g r),d], k and v [b,t,g,d], mask, key -> out [b,s,(g r),d], lse [b,(g r),s]
+// q [b,s,(g r),d], k and v [b,t,g,d], More -> out [b,s,(g r),d], lse [b,(g r),s]
 void forward(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   Tensor q = with_whole_rows(in[0]), k = with_whole_rows(in[1]), v = with_whole_rows(in[2]);
   AttentionShape s = shape_of(c, q, k);
   s.q = strides_of(q), s.k = strides_of(k), s.v = strides_of(v), s.out = strides_of(out[0]);
-  AttentionScores scores = scores_of(c, s, in[3], in[4]);
+  More more(c, s, in.subspan(3));
+  const AttentionScores& scores = more.scores;
   AttentionPointers pointers{q.bytes_data(), k.bytes_data(), v.bytes_data(), out[0].bytes_data(), out[1].bytes_data()};
   double scale = c.attributes.get<double>("scale");
   CudnnAttention call = cudnn_call(c, s, AttentionPass::forward);
@@ -79,14 +96,15 @@ void forward(const Context& c, std::span<const Tensor> in, std::span<Tensor> out
     attention_forward(s, scores, pointers, scale, c.stream());
 }
 
-// dout, q, k, v, out, lse, mask, key -> dq, dk, dv, and where it is asked for that of the scores [b,(g r),s,t]
+// dout, q, k, v, out, lse, More -> dq, dk, dv, and where it is asked for that of the scores [b,(g r),s,t]
 void backward(const Context& c, std::span<const Tensor> in, std::span<Tensor> grad) {
   Tensor dout = with_whole_rows(in[0]), q = with_whole_rows(in[1]), k = with_whole_rows(in[2]),
          v = with_whole_rows(in[3]), out = with_whole_rows(in[4]), lse = in[5].contiguous();
   AttentionShape s = shape_of(c, q, k);
   s.q = strides_of(q), s.k = strides_of(k), s.v = strides_of(v), s.out = strides_of(out), s.dout = strides_of(dout);
   s.dq = strides_of(grad[0]), s.dk = strides_of(grad[1]), s.dv = strides_of(grad[2]);
-  AttentionScores scores = scores_of(c, s, in[6], in[7]);
+  More more(c, s, in.subspan(6));
+  const AttentionScores& scores = more.scores;
   AttentionPointers pointers{q.bytes_data(),       k.bytes_data(),       v.bytes_data(),
                              out.bytes_data(),     lse.bytes_data(),     dout.bytes_data(),
                              grad[0].bytes_data(), grad[1].bytes_data(), grad[2].bytes_data()};

@@ -29,16 +29,33 @@ struct Call {
 // Elements from row to row of a tile in shared memory: no two of a warp's rows begin in the same bank.
 __host__ __device__ constexpr int row_size(int64_t head_dim) { return int((head_dim + 3) / 4 * 4 + 1); }
 
-// Which tile of which head of which batch entry is this block's.
+// Which tile of which head of which batch entry is this block's, and how many keys of that take part.
 struct Place {
-  int64_t batch, head, first;
-  __device__ Place(int64_t heads, int64_t tiles, int tile) {
+  int64_t batch, head, first, keys;
+  template <class T>
+  __device__ Place(const Call<T>& c, int64_t heads, int tile) {
     int64_t block = blockIdx.x;
-    first = block % tiles * tile;
-    head = block / tiles % heads;
-    batch = block / tiles / heads;
+    first = block % c.tiles * tile;
+    head = block / c.tiles % heads;
+    batch = block / c.tiles / heads;
+    keys = c.shape.keys;
+    if (c.scores.key_lengths) {
+      const int64_t length = c.scores.key_lengths[batch * c.scores.key_length_stride];
+      keys = length < 0 ? 0 : length < keys ? length : keys;
+    }
   }
 };
+
+template <class T>
+__device__ int64_t query_position(const Call<T>& c, const Place& at, int64_t i) {
+  const AttentionScores& s = c.scores;
+  return s.query_positions ? s.query_positions[at.batch * s.query_position_stride + i] : i + c.shape.diagonal;
+}
+template <class T>
+__device__ int64_t key_position(const Call<T>& c, const Place& at, int64_t j) {
+  const AttentionScores& s = c.scores;
+  return s.key_positions ? s.key_positions[at.batch * s.key_position_stride + j] : j;
+}
 
 template <class T>
 __device__ T* row_of(T* t, const AttentionStrides& strides, int64_t batch, int64_t head, int64_t row) {
@@ -100,7 +117,7 @@ __device__ void for_scores(F f) {
 template <class T>
 __device__ Accumulate<T> score(const Call<T>& c, const Place& at, int64_t i, int64_t j, Accumulate<T> product) {
   const AttentionShape& s = c.shape;
-  if (i >= s.queries || j >= s.keys || (s.causal && j > i + s.diagonal)) return -inf;
+  if (i >= s.queries || j >= at.keys || (s.causal && key_position(c, at, j) > query_position(c, at, i))) return -inf;
   const int64_t* by = c.scores.strides;
   int64_t element = at.batch * by[0] + at.head * by[1] + i * by[2] + j * by[3];
   if (c.scores.visible && !c.scores.visible[element]) return -inf;
@@ -114,20 +131,24 @@ struct Dropout {
   const Call<T>& c;
   cpu::Drop drop;
   __device__ explicit Dropout(const Call<T>& call) : c(call) {
-    if (c.scores.drop_key) drop = {uint64_t(*c.scores.drop_key), c.scores.drop_p};
+    if (c.scores.drop_step) drop = {key_at_step(c.scores.drop_key, *c.scores.drop_step), c.scores.drop_p};
   }
   __device__ Accumulate<T> operator()(const Place& at, int64_t i, int64_t j) const {
-    if (drop.p == 0) return 1;
+    if (drop.p == 0 || i >= c.shape.queries || j >= at.keys) return 1;
     const AttentionScores& s = c.scores;
-    int64_t row = (at.batch * s.all_heads + at.head) * s.all_queries + i;
-    return Accumulate<T>(drop.factor(s.first_index + row * c.shape.keys + j));
+    const int64_t row = s.rows ? s.rows[at.batch] : s.first_row + at.batch;
+    const int64_t query = (row * s.all_heads + s.first_head + at.head) * s.all_queries + query_position(c, at, i);
+    return Accumulate<T>(drop.factor(query * c.shape.keys + key_position(c, at, j)));
   }
 };
 
-// Keys that the queries before `end` see: from 0 on.
-__device__ inline int64_t seen_keys(const AttentionShape& s, int64_t end) {
+// Keys beyond which the queries before `end` see none.
+template <class T>
+__device__ int64_t seen_keys(const Call<T>& c, const Place& at, int64_t end) {
+  const AttentionShape& s = c.shape;
+  if (!s.causal || c.scores.query_positions || c.scores.key_positions) return at.keys;
   if (end > s.queries) end = s.queries;
-  return s.causal && end + s.diagonal < s.keys ? end + s.diagonal : s.keys;
+  return end + s.diagonal < at.keys ? end + s.diagonal : at.keys;
 }
 
 // --- Forward. The running maximum and sum of each query's scores, of those seen so far.
@@ -175,7 +196,7 @@ template <class T, int tile>
 __global__ void forward_kernel(Call<T> c) {
   using A = Accumulate<T>;
   const AttentionShape& s = c.shape;
-  const Place at(s.heads, c.tiles, tile);
+  const Place at(c, s.heads, tile);
   const int d = int(s.head_dim), size = row_size(d);
   const int64_t rows = s.queries - at.first, group = at.head / (s.heads / s.kv_heads);
   A *q = dynamic_shared<A>(), *kv = q + tile * size, *out = kv + tile * size, *scores = out + tile * size;
@@ -186,17 +207,17 @@ __global__ void forward_kernel(Call<T> c) {
   clear_tile<tile>(out, d);
   for (int r = threadIdx.x; r < tile; r += threads) state.max[r] = -inf, state.sum[r] = 0;
 
-  const int64_t end = seen_keys(s, at.first + tile);
+  const int64_t end = seen_keys(c, at, at.first + tile);
   for (int64_t key = 0; key < end; key += tile) {
     __syncthreads();
     load_tile<tile>(kv, row_of(static_cast<const T*>(c.pointers.k), s.k, at.batch, group, key), s.k.sequence,
-                    s.keys - key, d);
+                    at.keys - key, d);
     __syncthreads();
     product(tile, tile, d, q, size, 1, kv, 1, size, [&](int i, int j, A x) { scores[i * (tile + 1) + j] = x; });
     __syncthreads();
     softmax<tile>(at, key, dropout, scores, state);
     load_tile<tile>(kv, row_of(static_cast<const T*>(c.pointers.v), s.v, at.batch, group, key), s.v.sequence,
-                    s.keys - key, d);
+                    at.keys - key, d);
     __syncthreads();
     product(tile, size - 1, tile, scores, tile + 1, 1, kv, size, 1,
             [&](int i, int j, A x) { out[i * size + j] = out[i * size + j] * state.shrink[i] + x; });
@@ -246,7 +267,7 @@ template <class T, int tile>
 __global__ void queries_kernel(Call<T> c) {
   using A = Accumulate<T>;
   const AttentionShape& s = c.shape;
-  const Place at(s.heads, c.tiles, tile);
+  const Place at(c, s.heads, tile);
   const int d = int(s.head_dim), size = row_size(d);
   const int64_t rows = s.queries - at.first, group = at.head / (s.heads / s.kv_heads),
                 row = (at.batch * s.heads + at.head) * s.queries + at.first;
@@ -262,16 +283,16 @@ __global__ void queries_kernel(Call<T> c) {
   load_column<tile>(delta, c.delta + row, rows);
   clear_tile<tile>(dq, d);
 
-  const int64_t end = dscores ? s.keys : seen_keys(s, at.first + tile);
+  const int64_t end = dscores ? s.keys : seen_keys(c, at, at.first + tile);
   for (int64_t key = 0; key < end; key += tile) {
     __syncthreads();
     load_tile<tile>(kv, row_of(static_cast<const T*>(c.pointers.v), s.v, at.batch, group, key), s.v.sequence,
-                    s.keys - key, d);
+                    at.keys - key, d);
     __syncthreads();
     product(tile, tile, d, dout, size, 1, kv, 1, size, [&](int i, int j, A x) { ds[i * (tile + 1) + j] = x; });
     __syncthreads();
     load_tile<tile>(kv, row_of(static_cast<const T*>(c.pointers.k), s.k, at.batch, group, key), s.k.sequence,
-                    s.keys - key, d);
+                    at.keys - key, d);
     __syncthreads();
     product(tile, tile, d, q, size, 1, kv, 1, size, [&](int i, int j, A x) { p[i * (tile + 1) + j] = x; });
     __syncthreads();
@@ -300,21 +321,22 @@ template <class T, int tile>
 __global__ void keys_kernel(Call<T> c) {
   using A = Accumulate<T>;
   const AttentionShape& s = c.shape;
-  Place at(s.kv_heads, c.tiles, tile);
+  Place at(c, s.kv_heads, tile);
   const int d = int(s.head_dim), size = row_size(d);
-  const int64_t rows = s.keys - at.first, group = at.head, repeats = s.heads / s.kv_heads;
+  const int64_t rows = s.keys - at.first, there = at.keys - at.first, group = at.head, repeats = s.heads / s.kv_heads;
   A *k = dynamic_shared<A>(), *v = k + tile * size, *dk = v + tile * size, *dv = dk + tile * size,
     *q = dv + tile * size, *dout = q + tile * size, *p = dout + tile * size, *ds = p + tile * (tile + 1),
     *lse = ds + tile * (tile + 1), *delta = lse + tile;
   const Dropout<T> dropout(c);
-  load_tile<tile>(k, row_of(static_cast<const T*>(c.pointers.k), s.k, at.batch, group, at.first), s.k.sequence, rows,
+  load_tile<tile>(k, row_of(static_cast<const T*>(c.pointers.k), s.k, at.batch, group, at.first), s.k.sequence, there,
                   d);
-  load_tile<tile>(v, row_of(static_cast<const T*>(c.pointers.v), s.v, at.batch, group, at.first), s.v.sequence, rows,
+  load_tile<tile>(v, row_of(static_cast<const T*>(c.pointers.v), s.v, at.batch, group, at.first), s.v.sequence, there,
                   d);
   clear_tile<tile>(dk, d);
   clear_tile<tile>(dv, d);
 
-  const int64_t begin = s.causal && at.first > s.diagonal ? (at.first - s.diagonal) / tile * tile : 0;
+  const bool by_position = c.scores.query_positions || c.scores.key_positions;
+  const int64_t begin = s.causal && !by_position && at.first > s.diagonal ? (at.first - s.diagonal) / tile * tile : 0;
   for (at.head = group * repeats; at.head < (group + 1) * repeats; ++at.head)
     for (int64_t query = begin; query < s.queries; query += tile) {
       const int64_t row = (at.batch * s.heads + at.head) * s.queries + query, left = s.queries - query;

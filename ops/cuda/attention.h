@@ -29,16 +29,26 @@ struct AttentionShape {
 };
 
 // What happens to the scores besides. Strides are elements by batch entry, head, query and key; 0 where all have the
-// same.
+// same. All of it is in device memory.
 struct AttentionScores {
   const void* bias = nullptr;     // of the queries' type, added to scale * q k^T
   const bool* visible = nullptr;  // or: false hides the key from the query
   int64_t strides[4] = {0, 0, 0, 0};
-  // Dropout of the weights after the softmax. Element (b, h, i, j) has the index
-  // first_index + ((b * all_heads + h) * all_queries + i) * keys + j in the stream of `*drop_key` (ops/cpu/drop.h).
-  const int64_t* drop_key = nullptr;
+  // Where queries and keys are, in place of i + diagonal and j, for the causal mask and dropout; by batch entry.
+  const int64_t *query_positions = nullptr, *key_positions = nullptr;
+  int64_t query_position_stride = 0, key_position_stride = 0;
+  // So many keys of a batch entry take part; what lies beyond is not read. Those outside [0, keys] are brought there.
+  const int64_t* key_lengths = nullptr;
+  int64_t key_length_stride = 0;
+  // Dropout of the weights after the softmax, by the stream with this key at step 0, at `*drop_step` (ops/cpu/drop.h).
+  // Weight (b, h, i, j) has the index ((row * all_heads + first_head + h) * all_queries + position of i) * keys +
+  // position of j, where row is rows[b] or first_row + b.
+  const int64_t *drop_step = nullptr, *rows = nullptr;
+  uint64_t drop_key = 0;
   double drop_p = 0;
-  int64_t first_index = 0, all_heads = 0, all_queries = 0;
+  int64_t first_row = 0, first_head = 0, all_heads = 0, all_queries = 0;
+
+  bool by_position() const { return query_positions || key_positions; }
 };
 
 enum class AttentionPass : uint8_t { forward, backward };

@@ -18,7 +18,9 @@ std::string refusal(const CudnnAttention& call, const AttentionScores& scores, c
   if (!cudnn_is_built()) return "cuDNN is not built";
   if (capability != 9) return fmt::format("cuDNN's attention is used on compute capability 9, not {}", capability);
   if (scores.bias || scores.visible) return "cuDNN is not given masks";
-  if (scores.drop_key) return "dropout's numbers are the library's own";
+  if (scores.by_position()) return "cuDNN is not given positions";
+  if (scores.key_lengths) return "cuDNN is not given lengths";
+  if (scores.drop_step) return "dropout's numbers are the library's own";
   const AttentionShape& s = call.shape;
   if (s.dtype != DType::bf16) return fmt::format("cuDNN is asked for bf16, not {}", name(s.dtype));
   if (s.batch * s.heads * s.queries * s.keys * s.head_dim == 0) return "nothing is to be computed";

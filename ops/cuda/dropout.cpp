@@ -6,19 +6,45 @@
 namespace dtensor::cuda {
 namespace {
 
-// x [...], key -> [...]
-void dropout_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
-  const Tensor& x = in[0];
+// The part of the dimensions of x from `first` on.
+Part rest_of(const Context& c, int first, int dims) {
   Shape whole;
   Box box;
-  for (box.dims = 0; box.dims < x.dims(); ++box.dims) {
-    char factor = char('A' + box.dims);
-    whole.push_back(c.size(factor)), box[box.dims] = c.range(factor);
+  for (int d = first; d < dims; ++d) {
+    char factor = char('a' + d);
+    whole.push_back(c.size(factor)), box[box.dims++] = c.range(factor);
   }
-  auto* key = reinterpret_cast<const int64_t*>(in[1].bytes_data());
-  if (!dropout(c.stream(), x.dtype(), part_of(whole, box), key, c.attributes.get<double>("p"), x.bytes_data(),
-               out[0].bytes_data()))
-    fail("[{}] has no CUDA kernel for {}", c.op, name(x.dtype()));
+  return part_of(whole, box);
+}
+
+const int64_t* pointer(const Tensor& t) {
+  return t.defined() ? reinterpret_cast<const int64_t*>(t.bytes_data()) : nullptr;
+}
+
+// x [...], step, rows, positions -> [...]
+void dropout_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+  const Tensor& x = in[0];
+  int dims = x.dims();
+  Dropping d{c.stream(), uint64_t(c.attributes.get<int64_t>("key")), pointer(in[1]), c.attributes.get<double>("p")};
+  bool done;
+  if (!in[2].defined() && !in[3].defined()) {
+    done = dropout(d, x.dtype(), rest_of(c, 0, dims), x.bytes_data(), out[0].bytes_data());
+  } else {
+    int64_t per_position = 1;
+    for (int i = 2; i < dims; ++i) per_position *= c.size(char('a' + i));
+    Range row = c.range('a'), position = dims > 1 ? c.range('b') : Range{0, 1};
+    IndexedPart part{pointer(in[2]),
+                     pointer(in[3]),
+                     row.begin,
+                     position.begin,
+                     per_position * (dims > 1 ? c.size('b') : 1),
+                     per_position,
+                     row.size(),
+                     position.size(),
+                     rest_of(c, 2, dims)};
+    done = dropout(d, x.dtype(), part, x.bytes_data(), out[0].bytes_data());
+  }
+  if (!done) fail("[{}] has no CUDA kernel for {}", c.op, name(x.dtype()));
 }
 
 }  // namespace

@@ -55,6 +55,11 @@ void add_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> 
   if (convert_sum) convert(c, sum, out[0]);
 }
 
+// x, index, slices -> x, which is written in place
+void put_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+  put_slices(indexed(c, out[0], in[1], in[2]), in[2].bytes_data(), out[0].bytes_data());
+}
+
 void one_hot_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   one_hot(c.stream(), in[0].numel(), out[0].shape().back(), c.range('v').begin, c.size('v'),
           reinterpret_cast<const int64_t*>(in[0].bytes_data()), reinterpret_cast<int64_t*>(out[0].bytes_data()));
@@ -62,10 +67,8 @@ void one_hot_kernel(const Context& c, std::span<const Tensor> in, std::span<Tens
 
 }  // namespace
 
-extern const KernelTable gather_kernels = {{"index_select", take_kernel},
-                                           {"gather", take_kernel},
-                                           {"index_add", add_kernel},
-                                           {"scatter_add", add_kernel},
-                                           {"one_hot", one_hot_kernel}};
+extern const KernelTable gather_kernels = {{"index_select", take_kernel}, {"gather", take_kernel},
+                                           {"index_add", add_kernel},     {"index_copy_", put_kernel},
+                                           {"scatter_add", add_kernel},   {"one_hot", one_hot_kernel}};
 
 }  // namespace dtensor::cuda

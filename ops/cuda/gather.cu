@@ -91,6 +91,34 @@ void add_as(const Indexed& x, const void* source, void* sum) {
          static_cast<const T*>(source), static_cast<Sum*>(sum), bad);
 }
 
+// A thread has one (outer, inner), and writes there in order.
+template <class Word>
+__global__ void put_kernel(int64_t n, __grid_constant__ const Indexed x, const Word* source, const Word bad,
+                           Word* out) {
+  for (int64_t i = blockIdx.x * int64_t(threads) + threadIdx.x; i < n; i += gridDim.x * int64_t(threads)) {
+    int64_t a = i / x.inner, q = i - a * x.inner;
+    Word* column = out + a * x.n * x.inner + q;
+    bool all_known = true;
+    for (int64_t j = 0; j < x.k; ++j) {
+      int64_t at = x.index[j], here = at - x.begin;
+      all_known &= at >= 0 && at < x.size;
+      if (here >= 0 && here < x.n) column[here * x.inner] = source[(a * x.k + j) * x.inner + q];
+    }
+    if (!all_known)
+      for (int64_t r = 0; r < x.n; ++r) column[r * x.inner] = bad;
+  }
+}
+
+template <class Word>
+void put_as(const Indexed& x, const void* source, void* out) {
+  const BadBytes bytes(x.type);
+  Word bad;
+  std::memcpy(&bad, bytes.at, sizeof(Word));
+  int64_t n = x.outer * x.inner;
+  launch(put_kernel<Word>, blocks_for(n, threads), threads, 0, x.stream, n, x, static_cast<const Word*>(source), bad,
+         static_cast<Word*>(out));
+}
+
 __global__ void one_hot_kernel(int64_t n, int64_t classes, int64_t begin, int64_t size, const int64_t* ids,
                                int64_t* out) {
   for (int64_t i = blockIdx.x * int64_t(threads) + threadIdx.x; i < n; i += gridDim.x * int64_t(threads)) {
@@ -125,6 +153,19 @@ void take(const Indexed& x, const void* from, void* out) {
 void add_slices(const Indexed& x, const void* source, void* sum) {
   if (x.type == DType::i64) return add_as<int64_t>(x, source, sum);
   for_floating(x.type, [&](auto t) { add_as<decltype(t)>(x, source, sum); });
+}
+
+void put_slices(const Indexed& x, const void* source, void* out) {
+  switch (itemsize(x.type)) {
+    case 8:
+      return put_as<uint64_t>(x, source, out);
+    case 4:
+      return put_as<uint32_t>(x, source, out);
+    case 2:
+      return put_as<uint16_t>(x, source, out);
+    default:
+      return put_as<uint8_t>(x, source, out);
+  }
 }
 
 void one_hot(StreamHandle stream, int64_t n, int64_t classes, int64_t begin, int64_t size, const int64_t* ids,

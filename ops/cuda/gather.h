@@ -21,6 +21,8 @@ struct Indexed {
 void take(const Indexed& i, const void* x, void* out);
 // sum[a, index, q] += source[a, j, q] for each j in order. Of bf16 the sums are f32.
 void add_slices(const Indexed& i, const void* source, void* sum);
+// x[a, index, q] = source[a, j, q] for each j in order, whatever the elements are.
+void put_slices(const Indexed& i, const void* source, void* x);
 // out [n, classes]: whether ids[i] is `begin` + the class, of `size` ones.
 void one_hot(StreamHandle stream, int64_t n, int64_t classes, int64_t begin, int64_t size, const int64_t* ids,
              int64_t* out);

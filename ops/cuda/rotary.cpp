@@ -14,12 +14,19 @@ void rotary_of_any(const Context& c, std::span<const Tensor> in, std::span<Tenso
            .positions = s.size(),
            .begin = s.begin,
            .d = in[0].size(3),
+           .position = nullptr,
+           .position_stride = 0,
            .theta = c.attributes.get<double>("theta"),
            .inverse = c.attributes.get<bool>("inverse"),
-           .count = int(in.size()),
+           .count = int(out.size()),
            .tensor = {}};
+  Tensor positions = in.back().defined() ? in.back().contiguous() : Tensor();
+  if (positions.defined()) {
+    r.position = reinterpret_cast<const int64_t*>(positions.bytes_data());
+    r.position_stride = positions.dims() == 2 ? s.size() : 0;
+  }
   Tensor x[2];
-  for (size_t i = 0; i < in.size(); ++i) {
+  for (size_t i = 0; i < out.size(); ++i) {
     x[i] = ops::with_whole_heads(in[i]);
     const Shape& strides = x[i].strides();
     r.tensor[i] = {x[i].bytes_data(), strides[0], strides[1], strides[2], out[i].bytes_data(), in[i].size(2)};

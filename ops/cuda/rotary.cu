@@ -20,24 +20,29 @@ __device__ inline void sin_cos(double angle, double& sine, double& cosine) {
   cosine = q == 0 ? c : q == 1 ? -s : q == 2 ? -c : s;
 }
 
-// A block has one position and computes its angles once, for all heads of both tensors.
+// A block has one position and computes its angles once, for all heads of both tensors; anew for each batch entry only
+// where that has positions of its own.
 template <class T, int n>
 __global__ void __launch_bounds__(row_threads, 1) rotary_kernel(__grid_constant__ const Rotary r) {
   using A = Accumulate<T>;
   const int half = int(r.d / 2), packs = half / n;
   A *cosine = dynamic_shared<A>(), *sine = cosine + half;
   for (int64_t s = blockIdx.x; s < r.positions; s += gridDim.x) {
-    for (int i = int(threadIdx.x); i < half; i += row_threads) {
-      double a, b;
-      sin_cos(double(r.begin + s) * pow(r.theta, -2.0 * i / double(r.d)), a, b);
-      sine[i] = A(r.inverse ? -a : a), cosine[i] = A(b);
-    }
-    __syncthreads();
+    for (int64_t b = blockIdx.y; b < r.batch; b += gridDim.y) {
+      if (b == blockIdx.y || r.position_stride) {
+        const int64_t p = r.position ? r.position[b * r.position_stride + s] : r.begin + s;
+        __syncthreads();  // all have read the last ones
+        for (int i = int(threadIdx.x); i < half; i += row_threads) {
+          double x, y;
+          sin_cos(double(p) * pow(r.theta, -2.0 * i / double(r.d)), x, y);
+          sine[i] = A(r.inverse ? -x : x), cosine[i] = A(y);
+        }
+        __syncthreads();
+      }
 #pragma unroll 1
-    for (int t = 0; t < r.count; ++t) {
-      const RotaryTensor& tensor = r.tensor[t];
-      const int items = int(tensor.heads) * packs;
-      for (int64_t b = blockIdx.y; b < r.batch; b += gridDim.y) {
+      for (int t = 0; t < r.count; ++t) {
+        const RotaryTensor& tensor = r.tensor[t];
+        const int items = int(tensor.heads) * packs;
         const T* x = static_cast<const T*>(tensor.x) + b * tensor.batch_stride + s * tensor.position_stride;
         T* y = static_cast<T*>(tensor.y) + (b * r.positions + s) * tensor.heads * r.d;
         for (int item = int(threadIdx.x); item < items; item += row_threads) {
@@ -53,7 +58,6 @@ __global__ void __launch_bounds__(row_threads, 1) rotary_kernel(__grid_constant_
         }
       }
     }
-    __syncthreads();
   }
 }
 

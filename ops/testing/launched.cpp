@@ -265,15 +265,16 @@ struct Job {
   std::vector<Layout> layouts;
   Contributions contributions;
   uint64_t seed;
+  bool refusable;  // a card that moves nothing, or not what it writes, may refuse the layouts
 };
 
 class Jobs {
  public:
   Jobs(const Op& op, MeshShape mesh, Report& report) : op_(op), mesh_(std::move(mesh)), report_(report) {}
 
-  void add(const Reference& r, std::vector<Layout> layouts, Random& random) {
-    jobs_.push_back(
-        {&r, std::move(layouts), random.below(2) ? Contributions::random : Contributions::identity, random.next()});
+  void add(const Reference& r, std::vector<Layout> layouts, Random& random, bool any = true) {
+    Contributions how = random.below(2) ? Contributions::random : Contributions::identity;
+    jobs_.push_back({&r, std::move(layouts), how, random.next(), op_.stays || (any && !op_.writes.empty())});
   }
 
   void run() {
@@ -324,7 +325,7 @@ class Jobs {
     try {
       call.emplace(op_, c.attributes, in);
     } catch (const Error&) {
-      if (op_.stays) return;  // all ranks refuse it, before anything is communicated
+      if (job.refusable) return;  // all ranks refuse it, before anything is communicated
       throw;
     }
     for (size_t o = 0; o < call->outputs.size(); ++o)
@@ -387,7 +388,7 @@ void add_strategies(const Reference& r, const MeshShape& mesh, Random& random, J
     std::vector<Layout> layouts;
     for (size_t i = 0; i < strategy.inputs.size(); ++i)
       layouts.push_back(r.of.inputs[i].defined() ? Layout{strategy.inputs[i]} : Layout());
-    jobs.add(r, layouts, random);
+    jobs.add(r, layouts, random, false);
   }
 }
 

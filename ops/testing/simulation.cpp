@@ -298,6 +298,7 @@ std::vector<Tensor> Simulation::run(const MeshShape& mesh, uint64_t sharded, int
   }
   std::vector<Tensor> in, out;
   for (const Tensor& t : inputs) in.push_back(!t.defined() || op.strided ? t : t.contiguous());
+  for (int i : op.writes) in[size_t(i)] = in[size_t(i)].clone();
   std::vector<Shape> shapes;
   for (size_t o = 0; o < rule_.outputs().size(); ++o) {
     const Operand& operand = rule_.outputs()[o];
@@ -305,6 +306,10 @@ std::vector<Tensor> Simulation::run(const MeshShape& mesh, uint64_t sharded, int
     for (int d = 0; d < operand.shape.dims(); ++d)
       if (int f = operand.leading[size_t(d)]; f >= 0 && (sharded >> f & 1)) layout.split[size_t(d)] = split;
     shapes.push_back(local_box(mesh, operand.shape, layout, rank).shape());
+    if (o < op.writes.size()) {
+      out.push_back(in[size_t(op.writes[o])]);
+      continue;
+    }
     out.emplace_back(allocator_, output_type(int(o)), shapes.back(), op.view ? Device::meta : Device::cpu);
     if (!op.view) fill(out.back(), is_floating(out.back().dtype()) ? garbage : std::isnan(garbage) ? 0 : 1);
   }

@@ -28,11 +28,12 @@ int program(const bench::Options& o) {
       Attributes a{{"causal", true}, {"scale", 1 / std::sqrt(double(d))}, {"dropout_p", 0.0}};
       std::vector<DistributedTensor> out, gradients;
       double forward = gpu.median_us(o.calls, [&](int) {
-        out = call_all(ops::attention_op, {&q, &k, &v, &none, &none}, a);
+        out = call_all(ops::attention_op, {&q, &k, &v, &none, &none, &none, &none, &none, &none}, a);
       });
       a.set("mask_gradient", false);
       auto backward = [&](int) {
-        gradients = call_all(ops::attention_backward_op, {&gradient, &q, &k, &v, &out[0], &out[1], &none, &none}, a);
+        gradients = call_all(ops::attention_backward_op,
+                             {&gradient, &q, &k, &v, &out[0], &out[1], &none, &none, &none, &none, &none, &none}, a);
       };
       double same_order = gpu.median_us(o.calls, backward);
       a.set("deterministic", false);

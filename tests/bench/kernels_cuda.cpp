@@ -4,7 +4,7 @@
 //     build/gpu/bench/kernels_cuda [--json FILE] [--only TEXT] [--calls N] [--tokens N]
 #include <functional>
 
-#include "nn/tape.h"
+#include "tests/autograd.h"
 #include "ops/cuda/optim.h"
 #include "tests/bench/cuda_timing.h"
 
@@ -84,7 +84,7 @@ void add_pointwise(std::vector<Case>& list, Gpu& gpu, int64_t tokens) {
                       return Tensors{queries(heads), queries(kv_heads)};
                     },
                     [=](const Tensors& t) {
-                      return call(ops::rotary_pair_op, t, {{"theta", theta}, {"inverse", inverse}});
+                      return call(ops::rotary_pair_op, {t[0], t[1], {}}, {{"theta", theta}, {"inverse", inverse}});
                     }});
   list.push_back({"SwiGLU",
                   [=] {
@@ -144,10 +144,10 @@ void add_vocabulary(std::vector<Case>& list, Gpu& gpu, int64_t tokens) {
                     return Tensors{gpu.random(DType::bf16, {rows, vocab}), gpu.random_ids({rows}, vocab)};
                   },
                   [](const Tensors& t) {
-                    nn::Tape tape(t[0].mesh().rank_state());
-                    tape.watch(t[0]);
-                    tape.backward(ops::cross_entropy(t[0], t[1]));
-                    return Tensors{tape.gradient(t[0])};
+                    testing::Autograd autograd(t[0].mesh().rank_state());
+                    autograd.watch(t[0]);
+                    autograd.backward(ops::cross_entropy(t[0], t[1]));
+                    return Tensors{autograd.gradient(t[0])};
                   },
                   2 * logits});  // read once, the gradient written once
   auto ids = [&gpu, tokens] { return gpu.random_ids({tokens}, vocab); };

@@ -6,6 +6,7 @@
 #include "ops/all.h"
 #include "ops/kernel.h"
 #include "ops/testing.h"
+#include "ops/testing/simulation.h"
 
 using namespace dtensor;
 using SampleKind = SampleInput::Kind;
@@ -42,14 +43,13 @@ constexpr Known other_bits[] = {
     {"prod", "b of sample 6", "as for sum"},
     {"prod", "c of sample 5", "as for sum"},
     {"norm_gradient_sums", "b of sample 1", "as for sum"},
-    {"sum_squares", "", "in f64, where the order costs f32 results nothing but a rare last bit"},
     {"linear", "k of sample 0", "the bias is added by one rank, before the ranks' tree; without a bias the bits agree"},
     {"linear", "k of sample 2", "as above"},
     {"linear_weight_gradient", "B of sample 1", "the inner of two token dimensions is sharded, as for sum"},
     {"rms_norm_backward", "B of sample 0", "as above: norm weights under sequence sharding"},
     {"add_rms_norm_backward", "B of sample 0", "as above"},
     {"layer_norm_backward", "B of sample", "as above"},
-    {"embedding_backward", "", "rows are added in the order of tokens, in no tree"},
+    {"embedding_backward", "B of sample 0", "the inner of two token dimensions is sharded, as for sum"},
     {"index_add", "i of sample", "slices are added in the order of indices, in no tree"},
     {"scatter_add", "i of sample", "as above"},
     {"attention_backward", "s of sample 0", "dk and dv under context parallelism agree to rounding"},
@@ -99,6 +99,60 @@ TEST_CASE("law 2: soundness of every card, every strategy, forward and gradient"
       "{} cards, {} strategies, {} cases: unsound {}\nsound, not offered: {}\n{}other bits: {}\n{}", cards, strategies,
       cases, failures, open, open_list, bits, bits_list);
   CHECK(cases > 0);
+}
+
+// The outputs of a case on one rank, whose kernels share this number of threads.
+namespace {
+
+std::vector<Tensor> with_threads(const testing::Case& c, int threads) {
+  auto rank = Rank::single(Device::cpu, threads);
+  DeviceMesh mesh(*rank, "x=1");
+  std::vector<DistributedTensor> in;
+  for (const Tensor& t : c.inputs)
+    in.push_back(t.defined() ? DistributedTensor::distribute(t, mesh, Layout()) : DistributedTensor());
+  std::vector<const DistributedTensor*> pointers;
+  for (const DistributedTensor& x : in) pointers.push_back(x.defined() ? &x : nullptr);
+  std::vector<Tensor> out;
+  for (const DistributedTensor& y : call_all(c.op, pointers, c.attributes)) out.push_back(y.local().clone());
+  return out;
+}
+
+// The samples of a card, as they are and with each factor so large that every thread gets a part.
+std::vector<testing::Case> large_cases(const Op& op) {
+  std::vector<testing::Case> cases = testing::cases_of(op, {}, 1);
+  if (op.composite) return cases;
+  for (size_t i = 0; i < op.sample.size(); ++i) {
+    int64_t largest = 1;
+    for (const Tensor& t : cases[i].inputs) largest = std::max(largest, t.defined() ? t.numel() : 0);
+    BoundRule rule = testing::Simulation(cases[i]).rule();
+    for (int f = 0; f < int(rule.factors().size()); ++f)
+      if (auto c = testing::with_size(cases[i], f, rule.factors()[size_t(f)].size * (100000 / largest + 1), 1 + i))
+        cases.push_back(std::move(*c));
+  }
+  return cases;
+}
+
+}  // namespace
+
+TEST_CASE("law 6: threads split outputs, never sums, in every card") {
+  const char* only = std::getenv("CARD");
+  int cases = 0;
+  for (const Op* op : ops::all()) {
+    if (only && op->name != only) continue;
+    for (const testing::Case& large : large_cases(*op)) {
+      testing::Case c = testing::as_f32(large);
+      std::vector<Tensor> one = with_threads(c, 1);
+      ++cases;
+      for (int threads : {2, 3, 5}) {
+        std::vector<Tensor> many = with_threads(c, threads);
+        for (size_t o = 0; o < one.size(); ++o) {
+          INFO(c.name << " of " << op->name << " with " << threads << " threads: output " << o);
+          CHECK(testing::same_bits(one[o], many[o]));
+        }
+      }
+    }
+  }
+  CHECK(cases > (only ? 0 : 500));
 }
 
 // A card that a user of the library might write: right, and then wrong in every way that the engine must notice.

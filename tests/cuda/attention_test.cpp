@@ -27,13 +27,17 @@ struct Case {
   Shape mask_shape = {};
   double dropout_p = 0;
   bool packed = false;  // q, k and v are parts of one tensor
+  int positions = 0;    // 1: of queries, the same for all; 2: of both, by batch entry
+  int lengths = 0;      // of keys: 1: the same for all; 2: by batch entry
+  bool rows = false;    // given, for dropout
 };
 
 std::string to_string(const Case& c) {
   return fmt::format(
-      "{}: batch {}, heads {}/{}, queries {} from {}, keys {}, head_dim {}, causal {}, mask {}{}, dropout {}",
+      "{}: batch {}, heads {}/{}, queries {} from {}, keys {}, head_dim {}, causal {}, mask {}{}, dropout {}, "
+      "positions {}, lengths {}, rows {}",
       name(c.dtype), c.batch, c.heads, c.kv_heads, c.queries, c.query_begin, c.keys, c.head_dim, c.causal, int(c.mask),
-      c.mask == Mask::none ? "" : to_string(c.mask_shape), c.dropout_p);
+      c.mask == Mask::none ? "" : to_string(c.mask_shape), c.dropout_p, c.positions, c.lengths, c.rows);
 }
 
 // value(i), rounded to the type, in a type that the CPU computes in.
@@ -78,7 +82,7 @@ class Runner {
         {'b', {1, 1 + c_.batch}, c_.batch + 2},
         {'g', {c_.kv_heads, 2 * c_.kv_heads}, 3 * c_.kv_heads},
         {'s', {c_.query_begin, c_.query_begin + c_.queries}, c_.query_begin + c_.queries + 3}};
-    Attributes attributes{{"causal", c_.causal}, {"scale", 0.3}, {"dropout_p", c_.dropout_p}};
+    Attributes attributes{{"causal", c_.causal}, {"scale", 0.3}, {"dropout_p", c_.dropout_p}, {"key", int64_t(77)}};
     attributes.set("mask_gradient", c_.mask == Mask::bias);
     ThreadPool pool(1);
     std::vector<cpu::Scratch> scratch(1);
@@ -117,7 +121,7 @@ std::vector<Tensor> inputs_of(const Case& c) {
   int64_t all = c.heads + 2 * c.kv_heads;
   Tensor q = wave(c.dtype, {c.batch, c.queries, c.heads, c.head_dim}, 0.37),
          k = wave(c.dtype, {c.batch, c.keys, c.kv_heads, c.head_dim}, 0.73),
-         v = wave(c.dtype, {c.batch, c.keys, c.kv_heads, c.head_dim}, 1.19), mask, key;
+         v = wave(c.dtype, {c.batch, c.keys, c.kv_heads, c.head_dim}, 1.19), mask;
   if (c.packed) {
     Tensor qkv = wave(c.dtype, {c.batch, c.keys, all, c.head_dim}, 0.61);
     q = qkv.narrow(2, 0, c.heads).narrow(1, 0, c.queries);
@@ -132,8 +136,23 @@ std::vector<Tensor> inputs_of(const Case& c) {
     for (int64_t i = 0; i < mask.numel(); ++i)
       mask.data<bool>()[i] = i % 3 != 1 && i / c.mask_shape.back() % 5 != 2;  // some rows see nothing
   }
-  if (c.dropout_p > 0) key = Tensor::of<int64_t>({}, {77});
-  return {q, k, v, mask, key};
+  auto indices = [](Shape shape, int64_t factor, int64_t below) {
+    std::vector<int64_t> list;
+    for (int64_t i = 0; i < numel(shape); ++i) list.push_back((i * factor + 3) % below);
+    return Tensor::of<int64_t>(shape, list);
+  };
+  Tensor step, rows, queries, keys, lengths;
+  if (c.dropout_p > 0) step = Tensor::of<int64_t>({}, {5});
+  if (c.rows) rows = indices({c.batch}, 3, 5);
+  if (c.positions) queries = indices(c.positions == 2 ? Shape{c.batch, c.queries} : Shape{c.queries}, 7, c.keys);
+  if (c.positions == 2) keys = indices({c.batch, c.keys}, 5, c.keys);
+  if (c.lengths) lengths = indices(c.lengths == 2 ? Shape{c.batch} : Shape{}, c.keys / 2, c.keys + 1);
+  for (int64_t b = 0; c.lengths && b < c.batch; ++b)  // what takes no part is not read
+    for (const Tensor& t : {k, v}) {
+      int64_t length = lengths.data<int64_t>()[c.lengths == 2 ? b : 0];
+      fill(t.narrow(0, b, 1).narrow(1, length, c.keys - length), NAN);
+    }
+  return {q, k, v, mask, step, rows, queries, keys, lengths};
 }
 
 struct Results {
@@ -150,9 +169,10 @@ Results run(const Case& c, Device device, const std::vector<Tensor>& forward = {
   const std::vector<Tensor>& given = forward.empty() ? r.forward : forward;
   std::vector<Shape> shapes{q, k, k};
   if (c.mask == Mask::bias) shapes.push_back(scores);
-  r.backward = runner(ops::attention_backward_op,
-                      {wave(c.dtype, q, 0.83), in[0], in[1], in[2], given[0], given[1], in[3], in[4]}, shapes,
-                      std::vector<DType>(shapes.size(), c.dtype));
+  r.backward = runner(
+      ops::attention_backward_op,
+      {wave(c.dtype, q, 0.83), in[0], in[1], in[2], given[0], given[1], in[3], in[4], in[5], in[6], in[7], in[8]},
+      shapes, std::vector<DType>(shapes.size(), c.dtype));
   return r;
 }
 
@@ -207,6 +227,15 @@ const Case cases[] = {
     {f32, 1, 2, 1, 5, 6, 4, false, 0, Mask::none, {}, 1},
     {f32, 2, 4, 2, 40, 40, 12, true, 0, Mask::none, {}, 0, true},
     {bf16, 2, 4, 2, 40, 40, 12, true, 0, Mask::none, {}, 0, true},
+    {f32, 2, 4, 2, 70, 90, 8, true, 5, Mask::none, {}, 0, false, 1},
+    {f64, 2, 4, 2, 70, 90, 8, true, 5, Mask::none, {}, 0, false, 2},
+    {bf16, 2, 4, 2, 70, 90, 8, true, 0, Mask::none, {}, 0, false, 2, 2},
+    {f32, 3, 4, 2, 5, 150, 8, false, 0, Mask::none, {}, 0, false, 0, 2},
+    {f32, 2, 4, 2, 1, 150, 8, true, 99, Mask::none, {}, 0, false, 0, 1},
+    {f64, 2, 4, 2, 30, 70, 8, false, 0, Mask::bias, {2, 4, 30, 70}, 0.25, false, 0, 2, true},
+    {f32, 2, 4, 2, 30, 70, 8, true, 3, Mask::none, {}, 0.5, false, 2, 2, true},
+    {f32, 2, 4, 2, 30, 70, 8, false, 3, Mask::none, {}, 0.5, false, 1, 0, true},
+    {f32, 2, 4, 2, 30, 70, 130, true, 3, Mask::none, {}, 0, false, 2, 2},
 };
 
 }  // namespace

@@ -117,3 +117,31 @@ TEST_CASE("cuda: ranks that share a device train as one rank does") {
     CHECK_THAT(several.graph, Contains("ranks, whose collectives need the host"));
   }
 }
+
+TEST_CASE("cuda: the global norm is of the gradients' sums, not of each rank's contribution") {
+  const std::vector<std::string> layouts = {"dp=Partial", "dp=Shard(0)", "dp=Replicate", "dp=Partial"};
+  auto norm_on = [&](Device device, int ranks) {
+    double norm = 0;
+    launch(ranks,
+           [&](Rank& rank) {
+             DeviceMesh mesh(rank, fmt::format("dp={}", ranks));
+             std::vector<DistributedTensor> g;
+             for (size_t i = 0; i < layouts.size(); ++i)
+               g.push_back(DistributedTensor::distribute(f32({6, 5}, int(i)), mesh, Layout())
+                               .redistribute(parse_layout(layouts[i], mesh.shape(), 2)));
+             if (ranks > 1) {  // both have a part of each sum
+               g[0] = ops::add(g[0], ops::mul(g[0], -0.25).redistribute("dp=Replicate").redistribute("dp=Partial"));
+               double value = nn::global_norm(g).item();
+               if (rank.rank() == 0) norm = value;
+             } else {
+               g[0] = ops::mul(g[0], 0.75);
+               norm = nn::global_norm(g).item();
+             }
+           },
+           {.threads = 1, .device = device});
+    return norm;
+  };
+  double expected = norm_on(Device::cpu, 1);
+  CHECK(norm_on(Device::cpu, 2) == Approx(expected).epsilon(1e-6));
+  CHECK(norm_on(Device::cuda, 2) == Approx(expected).epsilon(1e-6));
+}

@@ -124,8 +124,18 @@ TEST_CASE("what cuDNN does not take goes to the library's own kernels, and says 
        }},
       {"dropout's numbers",
        [](auto&, auto& scores, auto&, auto&) {
-         static const int64_t key = 1;
-         scores.drop_key = &key;
+         static const int64_t step = 1;
+         scores.drop_step = &step;
+       }},
+      {"not given positions",
+       [](auto&, auto& scores, auto&, auto&) {
+         static const int64_t position = 1;
+         scores.key_positions = &position;
+       }},
+      {"not given lengths",
+       [](auto&, auto& scores, auto&, auto&) {
+         static const int64_t length = 1;
+         scores.key_lengths = &length;
        }},
       {"bf16, not f32", [](auto& call, auto&, auto&, auto&) { call.shape.dtype = DType::f32; }},
       {"nothing is to be computed", [](auto& call, auto&, auto&, auto&) { call.shape.keys = 0; }},

@@ -179,9 +179,8 @@ TEST_CASE("communicators split and their collectives may be interleaved") {
   for (int n : {2, 4, 6}) {
     auto errors = on_ranks(n, [n](Communicator& world) {
       int me = world.rank(), half = n / 2;
-      std::vector<int> row, column{me % half, me % half + half}, backwards;
-      for (int i = 0; i < half; ++i) row.push_back(me / half * half + i);
-      for (int r = n; r-- > 0;) backwards.push_back(r);
+      RankGrid row = RankGrid(me / half * half).with(half, 1), column = RankGrid(me % half).with(2, half),
+               backwards = RankGrid(n - 1).with(n, -1);
       auto a = world.split(row), b = world.split(column), c = world.split(backwards);
       check(a->size() == half && a->rank() == me % half && b->size() == 2 && b->rank() == me / half,
             "ranks in the order given");
@@ -197,7 +196,7 @@ TEST_CASE("communicators split and their collectives may be interleaved") {
         else
           first.wait(), third.wait(), second.wait();
         int64_t row_sum = 0;
-        for (int r : row) row_sum += r + 100 * round;
+        for (int r : row.list()) row_sum += r + 100 * round;
         check(x.data<int64_t>()[2] == row_sum, "the row's sum");
         check(y.data<int64_t>()[2] == column[0] + column[1] + 200 * round, "the column's sum");
         for (int r = 0; r < n; ++r)
@@ -207,7 +206,7 @@ TEST_CASE("communicators split and their collectives may be interleaved") {
     });
     CHECK(errors == quiet(errors));
   }
-  auto errors = on_ranks(2, [](Communicator& world) { world.split({1 - world.rank()}); });
+  auto errors = on_ranks(2, [](Communicator& world) { world.split(RankGrid(1 - world.rank())); });
   CHECK(errors[0] == "[split] rank 0 is not among the ranks of the new communicator");
   CHECK(errors[1] == "[split] rank 1 is not among the ranks of the new communicator");
 }
@@ -304,7 +303,7 @@ TEST_CASE("law 9: a wait ends at the deadline and says who is missing") {
   errors = on_ranks(
       4,
       [](Communicator& c) {
-        auto part = c.split(c.rank() < 2 ? std::vector{0, 1} : std::vector{2, 3});
+        auto part = c.split(RankGrid(c.rank() / 2 * 2).with(2, 1));
         if (c.rank() >= 2) c.rank() == 2 ? part->barrier() : void();
       },
       50ms);
@@ -315,7 +314,7 @@ TEST_CASE("law 9: a wait ends at the deadline and says who is missing") {
 TEST_CASE("law 9: abort ends every wait with its reason") {
   auto start = std::chrono::steady_clock::now();
   auto errors = on_ranks(5, [](Communicator& c) {
-    auto part = c.split(c.rank() < 3 ? std::vector{0, 1, 2} : std::vector{3, 4});
+    auto part = c.split(c.rank() < 3 ? RankGrid::whole(3) : RankGrid(3).with(2, 1));
     if (c.rank() == 3) {
       c.abort("the disk is full");
       c.abort("a later reason");
@@ -326,10 +325,179 @@ TEST_CASE("law 9: abort ends every wait with its reason") {
   for (auto& e : errors) CHECK(e == "the disk is full");
 }
 
+namespace {
+
+Tensor of(const std::vector<float>& v) { return tensor_of<float>(heap, {int64_t(v.size())}, v); }
+Tensor room(int64_t n) { return Tensor::zeros(heap, DType::f32, {n}); }
+
+}  // namespace
+
+TEST_CASE("messages of a lane come in order, and lanes do not wait for each other") {
+  for (int n : {2, 3, 4, 7}) {
+    auto errors = on_ranks(n, [n](Communicator& c) {
+      int me = c.rank();
+      std::vector<int> neighbours{(me + 1) % n};
+      if (n > 2) neighbours.push_back((me + n - 1) % n);
+      auto value = [](int from, int to, int round) { return float(100 * from + 10 * to + 1000 * round); };
+      for (int round = 0; round < 20; ++round) {
+        std::vector<Work> work;
+        std::vector<std::pair<Tensor, float>> wanted;
+        // On some ranks sends are first, on others receives; waiting comes after, in any order.
+        for (bool sends : {(me + round) % 2 == 0, (me + round) % 2 != 0})
+          for (int peer : neighbours)
+            for (int k = 0; k < 3; ++k)
+              if (sends) {
+                work.push_back(c.send({of({value(me, peer, round) + float(k)}), of({})}, peer));
+              } else {
+                wanted.emplace_back(room(1), value(peer, me, round) + float(k));
+                work.push_back(c.receive({wanted.back().first, room(0)}, peer));
+              }
+        if (round % 3 == 0) std::reverse(work.begin(), work.end());
+        if (round % 5 == 0) c.barrier();  // collectives are apart from lanes
+        for (Work& w : work) w.wait();
+        for (auto& [tensor, want] : wanted)
+          check(tensor.data<float>()[0] == want, "rank {} got {}, not {}", me, tensor.data<float>()[0], want);
+      }
+    });
+    CHECK(errors == quiet(errors));
+  }
+}
+
+TEST_CASE("a message is taken when both ranks have come, whoever waits") {
+  auto errors = on_ranks(2, [](Communicator& c) {
+    for (int64_t size : {0, 1, 100000}) {
+      Tensor out = room(size), in = room(size);
+      fill(in, 1 + c.rank());
+      Work sent = c.send({in}, 1 - c.rank()), got = c.receive({out}, 1 - c.rank());
+      sent.wait();  // the other waits for its own send too
+      got.wait();
+      for (float v : values<float>(out)) check(v == float(2 - c.rank()), "what the other gave");
+    }
+  });
+  CHECK(errors == quiet(errors));
+}
+
+TEST_CASE("law 9: a message that the two ranks mean otherwise is an error on both") {
+  auto all = [](std::vector<Tensor> list) { return list; };
+  Tensor i = Tensor::zeros(heap, DType::i64, {4});
+  struct Case {
+    std::vector<Tensor> sent, received;
+    const char* error;
+  };
+  for (const Case& c : std::vector<Case>{
+           {all({room(4)}), all({room(5)}), "\"send f32[4]\" and \"receive f32[5]\""},
+           {all({room(4)}), all({i}), "\"send f32[4]\" and \"receive i64[4]\""},
+           {all({room(4)}), all({room(4), room(1)}), "\"send f32[4]\" and \"receive f32[4] f32[1]\""},
+           {all({}), all({room(0)}), "\"send\" and \"receive f32[0]\""},
+       })
+    for (bool late : {false, true}) {
+      auto errors = on_ranks(3, [&](Communicator& k) {
+        if (k.rank() == int(late)) std::this_thread::sleep_for(5ms);
+        if (k.rank() == 0) k.send(c.sent, 1).wait();
+        if (k.rank() == 1) k.receive(c.received, 0).wait();
+        k.barrier();
+      });
+      for (auto& e : errors) CHECK(e == std::string("[collective] ranks 0 and 1 disagree: ") + c.error);
+    }
+}
+
+TEST_CASE("law 9: a shift that ranks mean otherwise is an error on all") {
+  struct Case {
+    std::function<Work(Communicator&)> call;
+    const char* error;
+  };
+  for (const Case& c : std::vector<Case>{
+           {[](Communicator& k) {
+              return k.shift({{room(4), room(4)}}, 1 + k.rank() / 2);
+            },
+            "\"shift(1) f32[4->4]\" and \"shift(2) f32[4->4]\""},
+           {[](Communicator& k) {
+              return k.shift({{room(4 + k.rank() / 2), room(4)}}, 1);
+            },
+            "\"shift(1) f32[4->4]\" and \"shift(1) f32[5->4]\""},
+       }) {
+    auto errors = on_ranks(3, [&](Communicator& k) {
+      c.call(k).wait();
+      k.barrier();
+    });
+    for (auto& e : errors) CHECK_THAT(e, StartsWith("[collective] ranks ") && Contains(c.error));
+  }
+}
+
+TEST_CASE("law 9: a message that does not come ends at the deadline, or when its rank ends") {
+  auto start = std::chrono::steady_clock::now();
+  auto receive = [](Communicator& c) {
+    if (c.rank() == 0) c.receive({room(4)}, 1).wait();
+    if (c.rank() == 1) c.barrier();
+  };
+  auto errors = on_ranks(2, receive, 50ms);
+  for (auto& e : errors)
+    CHECK_THAT(e, Equals("[receive] not complete after 0.05 s: rank 0 waits for rank 1 in receive f32[4]") ||
+                      Equals("[barrier] not complete after 0.05 s: rank 1 waits for rank 0 in barrier"));
+  errors = on_ranks(2, [](Communicator& c) {
+    if (c.rank() == 0) c.send({room(4)}, 1).wait();
+    if (c.rank() == 1) c.end();
+  });
+  CHECK(errors[0] == "[send] rank 1 has ended (its function returned), but rank 0 waits for it in send f32[4]");
+  CHECK(std::chrono::steady_clock::now() - start < 10s);
+}
+
+TEST_CASE("work that is dropped is waited for, as others count on it") {
+  int64_t before = heap->bytes_in_use();
+  for (int dropping : {0, 1, 2}) {
+    auto errors = on_ranks(3, [&](Communicator& c) {
+      for (int round = 0; round < 10; ++round) {
+        std::vector<Buffers> list{{room(5000), room(5000)}};  // of which each rank adds a third
+        fill(list[0].in, 1);
+        Work work = c.all_reduce(list, Reduce::sum);
+        if (c.rank() == dropping)
+          work = Work();
+        else
+          work.wait();
+        for (float v : values<float>(list[0].out)) check(v == 3, "the sum is {}", v);
+        c.shift({{room(10), room(10)}}, 1);
+        Work sent = c.send({room(10)}, (c.rank() + 1) % 3), got = c.receive({room(10)}, (c.rank() + 2) % 3);
+      }
+    });
+    CHECK(errors == quiet(errors));
+  }
+  CHECK(heap->bytes_in_use() == before);
+}
+
+TEST_CASE("law 9: work is abandoned once the world has failed, and while an exception passes") {
+  auto start = std::chrono::steady_clock::now();
+  auto errors = on_ranks(3, [&](Communicator& c) {
+    Tensor mine = room(5000);
+    if (c.rank() == 0) {  // the others never come to the second one
+      Work first = c.all_gather({{room(1), room(3), {1, 1, 1}}}),
+           second = c.all_reduce({{mine, room(5000)}}, Reduce::sum);
+      fail("the disk is full");
+    }
+    Work first = c.all_gather({{room(1), room(3), {1, 1, 1}}});
+    first.wait();  // rank 0 has abandoned it, but its tensors are there
+    if (c.rank() == 1) c.abort("stop");
+    { Work dropped = c.receive({room(4)}, 0); }
+  });
+  CHECK(errors[0] == "the disk is full");
+  for (size_t r : {1, 2}) CHECK_THAT(errors[r], Equals("") || Equals("stop"));
+  CHECK(std::chrono::steady_clock::now() - start < 10s);
+  // What a dropped one met, the next call throws.
+  errors = on_ranks(
+      2,
+      [](Communicator& c) {
+        if (c.rank() == 0) c.all_reduce({{room(4), room(4)}}, Reduce::sum);
+        if (c.rank() == 1) std::this_thread::sleep_for(100ms);
+        c.end();
+      },
+      50ms);
+  for (auto& e : errors)
+    CHECK(e == "[all_reduce] not complete after 0.05 s: rank 0 waits for rank 1 in all_reduce(sum) f32[4]");
+}
+
 TEST_CASE("the recorded communicator moves nothing and refuses bytes") {
   auto c = make_recorded_communicator(8);
   CHECK((c->rank() == 0 && c->size() == 8));
-  CHECK(c->split({0, 3, 5})->size() == 3);
+  CHECK(c->split(RankGrid(0).with(3, 2))->size() == 3);
   Tensor meta(heap, DType::f32, {4}, Device::meta), real = Tensor::zeros(heap, DType::f32, {4});
   c->all_reduce({{meta, meta}}, Reduce::sum).wait();
   c->all_to_all({{meta, meta, {}, {}}}).wait();

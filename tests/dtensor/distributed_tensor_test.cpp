@@ -2,8 +2,10 @@
 
 #include <catch2/catch.hpp>
 
+#include <functional>
 #include <sstream>
 
+#include "dtensor/creation.h"
 #include "tests/dtensor/ranks.h"
 #include "tests/placement/cases.h"
 
@@ -195,7 +197,7 @@ TEST_CASE("handles share a value and ids are never used twice") {
 TEST_CASE("meta tensors are materialized part by part") {
   launch(2, [](Rank& rank) {
     DeviceMesh mesh(rank, "tp=2");
-    const LocalSpec* spec = mesh.intern({DType::f32, {6, 4}, {Shard(0)}});
+    SpecHandle spec = mesh.intern({DType::f32, {6, 4}, {Shard(0)}});
     auto x =
         DistributedTensor::empty(mesh, spec, Tensor(rank.allocator(), DType::f32, spec->local_shape, Device::meta));
     check(x.is_meta(), "meta at first");
@@ -230,4 +232,40 @@ TEST_CASE("printing shows the layout and the local part") {
   auto recorded = Rank::recorded(2);
   CHECK(text(DistributedTensor::empty(DeviceMesh(*recorded, "tp=2"), {DType::f32, {3}, {Shard(0)}})) ==
         "f32[3] tp=Shard(0)\nrank 0 at [0]: f32[2] meta");
+}
+
+TEST_CASE("law 9: asking anything of an undefined tensor is an error that names what was asked") {
+  auto rank = Rank::single();
+  DeviceMesh mesh(*rank, "tp=1");
+  DistributedTensor x = DistributedTensor::empty(mesh, {DType::f32, {2}, {}});
+  using T = DistributedTensor;
+  const std::pair<const char*, std::function<void(T&)>> cases[] = {
+      {"mesh", [](T& u) { u.mesh(); }},
+      {"spec", [](T& u) { u.spec(); }},
+      {"shape", [](T& u) { u.shape(); }},
+      {"dims", [](T& u) { u.dims(); }},
+      {"size", [](T& u) { u.size(0); }},
+      {"dtype", [](T& u) { u.dtype(); }},
+      {"layout", [](T& u) { u.layout(); }},
+      {"is_meta", [](T& u) { u.is_meta(); }},
+      {"local", [](T& u) { u.local(); }},
+      {"full", [](T& u) { u.full(); }},
+      {"item", [](T& u) { u.item(); }},
+      {"redistribute", [](T& u) { u.redistribute("tp=Replicate"); }},
+      {"redistribute", [](T& u) { u.redistribute({Replicate()}); }},
+      {"copy_", [&](T& u) { u.copy_(x); }},
+      {"copy_", [&](T& u) { x.copy_(u); }},
+      {"local_for_writing", [](T& u) { u.local_for_writing(); }},
+      {"materialize", [](T& u) { u.materialize(); }},
+      {"id", [](T& u) { u.id(); }},
+      {"version", [](T& u) { u.version(); }},
+  };
+  for (const auto& [name, ask] : cases) {
+    T u;
+    CHECK_THROWS_WITH(ask(u),
+                      Equals(std::string("[") + name + "] the tensor is undefined (a gradient that nothing led to?)"));
+  }
+  T u;
+  CHECK_THROWS_WITH(u.redistribute(Layout()), Equals("[redistribute] tensor 0 is undefined"));
+  CHECK_THROWS_WITH(zeros_like(u), Equals("[zeros_like] operand 0 is undefined (a gradient that nothing led to?)"));
 }

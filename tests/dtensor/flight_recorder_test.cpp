@@ -8,8 +8,8 @@ using State = FlightRecorder::State;
 
 namespace {
 
-const auto world = std::make_shared<const std::vector<int>>(std::vector{0, 1, 2}),
-           row = std::make_shared<const std::vector<int>>(std::vector{0, 2});
+const auto world = std::make_shared<const Members>(Members{{0, 1, 2}}),
+           row = std::make_shared<const Members>(Members{{0, 2}});
 
 Signature reduce(int64_t n) { return {"all_reduce(sum)", {{DType::f32, {n}}}}; }
 Signature gather(std::vector<int64_t> counts) { return {"all_gather", {{DType::i64, std::move(counts)}}}; }
@@ -89,4 +89,50 @@ TEST_CASE("records of ranks tell who is missing and who does something else") {
     CHECK(found.missing == c.missing);
     CHECK(found.silent == c.silent);
   }
+}
+
+TEST_CASE("a lane is another communicator than that of its two ranks, and a send agrees with its receive") {
+  auto pair = std::make_shared<const Members>(Members{{0, 1}}),
+       lane = std::make_shared<const Members>(Members{{0, 1}, true});
+  auto message = [](const char* name, int64_t n) { return Signature{name, {{DType::f32, {n}}}}; };
+  auto record = [&](int rank, const Signature& first, const Signature& second) {
+    FlightRecorder r(rank, 2, 100);
+    r.add(pair, 0, reduce(4 + rank)), r.add(lane, 0, first), r.add(lane, 1, second);
+    return r.json("");
+  };
+  struct Case {
+    Signature first, second;
+    std::string disagreement;
+  };
+  for (const Case& c : std::vector<Case>{
+           {message("receive", 4), message("receive", 5), ""},
+           {message("receive", 4), message("receive", 6),
+            "ranks 0 and 1 disagree: \"send f32[5]\" and \"receive f32[6]\""},
+           {message("send", 4), message("send", 5), ""},
+       }) {
+    auto records = std::map<int, std::string>{{0, record(0, message("send", 4), message("send", 5))},
+                                              {1, record(1, c.first, c.second)}};
+    CHECK(compare(records, *lane, 1).disagreement == c.disagreement);
+    CHECK(compare(records, *pair, 1).disagreement ==
+          "ranks 0 and 1 disagree: \"all_reduce(sum) f32[4]\" and "
+          "\"all_reduce(sum) f32[5]\"");
+    CHECK(compare(records, *lane, 2).missing == std::vector{0, 1});
+  }
+}
+
+TEST_CASE("the last words of a rank tell what it will not begin") {
+  Members lane{{0, 1}, true}, pair{{0, 1}};
+  std::string text = last_words({{*world, 3}, {lane, 0}, {pair, 7}});
+  struct Case {
+    const Members& members;
+    uint64_t sequence;
+    bool in_vain;
+  };
+  for (const Case& c : std::vector<Case>{{*world, 2, false},
+                                         {*world, 3, true},
+                                         {lane, 0, true},
+                                         {pair, 6, false},
+                                         {pair, 7, true},
+                                         {*row, 0, false}})  // of which nothing is known
+    CHECK(will_not_begin(text, c.members, c.sequence) == c.in_vain);
 }

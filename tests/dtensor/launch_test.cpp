@@ -3,7 +3,10 @@
 #include <catch2/catch.hpp>
 
 #include <atomic>
+#include <cmath>
+#include <thread>
 
+#include "dtensor/comm/deadline.h"
 #include "tests/dtensor/ranks.h"
 #include "tests/placement/cases.h"
 
@@ -74,23 +77,51 @@ TEST_CASE("law 9: whatever a rank throws is reported") {
   std::string other = error_of([] {
     launch(2, [](Rank& rank) {
       if (rank.rank()) throw 42;
-      rank.communicator({0, 1}).barrier();
+      rank.communicator().barrier();
     });
   });
   CHECK_THAT(other, Contains("(rank 1 of 2)"));
   CHECK_FALSE(error_of([] { launch(1, [](Rank&) { throw "text"; }); }).empty());
 }
 
-TEST_CASE("law 9: a rank that ends early is missed at the deadline") {
+TEST_CASE("law 9: a rank that has ended is missed at once") {
+  auto start = std::chrono::steady_clock::now();
   std::string error = error_of([] {
-    launch(3,
-           [](Rank& rank) {
-             if (rank.rank() != 1) rank.communicator({0, 1, 2}).barrier();
-           },
-           {.deadline = 50ms});
+    launch(3, [](Rank& rank) {
+      if (rank.rank() != 1) rank.communicator().barrier();
+    });
   });
-  CHECK_THAT(error, StartsWith("[barrier] not complete after 0.05 s: rank ") &&
-                        Contains(" waits for rank 1 in barrier (rank "));
+  CHECK_THAT(error, StartsWith("[barrier] rank 1 has ended (its function returned), but rank ") &&
+                        Contains(" waits for it in barrier (rank "));
+  // A tensor that outlives its ranks.
+  DistributedTensor x, alone;
+  launch(2, [&](Rank& rank) {
+    DeviceMesh mesh(rank, "tp=2");
+    auto y = DistributedTensor::distribute(Tensor::of<float>({4}, {1, 2, 3, 4}), mesh, "tp=Shard(0)");
+    if (rank.rank() == 1) x = y;
+  });
+  CHECK(x.local().data<float>()[1] == 4);
+  CHECK_THROWS_WITH(x.full(), Equals("[all_gather] rank 0 has ended (its function returned), but rank 1 waits for it in "
+                                     "all_gather f32[2+2]"));
+  launch(1, [&](Rank& rank) {
+    alone = DistributedTensor::distribute(Tensor::of<float>({1}, {7}), DeviceMesh(rank, "tp=1"), "tp=Shard(0)");
+  });
+  CHECK(alone.full().data<float>()[0] == 7);
+  CHECK(std::chrono::steady_clock::now() - start < 20s);
+}
+
+TEST_CASE("a deadline that the clock cannot hold is none") {
+  using std::chrono::milliseconds;
+  for (milliseconds deadline : {milliseconds::max(), milliseconds::max() - 1ms, milliseconds(10'000'000'000'000),
+                                milliseconds_of(1e30), milliseconds_of(HUGE_VAL)})
+    launch(2,
+           [](Rank& rank) {
+             if (rank.rank() == 1) std::this_thread::sleep_for(20ms);
+             rank.communicator().barrier();
+           },
+           {.deadline = deadline});
+  CHECK(milliseconds_of(600) == 600s);
+  CHECK(milliseconds_of(0.25) == 250ms);
 }
 
 TEST_CASE("law 9: ranks that wait for each other on two meshes are freed too") {

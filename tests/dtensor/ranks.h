@@ -62,16 +62,19 @@ Tensor scattered(const std::shared_ptr<Allocator>& allocator, const Shape& shape
 struct Log : Observer {
   std::vector<std::string> lines;
   std::vector<uint64_t> groups;
-  std::vector<StepKind> kinds;
+  std::vector<CollectiveKind> kinds;
   size_t redistributions = 0, asked_for = 0;
 
   void on_collective(const CollectiveEvent& e) override {
-    lines.push_back(fmt::format("{}({}) {}{} {} to {}, {} bytes", collective_name(e.step.kind),
-                                e.mesh.shape().names(e.step.axes), name(e.tensor.dtype), to_string(e.tensor.shape),
-                                to_string(e.step.from, e.mesh.shape()), to_string(e.step.to, e.mesh.shape()),
-                                e.step.bytes));
+    std::string layouts;
+    if (e.step)
+      layouts = fmt::format(" {} to {}", to_string(e.step->from, e.mesh.shape()),
+                            to_string(e.step->to, e.mesh.shape()));
+    lines.push_back(fmt::format("{}({}) {}{}{}{}, {} bytes", collective_name(e.kind), e.mesh.shape().names(e.axes),
+                                name(e.dtype), to_string(e.shape), layouts,
+                                e.peer < 0 ? "" : fmt::format(" peer {}", e.peer), e.bytes));
     groups.push_back(e.group);
-    kinds.push_back(e.step.kind);
+    kinds.push_back(e.kind);
     asked_for += e.asked_for;
   }
   void on_redistribute(const RedistributeEvent& e) override {

@@ -1,9 +1,11 @@
 #include "dtensor/comm/store.h"
 
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <catch2/catch.hpp>
+#include <atomic>
 #include <csignal>
 #include <functional>
 #include <numeric>
@@ -40,6 +42,17 @@ int result_of(pid_t child) {
 }
 
 }  // namespace
+
+TEST_CASE("a store's deadline that the clock cannot hold is none") {
+  auto never = std::chrono::milliseconds::max();
+  StoreServer server("127.0.0.1", 0);
+  {
+    Store a("127.0.0.1", server.port(), never);
+    a.set("k", "one");
+    CHECK(a.get("k", never) == "one");
+  }
+  server.wait_for_goodbyes(1, never);
+}
 
 TEST_CASE("the store keeps values, and counters, for all its clients") {
   for (const char* host : {"127.0.0.1", "localhost", "0.0.0.0"}) {
@@ -155,6 +168,80 @@ TEST_CASE("law 9: a store that cannot be reached or answered is an error") {
   for (int i = 0; i < 2; ++i) CHECK_THROWS_WITH(store.try_get("k"), Contains("is lost: rank 0 has ended"));
   StoreServer again("127.0.0.1", 0);
   CHECK_THROWS_WITH(StoreServer("127.0.0.1", 1 << 20), Contains("[store] cannot listen on port 1048576"));
+}
+
+TEST_CASE("law 9: to a counter that is none, nothing is added") {
+  StoreServer server("127.0.0.1", 0);
+  Store store("127.0.0.1", server.port(), 10s);
+  std::string where = "[store] 127.0.0.1:" + std::to_string(server.port());
+  struct Case {
+    std::string value;
+    int64_t more;
+  };
+  for (auto [value, more] : {Case{"x", 1}, {"", 1}, {"1x", 1}, {" 1", 1}, {"9223372036854775807", 1}, {"-2", INT64_MIN},
+                             {"99999999999999999999", 0}}) {
+    store.set("k", value);
+    CHECK_THROWS_WITH(store.add("k", more), Equals(where + " cannot add " + std::to_string(more) + " to \"k\", which is \"" +
+                                                   value + "\": they make no number of 64 bits"));
+    CHECK(store.try_get("k") == value);  // the server lives, and the client can go on
+  }
+  store.set("k", std::string(100'000, '7'));
+  CHECK_THROWS_WITH(store.add("k", 1), Contains("which is \"" + std::string(40, '7') + "\": "));
+}
+
+TEST_CASE("law 9: a client for which the store has no file is told so, and the others are served") {
+  int ends[2];
+  REQUIRE(pipe(ends) == 0);
+  auto seconds_of_cpu = [] {
+    rusage u{};
+    getrusage(RUSAGE_SELF, &u);
+    return double(u.ru_utime.tv_sec + u.ru_stime.tv_sec) + double(u.ru_utime.tv_usec + u.ru_stime.tv_usec) / 1e6;
+  };
+  pid_t child = process([&] {
+    rlimit files{40, 40};
+    check(setrlimit(RLIMIT_NOFILE, &files) == 0, "setrlimit");
+    StoreServer server("127.0.0.1", 0);
+    int port = server.port();
+    check(write(ends[1], &port, sizeof port) == sizeof port, "write");
+    double before = seconds_of_cpu();
+    Store mine("127.0.0.1", port, 10s);
+    mine.get("end", 60s);
+    check(seconds_of_cpu() - before < 0.5, "the server spins");
+  });
+  int port = 0;
+  REQUIRE(read(ends[0], &port, sizeof port) == sizeof port);
+  close(ends[0]), close(ends[1]);
+  std::vector<std::unique_ptr<Store>> clients;
+  auto connect = [&] { clients.push_back(std::make_unique<Store>("127.0.0.1", port, 10s)); };
+  std::string error;
+  while (error.empty() && clients.size() < 40) try {
+      connect();
+    } catch (const Error& e) {
+      error = e.what();
+    }
+  CHECK(clients.size() > 20);
+  CHECK_THAT(error, Equals("[store] 127.0.0.1:" + std::to_string(port) +
+                           " has no room for another client: its process, that of rank 0, may open 40 files; raise that "
+                           "with `ulimit -n` to more than the number of ranks"));
+  std::vector<std::thread> threads;  // who comes at once is told in turn
+  std::atomic<int> told = 0;
+  for (int i = 0; i < 5; ++i)
+    threads.emplace_back([&] {
+      try {
+        Store("127.0.0.1", port, 10s);
+      } catch (const Error& e) {
+        told += std::string(e.what()) == error;
+      }
+    });
+  for (std::thread& t : threads) t.join();
+  CHECK(told == 5);
+  for (auto& c : clients) CHECK(c->add("n", 1) > 0);
+  clients.pop_back(), clients.pop_back();  // their room is free
+  clients[0]->get("n", 10s);
+  CHECK_NOTHROW(connect());
+  std::this_thread::sleep_for(300ms);  // in which a server could spin
+  clients[0]->set("end", "");
+  CHECK(result_of(child) == 0);
 }
 
 TEST_CASE("the store may start after its clients, and start again at its port") {

@@ -17,9 +17,7 @@ struct Comm {
   int polls = 0;
   bool alive = true, finalized = false;
   Result later = Result::success;
-  // Of a split that not all have called yet: the parent's, and its number there.
-  Comm* parent = nullptr;
-  uint64_t split = 0;
+  Comm** place = nullptr;  // of a split under way, where the part is to be stored
   std::atomic<int> inside{0};
 };
 
@@ -48,8 +46,8 @@ struct FakeNccl::Group {
     bool stalls = false, done = false;
   };
   struct Split {
-    std::map<int, std::pair<int, int>> asked;    // color and key, by rank
-    std::map<int, std::shared_ptr<Group>> made;  // by color
+    std::map<int, std::pair<int, int>> asked;  // color and key, by rank
+    std::map<int, Comm*> made;                 // when all have asked; none without a color
   };
   int size;
   std::map<int, Comm*> members = {};
@@ -242,7 +240,7 @@ Comm* FakeNccl::make(int rank, std::shared_ptr<Group> group, int index) {
   comms_.push_back(std::make_unique<Comm>());
   Comm& c = *comms_.back();
   c.group = std::move(group), c.world_rank = rank, c.rank = index, c.polls = polls;
-  if (c.group) c.group->members[index] = &c;
+  c.group->members[index] = &c;
   return &c;
 }
 
@@ -250,34 +248,29 @@ Comm* FakeNccl::make(int rank, std::shared_ptr<Group> group, int index) {
 Result FakeNccl::state(Comm& c) {
   if (c.later != Result::success) return c.later;
   if (c.polls > 0) return --c.polls, Result::in_progress;
-  if (!c.group) {
-    Group& parent = *c.parent->group;
-    Group::Split& s = parent.splits[c.split];
-    if (!parent.aborted.empty()) return Result::remote_error;
-    if (int(s.asked.size()) < parent.size) return Result::in_progress;
-    auto [color, key] = s.asked[c.parent->rank];
-    auto& group = s.made[color];
-    if (!group) {
-      int size = 0;
-      for (auto& [rank, a] : s.asked) size += a.first == color;
-      group = std::make_shared<Group>(Group{size});
-    }
-    for (auto& [rank, a] : s.asked)
-      c.rank += a.first == color && std::pair(a.second, rank) < std::pair(key, c.parent->rank);
-    c.group = group;
-    group->members[c.rank] = &c;
-  }
   Group& g = *c.group;
   if (!g.aborted.empty()) return Result::remote_error;
   if (int(g.members.size()) < g.size) return Result::in_progress;
-  if (c.next_split && int(g.splits[c.next_split - 1].asked.size()) < g.size) return Result::in_progress;
+  if (c.place) {
+    Group::Split& s = g.splits[c.next_split - 1];
+    if (int(s.asked.size()) < g.size) return Result::in_progress;
+    std::atomic_ref(*c.place).store(s.made[c.rank], std::memory_order_release);
+    c.place = nullptr;
+  }
   if (c.finalized && g.finalized < g.size) return Result::in_progress;
   return Result::success;
 }
 
 void FakeNccl::leave(Comm& c, bool aborted) {
   c.alive = false;
-  if (c.group && aborted) c.group->aborted.insert(c.rank);
+  if (!aborted) return;
+  c.group->aborted.insert(c.rank);
+  if (!c.place) return;  // else a split ends here, with a part that is of no use
+  Comm* part = c.group->splits[c.next_split - 1].made[c.rank];
+  if (!part) part = make(c.world_rank, std::make_shared<Group>(Group{1}), 0);
+  part->later = Result::internal_error;
+  std::atomic_ref(*c.place).store(part, std::memory_order_release);
+  c.place = nullptr;
 }
 
 Result FakeNccl::add(int rank, Primitive p) {
@@ -324,14 +317,29 @@ Result FakeNccl::end_group(int rank) {
   return busy ? Result::in_progress : Result::success;
 }
 
-Result FakeNccl::split(int rank, Comm* comm, int color, int key, Comm** part) {
+Result FakeNccl::split(int rank, Comm* comm, int color, int key, Comm** place) {
   Effect e = effect(rank, "CommSplit");
   if (e.result != Result::success) return e.result;
   std::lock_guard lock(mutex_);
-  comm->group->splits[comm->next_split].asked[comm->rank] = {color, key};
+  if (state(*comm) == Result::in_progress && !comm->polls) misuse_ += "CommSplit of a communicator that is not ready; ";
+  Group& g = *comm->group;
+  Group::Split& s = g.splits[comm->next_split++];
+  s.asked[comm->rank] = {color, key};
   comm->polls = polls;
-  *part = make(rank, nullptr, 0);
-  (*part)->parent = comm, (*part)->split = comm->next_split++;
+  comm->place = place;
+  if (comm->later == Result::success) comm->later = e.later;
+  if (int(s.asked.size()) < g.size) return Result::in_progress;
+  std::map<int, std::vector<std::pair<int, int>>> parts;  // by color, key and rank of each
+  for (auto& [member, a] : s.asked)
+    if (a.first != no_color) parts[a.first].push_back({a.second, member});
+  for (auto& [part_color, members] : parts) {
+    std::sort(members.begin(), members.end());
+    auto group = std::make_shared<Group>(Group{int(members.size())});
+    for (size_t i = 0; i < members.size(); ++i) {
+      int member = members[i].second;
+      s.made[member] = make(g.members[member]->world_rank, group, int(i));
+    }
+  }
   return Result::in_progress;
 }
 
@@ -378,8 +386,9 @@ Api FakeNccl::api(int rank) {
     Result r = called(rank, "CommFinalize", c);
     std::lock_guard lock(mutex_);
     c->finalized = true;
-    if (c->group) ++c->group->finalized;
-    return r;
+    c->polls = polls;
+    ++c->group->finalized;
+    return r == Result::success ? Result::in_progress : r;
   };
   a.CommDestroy = [=, this](Comm* c) {
     Result r = called(rank, "CommDestroy", c);

@@ -1,5 +1,9 @@
 // NCCL for tests: ranks are threads of one process, and what NCCL's kernels do is done by the emulated streams when all
 // ranks of a communicator have come to it. Each rank follows a script of what goes wrong.
+//
+// Calls of non-blocking communicators are as late as NCCL's: making, splitting and finalizing return in_progress, and a
+// split is stored where the caller said only when all ranks have split, just before the parent stops being in progress
+// (also where the parent is aborted first).
 #pragma once
 
 #include <map>
@@ -42,7 +46,7 @@ class FakeNccl {
   nccl::Result called(int rank, const std::string& function, nccl::Comm* comm);
   nccl::Result add(int rank, Primitive p);
   nccl::Result end_group(int rank);
-  nccl::Result split(int rank, nccl::Comm* comm, int color, int key, nccl::Comm** part);
+  nccl::Result split(int rank, nccl::Comm* comm, int color, int key, nccl::Comm** place);
   nccl::Result state(nccl::Comm& comm);
   nccl::Comm* make(int rank, std::shared_ptr<Group> group, int index);
   void leave(nccl::Comm& comm, bool aborted);

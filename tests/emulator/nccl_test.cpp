@@ -10,6 +10,7 @@
 #include <set>
 
 #include "dtensor/launch_nccl.h"
+#include "dtensor/point_to_point.h"
 #include "tests/dtensor/ranks.h"
 #include "tests/emulator/emulator.h"
 #include "tests/emulator/fake_nccl.h"
@@ -165,31 +166,24 @@ TEST_CASE("nccl: results are those of the threads communicator, on the world and
         const std::vector<std::vector<double>> none(static_cast<size_t>(n));
         auto got = none, want = none, part_got = none, part_want = none;
         // The axes of a mesh of 2 rows, or of one where n is odd.
-        auto row = [&](int rank) {
-          int columns = n % 2 ? n : n / 2;
-          std::vector<int> ranks(static_cast<size_t>(columns));
-          std::iota(ranks.begin(), ranks.end(), rank / columns * columns);
-          return ranks;
-        };
+        int columns = n % 2 ? n : n / 2;
+        auto row = [&](int rank) { return RankGrid(rank / columns * columns).with(columns, 1); };
         Strings errors = world.run([&](Own o) {
           auto me = size_t(o.comm.rank());
           got[me] = all_collectives(o.comm, o.memory, t, averages);
           auto part = o.comm.split(row(o.comm.rank()));
           part_got[me] = all_collectives(*part, o.memory, t, averages);
-          std::vector<int> back(static_cast<size_t>(n));
-          std::iota(back.rbegin(), back.rend(), 0);
-          auto reversed = o.comm.split(back);
+          auto reversed = o.comm.split(RankGrid(n - 1).with(n, -1));
           check(reversed->rank() == n - 1 - o.comm.rank() && reversed->size() == n, "another order");
           reduce({*reversed, o.memory});
           read(o);
         });
         CHECK(errors == Strings(size_t(n)));
         launch(n, [&](Rank& rank) {
-          std::vector<int> all(static_cast<size_t>(n));
-          std::iota(all.begin(), all.end(), 0);
+          DeviceMesh mesh(rank, MeshShape({n / columns, columns}, {"row", "column"}));
           auto me = size_t(rank.rank());
           DType known = t == DType::bf16 ? DType::f32 : t;  // threads do not add bf16
-          want[me] = all_collectives(rank.communicator(all), heap, known, averages);
+          want[me] = all_collectives(rank.communicator(), heap, known, averages);
           part_want[me] = all_collectives(rank.communicator(row(rank.rank())), heap, known, averages);
         });
         INFO(n << " ranks of " << name(t));
@@ -198,6 +192,68 @@ TEST_CASE("nccl: results are those of the threads communicator, on the world and
         CHECK(world.fake.open() == 0);
         CHECK(world.fake.misuse() == "");
       }
+}
+
+TEST_CASE("nccl: lanes are apart from each other and from collectives, and shifts go around") {
+  for (int n : {1, 2, 3, 4, 5})
+    for (int polls : {0, 3}) {
+      World world(n);
+      world.fake.polls = polls;
+      Strings errors = world.run([&](Own o) {
+        Communicator& c = o.comm;
+        c.open_lanes(), c.open_lanes();
+        int me = c.rank(), next = (me + 1) % n, last = (me + n - 1) % n;
+        auto of = [&](double v, int64_t size = 5) {
+          Tensor t(o.memory, DType::f32, {size});
+          fill(t, v);
+          return t;
+        };
+        auto holds = [&](const Tensor& t, double v) {
+          Tensor host = t.cpu();
+          for (int64_t i = 0; i < host.numel(); ++i)
+            check(element(host, i) == v, "rank {} has {}, not {}", me, element(host, i), v);
+        };
+        std::vector<int> neighbours;
+        for (int peer : {next, last})
+          if (peer != me && (neighbours.empty() || neighbours[0] != peer)) neighbours.push_back(peer);
+        for (int round = 0; round < 4; ++round) {
+          std::vector<Work> work;
+          std::vector<std::pair<Tensor, double>> wanted;
+          bool sends_first = (me + round) % 2;
+          for (bool sends : {sends_first, !sends_first})
+            for (int peer : neighbours)
+              for (int k = 0; k < 2; ++k)
+                if (sends) {
+                  work.push_back(c.send({of(100 * me + 10 * peer + k), of(0, 0)}, peer));
+                } else {
+                  wanted.emplace_back(of(-1), 100 * peer + 10 * me + k);
+                  work.push_back(c.receive({wanted.back().first, of(0, 0)}, peer));
+                }
+          reduce(o);
+          for (Work& w : work) w.wait();
+          for (auto& [t, v] : wanted) holds(t, v);
+          for (int distance : {0, 1, -1, 2 * n + 1}) {
+            int from = ((me - distance) % n + n) % n;
+            Tensor got = of(-1, 3 + from);
+            c.shift({{of(me, 3 + me), got}}, distance).wait();
+            holds(got, from);
+          }
+        }
+      });
+      CHECK(errors == Strings(size_t(n)));
+      CHECK(world.fake.open() == 0);
+      CHECK(world.fake.misuse() == "");
+    }
+}
+
+TEST_CASE("nccl: a deadline that the clock cannot hold is none") {
+  World world(2);
+  world.options.deadline = std::chrono::milliseconds::max();
+  CHECK(world.run([&](Own o) {
+    std::this_thread::sleep_for(20ms * o.comm.rank());
+    reduce(o), read(o);
+    o.comm.barrier();
+  }) == Strings(2));
 }
 
 TEST_CASE("nccl: a wait makes the compute stream wait, and tensors live until then") {
@@ -409,18 +465,14 @@ TEST_CASE("law 9: each failure of NCCL ends every rank with the first cause") {
             nothing,
             [](Own o) {
               if (o.comm.rank() == 3) std::this_thread::sleep_for(700ms);
-              if (o.comm.rank() != 3) o.comm.split(o.comm.rank() < 2 ? std::vector{0, 1} : std::vector{2, 3});
+              if (o.comm.rank() != 3) o.comm.split(RankGrid(o.comm.rank() / 2 * 2).with(2, 1));
             },
             {"] not complete after 0.25 s: in split", "] not complete after 0.25 s: in split",
              "] not complete after 0.25 s: in split", "waits for rank 3, which has not begun it"}},
            {"ranks split otherwise",
             3,
             nothing,
-            [](Own o) {
-              o.comm.split(o.comm.rank() == 0   ? std::vector{0, 1}
-                           : o.comm.rank() == 1 ? std::vector{1, 2}
-                                                : std::vector{1, 2});
-            },
+            [](Own o) { o.comm.split(RankGrid(o.comm.rank() > 0).with(2, 1)); },
             {"[split] ranks [0,1] of the world were to form a communicator, but 1 ranks did: all ranks of the parent "
              "must "
              "call it together, each with its own group",
@@ -428,9 +480,36 @@ TEST_CASE("law 9: each failure of NCCL ends every rank with the first cause") {
            {"CommSplit fails",
             2,
             [](World& w) { w.fake.script(0, "CommSplit", 0, {.result = Result::unhandled_cuda_error}); },
-            [](Own o) { o.comm.split({o.comm.rank()}); },
+            [](Own o) { o.comm.split(RankGrid(o.comm.rank())); },
             {"[split] NCCL fails on rank 0 of 2 in split: unhandled cuda error", "rank 0 failed: [split] NCCL fails"}},
-           {"a group without this rank", 2, nothing, [](Own o) { o.comm.split({1 - o.comm.rank()}); },
+           {"CommSplit fails later",
+            2,
+            [](World& w) { w.fake.script(1, "CommSplit", 0, {.later = Result::system_error}); },
+            [](Own o) { o.comm.split(RankGrid(o.comm.rank())); },
+            {"rank 1 failed: [split] NCCL fails",
+             "[split] NCCL fails on rank 1 of 2 in split: unhandled system error"}},
+           {"a send that nobody receives", 2, nothing,
+            [](Own o) {
+              o.comm.open_lanes();
+              if (o.comm.rank() == 0) o.comm.send({some(o).in}, 1).wait(), read(o);
+              if (o.comm.rank() == 1) std::this_thread::sleep_for(700ms);
+            },
+            Strings(2,
+                    "[send] not complete after 0.25 s: in send f32[8], rank 0 waits for rank 1, which has not begun "
+                    "it")},
+           {"a send of another size", 2, nothing,
+            [](Own o) {
+              o.comm.open_lanes();
+              if (o.comm.rank() == 0) o.comm.send({some(o, 8).in}, 1).wait(), read(o);
+              if (o.comm.rank() == 1) o.comm.receive({some(o, 9).in}, 0).wait(), read(o);
+            },
+            Strings(2, "[collective] ranks 0 and 1 disagree: \"send f32[8]\" and \"receive f32[9]\"")},
+           {"a shift by another distance", 3, nothing,
+            [](Own o) { o.comm.shift({some(o)}, o.comm.rank() == 2 ? 2 : 1).wait(); },
+            Strings(3, "ranks 0 and 2 disagree: \"shift(1) f32[0+8+0->0+0+8]\" and \"shift(2) f32[0+8+0->8+0+0]\"")},
+           {"a lane that was not opened", 2, nothing, [](Own o) { o.comm.send({some(o).in}, 1 - o.comm.rank()); },
+            Strings(2, "[send] there is no lane from rank ")},
+           {"a group without this rank", 2, nothing, [](Own o) { o.comm.split(RankGrid(1 - o.comm.rank())); },
             Strings(2, "is not among the ranks of the new communicator")},
            {"tensors of the host", 2, nothing,
             [](Own o) {
@@ -447,7 +526,7 @@ TEST_CASE("law 9: a failure frees work on all communicators, and all later calls
   World world(4);
   world.options.deadline = 250ms;
   Strings errors = world.run([&](Own o) {
-    auto part = o.comm.split(o.comm.rank() < 2 ? std::vector{0, 1} : std::vector{2, 3});
+    auto part = o.comm.split(RankGrid(o.comm.rank() / 2 * 2).with(2, 1));
     Work work = part->all_reduce({some(o)}, Reduce::sum);
     work.wait();
     if (o.comm.rank() != 3) part->barrier();  // rank 2 waits for ever, 0 and 1 are in another one
@@ -455,7 +534,7 @@ TEST_CASE("law 9: a failure frees work on all communicators, and all later calls
     std::string later = error_of([&] { o.comm.barrier(); });
     for (auto f : {&Communicator::all_gather, &Communicator::all_to_all})
       check(error_of([&] { ((*part).*f)({some(o)}); }) == later, "the same error again");
-    check(error_of([&] { o.comm.split({0, 1, 2, 3}); }) == later, "the same error again");
+    check(error_of([&] { o.comm.split(RankGrid::whole(4)); }) == later, "the same error again");
     throw Error(later);
   });
   CHECK_THAT(errors[2],
@@ -587,6 +666,54 @@ TEST_CASE("nccl: launch_nccl runs a function on the ranks of the environment") {
   CHECK(std::string(std::getenv("NCCL_LAUNCH_ORDER_IMPLICIT")) == "1");
 }
 
+TEST_CASE("nccl: meshes of several axes have all their communicators, and lanes along each axis") {
+  for (const char* text : {"dp=2", "dp=3", "dp=1,tp=2", "pp=3,tp=1", "dp=2,tp=2", "pp=2,dp=2,tp=2"}) {
+    MeshShape shape = MeshShape::parse(text);
+    int n = shape.world();
+    emulator::set_devices(n);
+    auto program = [&](Rank& rank) {
+      DeviceMesh mesh(rank, shape), again(rank, shape);
+      check(mesh == again, "the same mesh");
+      for (AxisSet axes = 1; axes <= shape.all(); ++axes) {
+        Buffers b{made(rank.allocator(), DType::f32, 5, 0, 0, true), made(rank.allocator(), DType::f32, 5, 0, 0)};
+        mesh.communicator(axes).all_reduce({b}, Reduce::sum).wait();
+        check(element(b.out.cpu(), 4) == 77 * shape.product(axes), "a sum over {}", shape.names(axes));
+      }
+      for (int a = 0; a < shape.axes(); ++a) {
+        int size = shape.size(a), me = mesh.coordinate(a);
+        if (size == 1) continue;
+        Tensor x(rank.allocator(), DType::f32, {3}), y(rank.allocator(), DType::f32, {3});
+        fill(x, rank.rank());
+        Work sent = send(mesh, shape.name(a), (me + 1) % size, {x}),
+             got = receive(mesh, shape.name(a), (me + size - 1) % size, {y});
+        sent.wait(), got.wait();
+        std::vector<int> group = shape.group(rank.rank(), axis_bit(a));
+        check(element(y.cpu(), 2) == group[size_t((me + size - 1) % size)], "along {}", shape.name(a));
+      }
+    };
+    CHECK(launch_all(n, n, program, nullptr) == Strings(size_t(n)));
+  }
+}
+
+TEST_CASE("law 9: launch_nccl ends all ranks when one that others wait for has ended") {
+  emulator::set_devices(3);
+  auto start = std::chrono::steady_clock::now();
+  Strings errors = launch_all(
+      3, 3,
+      [](Rank& rank) {
+        if (rank.rank() == 1) return;
+        Own o{rank.communicator(), rank.allocator()};
+        rank.rank() == 0 ? o.comm.barrier() : reduce(o);
+        read(o);
+      },
+      [](int, NcclLaunchOptions& options) { options.nccl.deadline = 10min; });
+  CHECK(std::chrono::steady_clock::now() - start < 60s);
+  for (const std::string& e : errors)
+    CHECK_THAT(e, Contains("[barrier] rank 1 has ended (its function returned), but rank 0 waits for it in barrier") ||
+                      Contains("[all_reduce] rank 1 has ended (its function returned), but rank 2 waits for it in "
+                               "all_reduce(sum) f32[8]"));
+}
+
 TEST_CASE("law 9: launch_nccl ends all ranks with the first cause") {
   emulator::set_devices(2);
   auto throws = [&](Rank& rank) {
@@ -602,6 +729,18 @@ TEST_CASE("law 9: launch_nccl ends all ranks with the first cause") {
   });
   CHECK_THAT(errors[0], Contains("libno_such.so") && Contains("install NCCL 2.18 or later"));
   CHECK_THAT(errors[1], Contains("rank 0 failed: [nccl] libno_such.so"));
+}
+
+TEST_CASE("law 9: a rank that has ended waits for the others until the deadline") {
+  emulator::set_devices(2);
+  Strings errors = launch_all(
+      2, 2,
+      [](Rank& rank) {
+        if (rank.rank() == 1) std::this_thread::sleep_for(700ms);
+      },
+      [](int, NcclLaunchOptions& options) { options.nccl.deadline = 250ms; });
+  for (const std::string& e : errors)
+    CHECK_THAT(e, Contains("[end] not complete after 0.25 s: rank 0 has ended, but only 1 of 2 ranks have"));
 }
 
 TEST_CASE("law 9: more NCCL ranks than GPUs are refused with the remedy") {

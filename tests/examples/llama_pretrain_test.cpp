@@ -46,11 +46,28 @@ TEST_CASE("bad input ends llama_pretrain with exit code 2 and an error that name
       {{"--mesh", "dp", "--steps", "1"}, R"([mesh] "dp" is no mesh: write axes and sizes as in dp=2,tp=4)"},
       {{"--mesh", "dp=0", "--steps", "1"}, R"([MeshShape] axis "dp" has size 0; a size is at least 1)"},
       {{"--mesh", "dp=2,dp=2", "--steps", "1"}, R"([MeshShape] axis "dp" is named twice)"},
-      {{"--stepz", "1"}, "there is no option --stepz; the nearest is --steps; see --help"},
-      {{"--learning-rate=1"}, "there is no option --learning-rate; the nearest is "},
+      {{"--learning-rate=1"}, "there is no option --learning-rate; see --help"},  // nothing is near
+      {{"--grad-accum", "2"}, "there is no option --grad-accum; see --help"},
+      {{"--stepz", "1"}, R"(there is no option --stepz; the nearest is "--steps"; see --help)"},
       {{"tiny"}, "The following argument was not expected: tiny; see --help"},
       {{"--steps", "many"}, "Could not convert: --steps = many; see --help"},
       {{"--lr", "-1"}, "--lr: -1 is below 0; see --help"},
+      {{"--lr", "inf"}, "--lr: inf is not finite; see --help"},
+      {{"--lr", "nan"}, "--lr: nan is not finite; see --help"},
+      {{"--clip", "-inf"}, "--clip: -inf is not finite; see --help"},
+      {{"--weight-decay", "1e999"}, "--weight-decay: 1e999 is not finite; see --help"},
+      {{"--steps", "0"}, "--steps: 0 is not above 0; see --help"},
+      {{"--steps", "-3"}, "--steps: -3 is not above 0; see --help"},
+      {{"--threads", "-2"}, "--threads: -2 is below 0; see --help"},
+      {{"--threads", "20000"}, "--threads: 20000 is more than 1024 threads of a rank; see --help"},
+      {{"--deadline", "-1"}, "--deadline: -1 is not above 0; see --help"},
+      {{"--deadline", "0"}, "--deadline: 0 is not above 0; see --help"},
+      {{"--deadline", "nan"}, "--deadline: nan is no number; see --help"},
+      {{"--steps", "1", "--json"}, "[llama_pretrain] --json is how --dry-run prints: give --dry-run too"},
+      {{"--check", "--dry-run"}, "[llama_pretrain] --dry-run finds what --check finds: give one of them"},
+      {{"--steps", "1", "--metrics", small.folder / "."}, "[llama_pretrain] cannot write --metrics " + small.folder / "." + ": it is a folder; name a file in it"},
+      {{"--config", small.folder.write("overflow.json", R"({"lr": 1e999})")}, "[config] " + small.folder / "overflow.json" + " is not JSON: "},
+      {{"--config", small.folder.write("deadline.json", R"({"deadline": -2})")}, "--deadline: -2 is not above 0; see --help"},
       {{}, "[llama_pretrain] --steps is missing: give a number of steps, or --dry-run"},
       {{"--config", config}, R"([config] there is no option "warmup_steps"; the nearest is "warmup-steps" (in )" + config + ")"},
       {{"--steps", "1", "--metrics", small.folder / "no/m.jsonl"},
@@ -75,6 +92,14 @@ TEST_CASE("bad input ends llama_pretrain with exit code 2 and an error that name
     CHECK_THAT(r.err, StartsWith("llama_pretrain: " + c.error));
     CHECK(lines_of(r.err).size() == 1);
   }
+  // One call says all that is wrong where one fault does not hide another.
+  Result several = run("llama_pretrain", {"--model", small.folder / "none.json", "--mesh", "dp", "--plan", small.folder / "none.json"});
+  CHECK(several.code == 2);
+  CHECK_THAT(several.err, Contains("llama_pretrain: [llama config] cannot read ") && Contains("\nllama_pretrain: [mesh] ") && Contains("\nllama_pretrain: [plan] cannot read "));
+  several = run("llama_pretrain", model + Words{"--data", small.text, "--mesh", "dp=3", "--batch-size", "8", "--seq-len", "4096", "--tf32"});
+  CHECK(several.code == 2);
+  CHECK_THAT(several.err, Contains("--tf32 needs") && Contains("--seq-len 4096 is more") && Contains("--batch-size 8 does not divide") && Contains("--steps is missing"));
+  CHECK(lines_of(several.err).size() == 4);
   Result no_model = run("llama_pretrain", {"--data", small.text, "--steps", "1"});
   CHECK(no_model.code == 2);
   CHECK_THAT(no_model.err, StartsWith("llama_pretrain: [llama_pretrain] --model is missing: give a Hugging Face config.json, as examples/configs/llama_tiny.json"));
@@ -91,6 +116,80 @@ TEST_CASE("bad input ends llama_pretrain with exit code 2 and an error that name
   CHECK_THAT(long_sequence.err, Contains("--seq-len 4096 is more than the model's max_position_embeddings 2048"));
 }
 
+TEST_CASE("--check says that a step fits, or what a dry run finds, and needs neither data nor steps") {
+  Folder folder;
+  auto plan = [&](const std::string& name, const std::string& text) { return folder.write(name + ".json", text); };
+  const Words sizes = {"--batch-size", "8", "--seq-len", "16", "--check"};
+  struct Case {
+    Words arguments;
+    std::string error;  // "": it fits
+  };
+  const Case cases[] = {
+      {{}, ""},
+      {{"--mesh", "dp=8"}, ""},
+      {{"--mesh", "dp=2,tp=2", "--plan", plans + "fsdp_tp.json", "--strict"}, ""},
+      {{"--mesh", "dp=8,tp=4", "--plan", plans + "tp_sp_loss.json"}, ""},
+      {{"--mesh", "dp=2,pp=1"}, ""},  // an axis of one rank that nothing uses
+      {{"--mesh", "tp=1,cp=1"}, ""},
+      {{"--device", "cuda", "--dtype", "bf16", "--mesh", "dp=2"}, ""},  // needs no device
+      {{"--deadline", "inf", "--threads", "8"}, ""},
+      {{"--mesh", "dp=2,pp=2"}, R"([mesh] nothing uses axis "pp" of dp=2,pp=2)"},
+      {{"--mesh", "dp=3"}, "[llama_pretrain] --batch-size 8 does not divide over the 3 data ranks of mesh dp=3"},
+      {{"--mesh", "dp=2", "--plan", plans + "tp.json"}, R"([plan] the plan uses axis "tp", which mesh dp=2 lacks)"},
+      {{"--mesh", "tp=8", "--plan", plans + "tp.json"}, "[model.layers.0.self_attn] 4 heads do not divide over 8 ranks (tp)"},
+      {{"--mesh", "tp=2", "--plan", plan("typo", R"({"tensor_parallel": {"axis": "tp", "plan": {"model.layers.*.mlp.up_porj": "ColwiseParallel"}}})")},
+       R"([plan] tensor_parallel.plan: "model.layers.*.mlp.up_porj" matches no module; the nearest is "model.layers.*.mlp.up_proj")"},
+      {{"--mesh", "tp=2", "--plan", plan("dim", R"({"tensor_parallel": {"axis": "tp", "plan": {"model.norm": {"style": "SequenceParallel", "sequence_dim": 4294967297}}}})")},
+       R"([plan] tensor_parallel.plan."model.norm".sequence_dim: 4294967297 is no dimension)"},
+      {{"--mesh", "tp=2", "--plan", plan("claim", R"j({"tensor_parallel": {"axis": "tp", "plan": {"lm_head": {"style": "ColwiseParallel", "input_layouts": "Shard(1)"}}}})j")},
+       "[lm_head] lm_head: ColwiseParallel claims that input 0 arrives as tp=Shard(1), but it is "},
+      {{"--mesh", "tp=2", "--strict", "--plan", plan("implicit", R"({"tensor_parallel": {"axis": "tp", "plan": {"model.layers.*.mlp.gate_proj": "ColwiseParallel"}}})")}, "["},
+      {{"--seq-len", "4096"}, "[llama_pretrain] --seq-len 4096 is more than the model's max_position_embeddings 2048"},
+      {{"--model", plan("params", R"({"dim": 2048, "n_layers": 16})")}, "[llama config] this is no config.json of a Llama: it lacks vocab_size, and hidden_size"},
+      {{"--model", plan("overflow", R"({"vocab_size": 259, "rope_theta": 1e999})")}, "[llama config] " + folder / "overflow.json" + " is not JSON: "},
+      {{"--plan", folder / "none.json"}, "[plan] cannot read " + folder / "none.json"},
+      {{"--mesh", "dp=0"}, R"([MeshShape] axis "dp" has size 0)"},
+      {{"--lr", "nan"}, "--lr: nan is not finite; see --help"},
+  };
+  for (const Case& c : cases) {
+    bool own = std::find(c.arguments.begin(), c.arguments.end(), "--model") != c.arguments.end();
+    bool sized = std::find(c.arguments.begin(), c.arguments.end(), "--seq-len") != c.arguments.end();
+    Result r = run("llama_pretrain", (own ? Words{} : model) + (sized ? Words{"--batch-size", "8", "--check"} : sizes) + c.arguments);
+    CAPTURE(c.arguments, r.err);
+    CHECK(r.out == (c.error.empty() ? "fits\n" : ""));
+    CHECK(r.code == (c.error.empty() ? 0 : 2));
+    if (c.error.empty()) CHECK(r.err.empty());
+    else CHECK_THAT(r.err, StartsWith("llama_pretrain: " + c.error));
+  }
+}
+
+TEST_CASE("a deadline that is meant as never is none") {
+  Small small;
+  for (const char* deadline : {"inf", "1e10", "1e30"}) {
+    Result r = small({"--steps", "1", "--mesh", "dp=2", "--deadline", deadline});
+    CAPTURE(deadline, r.err);
+    CHECK(r.code == 0);
+  }
+}
+
+TEST_CASE("--model takes a folder of Hugging Face, and numbers that no model can have are refused before a run") {
+  Folder folder;
+  Json good = Json::parse(read(model[1]));
+  auto with = [&](const char* key, double value) {
+    Json j = good;
+    j[key] = value;
+    folder.write("config.json", j.dump());
+    return run("llama_pretrain", {"--model", folder / "", "--check"});
+  };
+  folder.write("config.json", good.dump());
+  CHECK(run("llama_pretrain", {"--model", folder / "", "--check"}).out == "fits\n");
+  for (const auto& [key, value, error] : {std::tuple("rope_theta", -10000.0, "rope_theta is -10000"), {"rms_norm_eps", 0.0, "rms_norm_eps is 0"},
+                                          {"initializer_range", -0.02, "initializer_range is -0.02"}}) {
+    Result r = with(key, value);
+    CHECK(r.code == 2);
+    CHECK_THAT(r.err, StartsWith("llama_pretrain: [llama config] " + std::string(error)));
+  }
+}
 
 TEST_CASE("without a CUDA device llama_pretrain on cuda ends with exit code 2, and its dry run does not need one") {
   Small small;
@@ -114,7 +213,7 @@ TEST_CASE("--help ends llama_pretrain with exit code 0 and names every option") 
   CHECK(r.code == 0);
   CHECK(r.err.empty());
   for (const char* option : {"model", "mesh", "plan", "data", "steps", "batch-size", "seq-len", "seed", "lr", "warmup-steps", "weight-decay", "clip",
-                             "metrics", "config", "resume", "device", "dtype", "comm", "cuda-graph", "tune-gemm", "tf32", "deadline", "threads", "strict", "dry-run", "json"})
+                             "metrics", "config", "resume", "device", "dtype", "comm", "cuda-graph", "tune-gemm", "tf32", "deadline", "threads", "strict", "dry-run", "check", "json"})
     CHECK_THAT(r.out, Contains("--" + std::string(option) + " "));
   CHECK_THAT(r.out, Contains("--mesh TEXT=dp=1"));
 }

@@ -1,6 +1,7 @@
 // Several real NCCL ranks on one GPU: a process per rank, each with an NCCL_HOSTID of its own, so that NCCL takes them
 // for hosts and talks over loopback sockets. It shows the protocol (init, split, groups, graphs, the end of a peer, the
-// deadline) and the results of all collectives; it shows nothing of NVLink, and no speed.
+// deadline) and the results of all collectives, on the world and along the axes of a mesh, of messages both ways at
+// once and of shifts; it shows nothing of NVLink, and no speed.
 //     nccl_loopback [RANKS]    3 unless given. Exit status: 0 all is well, 1 something is not, 2 there is no GPU.
 #include <fmt/format.h>
 #include <sys/wait.h>
@@ -15,6 +16,7 @@
 
 #include "dtensor/launch.h"
 #include "dtensor/launch_nccl.h"
+#include "dtensor/point_to_point.h"
 
 using namespace dtensor;
 using namespace std::chrono_literals;
@@ -78,26 +80,61 @@ void all_collectives(Rank& rank, Communicator& c, const std::vector<int>& ranks,
         "all_to_all " + what);
 }
 
+// Both ways at once along every axis, and around it.
+void messages(Rank& rank, const DeviceMesh& mesh) {
+  for (int a = 0; a < mesh.shape().axes(); ++a) {
+    int n = mesh.shape().size(a), me = mesh.coordinate(a);
+    std::string_view axis = mesh.shape().name(a);
+    std::vector<int> ranks = mesh.ranks(axis_bit(a)).list();
+    for (int64_t size : {0, 1, 100000}) {
+      for (int peer : {(me + 1) % n, (me + n - 1) % n}) {
+        if (peer == me) continue;
+        Tensor got = room(rank, DType::f32, size);
+        Work sent = send(mesh, axis, peer, {made(rank, DType::f32, size, rank.rank())}),
+             received = receive(mesh, axis, peer, {got});
+        sent.wait(), received.wait();
+        expect(
+            got, [&](int64_t i) { return given(ranks[size_t(peer)], i); }, fmt::format("receive along {}", axis));
+      }
+      for (int distance : {1, -1}) {
+        Tensor got = room(rank, DType::f32, size);
+        int from = ((me - distance) % n + n) % n;
+        shift(mesh, axis, distance, {made(rank, DType::f32, size, rank.rank())}, {got}).wait();
+        expect(
+            got, [&](int64_t i) { return given(ranks[size_t(from)], i); }, fmt::format("shift along {}", axis));
+      }
+    }
+  }
+}
+
+// Meshes of as many axes as the ranks allow.
+std::vector<std::string> meshes_of(int n) {
+  std::vector<std::string> texts{fmt::format("dp={}", n), fmt::format("dp=1,tp={}", n)};
+  for (int tp = 2; tp < n; ++tp)
+    if (n % tp == 0) texts.push_back(fmt::format("dp={},tp={}", n / tp, tp));
+  return texts;
+}
+
 void results(Rank& rank) {
   int n = rank.world();
-  std::vector<int> world, odd_or_even;
-  for (int r = 0; r < n; ++r) {
-    world.push_back(r);
-    if (r % 2 == rank.rank() % 2) odd_or_even.push_back(r);
-  }
-  for (const auto& ranks : {world, odd_or_even}) {
-    Communicator& c = rank.communicator(ranks);
-    for (DType t : {DType::f32, DType::f64, DType::bf16, DType::i64})
-      for (int64_t size : {0, 1, 1000}) {
-        std::vector<int64_t> even(ranks.size(), size), uneven;
-        for (size_t r = 0; r < ranks.size(); ++r) uneven.push_back(size * int64_t(r));
-        all_collectives(rank, c, ranks, t, even);
-        all_collectives(rank, c, ranks, t, uneven);
-      }
-    c.barrier();
+  for (const std::string& text : meshes_of(n)) {
+    DeviceMesh mesh(rank, text);
+    messages(rank, mesh);
+    for (AxisSet axes = 1; axes <= mesh.shape().all(); ++axes) {
+      std::vector<int> ranks = mesh.ranks(axes).list();
+      Communicator& c = mesh.communicator(axes);
+      for (DType t : {DType::f32, DType::f64, DType::bf16, DType::i64})
+        for (int64_t size : {0, 1, 1000}) {
+          std::vector<int64_t> even(ranks.size(), size), uneven;
+          for (size_t r = 0; r < ranks.size(); ++r) uneven.push_back(size * int64_t(r));
+          all_collectives(rank, c, ranks, t, even);
+          all_collectives(rank, c, ranks, t, uneven);
+        }
+      c.barrier();
+    }
   }
   // In a graph, launched more than once.
-  Communicator& c = rank.communicator(world);
+  Communicator& c = rank.communicator();
   Buffers b{made(rank, DType::f32, 1000, rank.rank()), room(rank, DType::f32, 1000)};
   cuda::StreamHandle stream = rank.allocator()->stream();
   rank.synchronize();
@@ -113,11 +150,9 @@ void results(Rank& rank) {
 }
 
 void endless(Rank& rank) {
-  std::vector<int> world;
-  for (int r = 0; r < rank.world(); ++r) world.push_back(r);
   Buffers b{made(rank, DType::f32, 1000, rank.rank()), room(rank, DType::f32, 1000)};
   for (;;) {
-    rank.communicator(world).all_reduce({b}, Reduce::sum).wait();
+    rank.communicator().all_reduce({b}, Reduce::sum).wait();
     rank.synchronize();
   }
 }
@@ -205,6 +240,11 @@ int main(int argc, char** argv) {
            {"a rank is killed", endless, ranks - 1, "killed perhaps"},
            {"rank 0 is killed", endless, 0, "failed: "},
            {"a rank does not come", late, -1, "waits for rank 1, which has not begun it"},
+           {"a rank ends early",
+            [](Rank& rank) {
+              if (rank.rank() != 1) endless(rank);
+            },
+            -1, "rank 1 has ended (its function returned)"},
        }) {
     int result = play(s, ranks);
     if (result == no_gpu) return no_gpu;

@@ -103,8 +103,8 @@ TEST_CASE("gathered weights are dropped after forward") {
       std::string plan = fmt::format(R"({{"fully_shard": {{"axis": "dp", "modules": ["model.layers.*", ""], "reshard_after_forward": {}}}}})", reshard);
       ParallelPlan::from_json(json(plan)).apply(model);
       materialize(model, 1);
-      Tape tape(m.rank_state());
-      watch_parameters(tape, model.parameters());
+      Autograd autograd(m.rank_state());
+      watch_parameters(autograd, model.parameters());
       DistributedTensor y = model(DistributedTensor::distribute(Tensor::of<int64_t>({2, 2}, {1, 2, 3, 4}), m, {Shard(0)}));
       m.communicator(m.shape().all()).barrier();
       return m.rank_state().allocator()->bytes_in_use();
@@ -130,12 +130,12 @@ TEST_CASE("one rank of N holds a Nth of parameters, gradients and optimizer stat
         m.communicator(m.shape().all()).barrier();  // nobody reads a published tensor any more
         return rank.allocator()->bytes_in_use();
       };
-      Tape tape(rank);
+      Autograd autograd(rank);
       LlamaForCausalLM model(m, small_llama(2, 264));
       plan.apply(model);
       materialize(model, 1);
       auto parameters = model.parameters();
-      watch_parameters(tape, parameters);
+      watch_parameters(autograd, parameters);
       Bytes bytes{in_use(), 0, 0, 0};
       if (m.rank() == 0)
         for (Parameter* p : parameters) whole += 4 * numel(p->shape());
@@ -144,12 +144,12 @@ TEST_CASE("one rank of N holds a Nth of parameters, gradients and optimizer stat
       {
         std::vector<int64_t> ids(8 * 16, 3);
         auto x = DistributedTensor::distribute(Tensor::of<int64_t>({8, 16}, ids), m, batch_layout(m.shape()));
-        tape.backward(ops::cross_entropy(model(x), x));
+        autograd.backward(ops::cross_entropy(model(x), x));
       }
       bytes.with_gradients = in_use();
       bytes.peak = rank.allocator()->peak_bytes();
-      auto gradients = reduce_gradients(tape, parameters);
-      tape.clear_gradients();
+      auto gradients = reduce_gradients(autograd, parameters);
+      autograd.store.clear();
       optimizer.step(gradients, 1e-3);
       gradients.clear();
       bytes.after = in_use();
@@ -170,15 +170,15 @@ TEST_CASE("micro-batches add up in fully sharded gradients") {
       Mlp mlp(m, true);
       ParallelPlan::from_json(json(plan)).apply(mlp);
       materialize(mlp, 1);
-      Tape tape(m.rank_state());
-      watch_parameters(tape, mlp.parameters());
+      Autograd autograd(m.rank_state());
+      watch_parameters(autograd, mlp.parameters());
       for (int i = 0; i < passes; ++i) {
         Layout rows = m.size() > 1 ? Layout{Shard(0)} : Layout();
         DistributedTensor y = mlp(DistributedTensor::distribute(f32({4, 6}, i), m, rows));
-        tape.backward(ops::sum(ops::square(y)).redistribute(Layout()));
+        autograd.backward(ops::sum(ops::square(y)).redistribute(Layout()));
       }
       std::vector<double> all;
-      for (const DistributedTensor& g : reduce_gradients(tape, mlp.parameters()))
+      for (const DistributedTensor& g : reduce_gradients(autograd, mlp.parameters()))
         for (double v : values(g.full())) all.push_back(v);
       return all;
     }).back();
@@ -198,17 +198,17 @@ TEST_CASE("leaves that are watched together are reduced when the backward pass h
     rank.strict = true;
     auto weight = [&](int seed, Placement p) { return DistributedTensor::distribute(f64({4, 4}, seed), m, {p}); };
     DistributedTensor a = weight(1, Shard(0)), b = weight(2, Replicate()), c = weight(3, Shard(1)), unused = weight(4, Shard(0));
-    Tape tape(rank);
-    tape.watch_together({a, b}, {"a", "b"});
-    tape.watch_together({c, unused}, {"c", "unused"});
+    Autograd autograd(rank);
+    autograd.store.watch_together({a, b}, {"a", "b"});
+    autograd.store.watch_together({c, unused}, {"c", "unused"});
     DistributedTensor x = DistributedTensor::distribute(f64({2, 4}, 5), m, {Shard(0)});
     DistributedTensor h = ops::linear(ops::linear(ops::linear(x, a.redistribute({Replicate()})), c.redistribute({Replicate()})), b);
     DistributedTensor loss = ops::sum(h).redistribute(Layout());
     CommLog log(rank);
-    tape.backward(loss);
-    check(tape.gradient(a).layout() == a.layout() && tape.gradient(b).layout() == b.layout() && tape.gradient(c).layout() == c.layout(), "layouts");
-    check(!tape.gradient(unused).defined(), "a gradient of what is not used");
-    std::string error = error_of([&] { tape.watch_together({a}, {}); });
+    autograd.backward(loss);
+    check(autograd.gradient(a).layout() == a.layout() && autograd.gradient(b).layout() == b.layout() && autograd.gradient(c).layout() == c.layout(), "layouts");
+    check(!autograd.gradient(unused).defined(), "a gradient of what is not used");
+    std::string error = error_of([&] { autograd.store.watch_together({a}, {}); });
     check(error == "[watch_together] 1 leaves and 0 names", "{}", error);
     return log.entries();
   })[0];

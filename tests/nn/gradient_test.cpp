@@ -1,10 +1,9 @@
 // Gradients against differences, in f64: composites, and whole graphs on meshes.
 #include "tests/nn/helpers.h"
-#include "nn/tape.h"
+#include "tests/autograd.h"
 
 using namespace dtensor;
 using namespace dtensor::testing;
-using nn::Tape;
 
 namespace {
 
@@ -16,22 +15,22 @@ struct Input {
   std::string layout;  // on the mesh of the case; axes that it lacks are left out
 };
 
-// The loss, then all gradients, by the tape on every rank of a mesh.
-std::vector<double> by_tape(const std::string& mesh, const std::vector<Input>& inputs, const Graph& graph) {
+// The loss, then all gradients, by the record on every rank of a mesh.
+std::vector<double> by_record(const std::string& mesh, const std::vector<Input>& inputs, const Graph& graph) {
   return on_mesh(mesh, [&](const DeviceMesh& m) {
     Tensors x;
-    Tape tape(m.rank_state());
+    Autograd autograd(m.rank_state());
     for (size_t i = 0; i < inputs.size(); ++i) {
       Layout layout = mesh == "x=1" ? Layout() : parse_layout(inputs[i].layout, m.shape(), inputs[i].shape.dims());
       x.push_back(DistributedTensor::distribute(f64(inputs[i].shape, int(i)), m, layout));
-      tape.watch(x.back());
+      autograd.watch(x.back());
     }
     DistributedTensor loss = graph(x).redistribute(Layout());
     std::vector<double> result = values(loss.local());
-    tape.backward(loss);
+    autograd.backward(loss);
     for (const DistributedTensor& t : x) {
-      check(tape.gradient(t).defined(), "no gradient of {}", to_string(t));
-      for (double v : values(tape.gradient(t).full())) result.push_back(v);
+      check(autograd.gradient(t).defined(), "no gradient of {}", to_string(t));
+      for (double v : values(autograd.gradient(t).full())) result.push_back(v);
     }
     return result;
   }).back();  // the last rank, which has the smallest parts
@@ -102,7 +101,7 @@ TEST_CASE("cross entropy: value and gradient for all reductions and shardings") 
       CHECK(expected[0] == Approx(value).epsilon(1e-12));
       for (const Case& c : cases) {
         INFO(c.mesh << " " << c.logits << ", reduction " << int(reduction) << ", ignoring " << ignore);
-        CHECK(difference(by_tape(c.mesh, {{{2, 3, 5}, c.logits}, {{2, 3}, ""}}, graph), expected) < 1e-8);
+        CHECK(difference(by_record(c.mesh, {{{2, 3, 5}, c.logits}, {{2, 3}, ""}}, graph), expected) < 1e-8);
       }
     }
 }
@@ -121,17 +120,17 @@ TEST_CASE("cross entropy communicates as it says") {
       rank.strict = true;
       DistributedTensor logits = DistributedTensor::distribute(f64({4, 3, 6}, 1), m, parse_layout(c.logits, m.shape(), 3));
       DistributedTensor target = ids(logits, {4, 3}, std::vector<int64_t>(12, 2), parse_layout(c.targets, m.shape(), 2));
-      Tape tape(rank);
-      tape.watch(logits);
+      Autograd autograd(rank);
+      autograd.watch(logits);
       CommLog log(rank);
       DistributedTensor loss;
       {
         PhaseScope phase(rank, Phase::forward);
         loss = ops::cross_entropy(logits, target);
       }
-      check(loss.layout().is_replicated() && tape.nodes() == 1, "{}, {} nodes", to_string(loss), tape.nodes());  // one node
-      tape.backward(loss);
-      check(tape.gradient(logits).layout() == logits.layout(), "gradient {}", to_string(tape.gradient(logits)));
+      check(loss.layout().is_replicated() && autograd.nodes() == 1, "{}, {} nodes", to_string(loss), autograd.nodes());  // one node
+      autograd.backward(loss);
+      check(autograd.gradient(logits).layout() == logits.layout(), "gradient {}", to_string(autograd.gradient(logits)));
       return log.entries();
     })[0];
     INFO(c.mesh << "\n" << listing(e));
@@ -144,16 +143,16 @@ TEST_CASE("cross entropy communicates as it says") {
 TEST_CASE("cross entropy of targets that are all ignored, or none") {
   on_mesh("dp=2", [](const DeviceMesh& m) {
     DistributedTensor logits = DistributedTensor::distribute(f64({2, 5}, 1), m, {Shard(0)});
-    Tape tape(m.rank_state());
-    tape.watch(logits);
+    Autograd autograd(m.rank_state());
+    autograd.watch(logits);
     auto loss = [&](std::vector<int64_t> targets, ops::Reduction reduction) {
       return ops::cross_entropy(logits, ids(logits, {2}, targets), {.ignore_index = 3, .reduction = reduction});
     };
     check(std::isnan(loss({3, 3}, ops::Reduction::mean).item()), "the mean of nothing is a number");
     DistributedTensor none = loss({3, 3}, ops::Reduction::sum);
     check(none.item() == 0, "the sum of nothing is {}", none.item());
-    tape.backward(none);
-    check(values(tape.gradient(logits).full()) == std::vector<double>(10, 0), "a gradient of nothing");
+    autograd.backward(none);
+    check(values(autograd.gradient(logits).full()) == std::vector<double>(10, 0), "a gradient of nothing");
     // One rank has none, the other the only one: the mean is over both.
     check(std::abs(loss({3, 1}, ops::Reduction::mean).item() - loss({3, 1}, ops::Reduction::sum).item()) < 1e-15, "one of two");
   });
@@ -182,7 +181,7 @@ TEST_CASE("sums and means: gradients on meshes") {
     auto expected = by_differences({{{5, 6}, ""}}, c.graph);
     for (const char* layout : {"x=Shard(0) y=Shard(1)", "x=Shard(1) y=Replicate", "y=Shard(0) x=Shard(0)", "x=Partial(sum) y=Shard(0)"}) {
       INFO(c.name << " of " << layout);
-      CHECK(difference(by_tape("x=2,y=2", {{{5, 6}, layout}}, c.graph), expected) < 1e-9);
+      CHECK(difference(by_record("x=2,y=2", {{{5, 6}, layout}}, c.graph), expected) < 1e-9);
     }
   }
 }
@@ -204,7 +203,7 @@ TEST_CASE("a transformer block and its loss: gradients on meshes") {
             {{f, h}, column}, {{f, h}, column}, {{f}, bias},                {{h, f}, row},         {{v, h}, column}};
   };
   auto expected = by_differences(inputs("", "", "", ""), block);
-  CHECK(difference(by_tape("x=1", inputs("", "", "", ""), block), expected) < 1e-8);
+  CHECK(difference(by_record("x=1", inputs("", "", "", ""), block), expected) < 1e-8);
   struct Case {
     const char *mesh, *x, *column, *bias, *row;
   };
@@ -215,6 +214,6 @@ TEST_CASE("a transformer block and its loss: gradients on meshes") {
                         {"dp=2,tp=2", "dp=Shard(0) tp=Shard(1)", "tp=Shard(0) dp=Shard(0)", "tp=Shard(0)", "tp=Shard(1) dp=Shard(0)"}};
   for (const Case& c : cases) {
     INFO(c.mesh << " " << c.x << ", columns " << c.column);
-    CHECK(difference(by_tape(c.mesh, inputs(c.x, c.column, c.bias, c.row), block), expected) < 1e-8);
+    CHECK(difference(by_record(c.mesh, inputs(c.x, c.column, c.bias, c.row), block), expected) < 1e-8);
   }
 }

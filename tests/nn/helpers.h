@@ -13,6 +13,7 @@
 #include "dtensor/launch.h"
 #include "dtensor/redistribute.h"
 #include "nn/trainer.h"
+#include "tests/autograd.h"
 
 namespace dtensor::testing {
 
@@ -132,12 +133,12 @@ inline nn::LlamaConfig small_llama(int64_t kv_heads = 4, int64_t vocabulary = 25
 inline std::string plan_file(const std::string& name) { return std::string(DTENSOR_SOURCE_DIR) + "/examples/plans/" + name; }
 
 // Two linear layers.
-struct Mlp : nn::Callable<Mlp> {
+struct Mlp : nn::Callable<DistributedTensor(const DistributedTensor&)> {
   explicit Mlp(const DeviceMesh& mesh, bool bias = false) : Callable(mesh), up(*this, "up", 6, 8, bias, 0.5), down(*this, "down", 8, 6, bias, 0.5) {
     input_names = {"x"};
   }
   std::string_view kind() const override { return "Mlp"; }
-  DistributedTensor forward(const DistributedTensor& x) { return down(ops::gelu(up(x))); }
+  DistributedTensor forward(const DistributedTensor& x) override { return down(ops::gelu(up(x))); }
   nn::Linear up, down;
 };
 

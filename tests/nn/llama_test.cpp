@@ -8,8 +8,17 @@ using nn::LlamaConfig;
 
 namespace {
 
+// A config.json with these fields, and the ones that every file must have.
+nlohmann::ordered_json config_of(const std::string& text) {
+  nlohmann::ordered_json given = json(text), all = json(R"({"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+    "num_attention_heads": 32})");
+  if (!given.is_object()) return given;
+  all.update(given);
+  return all;
+}
+LlamaConfig config(const std::string& text) { return LlamaConfig::from_json(config_of(text)); }
 std::string config_error(const std::string& text) {
-  return error_of([&] { LlamaConfig::from_json(json(text)); });
+  return error_of([&] { config(text); });
 }
 
 // Llama in double and by the book, one sequence. weights by path.
@@ -114,35 +123,31 @@ TEST_CASE("a config of Hugging Face is read") {
 }
 
 TEST_CASE("what a config leaves out has the defaults of Hugging Face") {
-  LlamaConfig c = LlamaConfig::from_json(json("{}"));
-  CHECK(c.vocab_size == 32000);
-  CHECK(c.hidden_size == 4096);
-  CHECK(c.intermediate_size == 11008);
-  CHECK(c.num_hidden_layers == 32);
-  CHECK(c.num_attention_heads == 32);
+  LlamaConfig c = config("{}");
+  CHECK(c.rope_theta == 10000);
   CHECK(c.num_key_value_heads == 32);
   CHECK(c.head_dim == 128);
   CHECK(c.max_position_embeddings == 2048);
   CHECK(c.rms_norm_eps == 1e-6);
   CHECK(c.initializer_range == 0.02);
   // Key and value heads: as many as heads. A head: the hidden size over the heads.
-  c = LlamaConfig::from_json(json(R"({"hidden_size": 48, "num_attention_heads": 6})"));
+  c = config(R"({"hidden_size": 48, "num_attention_heads": 6})");
   CHECK(c.num_key_value_heads == 6);
   CHECK(c.head_dim == 8);
-  c = LlamaConfig::from_json(json(R"({"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": null, "head_dim": null})"));
+  c = config(R"({"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": null, "head_dim": null})");
   CHECK(c.num_key_value_heads == 6);
   CHECK(c.head_dim == 8);
-  c = LlamaConfig::from_json(json(R"({"hidden_size": 50, "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 10})"));
+  c = config(R"({"hidden_size": 50, "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 10})");
   CHECK(c.num_key_value_heads == 3);
   CHECK(c.head_dim == 10);
 }
 
 TEST_CASE("the base of rotary embeddings is read from either place") {
-  CHECK(LlamaConfig::from_json(json(R"({"rope_theta": 500000.0, "rope_scaling": null})")).rope_theta == 500000);
-  CHECK(LlamaConfig::from_json(json(R"({"rope_parameters": {"rope_type": "default", "rope_theta": 1000000}})")).rope_theta == 1e6);
-  CHECK(LlamaConfig::from_json(json(R"({"rope_parameters": {"rope_theta": 1234}})")).rope_theta == 1234);
-  CHECK(LlamaConfig::from_json(json(R"({"rope_theta": 77, "rope_parameters": {}})")).rope_theta == 77);
-  CHECK(LlamaConfig::from_json(json(R"({"rope_theta": 77, "rope_parameters": null})")).rope_theta == 77);
+  CHECK(config(R"({"rope_theta": 500000.0, "rope_scaling": null})").rope_theta == 500000);
+  CHECK(config(R"({"rope_parameters": {"rope_type": "default", "rope_theta": 1000000}})").rope_theta == 1e6);
+  CHECK(config(R"({"rope_parameters": {"rope_theta": 1234}})").rope_theta == 1234);
+  CHECK(config(R"({"rope_theta": 77, "rope_parameters": {}})").rope_theta == 77);
+  CHECK(config(R"({"rope_theta": 77, "rope_parameters": null})").rope_theta == 77);
 }
 
 TEST_CASE("a field that changes the result and is not supported is an error") {
@@ -173,10 +178,19 @@ TEST_CASE("values of a config that make no sense are errors") {
   };
   const Case cases[] = {
       {"[1]", "[llama config] the file is not a JSON object"},
-      {R"({"vocab_size": 0})", "[llama config] vocab_size is 0; it needs a positive integer"},
-      {R"({"hidden_size": -4})", "[llama config] hidden_size is -4; it needs a positive integer"},
-      {R"({"intermediate_size": 10.5})", "[llama config] intermediate_size is 10.5; it needs a positive integer"},
-      {R"({"num_hidden_layers": "2"})", "[llama config] num_hidden_layers is \"2\"; it needs a positive integer"},
+      {R"({"vocab_size": 4294967297})", "[llama config] vocab_size is 4294967297; it needs an integer from 1 to 2147483647"},
+      {R"({"hidden_size": 18446744073709551615})", "[llama config] hidden_size is 18446744073709551615; it needs an integer"},
+      {R"({"rms_norm_eps": 0})", "[llama config] rms_norm_eps is 0; it needs a number above 0"},
+      {R"({"rms_norm_eps": -1e-6})", "[llama config] rms_norm_eps is -1e-06; it needs a number above 0"},
+      {R"({"rope_theta": -10000.0})", "[llama config] rope_theta is -10000; it needs a number above 0"},
+      {R"({"rope_parameters": {"rope_theta": 0}})", "[llama config] rope_theta is 0; it needs a number above 0"},
+      {R"({"initializer_range": -0.02})", "[llama config] initializer_range is -0.02; a standard deviation is not negative"},
+      {R"({"architectures": ["MistralForCausalLM"]})", "[llama config] architectures is [\"MistralForCausalLM\"]; only \"LlamaForCausalLM\" is supported"},
+      {R"({"architectures": "LlamaForCausalLM"})", "[llama config] architectures is \"LlamaForCausalLM\"; only"},
+      {R"({"vocab_size": 0})", "[llama config] vocab_size is 0; it needs an integer from 1 to 2147483647"},
+      {R"({"hidden_size": -4})", "[llama config] hidden_size is -4; it needs an integer from 1 to 2147483647"},
+      {R"({"intermediate_size": 10.5})", "[llama config] intermediate_size is 10.5; it needs an integer from 1 to 2147483647"},
+      {R"({"num_hidden_layers": "2"})", "[llama config] num_hidden_layers is \"2\"; it needs an integer from 1 to 2147483647"},
       {R"({"rms_norm_eps": "small"})", "[llama config] rms_norm_eps is \"small\"; it needs a number"},
       {R"({"hidden_size": 50, "num_attention_heads": 6})", "[llama config] hidden_size 50 does not divide into 6 heads"},
       {R"({"num_attention_heads": 6, "num_key_value_heads": 4, "head_dim": 8})", "[llama config] 6 attention heads are no multiple of 4 key/value heads"},
@@ -192,11 +206,37 @@ TEST_CASE("values of a config that make no sense are errors") {
   }
   Folder folder;
   CHECK_THAT(error_of([] { LlamaConfig::load("/nowhere/config.json"); }), StartsWith("[llama config] cannot read /nowhere/config.json"));
-  CHECK_THAT(error_of([&] { LlamaConfig::load(folder.path.string()); }), StartsWith("[llama config] cannot read " + folder.path.string()));
-  std::string file = folder.write("config.json", R"({"mlp_bias": true})");
+  CHECK_THAT(error_of([&] { LlamaConfig::load(folder.path.string()); }), StartsWith("[llama config] cannot read " + folder.path.string() + "/config.json: no such file"));
+  std::string file = folder.write("config.json", config_of(R"({"mlp_bias": true})").dump());
   CHECK_THAT(error_of([&] { LlamaConfig::load(file); }), EndsWith("(in " + file + ")"));
+  CHECK_THAT(error_of([&] { LlamaConfig::load(folder.path.string()); }), EndsWith("(in " + file + ")"));  // a folder's
+  file = folder.write("config.json", R"({"hidden_size": 1e999})");
+  CHECK_THAT(error_of([&] { LlamaConfig::load(file); }), StartsWith("[llama config] " + file + " is not JSON: ") && Contains("number overflow"));
+  folder.write("config.json", config_of(R"({"vocab_size": 77})").dump());
+  CHECK(LlamaConfig::load(folder.path.string()).vocab_size == 77);
   file = folder.write("config.json", "{");
   CHECK_THAT(error_of([&] { LlamaConfig::load(file); }), StartsWith("[llama config] " + file + " is not JSON"));
+}
+
+TEST_CASE("a JSON file that is no Llama's config is an error that names what it lacks, and what is near") {
+  struct Case {
+    const char *file, *error;
+  };
+  const std::string none = "[llama config] this is no config.json of a Llama: it lacks ";
+  const Case cases[] = {
+      {"{}", "vocab_size, and hidden_size, and intermediate_size, and num_hidden_layers, and num_attention_heads"},
+      {R"({"dim": 2048, "n_layers": 16, "n_heads": 32, "vocab_size": 128256})",  // Meta's params.json
+       "hidden_size, and intermediate_size, and num_hidden_layers; the nearest is \"n_layers\", and num_attention_heads; the nearest is \"n_heads\""},
+      {R"({"bos_token_id": 1, "temperature": 0.6})", "vocab_size, and hidden_size"},
+      {R"({"vocab_size": 259, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layer": 2, "num_attention_heads": 4})",
+       "num_hidden_layers; the nearest is \"num_hidden_layer\""},
+      {R"({"vocabsize": 259, "hiden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4})",
+       "vocab_size; the nearest is \"vocabsize\", and hidden_size; the nearest is \"hiden_size\""},
+      {R"({"tensor_parallel": {"axis": "tp", "plan": {}}})", "vocab_size, and hidden_size"},
+  };
+  for (const Case& c : cases) CHECK_THAT(error_of([&] { LlamaConfig::from_json(json(c.file)); }), StartsWith(none + c.error));
+  CHECK(config_error(R"({"architectures": null})") == "(no error)");
+  CHECK(config_error(R"({"architectures": ["LlamaForCausalLM"]})") == "(no error)");
 }
 
 TEST_CASE("parameters have the names and shapes of Hugging Face's checkpoints") {

@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "dtensor/comm_log.h"
-#include "nn/tape.h"
+#include "tests/autograd.h"
 #include "tests/nn/helpers.h"
 
 using namespace dtensor;
@@ -59,17 +59,17 @@ TEST_CASE("cross entropy: at most three launches of small all-reduces forward an
         std::vector<int64_t> ids(size_t(numel(rows)));
         for (size_t i = 0; i < ids.size(); ++i) ids[i] = int64_t(i % 6);
         auto target = DistributedTensor::distribute(Tensor::of<int64_t>(rows, ids), mesh, of_target);
-        nn::Tape tape(rank);
-        tape.watch(logits);
+        testing::Autograd autograd(rank);
+        autograd.watch(logits);
         CommLog log(rank);
         DistributedTensor loss =
             ops::cross_entropy(logits, target, {.label_smoothing = smoothing, .class_dim = c.class_dim});
         Seen forward = seen(log);
         check(forward.launches == c.launches, "{}: {} launches\n{}", c.what, forward.launches, forward.log);
         log.clear();
-        tape.backward(loss);
+        autograd.backward(loss);
         check(log.entries().empty(), "{}: backward\n{}", c.what, seen(log).log);
-        check(tape.gradient(logits).layout() == logits.layout(), "{}: {}", c.what, to_string(tape.gradient(logits)));
+        check(autograd.gradient(logits).layout() == logits.layout(), "{}: {}", c.what, to_string(autograd.gradient(logits)));
       }
   });
 }
@@ -82,12 +82,12 @@ TEST_CASE("losses of Partial inputs reduce them once, and nothing in the gradien
     auto target = DistributedTensor::distribute(Tensor::of<int64_t>({4}, {0, 1, 5, 2}), mesh, Layout());
     auto y = DistributedTensor::distribute(numbers_of({4, 6}), mesh, Layout());
     for (bool entropy : {true, false}) {
-      nn::Tape tape(rank);
-      tape.watch(x);
+      testing::Autograd autograd(rank);
+      autograd.watch(x);
       CommLog log(rank);
       DistributedTensor loss = entropy ? ops::cross_entropy(x, target) : ops::mse_loss(x, y);
       check(log.entries().size() == 1, "{}", seen(log).log);
-      tape.backward(loss);
+      autograd.backward(loss);
       check(log.entries().size() == 1, "{}", seen(log).log);
     }
   });
@@ -99,13 +99,13 @@ TEST_CASE("mse_loss of sharded inputs is one all-reduce of its sum, and nothing 
     rank.strict = true;
     auto x = DistributedTensor::distribute(numbers_of({5, 6}), mesh, {Shard(0)});
     auto y = DistributedTensor::distribute(Tensor::of<float>({5, 6}, std::vector<float>(30, 1)), mesh, {Shard(0)});
-    nn::Tape tape(rank);
-    tape.watch(x);
+    testing::Autograd autograd(rank);
+    autograd.watch(x);
     CommLog log(rank);
     DistributedTensor loss = ops::mse_loss(x, y);
-    tape.backward(loss);
+    autograd.backward(loss);
     check(log.entries().size() == 1 && log.entries()[0].reason == "mse_loss", "{}", seen(log).log);
-    check(tape.gradient(x).layout() == x.layout(), "{}", to_string(tape.gradient(x)));
+    check(autograd.gradient(x).layout() == x.layout(), "{}", to_string(autograd.gradient(x)));
   });
 }
 
@@ -141,8 +141,8 @@ TEST_CASE(
             DistributedTensor::distribute(Tensor::of<int64_t>(c.rows, ids), mesh, Layout(std::span(c.hidden)));
         std::vector<Tensor> results[2];
         for (bool chunked : {false, true}) {
-          nn::Tape tape(rank);
-          tape.watch(hidden), tape.watch(weight);
+          testing::Autograd autograd(rank);
+          autograd.watch(hidden), autograd.watch(weight);
           CommLog log(rank);
           DistributedTensor loss =
               chunked
@@ -153,8 +153,8 @@ TEST_CASE(
                                        {.ignore_index = 3, .reduction = reduction, .label_smoothing = 0.1});
           if (chunked)
             check(seen(log).launches == c.launches, "{}: {} launches\n{}", c.what, seen(log).launches, seen(log).log);
-          tape.backward(ops::mul(loss, 2));
-          results[chunked] = {loss.full(), tape.gradient(hidden).full(), tape.gradient(weight).full()};
+          autograd.backward(ops::mul(loss, 2));
+          results[chunked] = {loss.full(), autograd.gradient(hidden).full(), autograd.gradient(weight).full()};
         }
         for (size_t i = 0; i < 3; ++i)
           for (int64_t k = 0; k < results[0][i].numel(); ++k) {

@@ -1,5 +1,6 @@
 #include "nn/optim.h"
 
+#include <map>
 #include <numbers>
 
 #include "tests/nn/helpers.h"
@@ -10,10 +11,10 @@ using namespace dtensor::nn;
 
 namespace {
 
-struct Weights : Callable<Weights> {
+struct Weights : Callable<DistributedTensor(const DistributedTensor&)> {
   explicit Weights(const DeviceMesh& mesh) : Callable(mesh) {}
   std::string_view kind() const override { return "Weights"; }
-  DistributedTensor forward(const DistributedTensor& x) { return ops::linear(x, a()); }
+  DistributedTensor forward(const DistributedTensor& x) override { return ops::linear(x, a()); }
   Parameter a{*this, "a", {5, 7}, Init::normal(1)}, b{*this, "b", {9}, Init::ones()},
       c{*this, "c", {4, 3}, Init::normal(0.5)};
 };
@@ -152,17 +153,82 @@ TEST_CASE("errors of AdamW, and its step on meta") {
              Contains("[AdamW] the gradient of a is f32[5,7] x=Replicate, not f32[5,7] x=Shard(0)"));
 }
 
-TEST_CASE("parameters that are computed with in bf16 are for CUDA") {
+TEST_CASE("a parameter that is computed with in bf16 has a copy, which the optimizer renews") {
   auto rank = Rank::single();
   DeviceMesh m(*rank, "x=1");
   Weights w(m);
   CHECK(error_of([&] { w.a.compute_in(DType::i64); }) == "[Parameter] a cannot be computed with in i64");
-  w.a.compute_in(DType::bf16);
+  w.a.compute_in(DType::bf16), w.b.compute_in(DType::bf16), w.b.compute_in(DType::f32);
   materialize(w, 3);
   CHECK((w.a.value().dtype() == DType::bf16 && w.a.stored().dtype() == DType::f32 && w.b.value().id() == w.b.stored().id()));
-  CHECK(values(w.a.value().local()) == values(ops::cast(w.a.stored(), DType::bf16).local()));
-  CHECK(error_of([&] { w.a.compute_in(DType::f32); }) == "[Parameter] a has values already: choose the type before materialize()");
-  CHECK(error_of([&] { AdamW(w.parameters(), {}).step(gradients_of(w, 1), 0.1); }) == "[AdamW] parameters that are computed with in bf16 are for CUDA");
+  auto copied = [&] { return values(w.a.value().local()) == values(ops::cast(w.a.stored(), DType::bf16).local()); };
+  CHECK(copied());
+  CHECK(error_of([&] { w.a.compute_in(DType::f32); }) == "[Parameter] a has values already: choose its form before materialize()");
+  uint64_t id = w.a.value().id();
+  auto before = values(w.a.value().local());
+  AdamW(w.parameters(), {}).step(gradients_of(w, 1), 0.1);
+  CHECK(values(w.a.value().local()) != before);
+  CHECK(copied());
+  CHECK(w.a.value().id() == id);
+}
+
+TEST_CASE("AdamW's states are named distributed tensors, which another mesh can go on with") {
+  struct Saved {
+    int64_t steps = 0;
+    std::map<std::string, std::vector<float>> tensors;  // whole, by path
+    std::vector<double> last;
+  };
+  auto floats = [](const DistributedTensor& x) {
+    Tensor t = x.full();
+    return std::vector<float>(t.data<float>(), t.data<float>() + t.numel());
+  };
+  // Goes on from what was saved, if anything, until step `to`.
+  auto run = [&](const char* mesh, Placement place, const Saved* from, int to) {
+    return on_mesh(mesh, [&](const DeviceMesh& m) {
+      Weights w(m);
+      w.a.place(0, place), w.c.place(0, place);
+      materialize(w, 3);
+      AdamW adamw(w.parameters(), {});
+      auto load = [&](DistributedTensor& x, const std::string& path) {
+        x.copy_(DistributedTensor::distribute(Tensor::of<float>(x.shape(), from->tensors.at(path)), m, x.layout()));
+      };
+      std::vector<AdamW::State> states = adamw.state();
+      check(states.size() == 6 && states[2].path() == "exp_avg.b" && states[5].path() == "exp_avg_sq.c", "{} states", states.size());
+      for (AdamW::State& s : states) {
+        check(&s.tensor.spec() == &s.parameter->stored().spec(), "{} is {}", s.path(), to_string(s.tensor));
+        check(s.name == "exp_avg" || s.name == "exp_avg_sq", "a state {}", s.name);
+        if (from) load(s.tensor, s.path());
+        else check(values(s.tensor.full()) == std::vector<double>(size_t(numel(s.tensor.shape())), 0), "{} begins with zeros", s.path());
+      }
+      if (from) {
+        for (Parameter* p : w.parameters()) load(p->stored(), p->path());
+        adamw.set_steps(from->steps);
+      }
+      for (int t = int(adamw.steps()) + 1; t <= to; ++t) adamw.step(gradients_of(w, t), 0.01, norm_of(m, 0.7), 1);
+      Saved s{adamw.steps(), {}, all_values(w)};
+      for (AdamW::State& x : adamw.state()) s.tensors[x.path()] = floats(x.tensor);
+      for (Parameter* p : w.parameters()) s.tensors[p->path()] = floats(p->stored());
+      return s;
+    }).back();
+  };
+  Saved whole = run("x=1", Replicate(), nullptr, 6);
+  for (const char* first : {"x=1", "x=3"})
+    for (const char* second : {"x=1", "x=2", "x=4"})
+      for (Placement p : {Shard(0), Shard(1)}) {
+        INFO(first << " then " << second << " " << to_string(p));
+        Saved half = run(first, p, nullptr, 3);
+        Saved all = run(second, p, &half, 6);
+        CHECK(half.steps == 3);
+        CHECK(all.steps == 6);
+        CHECK(all.last == whole.last);  // to the bit
+        CHECK(all.tensors == whole.tensors);
+      }
+  auto rank = Rank::single();
+  DeviceMesh m(*rank, "x=1");
+  Weights w(m);
+  AdamW adamw(w.parameters(), {});
+  CHECK(error_of([&] { adamw.state(); }) == "[AdamW] a has no values yet: materialize() the model first");
+  CHECK(error_of([&] { adamw.set_steps(-1); }) == "[AdamW] -1 steps cannot have been taken");
 }
 
 TEST_CASE("the learning rate warms up and falls as a cosine") {
@@ -206,7 +272,9 @@ TEST_CASE("the global norm counts each element once on every mesh") {
                         {"x=2", {"x=Shard(0)", "x=Shard(0)", "x=Shard(1)", ""}, 1},
                         {"x=4", {"x=Shard(1)", "x=Shard(0)", "x=Shard(1)", "x=Shard(0)"}, 1},
                         {"x=2,y=2", {"x=Shard(0)", "y=Shard(0)", "x=Shard(1) y=Shard(0)", ""}, 3},
-                        {"x=2,y=3", {"y=Shard(0) x=Shard(0)", "x=Shard(0) y=Shard(0)", "", "y=Shard(0)"}, 2}};
+                        {"x=2,y=3", {"y=Shard(0) x=Shard(0)", "x=Shard(0) y=Shard(0)", "", "y=Shard(0)"}, 2},
+                        {"x=2", {"x=Partial", "", "x=Shard(0)", "x=Partial"}, 3},
+                        {"x=2,y=2", {"x=Partial y=Shard(0)", "x=Partial y=Partial", "", ""}, 3}};
   for (const Case& c : cases) {
     auto results = on_mesh(c.mesh, [&](const DeviceMesh& m) {
       m.rank_state().strict = true;
@@ -229,6 +297,10 @@ TEST_CASE("the global norm counts each element once on every mesh") {
     CHECK(int(results[0].second.size()) == c.entries);
   }
   CHECK(error_of([] { global_norm({}); }) == "[global_norm] no gradients");
+  auto rank = Rank::single();
+  DistributedTensor g = DistributedTensor::distribute(f32({3}, 1), DeviceMesh(*rank, "x=1"), Layout());
+  CHECK_THAT(error_of([&] { global_norm({g, DistributedTensor()}); }),
+             Contains("[global_norm] gradient 1 of 2 is undefined: nothing led to it"));
 }
 
 TEST_CASE("gradients go to the stored layouts in few launches, with zeros where there are none") {
@@ -238,23 +310,25 @@ TEST_CASE("gradients go to the stored layouts in few launches, with zeros where 
     Weights w(m);
     w.b.place(0, Shard(0));
     materialize(w, 1);
-    Tape tape(rank);
-    watch_parameters(tape, w.parameters());
+    Autograd autograd(rank);
+    watch_parameters(autograd, w.parameters());
     DistributedTensor x = DistributedTensor::distribute(f32({4, 7}, 1), m, {Shard(0)});
-    tape.backward(ops::sum(ops::linear(x, w.a())) + ops::sum(ops::linear(x, ops::mul(w.a(), 2))));
+    autograd.backward(ops::sum(ops::linear(x, w.a())) + ops::sum(ops::linear(x, ops::mul(w.a(), 2))));
     CommLog log(rank);
-    auto g = reduce_gradients(tape, w.parameters());
+    auto g = reduce_gradients(autograd, w.parameters());
     for (size_t i = 0; i < 3; ++i)
       check(g[i].layout() == w.parameters()[i]->stored().layout() && g[i].dtype() == DType::f32, "{}: {}", i,
             to_string(g[i]));
     check(values(g[1].full()) == std::vector<double>(9, 0), "zeros");
     check(values(g[2].full()) == std::vector<double>(12, 0), "zeros");
-    check(tape.gradient(w.a.stored()).layout()[0].is_partial(), "what the tape holds stays as it arrived");
+    check(autograd.gradient(w.a.stored()).layout() == w.a.stored().layout(), "what is reduced is the store's");
     Entries some(log.entries().begin(), log.entries().begin() + 1);
     return some;
   })[0];
   REQUIRE(e.size() == 1);
   CHECK(e[0].collective == "all_reduce");
   CHECK(e[0].reason == "gradient of a");
-  CHECK(reduce_gradients(Tape(*Rank::single()), {}).empty());
+  auto rank = Rank::single();
+  GradientStore store(*rank);
+  CHECK(reduce_gradients(store, {}).empty());
 }

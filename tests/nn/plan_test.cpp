@@ -76,7 +76,19 @@ TEST_CASE("plans that cannot be read: the error names the place and what is near
       {tp(R"j("model.norm": {"style": "PrepareModuleInput", "input_layouts": ["Shard(1)", "Replicated"], "desired_input_layouts": [null, null]})j"),
        {"[plan] tensor_parallel.plan.\"model.norm\".input_layouts[1]: ", "Replicated"}},
       {tp(R"j("lm_head": {"style": "ColwiseParallel", "output_layouts": 5})j"), {"[plan] tensor_parallel.plan.lm_head.output_layouts: 5 is no string"}},
-      {tp(R"j("model.norm": {"style": "SequenceParallel", "sequence_dim": "1"})j"), {"[plan] tensor_parallel.plan.\"model.norm\".sequence_dim: a dimension is an integer"}},
+      {tp(R"j("model.norm": {"style": "SequenceParallel", "sequence_dim": "1"})j"), {"[plan] tensor_parallel.plan.\"model.norm\".sequence_dim: \"1\" is no dimension: a dimension is an integer"}},
+      {tp(R"j("model.norm": {"style": "SequenceParallel", "sequence_dim": 7.0})j"), {"[plan] tensor_parallel.plan.\"model.norm\".sequence_dim: 7.0 is no dimension: a dimension is an integer"}},
+      {tp(R"j("model.norm": {"style": "SequenceParallel", "sequence_dim": 8})j"), {"[plan] tensor_parallel.plan.\"model.norm\".sequence_dim: 8 is no dimension: tensors have at most 8, so it is from -8 to 7"}},
+      {tp(R"j("model.norm": {"style": "SequenceParallel", "sequence_dim": 257})j"), {"[plan] tensor_parallel.plan.\"model.norm\".sequence_dim: 257 is no dimension"}},
+      {tp(R"j("model.norm": {"style": "SequenceParallel", "sequence_dim": 4294967297})j"), {"[plan] tensor_parallel.plan.\"model.norm\".sequence_dim: 4294967297 is no dimension"}},
+      {tp(R"j("model.norm": {"style": "SequenceParallel", "sequence_dim": 99999999999})j"), {"[plan] tensor_parallel.plan.\"model.norm\".sequence_dim: 99999999999 is no dimension"}},
+      {tp(R"j("model.norm": {"style": "SequenceParallel", "sequence_dim": 18446744073709551615})j"), {"[plan] tensor_parallel.plan.\"model.norm\".sequence_dim: 18446744073709551615 is no dimension: tensors"}},
+      {tp(R"j("model.norm": {"style": "SequenceParallel", "sequence_dim": -9})j"), {"[plan] tensor_parallel.plan.\"model.norm\".sequence_dim: -9 is no dimension"}},
+      {tp(R"j("model.norm": {"style": "SequenceParallel", "sequence_dim": -4294967295})j"), {"[plan] tensor_parallel.plan.\"model.norm\".sequence_dim: -4294967295 is no dimension"}},
+      {R"({"fully_shard": {"axis": "dp", "modules": []}})", {"[plan] fully_shard.modules: an empty list shards nothing: write [\"\"] for the whole model"}},
+      {R"({"fully_shard": {"axis": [], "modules": [""]}})", {"[plan] fully_shard.axis: an empty list shards over nothing: name an axis"}},
+      {tp(R"j("lm_head": "embedding_rowwise")j"), {"[plan] tensor_parallel.plan.lm_head: there is no style \"embedding_rowwise\"; the nearest is \"rowwise\" (styles: "}},
+      {tp(R"j("lm_head": "ring")j"), {"[plan] tensor_parallel.plan.lm_head: there is no style \"ring\" (styles: "}},
       {tp(R"j("model.norm": "PrepareModuleInput")j"), {"[plan] tensor_parallel.plan.\"model.norm\": PrepareModuleInput needs input_layouts and"}},
       {tp(R"j("model.norm": {"style": "PrepareModuleInput", "input_layouts": ["Shard(1)"]})j"), {"[plan] tensor_parallel.plan.\"model.norm\": PrepareModuleInput needs as many"}},
       {tp(R"j("model.norm": {"style": "PrepareModuleOutput", "output_layouts": ["Shard(1)"]})j"), {"[plan] tensor_parallel.plan.\"model.norm\": PrepareModuleOutput needs as many"}},
@@ -188,12 +200,7 @@ TEST_CASE("styles of Hugging Face are those of PyTorch") {
     auto [same, b] = one(c.ours);
     INFO(c.hugging_face);
     CHECK(path == c.module);
-    CHECK(a.kind == b.kind);
-    CHECK(a.input_layouts == b.input_layouts);
-    CHECK(a.output_layouts == b.output_layouts);
-    CHECK(a.desired_input_layouts == b.desired_input_layouts);
-    CHECK(a.sequence_dim == b.sequence_dim);
-    CHECK(a.line == b.line);
+    CHECK(a == b);
   }
   // As a whole: Llama's base_model_tp_plan and lm_head's.
   std::string plan = tp(R"("model.layers.*.self_attn.q_proj": "colwise", "model.layers.*.self_attn.k_proj": "colwise", "model.layers.*.self_attn.v_proj": "colwise",
@@ -222,9 +229,8 @@ TEST_CASE("what a plan says is read") {
   CHECK(x.desired_input_layouts == Layouts{Replicate(), Partial()});
   CHECK(plan.tensor_parallel[0].lines.at(1).second.sequence_dim == 0);
   CHECK(plan.tensor_parallel[1].lines.at(0).second.output_layouts == Layouts{Shard(-1)});
-  CHECK(plan.tensor_parallel[1].lines.at(0).second.line == "z: ColwiseParallel");
   const Style& root = plan.tensor_parallel[1].lines.at(1).second;
-  CHECK(root.line == "\"\": PrepareModuleOutput");
+  CHECK(root.kind == Style::Kind::prepare_output);
   CHECK(root.desired_output_layouts == Layouts{Replicate()});
 
   ParallelPlan empty = ParallelPlan::from_json(json("{}"));
@@ -333,4 +339,105 @@ TEST_CASE("law 7: what a plan leaves to propagation is right and an error in str
   CHECK(run("tp=1", plan, true) == run("tp=1", "{}", true));
   std::string error = error_of([&] { run("tp=2", plan, true); });
   CHECK_THAT(error, Contains("strict mode: ") && Contains("which nobody asked for; bring the operand to ") && Contains("plan line"));
+}
+
+namespace {
+
+// Any plan that JSON can say.
+class RandomPlan {
+ public:
+  explicit RandomPlan(uint32_t seed) : state_(seed * 2654435761u + 1) {}
+  ParallelPlan make() {
+    ParallelPlan p;
+    for (int i = below(3); i > 0; --i) {
+      nn::TensorParallelPlan t{word(), {}};
+      for (int n = below(4); n > 0; --n) t.lines.emplace_back(fmt::format("{}.{}", word(), n), style());
+      if (below(3) == 0) t.lines.emplace_back("", style());
+      p.tensor_parallel.push_back(t);
+    }
+    if (!p.tensor_parallel.empty() && below(2)) p.loss_parallel = below(2);
+    if (below(2)) p.data_parallel = word();
+    if (below(2)) {
+      nn::FullyShardPlan& f = p.fully_shard.emplace();
+      f.axes = words(), f.modules = words();
+      if (below(2)) f.replicate_axis = word();
+      f.reshard_after_forward = below(2);
+      if (below(2)) f.param_dtype = below(2) ? DType::bf16 : DType::f32;
+    }
+    return p;
+  }
+
+ private:
+  int below(int n) { return int((state_ = state_ * 1664525u + 1013904223u) >> 16) % n; }
+  std::string word() {
+    const char* list[] = {"", "tp", "dp", "model.layers.*", "lm_head", "a \"b\"", "*", "\xc3\xa9"};
+    return list[below(8)];
+  }
+  std::vector<std::string> words() {
+    std::vector<std::string> list;
+    for (int n = 1 + below(3); n > 0; --n) list.push_back(word());
+    return list;
+  }
+  std::vector<std::optional<Placement>> layouts(int n) {
+    std::vector<std::optional<Placement>> list;
+    for (; n > 0; --n) {
+      const std::optional<Placement> some[] = {std::nullopt, Replicate(), Shard(below(8)), Shard(-1 - below(8)), Partial(), Partial(Reduce::max)};
+      list.push_back(some[below(6)]);
+    }
+    return list;
+  }
+  Style style() {
+    Style s{.kind = Style::Kind(below(5))};
+    if (s.kind == Style::Kind::colwise || s.kind == Style::Kind::rowwise) s.input_layouts = layouts(below(3)), s.output_layouts = layouts(below(3));
+    if (s.kind == Style::Kind::sequence) s.sequence_dim = below(16) - 8;
+    int n = 1 + below(3);
+    if (s.kind == Style::Kind::prepare_input) s.input_layouts = layouts(n), s.desired_input_layouts = layouts(n);
+    if (s.kind == Style::Kind::prepare_output) s.output_layouts = layouts(n), s.desired_output_layouts = layouts(n);
+    return s;
+  }
+  uint32_t state_;
+};
+
+}  // namespace
+
+TEST_CASE("from_json of to_json is the same plan") {
+  for (const auto& entry : std::filesystem::directory_iterator(plan_file(""))) {
+    if (entry.path().extension() != ".json") continue;
+    INFO(entry.path());
+    ParallelPlan plan = ParallelPlan::load(entry.path());
+    CHECK(ParallelPlan::from_json(plan.to_json()) == plan);
+    CHECK(ParallelPlan::from_json(json(plan.to_json().dump())) == plan);
+  }
+  for (uint32_t seed = 0; seed < 2000; ++seed) {
+    ParallelPlan plan = RandomPlan(seed).make();
+    std::string text = plan.to_json().dump();
+    CAPTURE(seed, text);
+    REQUIRE(ParallelPlan::from_json(json(text)) == plan);
+    REQUIRE(ParallelPlan::from_json(json(text)).to_json().dump() == text);
+  }
+}
+
+TEST_CASE("to_json writes what people would") {
+  struct Case {
+    const char *from, *to;
+  };
+  const Case cases[] = {
+      {"{}", "{}"},
+      {R"({"tensor_parallel": []})", "{}"},
+      {R"({"data_parallel": {"axis": "dp"}})", R"({"data_parallel":{"axis":"dp"}})"},
+      {R"j({"tensor_parallel": [{"axis": "tp", "plan": {"a": "colwise", "b": {"style": "rowwise_rep"}, "c": {"style": "ColwiseParallel", "output_layouts": ["Shard(-1)"], "use_local_output": true},
+            "d": {"style": "SequenceParallel", "sequence_dim": 1}, "e": {"style": "SequenceParallel", "sequence_dim": 0},
+            "f": {"style": "PrepareModuleInput", "input_layouts": [null, "Partial"], "desired_input_layouts": ["Replicate", null]}}}], "loss_parallel": false})j",
+       R"j({"tensor_parallel":{"axis":"tp","plan":{"a":"ColwiseParallel","b":{"style":"RowwiseParallel","input_layouts":"Replicate"},"c":{"style":"ColwiseParallel","output_layouts":"Shard(-1)"},)j"
+       R"j("d":"SequenceParallel","e":{"style":"SequenceParallel","sequence_dim":0},)j"
+       R"j("f":{"style":"PrepareModuleInput","input_layouts":[null,"Partial(sum)"],"desired_input_layouts":["Replicate",null]}}},"loss_parallel":false})j"},
+      {R"({"fully_shard": {"axis": ["dp"], "modules": "", "reshard_after_forward": true, "reduce_dtype": "fp32", "param_dtype": "bf16"}})",
+       R"({"fully_shard":{"axis":"dp","modules":[""],"param_dtype":"bf16"}})"},
+      {R"({"fully_shard": {"axis": ["dp_shard", "cp"], "modules": ["a.*", ""], "reshard_after_forward": false, "replicate_axis": "dp_replicate"}})",
+       R"({"fully_shard":{"axis":["dp_shard","cp"],"replicate_axis":"dp_replicate","modules":["a.*",""],"reshard_after_forward":false}})"},
+  };
+  for (const Case& c : cases) CHECK(ParallelPlan::from_json(json(c.from)).to_json().dump() == c.to);
+  ParallelPlan twice;
+  twice.tensor_parallel.push_back({"tp", {{"lm_head", {}}, {"lm_head", {.kind = Style::Kind::rowwise}}}});
+  CHECK(error_of([&] { twice.to_json(); }) == "[to_json] two lines of the plan for tp have the path \"lm_head\"; keep one of them");
 }

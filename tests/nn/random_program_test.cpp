@@ -3,7 +3,7 @@
 #include <cstdlib>
 #include <functional>
 
-#include "nn/tape.h"
+#include "tests/autograd.h"
 #include "ops/functions.h"
 #include "ops/testing/simulation.h"
 #include "tests/nn/helpers.h"
@@ -34,13 +34,13 @@ struct Program {
 // Runs steps on one rank's part of a mesh.
 class Machine {
  public:
-  Machine(const DeviceMesh& mesh, uint64_t seed) : mesh_(mesh), random_(seed), tape_(mesh.rank_state()) {}
+  Machine(const DeviceMesh& mesh, uint64_t seed) : mesh_(mesh), random_(seed), autograd_(mesh.rank_state()) {}
 
   const std::vector<DistributedTensor>& values() const { return values_; }
 
   void leaf(const Tensor& t) {
     values_.push_back(DistributedTensor::distribute(t, mesh_, random_layout(t.shape(), false)));
-    if (t.dtype() == DType::f64) tape_.watch(values_.back());
+    if (t.dtype() == DType::f64) autograd_.watch(values_.back());
   }
 
   // Operands are moved at random before.
@@ -67,10 +67,10 @@ class Machine {
       DistributedTensor part = ops::sum(ops::mul(x, DistributedTensor::distribute(f64(x.shape(), r), mesh_, Layout())));
       loss = loss.defined() ? ops::add(loss, part) : part;
     }
-    tape_.backward(loss.redistribute(Layout()));
+    autograd_.backward(loss.redistribute(Layout()));
     std::vector<Tensor> list;
     for (size_t i = 0; i < leaves && values_[i].dtype() == DType::f64; ++i) {
-      DistributedTensor g = tape_.gradient(values_[i]);
+      DistributedTensor g = autograd_.gradient(values_[i]);
       list.push_back(g.defined() ? g.full() : Tensor());
     }
     return list;
@@ -94,7 +94,7 @@ class Machine {
 
   DeviceMesh mesh_;
   Random random_;
-  nn::Tape tape_;
+  Autograd autograd_;
   std::vector<DistributedTensor> values_;
 };
 

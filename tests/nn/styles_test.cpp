@@ -13,19 +13,21 @@ struct Root : Module {
   std::string_view kind() const override { return "Root"; }
 };
 
-struct Two : Callable<Two> {  // two tensor inputs, two tensor outputs
+struct Two : Callable<std::tuple<DistributedTensor, DistributedTensor>(const DistributedTensor&, const DistributedTensor&)> {  // two tensor inputs, two tensor outputs
   using Callable::Callable;
   std::string_view kind() const override { return "Two"; }
-  std::tuple<DistributedTensor, DistributedTensor> forward(const DistributedTensor& a, const DistributedTensor& b) { return {a, b}; }
+  std::tuple<DistributedTensor, DistributedTensor> forward(const DistributedTensor& a, const DistributedTensor& b) override { return {a, b}; }
 };
 
 Style style(Style::Kind kind, const std::vector<std::optional<Placement>>& in = {}, const std::vector<std::optional<Placement>>& out = {}) {
   Style s;
-  s.kind = kind, s.line = "m: " + std::string(name(kind));
+  s.kind = kind;
   if (kind == Style::Kind::prepare_output) s.output_layouts = in, s.desired_output_layouts = out;
   else s.input_layouts = in, (kind == Style::Kind::prepare_input ? s.desired_input_layouts : s.output_layouts) = out;
   return s;
 }
+
+std::string line_of(const Style& s) { return "m: " + std::string(name(s.kind)); }
 
 constexpr auto column = Style::Kind::colwise, row = Style::Kind::rowwise, sequence = Style::Kind::sequence;
 const Placement R = Replicate(), S0 = Shard(0), S1 = Shard(1), S2 = Shard(2), last = Shard(-1);
@@ -79,7 +81,7 @@ TEST_CASE("styles place parameters and bring inputs and outputs") {
       else if (kind == "Embedding") module = (embedding = std::make_unique<Embedding>(root, "m", 9, 10, 0.3)).get();
       else module = (norm = std::make_unique<RMSNorm>(root, "m", 7, 1e-5)).get();
       int axis = m.shape().find("tp");
-      if (!plain) nn::apply(*module, axis, c.style);
+      if (!plain) nn::apply(*module, axis, c.style, line_of(c.style));
       materialize(root, 1);
       Parameter* bias = module->find_parameter("bias");
       if (bias) bias->stored().copy_(DistributedTensor::distribute(f32({10}, 3), m, bias->stored().layout()));
@@ -139,7 +141,7 @@ TEST_CASE("collectives of a style carry its line") {
   Entries e = on_mesh("tp=2", [](const DeviceMesh& m) {
     Root root(m);
     Linear linear(root, "m", 6, 6, false, 0.1);
-    nn::apply(linear, 0, style(row, {}, {R}));
+    nn::apply(linear, 0, style(row, {}, {R}), "m: RowwiseParallel");
     materialize(root, 1);
     m.rank_state().strict = true;
     CommLog log(m.rank_state());
@@ -184,7 +186,7 @@ TEST_CASE("errors of styles name module, claim and fact") {
         RMSNorm norm(root, std::string(c.module) == "RMSNorm" ? "m" : "y", 6, 1e-5);
         Two two(root, std::string(c.module) == "Two" ? "m" : "z");
         Module& module = linear.path() == "m" ? static_cast<Module&>(linear) : norm.path() == "m" ? static_cast<Module&>(norm) : two;
-        nn::apply(module, 0, c.style);
+        nn::apply(module, 0, c.style, line_of(c.style));
         materialize(root, 1);
         DistributedTensor x = DistributedTensor::distribute(f32({2, 4, 6}, 1), m, {c.arrives});
         if (linear.path() == "m") linear(x);

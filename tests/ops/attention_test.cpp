@@ -108,3 +108,143 @@ TEST_CASE("attention: a mask that is sharded as batch, heads and queries are mov
     }
   });
 }
+
+namespace {
+
+Tensor integers(const Shape& shape, const std::vector<int64_t>& list) { return Tensor::of<int64_t>(shape, list); }
+std::vector<int64_t> counted(int64_t n, int64_t first = 0) {
+  std::vector<int64_t> list(static_cast<size_t>(n));
+  std::iota(list.begin(), list.end(), first);
+  return list;
+}
+// [shape], of both signs and no simple ratios.
+Tensor wave(const Shape& shape, double frequency) {
+  std::vector<float> v;
+  for (int64_t i = 0; i < numel(shape); ++i) v.push_back(float(std::sin(frequency * double(i + 1))));
+  return Tensor::of<float>(shape, v);
+}
+
+// Out, and the gradients of q, k and v.
+std::vector<std::vector<double>> attention_and_gradients(const OneRank& one, const Tensor& q, const Tensor& k,
+                                                         const std::vector<Tensor>& more) {
+  std::vector<DistributedTensor> in;
+  std::vector<const DistributedTensor*> operands;
+  auto add = [&](const Tensor& t) { in.push_back(t.defined() ? one(t) : DistributedTensor()); };
+  for (const Tensor& t : {q, k, k}) add(t);
+  for (const Tensor& t : more) add(t);
+  for (const DistributedTensor& x : in) operands.push_back(&x);
+  Attributes a{{"causal", true}, {"scale", 0.3}, {"dropout_p", 0.0}};
+  auto out = call_all(ops::attention_op, operands, a);
+  DistributedTensor dout = one(wave(q.shape(), 0.7));
+  std::vector<const DistributedTensor*> back{&dout, &in[0], &in[1], &in[2], &out[0], &out[1]};
+  for (size_t i = 3; i < in.size(); ++i) back.push_back(&in[i]);
+  a.set("mask_gradient", false);
+  std::vector<std::vector<double>> all{numbers(out[0].local()), numbers(out[1].local())};
+  for (const DistributedTensor& g : call_all(ops::attention_backward_op, back, a)) all.push_back(numbers(g.local()));
+  return all;
+}
+
+}  // namespace
+
+TEST_CASE("law 6: positions that are given as they would be anyway change no bit of attention and rotary") {
+  OneRank one;
+  const int64_t n = 300;
+  Tensor q = wave({2, n, 4, 8}, 0.37), k = wave({2, n, 2, 8}, 0.73), none;
+  std::vector<int64_t> twice = counted(n);
+  for (int64_t i = 0; i < n; ++i) twice.push_back(i);
+  Tensor flat = integers({n}, counted(n)), by_batch = integers({2, n}, twice), all = integers({2}, {n, n});
+  auto expected = attention_and_gradients(one, q, k, {none, none, none, none, none, none});
+  for (const auto& [of_q, of_k, lengths] : {std::tuple{flat, none, none},
+                                            {none, flat, none},
+                                            {flat, flat, none},
+                                            {by_batch, by_batch, none},
+                                            {none, by_batch, all},
+                                            {none, none, all}})
+    CHECK(attention_and_gradients(one, q, k, {none, none, none, of_q, of_k, lengths}) == expected);
+  std::vector<double> turned = numbers(ops::rotary(one(q), 100).full());
+  CHECK(numbers(ops::rotary(one(q), 100, one(flat)).full()) == turned);
+  CHECK(numbers(ops::rotary(one(q), 100, one(by_batch)).full()) == turned);
+  auto [x, y] = ops::rotary(one(q), one(k), 100, one(by_batch));
+  CHECK(numbers(x.full()) == turned);
+  CHECK(numbers(y.full()) == numbers(ops::rotary(one(k), 100).full()));
+}
+
+TEST_CASE("law 6: queries in any order with their positions have the bits of queries in order, on any mesh") {
+  // Balanced context parallelism: rank r of P has chunks r and 2P-1-r of the sequence, and all keys in order.
+  OneRank one;
+  const int64_t n = 160, chunk = n / 4;
+  Tensor q = wave({1, 2, n, 8}, 0.37), k = wave({1, 2, n, 8}, 0.73), v = wave({1, 2, n, 8}, 1.1);
+  std::vector<double> whole =
+      numbers(ops::scaled_dot_product_attention(one(q), one(k), one(v), {.causal = true}).full());
+  std::vector<int64_t> order;
+  for (int64_t c : {0, 3, 1, 2})
+    for (int64_t i = 0; i < chunk; ++i) order.push_back(c * chunk + i);
+  std::vector<double> permuted;
+  for (int64_t h = 0; h < 2; ++h)
+    for (int64_t i : order)
+      for (int64_t d = 0; d < 8; ++d) permuted.push_back(whole[size_t((h * n + i) * 8 + d)]);
+  DistributedTensor q_permuted = ops::index_select(one(q), 2, one(integers({n}, order)));
+  launch(2, [&](Rank& rank) {
+    DeviceMesh mesh(rank, "cp=2");
+    rank.strict = true;
+    auto queries = DistributedTensor::distribute(q_permuted.local(), mesh, {Shard(2)});
+    auto positions = DistributedTensor::distribute(integers({n}, order), mesh, {Shard(0)});
+    auto keys = DistributedTensor::distribute(k, mesh, Layout()),
+         values = DistributedTensor::distribute(v, mesh, Layout());
+    Moved moved(rank);
+    auto y = ops::scaled_dot_product_attention(queries, keys, values, {.causal = true, .q_positions = positions});
+    expect(moved.log, "");
+    expect(y.layout(), Layout({Shard(2)}));
+    expect(numbers(y.full()), permuted);
+  });
+}
+
+TEST_CASE(
+    "attention: a cache of a fixed size with a changing count is its keys so far, and what is beyond is not read") {
+  OneRank one;
+  const int64_t size = 200;
+  Tensor all = wave({2, 2, size, 8}, 0.73), q = wave({2, 4, 1, 8}, 0.37);
+  size_t decisions = 0;
+  for (int64_t count : {1, 64, 65, 150, 200}) {
+    Tensor cache = all.clone();
+    for (int64_t i = 0; i < cache.numel(); ++i)
+      if (i / 8 % size >= count) cache.data<float>()[i] = NAN;
+    auto y = ops::scaled_dot_product_attention(
+        one(q), one(cache), one(cache),
+        {.causal = true, .q_positions = one(integers({1}, {count - 1})), .k_lengths = one(integers({}, {count}))});
+    if (count == 1) decisions = cached_calls(*one.rank);
+    auto now = one(all.narrow(2, 0, count).clone());
+    INFO(count << " keys");
+    CHECK(cached_calls(*one.rank) == decisions);
+    OneRank other;
+    CHECK(numbers(y.full()) ==
+          numbers(ops::scaled_dot_product_attention(other(q), other(now.local()), other(now.local())).full()));
+  }
+  // A count for each batch entry.
+  auto y = numbers(
+      ops::scaled_dot_product_attention(one(q), one(all), one(all), {.k_lengths = one(integers({2}, {7, 0}))}).full());
+  auto seven = one(all.narrow(2, 0, 7).clone());
+  auto first = numbers(ops::scaled_dot_product_attention(one(q), seven, seven).full());
+  for (size_t i = 0; i < y.size(); ++i) REQUIRE(y[i] == (i < y.size() / 2 ? first[i] : 0));  // no key gives 0
+}
+
+TEST_CASE("attention and rotary refuse positions and lengths that do not fit") {
+  OneRank one;
+  DistributedTensor q = one({2, 4, 3, 2}), k = one({2, 2, 5, 2}), x = one({2, 3, 4, 2});
+  auto attend = [&](const ops::AttentionOptions& o) { ops::scaled_dot_product_attention(q, k, k, o); };
+  CHECK_THROWS_WITH(
+      attend({.causal = true, .q_positions = one({5}, DType::i64)}),
+      Contains("[scaled_dot_product_attention] q_positions are i64[5]") && Contains("not i64[3] or i64[2,3]"));
+  CHECK_THROWS_WITH(attend({.causal = true, .k_positions = one({2, 5})}), Contains("k_positions are f32[2,5]"));
+  CHECK_THROWS_WITH(attend({.q_positions = one({3}, DType::i64)}),
+                    Contains("[scaled_dot_product_attention] q_positions and k_positions say what is_causal hides, or "
+                             "which weights dropout_p drops: neither is asked for"));
+  CHECK_THROWS_WITH(attend({.k_lengths = one({3}, DType::i64)}),
+                    Contains("[scaled_dot_product_attention] k_lengths is i64[3]") && Contains("not i64[] or i64[2]"));
+  CHECK_THROWS_WITH(attend({.k_lengths = one(integers({2}, {3, 6}))}), Contains("k_lengths has 6, outside [0,5]"));
+  CHECK_THROWS_WITH(ops::rotary(x, 100, one({4}, DType::i64)), Contains("[rotary] positions are i64[4]"));
+  CHECK_THROWS_WITH(ops::rotary(x, x, 100, one({3})), Contains("[rotary] positions are f32[3]"));
+  DistributedTensor floats = one({3});
+  CHECK_THROWS_WITH(call(ops::rotary_op, {&x, &floats}, {{"theta", 100.0}, {"inverse", false}}),
+                    Contains("[rotary] positions are i64, not f32"));
+}

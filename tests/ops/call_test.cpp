@@ -1,3 +1,5 @@
+#include <optional>
+
 #include "tests/ops/helpers.h"
 
 using namespace dtensor;
@@ -14,7 +16,8 @@ TEST_CASE("errors of calls begin with the op and show the values") {
   CHECK_THROWS_WITH(ops::add(a, one({5, 7}, DType::f64)),
                     Contains("[add] element types differ: f32[5,7] and f64[5,7]; use cast()"));
   CHECK_THROWS_WITH(call(ops::add_op, {&a}), Contains("[add] takes 2 operands, not 1"));
-  CHECK_THROWS_WITH(call(ops::add_op, {nullptr, nullptr}), Contains("[add] all operands are absent"));
+  CHECK_THROWS_WITH(call(ops::add_op, {nullptr, nullptr}), Contains("[add] operand 0 is absent"));
+  CHECK_THROWS_WITH(call(ops::cat_op, {nullptr, nullptr}), Contains("[cat] all operands are absent"));
   CHECK_THROWS_WITH(ops::sum(a, {2}), Contains("[sum] dimension 2 is out of range for 2 dimensions"));
   CHECK_THROWS_WITH(ops::sum(a, {0, -2}), Contains("[sum] a dimension is named twice"));
   CHECK_THROWS_WITH(ops::exp(one({3}, DType::i64)), Contains("[exp] element type i64 of [3]: use cast()"));
@@ -69,8 +72,10 @@ TEST_CASE("calls repeat from the cache: it stays flat") {
   CHECK(calls > 0);
   for (int i = 0; i < 10; ++i) step();
   CHECK(cached_calls(*one.rank) == calls);
-  ops::mul(a, 0.25);  // another attribute is another call
-  ops::mul(a, 0.5);
+  ops::transpose(a, 0, 1);  // another attribute is another call
+  ops::sum(a, {0});
+  CHECK(cached_calls(*one.rank) == calls + 2);
+  ops::sum(a, {0});
   CHECK(cached_calls(*one.rank) == calls + 2);
 }
 
@@ -105,5 +110,168 @@ TEST_CASE("a column-parallel and a row-parallel linear layer need one all-reduce
     expect(moved.log, "");
     expect(numbers(z.full())[1], numbers(y.full())[1] + 1);
     expect(moved.launches, 2);
+  });
+}
+
+// --- cards of a program's own
+
+namespace {
+
+template <int times>
+void times_kernel(const Context&, std::span<const Tensor> in, std::span<Tensor> out) {
+  for (int64_t i = 0; i < in[0].numel(); ++i) out[0].data<float>()[i] = float(times) * in[0].data<float>()[i];
+}
+template <int times>
+std::vector<DistributedTensor> times_composite(std::span<const DistributedTensor* const> in, const Attributes&) {
+  return {ops::mul(*in[0], double(times))};
+}
+
+}  // namespace
+
+TEST_CASE("a card is itself, not its address: another one in its place is another op") {
+  OneRank one;
+  DistributedTensor x = one({3});
+  std::optional<Op> card;
+  auto second = [&](const Op& op) { return numbers(call(op, {&x}).local())[1]; };
+  card.emplace(Op{.name = "own", .rule = "...->...", .cpu = times_kernel<2>});
+  CHECK(second(*card) == 2);
+  card.emplace(Op{.name = "own", .rule = "...->...", .cpu = times_kernel<3>});
+  CHECK(second(*card) == 3);
+  *card = Op{.name = "own", .rule = "...->...", .cpu = times_kernel<5>};
+  CHECK(second(*card) == 5);
+  Op copy = *card;
+  copy.cpu = times_kernel<7>;
+  CHECK(second(copy) == 7);
+  CHECK(second(*card) == 5);
+  size_t calls = cached_calls(*one.rank);
+  for (int i = 0; i < 3; ++i) CHECK(second(copy) == 7);
+  CHECK(cached_calls(*one.rank) == calls);
+}
+
+TEST_CASE("who records a call can hold its card for as long as it needs it") {
+  class Recorder : public Observer {
+   public:
+    void on_call(const CallEvent& e) override { cards.push_back(e.lasting); }
+    std::vector<std::shared_ptr<const Op>> cards;
+  };
+  Recorder recorder;
+  {
+    OneRank one;
+    DistributedTensor x = one({3});
+    one.rank->add(recorder);
+    for (int i = 0; i < 2; ++i) {
+      const Op card = {.name = "own", .rule = "...->...", .cpu = times_kernel<2>, .keeps = {.inputs = {0}}};
+      call(card, {&x});
+      call(card, {&x});
+      const Op composite = {.name = "own_composite", .composite = times_composite<2>};
+      call(composite, {&x});
+    }
+    one.rank->remove(recorder);
+  }
+  REQUIRE(recorder.cards.size() == 8);
+  for (size_t i : {0, 4}) {
+    CHECK(recorder.cards[i] == recorder.cards[i + 1]);
+    CHECK(recorder.cards[i]->name == "own");
+    CHECK(recorder.cards[i]->keeps.inputs == std::vector<int>{0});
+    CHECK(recorder.cards[i + 2]->name == "mul_scalar");
+    CHECK(recorder.cards[i + 3]->composite == times_composite<2>);
+  }
+  CHECK(recorder.cards[0] != recorder.cards[4]);
+  CHECK(recorder.cards[2] == recorder.cards[6]);
+}
+
+TEST_CASE("an operand on another device than the rank's is an error that names both") {
+  auto rank = Rank::recorded(1);
+  DeviceMesh mesh(*rank, "x=1");
+  DistributedTensor meta = DistributedTensor::empty(mesh, {DType::f32, {3}, {}}),
+                    host = DistributedTensor::from_local(iota({3}), mesh, {}, {3});
+  CHECK(ops::add(meta, meta).is_meta());
+  CHECK_THROWS_WITH(ops::add(meta, host),
+                    "[add] operand 1, f32[3] x=Replicate, is on cpu and this rank's kernels on meta; bring its part "
+                    "here, .to(rank.allocator())");
+}
+
+TEST_CASE("from the factors of calls an observer counts the work of each rank, however it is sharded") {
+  class Flops : public Observer {
+   public:
+    void on_call(const CallEvent& e) override {
+      if (e.op.name != "matmul") return;
+      int64_t local = 2, all = 2;
+      for (const Context::FactorRange& f : e.factors) local *= f.range.size(), all *= f.size;
+      mine += local, whole += all;
+    }
+    int64_t mine = 0, whole = 0;
+  };
+  struct Case {
+    Placement x, w;
+    int64_t local;  // of 2 * 8 * 16 * 6 on all
+  };
+  for (const Case& c : {Case{Replicate(), Replicate(), 1536},
+                        {Shard(0), Replicate(), 768},
+                        {Replicate(), Shard(1), 768},
+                        {Shard(1), Shard(0), 768}})
+    launch(2, [&](Rank& rank) {
+      DeviceMesh mesh(rank, "tp=2");
+      DistributedTensor x = DistributedTensor::distribute(iota({8, 16}), mesh, {c.x}),
+                        w = DistributedTensor::distribute(iota({16, 6}), mesh, {c.w});
+      Flops flops;
+      rank.add(flops);
+      ops::matmul(x, w);
+      rank.remove(flops);
+      expect(flops.mine, c.local);
+      expect(flops.whole, 1536);
+    });
+}
+
+TEST_CASE("a call says whether it added to the tensor that it was given") {
+  class Last : public Observer {
+   public:
+    void on_call(const CallEvent& e) override { accumulated = e.accumulated, into = e.options.into; }
+    bool accumulated = false;
+    const DistributedTensor* into = nullptr;
+  };
+  OneRank one;
+  DistributedTensor dy = one({4, 2}), x = one({4, 3}), sum = ops::linear_weight_gradient(dy, x);
+  std::vector<double> once = numbers(sum.local());
+  Last last;
+  one.rank->add(last);
+  for (bool shared : {false, true}) {
+    DistributedTensor other = shared ? sum : DistributedTensor();
+    bool added = !shared;
+    DistributedTensor y = call(ops::linear_weight_gradient_op, {&dy, &x}, {}, {.into = &sum, .accumulated = &added});
+    CHECK(added == !shared);
+    CHECK(last.accumulated == !shared);
+    CHECK(last.into == &sum);
+    CHECK((y.id() == sum.id()) == !shared);
+  }
+  one.rank->remove(last);
+  CHECK(numbers(sum.local())[1] == 2 * once[1]);
+}
+
+TEST_CASE("what a card writes in place is never moved: a layout that would have to be is an error") {
+  const Op add_rows = {.name = "add_rows",
+                       .rule = "a[b],a[b]->a[b]",
+                       .writes = {0},
+                       .cpu = [](const Context&, std::span<const Tensor> in, std::span<Tensor> out) {
+                         for (int64_t i = 0; i < in[1].numel(); ++i) out[0].data<float>()[i] += in[1].data<float>()[i];
+                       }};
+  launch(2, [&](Rank& rank) {
+    DeviceMesh mesh(rank, "tp=2");
+    DistributedTensor rows = DistributedTensor::distribute(iota({4, 6}), mesh, {Shard(0)}),
+                      columns = DistributedTensor::distribute(iota({4, 6}), mesh, {Shard(1)});
+    DistributedTensor x = DistributedTensor::distribute(iota({4, 6}), mesh, {Shard(0)});
+    DistributedTensor y = call(add_rows, {&x, &columns});
+    expect(int64_t(y.id()), int64_t(x.id()));
+    expect(numbers(x.full())[7], 14);
+    std::string error;
+    try {
+      call(add_rows, {&columns, &rows});
+    } catch (const Error& e) {
+      error = e.what();
+    }
+    expect(error,
+           "[add_rows] operand 0 is written in place, which f32[4,6] tp=Shard(1) cannot be; redistribute it to "
+           "tp=Shard(0) first");
+    expect(numbers(columns.full())[7], 7);
   });
 }

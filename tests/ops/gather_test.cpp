@@ -109,3 +109,70 @@ TEST_CASE("one_hot is as wide as it is told, and its classes can be sharded") {
     expect(numbers(y.full()), std::vector<double>{0, 0, 1, 1, 0, 0});
   });
 }
+
+// --- in place: a key/value cache
+
+TEST_CASE("index_copy_ writes rows into its first operand in place and returns it") {
+  OneRank one;
+  DistributedTensor cache = one({3, 5, 2}), rows = one({3, 2, 2}), at = one(Tensor::of<int64_t>({2}, {4, 1}));
+  std::vector<double> before = numbers(cache.local()), source = numbers(rows.local());
+  DistributedTensor other = cache;
+  uint32_t version = cache.version();
+  std::byte* memory = cache.local().bytes_data();
+  DistributedTensor y = ops::index_copy_(cache, 1, at, rows);
+  CHECK(y.id() == cache.id());
+  CHECK(cache.version() > version);
+  CHECK(cache.local().bytes_data() == memory);
+  std::vector<double> after = numbers(other.local());
+  for (size_t a = 0; a < 3; ++a)
+    for (size_t j = 0; j < 5; ++j)
+      for (size_t q = 0; q < 2; ++q) {
+        double expected = j == 4 ? source[a * 4 + q] : j == 1 ? source[a * 4 + 2 + q] : before[a * 10 + j * 2 + q];
+        CHECK(after[a * 10 + j * 2 + q] == expected);
+      }
+  // Of equal indices the last one counts.
+  ops::index_copy_(cache, 1, one(Tensor::of<int64_t>({2}, {0, 0})), rows);
+  CHECK(numbers(cache.local())[1] == source[3]);
+  // Positions are values: a loop over them is one decision.
+  size_t calls = cached_calls(*one.rank);
+  for (int64_t i = 0; i < 4; ++i) ops::index_copy_(cache, 1, one(Tensor::of<int64_t>({2}, {i, i + 1})), rows);
+  CHECK(cached_calls(*one.rank) == calls);
+}
+
+TEST_CASE("index_copy_ does not disturb who shares memory with what it writes") {
+  OneRank one;
+  DistributedTensor x = one({4, 2}), top = ops::narrow(x, 0, 0, 2), at = one(Tensor::of<int64_t>({2}, {1, 2}));
+  ops::index_copy_(x, 0, at, top);  // from itself: a view keeps the old values
+  CHECK(numbers(x.local()) == std::vector<double>{0, 1, 0, 1, 2, 3, 6, 7});
+  CHECK(numbers(top.local()) == std::vector<double>{0, 1, 2, 3});
+  DistributedTensor two = one({2, 2});
+  CHECK_THROWS_WITH(ops::index_copy_(two, 0, at, two),
+                    "[index_copy_] operands 0 and 2 are one tensor, which is written in place: give a copy of it");
+  DistributedTensor y = one({4, 2});
+  CHECK_THROWS_WITH(ops::index_copy_(y, 0, one(Tensor::of<int64_t>({2}, {1, 4})), top),
+                    "[index_copy_] index 4 is outside [0,4) of dimension 0");
+  CHECK(numbers(y.local()) == numbers(iota({4, 2})));
+  CHECK_THROWS_WITH(ops::index_copy_(y, 0, one({2}), top), Contains("[index_copy_] indices are i64"));
+  CHECK_THROWS_WITH(ops::index_copy_(y, 0, at, one({2, 2}, DType::f64)),
+                    Contains("[index_copy_] element types differ"));
+  CHECK_THROWS_WITH(ops::index_copy_(y, 0, at, one({3, 2})), Contains("[index_copy_] sizes of i differ"));
+}
+
+TEST_CASE("index_copy_ leaves its first operand in its layout, whatever that is") {
+  for (int ranks : {2, 3})
+    launch(ranks, [&](Rank& rank) {
+      DeviceMesh mesh(rank, fmt::format("tp={}", ranks));
+      Tensor whole = iota({4, 5, 3}), rows = iota({4, 2, 3});
+      OneRank one;
+      DistributedTensor expected =
+          ops::index_copy_(one(whole.clone()), 1, one(Tensor::of<int64_t>({2}, {3, 0})), one(rows));
+      for (const Placement& p : {Replicate(), Shard(0), Shard(1), Shard(2), Partial(), Partial(Reduce::max)})
+        for (const Placement& q : {Replicate(), Shard(0), Shard(1), Shard(2), Partial()}) {
+          DistributedTensor cache = DistributedTensor::distribute(whole.clone(), mesh, {p});
+          DistributedTensor at = DistributedTensor::distribute(Tensor::of<int64_t>({2}, {3, 0}), mesh, Layout());
+          ops::index_copy_(cache, 1, at, DistributedTensor::distribute(rows, mesh, {q}));
+          expect(cache.layout(), Layout{p});
+          expect(numbers(cache.full()), numbers(expected.local()));
+        }
+    });
+}

@@ -57,7 +57,7 @@ class Moved : public Observer {
   explicit Moved(Rank& rank) : rank_(rank) { rank.add(*this); }
   ~Moved() override { rank_.remove(*this); }
   void on_collective(const CollectiveEvent& e) override {
-    log += fmt::format("{}{} {}", log.empty() ? "" : ", ", collective_name(e.step.kind), e.step.bytes);
+    log += fmt::format("{}{} {}", log.empty() ? "" : ", ", collective_name(e.kind), e.bytes);
     launches += e.group != last_;
     last_ = e.group;
   }

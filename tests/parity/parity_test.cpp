@@ -115,12 +115,12 @@ Pass forward_backward(const Reference& reference, const std::string& mesh_shape,
     plan_of(plan).apply(model);
     nn::materialize(model, reference.options.seed);
     std::vector<nn::Parameter*> parameters = model.parameters();
-    nn::Tape tape(rank);
-    nn::watch_parameters(tape, parameters);
+    testing::Autograd autograd(rank);
+    nn::watch_parameters(autograd, parameters);
     nn::PackedText::Batch batch = reference.batch(mesh, 0);
     DistributedTensor loss = ops::cross_entropy(model(batch.inputs), batch.targets, {.ignore_index = reference.json["ignore_index"]});
-    tape.backward(loss);
-    std::vector<DistributedTensor> gradients = nn::reduce_gradients(tape, parameters);
+    autograd.backward(loss);
+    std::vector<DistributedTensor> gradients = nn::reduce_gradients(autograd, parameters);
 
     NoGrad scope(rank);
     Pass mine{loss.item(), {}, {}, {}, {}};
@@ -252,19 +252,19 @@ DistributedTensor tensor_of(const DeviceMesh& mesh, const Json& t, DType dtype) 
 std::vector<std::vector<double>> run(const Json& c, DType dtype) {
   auto rank = Rank::single();
   DeviceMesh mesh(*rank, "x=1");
-  nn::Tape tape(*rank);
+  testing::Autograd autograd(*rank);
   Tensors x;
   for (const Json& t : c["inputs"]) {
     bool floating = t["dtype"] == "float";
     x.push_back(tensor_of(mesh, t, floating ? dtype : DType::i64));
-    if (floating) tape.watch(x.back());
+    if (floating) autograd.watch(x.back());
   }
   DistributedTensor out = calls().at(c["op"])(x, c["attributes"]);
   check(to_string(out.shape()) == to_string(shape_of(c["output"]["shape"])), "the output is {}, not {}", to_string(out.shape()), c["output"]["shape"].dump());
-  tape.backward(ops::sum(ops::mul(out, tensor_of(mesh, c["of_output"], dtype))));
+  autograd.backward(ops::sum(ops::mul(out, tensor_of(mesh, c["of_output"], dtype))));
   std::vector<std::vector<double>> results{values(out.local())};
   for (const DistributedTensor& t : x)
-    if (is_floating(t.dtype())) results.push_back(values(tape.gradient(t).full()));
+    if (is_floating(t.dtype())) results.push_back(values(autograd.gradient(t).full()));
   return results;
 }
 

@@ -5,7 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "dtensor/launch.h"
-#include "nn/tape.h"
+#include "tests/autograd.h"
 #include "ops/functions.h"
 #include "ops/pointwise.h"
 #include "ops/reduce.h"
@@ -79,12 +79,12 @@ std::string difference(const std::vector<double>& got, const std::vector<double>
 void check_case(const Json& c, DType dtype) {
   auto rank = Rank::single();
   DeviceMesh mesh(*rank, "x=1");
-  nn::Tape tape(*rank);
+  testing::Autograd autograd(*rank);
   std::vector<DistributedTensor> x;
   std::vector<const DistributedTensor*> inputs;
   for (const Json& t : c["inputs"]) {
     x.push_back(tensor_of(mesh, t, dtype));
-    if (is_floating(x.back().dtype())) tape.watch(x.back());
+    if (is_floating(x.back().dtype())) autograd.watch(x.back());
   }
   for (const DistributedTensor& t : x) inputs.push_back(&t);
   DistributedTensor out =
@@ -97,10 +97,10 @@ void check_case(const Json& c, DType dtype) {
   for (size_t i = 0; i < got.size(); ++i)  // the sign of zero
     if (x.size() == 1 && expected[i] == 0 && got[i] == 0) CHECK(std::signbit(got[i]) == std::signbit(expected[i]));
   if (!c.contains("gradients")) return;
-  tape.backward(ops::sum(ops::mul(out, of_output(mesh, out.shape(), dtype))));
+  autograd.backward(ops::sum(ops::mul(out, of_output(mesh, out.shape(), dtype))));
   for (size_t i = 0; i < x.size(); ++i) {
     if (c["gradients"][i].is_null()) continue;
-    DistributedTensor g = tape.gradient(x[i]);
+    DistributedTensor g = autograd.gradient(x[i]);
     std::vector<double> zero(size_t(numel(x[i].shape())));  // none is zero
     INFO("gradient " << i);
     CHECK(difference(g.defined() ? numbers(g.local()) : zero, numbers(c["gradients"][i]), tolerance) == "");

@@ -5,7 +5,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
-#include "nn/tape.h"
+#include "tests/autograd.h"
 #include "ops/functions.h"
 #include "tests/ops/helpers.h"
 
@@ -46,22 +46,22 @@ Tensor tensor_of(const Json& j, DType dtype) {
 // The output, then the gradient of each floating input.
 std::vector<Values> run(const Json& c, DType dtype) {
   OneRank one;
-  nn::Tape tape(*one.rank);
+  testing::Autograd autograd(*one.rank);
   std::vector<DistributedTensor> x;
   for (const Json& t : c["inputs"]) {
     std::string kind = t["dtype"];
     x.push_back(one(tensor_of(t, kind == "float" ? dtype : kind == "int" ? DType::i64 : DType::boolean)));
-    if (kind == "float") tape.watch(x.back());
+    if (kind == "float") autograd.watch(x.back());
   }
   std::vector<const DistributedTensor*> inputs;
   for (const DistributedTensor& t : x) inputs.push_back(&t);
   DistributedTensor y = ops::call_function(c["op"].get<std::string>(), inputs, attributes_of(c["attributes"]))[0];
   Tensor dy = tensor_of(c["of_output"], dtype);
   check(y.shape() == dy.shape(), "the output is {}, not {}", to_string(y.shape()), to_string(dy.shape()));
-  tape.backward(ops::sum(ops::mul(y, one(dy))));
+  autograd.backward(ops::sum(ops::mul(y, one(dy))));
   std::vector<Values> results{numbers(y.local())};
   for (const DistributedTensor& t : x)
-    if (is_floating(t.dtype())) results.push_back(numbers(tape.gradient(t).full()));
+    if (is_floating(t.dtype())) results.push_back(numbers(autograd.gradient(t).full()));
   return results;
 }
 

@@ -6,7 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "dtensor/launch.h"
-#include "nn/tape.h"
+#include "tests/autograd.h"
 #include "ops/all.h"
 #include "ops/functions.h"
 
@@ -67,7 +67,7 @@ std::string difference(const Tensor& got, const Json& expected_json) {
 
 // The inputs, sharded along dimension d where they have one that large; an error that says what is wrong.
 void run(const DeviceMesh& mesh, const Json& c, int d) {
-  nn::Tape tape(mesh.rank_state());
+  testing::Autograd autograd(mesh.rank_state());
   std::vector<DistributedTensor> x;
   std::vector<const DistributedTensor*> pointers;
   for (const Json& t : c["inputs"]) {
@@ -76,7 +76,7 @@ void run(const DeviceMesh& mesh, const Json& c, int d) {
         DistributedTensor::distribute(whole, mesh, d < whole.dims() && x.empty() ? Layout{Shard(d)} : Layout()));
   }
   for (const DistributedTensor& t : x) {
-    if (is_floating(t.dtype())) tape.watch(t);
+    if (is_floating(t.dtype())) autograd.watch(t);
     pointers.push_back(&t);
   }
   auto outputs = ops::call_function(c["function"].get<std::string>(), pointers, attributes_of(c["attributes"]));
@@ -88,10 +88,10 @@ void run(const DeviceMesh& mesh, const Json& c, int d) {
   for (size_t o = 0; o < outputs.size(); ++o) compare(fmt::format("output {}", o), outputs[o].full(), c["outputs"][o]);
   if (!c.contains("gradients")) return;
   DistributedTensor weights = DistributedTensor::distribute(tensor_of(c["weights"]), mesh, Layout());
-  tape.backward(ops::sum(ops::mul(outputs[0], weights)).redistribute(Layout()));
+  autograd.backward(ops::sum(ops::mul(outputs[0], weights)).redistribute(Layout()));
   for (size_t i = 0, g = 0; i < x.size(); ++i)
     if (is_floating(x[i].dtype()))
-      compare(fmt::format("gradient {}", i), tape.gradient(x[i]).full(), c["gradients"][g++]);
+      compare(fmt::format("gradient {}", i), autograd.gradient(x[i]).full(), c["gradients"][g++]);
 }
 
 Json cases() {

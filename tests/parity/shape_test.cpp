@@ -5,7 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "dtensor/launch.h"
-#include "nn/tape.h"
+#include "tests/autograd.h"
 #include "ops/functions.h"
 #include "ops/pointwise.h"
 #include "ops/reduce.h"
@@ -54,14 +54,14 @@ std::string shown(const Tensor& t, bool sharded) {
 
 // The outputs, and the gradients of the floating inputs, laid out by `layout` of each input's dimensions.
 std::vector<std::string> run(const DeviceMesh& mesh, const Json& c, Layout (*layout)(int dims)) {
-  nn::Tape tape(mesh.rank_state());
+  testing::Autograd autograd(mesh.rank_state());
   bool sharded = mesh.shape().world() > 1;
   std::vector<DistributedTensor> x;
   std::vector<const DistributedTensor*> pointers;
   for (const Json& t : c["inputs"]) {
     Tensor whole = tensor_of(t);
     x.push_back(DistributedTensor::distribute(whole, mesh, layout(whole.dims())));
-    if (is_floating(whole.dtype())) tape.watch(x.back());
+    if (is_floating(whole.dtype())) autograd.watch(x.back());
   }
   for (const DistributedTensor& t : x) pointers.push_back(&t);
   auto outputs = ops::call_function(c["op"].get<std::string>(), pointers, attributes_of(c["values"]));
@@ -75,10 +75,10 @@ std::vector<std::string> run(const DeviceMesh& mesh, const Json& c, Layout (*lay
     loss = loss.defined() ? ops::add(loss, part) : part;
   }
   if (!loss.defined()) return results;
-  tape.backward(loss);
+  autograd.backward(loss);
   for (const DistributedTensor& t : x) {
     if (!is_floating(t.dtype())) continue;
-    DistributedTensor g = tape.gradient(t);
+    DistributedTensor g = autograd.gradient(t);
     results.push_back(
         shown(g.defined() ? g.full().contiguous() : Tensor::zeros(std::make_shared<Allocator>(), t.dtype(), t.shape()),
               sharded));

@@ -155,14 +155,14 @@ TEMPLATE_TEST_CASE("fused: swiglu and its gradients", "", float, double) {
 
 TEMPLATE_TEST_CASE("fused: rotary turns pairs (i, i + d/2), and back", "", float, double) {
   using T = TestType;
-  const int64_t batch = 2, positions = 5, begin = 1000;
+  const int64_t batch = 2, positions = 5, at[positions] = {1000, 3, 1002, 0, 7};
   const double theta = 10000, tolerance = std::is_same_v<T, float> ? 1e-6 : 1e-12;
   for (int64_t d : {2, 6, 32, 34, 128})
     for (int64_t heads : {0, 1, 3}) {
       CAPTURE(d, heads);
       Row<T> cos(positions * d / 2), sin(positions * d / 2), one_cos(d / 2), one_sin(d / 2);
-      cpu::rotary_table(begin, begin + positions, d, theta, cos.data(), sin.data());
-      cpu::rotary_table(begin + 3, begin + 4, d, theta, one_cos.data(), one_sin.data());
+      cpu::rotary_table(positions, at, d, theta, cos.data(), sin.data());
+      cpu::rotary_table(1, at + 3, d, theta, one_cos.data(), one_sin.data());
       CHECK(same(one_cos, Row<T>(&cos[3 * d / 2], &cos[3 * d / 2] + d / 2)));
       CHECK(same(one_sin, Row<T>(&sin[3 * d / 2], &sin[3 * d / 2] + d / 2)));
 
@@ -182,7 +182,7 @@ TEMPLATE_TEST_CASE("fused: rotary turns pairs (i, i + d/2), and back", "", float
             for (int64_t i = 0; i < d / 2; i++) {
               const int64_t f = b * from.batch + p * from.position + h * from.head + i;
               const int64_t t = b * to.batch + p * to.position + h * to.head + i;
-              const double angle = double(begin + p) * std::pow(theta, -2.0 * double(i) / double(d));
+              const double angle = double(at[p]) * std::pow(theta, -2.0 * double(i) / double(d));
               const double c = std::cos(angle), s = std::sin(angle), low = x[f], high = x[f + d / 2];
               REQUIRE(y[t] == Approx(low * c - high * s).margin(tolerance));
               REQUIRE(y[t + d / 2] == Approx(high * c + low * s).margin(tolerance));
@@ -259,6 +259,8 @@ TEMPLATE_TEST_CASE("fused: adamw is PyTorch's, over three steps", "", float, dou
 
 TEST_CASE("fused: the same bits on every instruction set") {
   const int64_t rows = 9, d = 74, n = rows * d;
+  std::vector<int64_t> at(rows);
+  std::iota(at.begin(), at.end(), 0);
   const auto x = normal<float>(n, 1), w = normal<float>(d, 2), dy = normal<float>(n, 3), up = normal<float>(n, 4);
   const auto everything = [&] {
     Row<float> all, y(n), z(n), m(n), v(n), rstd(rows), dw(d), cos(rows * d / 2), sin(rows * d / 2);
@@ -268,7 +270,7 @@ TEST_CASE("fused: the same bits on every instruction set") {
     cpu::rms_norm_backward_weight(rows, d, 0, d, dy.data(), x.data(), rstd.data(), dw.data(), 4), keep(dw);
     cpu::swiglu(n, x.data(), up.data(), y.data()), keep(y);
     cpu::swiglu_backward(n, dy.data(), x.data(), up.data(), y.data(), z.data()), keep(y), keep(z);
-    cpu::rotary_table(0, rows, d, 1e4, cos.data(), sin.data());
+    cpu::rotary_table(rows, at.data(), d, 1e4, cos.data(), sin.data());
     cpu::rotary(1, rows, 1, d, x.data(), {n, d, d}, cos.data(), sin.data(), false, y.data(), {n, d, d}), keep(y);
     cpu::cross_entropy_backward(n, x.data(), 5, 2.5, 3, 0.1, y.data()), keep(y);
     y = x;

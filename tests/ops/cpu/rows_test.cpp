@@ -310,6 +310,47 @@ TEST_CASE("rows: column sums follow the law over the rows, and columns and rows 
     }
 }
 
+TEST_CASE("rows: sums of picked rows have the bits of sums over all rows, the others zeros") {
+  for (int64_t rows : {1, 8, 100, 257, 4096})
+    for (int64_t n : {1, 16, 77, 128, 300})
+      for (int every : {1, 2, 7, 100, 5000}) {
+        const int64_t l = std::max<int64_t>(8, leaves(rows)), stride = n + 1;
+        auto x = normal(rows * stride), all = x;
+        std::vector<cpu::PickedRow> picked;
+        int64_t leaf = 0;
+        for (int64_t r = 0; r < rows; r++) {
+          while ((leaf + 1) * rows / l <= r) leaf++;
+          if ((r * 2654435761u >> 7) % every == 0)
+            picked.push_back({r, leaf});
+          else
+            std::fill_n(all.data() + r * stride, n, 0.f);
+        }
+        std::vector<float> y(n, 9.f), expected(n);
+        cpu::sum_picked_rows(int64_t(picked.size()), picked.data(), n, x.data(), stride, y.data());
+        cpu::sum_rows(rows, n, all.data(), stride, expected.data(), false, l);
+        CAPTURE(rows, n, every, picked.size());
+        CHECK(same(y, expected));
+      }
+}
+
+TEST_CASE("rows: a sum of squares in float64 may be shared by its subtrees, also where they differ in length") {
+  for (int64_t n : {0, 1, 100, 1000, 4097, 33333}) {
+    const auto x = normal(n);
+    const std::vector<double> wide(x.begin(), x.end());
+    const int64_t l = std::max<int64_t>(8, leaves(n));
+    const double whole = cpu::sum_squares_f64(n, x.data(), l, 0, l);
+    CAPTURE(n);
+    CHECK(same(whole, cpu::sum_squares(n, wide.data(), l)));
+    CHECK(same(whole, cpu::sum_squares_f64(n, wide.data(), l, 0, l)));
+    for (int64_t parts : {2, 4, 8}) {
+      std::vector<double> sums;
+      for (int64_t i = 0; i < parts; i++)
+        sums.push_back(cpu::sum_squares_f64(n, x.data(), l, i * l / parts, (i + 1) * l / parts));
+      CHECK(same(tree(sums), whole));
+    }
+  }
+}
+
 TEST_CASE("rows: scale and max") {
   const auto x = normal(37);
   std::vector<float> y(37);
@@ -342,6 +383,10 @@ TEST_CASE("rows: the same bits on every instruction set") {
     }
     cpu::sum_rows(10, 123, x.data(), 123, y.data(), false);
     all.insert(all.end(), y.begin(), y.begin() + 123);
+    const cpu::PickedRow picked[] = {{1, 0}, {2, 0}, {4, 1}, {9, 3}};
+    cpu::sum_picked_rows(4, picked, 123, x.data(), 123, y.data());
+    all.insert(all.end(), y.begin(), y.begin() + 123);
+    all.push_back(float(cpu::sum_squares_f64(1237, x.data(), 16, 0, 16)));
     return all;
   };
   CHECK(same(everything(), on_baseline(everything)));

@@ -1,0 +1,181 @@
+#include "nn/gradient_store.h"
+
+#include "nn/record.h"
+#include "ops/pointwise.h"
+
+namespace dtensor::nn {
+namespace {
+
+DistributedTensor sum_of(const DistributedTensor& older, DistributedTensor newer) {
+  if (!older.defined()) return newer;
+  return newer.defined() ? ops::add(older, newer) : older;
+}
+
+std::string reason_of(const std::string& name) { return name.empty() ? "gradient" : "gradient of " + name; }
+
+}  // namespace
+
+void TreeSum::push(DistributedTensor x) {
+  int level = 0;
+  for (; !parts_.empty() && parts_.back().level == level; ++level) {
+    x = sum_of(parts_.back().sum, std::move(x));
+    parts_.pop_back();
+  }
+  parts_.push_back({level, std::move(x)});
+}
+
+DistributedTensor TreeSum::total() const {
+  DistributedTensor sum;
+  for (size_t i = parts_.size(); i-- > 0;) sum = sum_of(parts_[i].sum, std::move(sum));
+  return sum;
+}
+
+void GradientStore::add_leaf(const DistributedTensor& leaf, std::optional<DType> gradient, std::string name,
+                             int group) {
+  check(leaf.defined(), "[watch] the value {} is undefined", name);
+  DType dtype = gradient.value_or(leaf.dtype());
+  for (DType t : {leaf.dtype(), dtype})
+    if (!is_floating(t))
+      fail("[watch] {} has no gradient of type {}: only floating types have one", to_string(leaf), dtensor::name(t));
+  if (by_id_.contains(leaf.id())) return;  // twice is once
+  for (const Record* record : records_)
+    if (record->tracks(leaf))
+      fail(
+          "[watch] {} was computed from a watched value, whose gradient would end here: watch values before they are "
+          "used",
+          to_string(leaf));
+  leaves_.push_back({leaf, dtype, std::move(name), group, {}, {}});
+  by_id_.emplace(leaf.id(), &leaves_.back());
+  if (group >= 0) groups_[size_t(group)].push_back(&leaves_.back());
+}
+
+void GradientStore::watch(const DistributedTensor& leaf, std::optional<DType> gradient, std::string name) {
+  add_leaf(leaf, gradient, std::move(name), -1);
+}
+
+void GradientStore::watch_together(const std::vector<DistributedTensor>& leaves, const std::vector<std::string>& names,
+                                   std::optional<DType> gradient) {
+  check(leaves.size() == names.size(), "[watch_together] {} leaves and {} names", leaves.size(), names.size());
+  groups_.emplace_back();
+  for (size_t i = 0; i < leaves.size(); ++i) add_leaf(leaves[i], gradient, names[i], int(groups_.size()) - 1);
+}
+
+void GradientStore::watch_in_buckets(const std::vector<DistributedTensor>& leaves,
+                                     const std::vector<std::string>& names, int64_t bytes,
+                                     std::optional<DType> gradient) {
+  check(leaves.size() == names.size(), "[watch_in_buckets] {} leaves and {} names", leaves.size(), names.size());
+  int64_t full = bytes;  // of the bucket that is being filled: at first there is none
+  for (size_t i = leaves.size(); i-- > 0;) {
+    if (full >= bytes) groups_.emplace_back(), full = 0;
+    add_leaf(leaves[i], gradient, names[i], int(groups_.size()) - 1);
+    full += numel(leaves[i].spec().local_shape) * itemsize(gradient.value_or(leaves[i].dtype()));
+  }
+}
+
+DistributedTensor GradientStore::gradient(const DistributedTensor& leaf) const {
+  check(leaf.defined(), "[gradient] the value is undefined");
+  auto it = by_id_.find(leaf.id());
+  if (it == by_id_.end()) return {};
+  NoGrad scope(rank_);
+  return sum_of(it->second->reduced.total(), it->second->arrived.total());
+}
+
+std::vector<DistributedTensor> GradientStore::reduce(const std::vector<DistributedTensor>& leaves) {
+  std::vector<Leaf*> found;
+  for (const DistributedTensor& x : leaves) {
+    auto it = x.defined() ? by_id_.find(x.id()) : by_id_.end();
+    check(it != by_id_.end(), "[reduce] {} is not watched", to_string(x));
+    found.push_back(it->second);
+  }
+  NoGrad scope(rank_);
+  std::vector<DistributedTensor> list, all;
+  std::vector<Layout> layouts;
+  std::vector<std::string> reasons;
+  std::vector<size_t> index;  // in `leaves`
+  for (size_t i = 0; i < found.size(); ++i) {
+    Leaf& leaf = *found[i];
+    all.push_back(leaf.reduced.total());
+    DistributedTensor arrived = leaf.arrived.total();
+    if (!arrived.defined()) continue;
+    index.push_back(i);
+    list.push_back(std::move(arrived));
+    layouts.push_back(leaf.value.layout());
+    reasons.push_back(reason_of(leaf.name));
+  }
+  list = redistribute(list, layouts, {.reasons = reasons});
+  for (size_t k = 0; k < list.size(); ++k) all[index[k]] = sum_of(all[index[k]], list[k]);
+  for (size_t i = 0; i < all.size(); ++i) {
+    const LocalSpec& spec = found[i]->value.spec();
+    const DeviceMesh& mesh = found[i]->value.mesh();
+    if (!all[i].defined())
+      all[i] = DistributedTensor::empty(
+          mesh, mesh.intern({found[i]->dtype, spec.shape, spec.layout}),
+          Tensor::zeros(rank_.allocator(), found[i]->dtype, spec.local_shape, found[i]->value.local().device()));
+  }
+  for (size_t i = 0; i < all.size(); ++i) {
+    found[i]->arrived = {}, found[i]->reduced = {};
+    found[i]->reduced.push(all[i]);
+  }
+  return all;
+}
+
+void GradientStore::clear() {
+  for (Leaf& leaf : leaves_) leaf.arrived = {}, leaf.reduced = {};
+}
+
+GradientStore::Pass::Pass(GradientStore& store, std::vector<int> uses, bool reduce)
+    : store_(store), uses_(std::move(uses)), reduce_(reduce) {
+  uses_.resize(store.groups_.size());
+}
+
+void GradientStore::Pass::passed(Leaf& leaf) {
+  if (--uses_[size_t(leaf.group)] == 0 && reduce_) begin_reduce(leaf.group);
+}
+
+void GradientStore::Pass::begin_reduce(int group) {
+  OnItsWay next;
+  std::vector<DistributedTensor> list;
+  std::vector<Layout> layouts;
+  std::vector<std::string> reasons;
+  for (Leaf* leaf : store_.groups_[size_t(group)]) {
+    TreeSum all = leaf->arrived;
+    all.push(std::move(sums_[leaf]));
+    sums_.erase(leaf);
+    DistributedTensor sum = all.total();
+    if (!sum.defined()) continue;
+    next.leaves.push_back(leaf);
+    list.push_back(std::move(sum));
+    layouts.push_back(leaf->value.layout());
+    reasons.push_back(reason_of(leaf->name));
+  }
+  if (list.empty()) return;
+  if (int(on_their_way_.size()) == store_.options_.in_flight) finish_first();
+  next.redistribution = Redistribution::begin(list, layouts, {.reasons = reasons});
+  on_their_way_.push_back(std::move(next));
+}
+
+void GradientStore::Pass::finish_first() {
+  std::vector<DistributedTensor> list = on_their_way_.front().redistribution.finish();
+  for (size_t i = 0; i < list.size(); ++i) reduced_[on_their_way_.front().leaves[i]] = list[i];
+  on_their_way_.pop_front();
+}
+
+void GradientStore::Pass::commit() {
+  while (!on_their_way_.empty()) finish_first();
+  // All sums first, so that an error on the way leaves the store as it was.
+  std::vector<std::pair<TreeSum, TreeSum>> next;
+  for (Leaf& leaf : store_.leaves_) {
+    auto& [arrived, reduced] = next.emplace_back(leaf.arrived, leaf.reduced);
+    auto it = reduced_.find(&leaf);
+    if (it != reduced_.end()) {
+      arrived = {};
+      reduced.push(std::move(it->second));
+    } else {
+      arrived.push(std::move(sums_[&leaf]));
+    }
+  }
+  for (size_t i = 0; i < next.size(); ++i)
+    store_.leaves_[i].arrived = std::move(next[i].first), store_.leaves_[i].reduced = std::move(next[i].second);
+}
+
+}  // namespace dtensor::nn
