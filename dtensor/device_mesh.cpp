@@ -5,7 +5,7 @@
 
 namespace dtensor {
 
-// All meshes of a rank, by names, sizes and ranks as text.
+// All meshes of a rank, by names, sizes, ranks and places as text.
 struct DeviceMesh::Table {
   std::map<std::string, std::unique_ptr<State>> meshes;
 };
@@ -15,7 +15,8 @@ DeviceMesh::DeviceMesh(Rank& rank, MeshShape shape, std::vector<int> strides, in
   std::string key;
   for (int a = 0; a < shape.axes(); ++a) {
     first -= shape.coordinate(index, a) * strides[size_t(a)];
-    key += fmt::format("{}={}*{},", shape.name(a), shape.size(a), shape.size(a) > 1 ? strides[size_t(a)] : 0);
+    key += fmt::format("{}={}*{}{},", shape.name(a), shape.size(a), shape.size(a) > 1 ? strides[size_t(a)] : 0,
+                       shape.place(a) == AxisPlace::across_nodes ? " across" : "");
   }
   if (!rank.meshes) rank.meshes = std::make_shared<Table>();
   auto& state = static_cast<Table*>(rank.meshes.get())->meshes[fmt::format("{}{}", key, first)];

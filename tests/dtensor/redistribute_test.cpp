@@ -5,6 +5,7 @@
 #include <cmath>
 #include <set>
 
+#include "dtensor/plan_cache.h"
 #include "placement/redistribution.h"
 #include "tests/dtensor/ranks.h"
 #include "tests/placement/cases.h"
@@ -161,9 +162,8 @@ TEST_CASE("law 6: large sums are the same tree whatever the plan", "[nightly]") 
             fail("element {} of {}", i, to_string(y));
     }
   });
-  CHECK(logs[0].kinds ==
-        std::vector{CollectiveKind::all_reduce, CollectiveKind::all_gather, CollectiveKind::reduce_scatter,
-                    CollectiveKind::reduce_scatter});
+  CHECK(logs[0].kinds == std::vector{CollectiveKind::all_reduce, CollectiveKind::all_gather,
+                                     CollectiveKind::reduce_scatter, CollectiveKind::reduce_scatter});
 }
 
 TEST_CASE("law 1: every element type keeps its bits") {
@@ -335,6 +335,70 @@ TEST_CASE("law 9: a redistribution that cannot be is an error") {
   });
 }
 
+TEST_CASE("copies of a redistribution's handle are the same redistribution") {
+  launch(2, [](Rank& rank) {
+    DeviceMesh mesh(rank, "tp=2");
+    auto x = DistributedTensor::distribute(Tensor::of<float>({4}, {1, 2, 3, 4}), mesh, {Shard(0)});
+    Log log;
+    Observing scope(rank, log);
+    for (const Layout& to : {Layout{}, Layout{Shard(0)}}) {  // one moves, one does not
+      log = {};
+      Redistribution one = Redistribution::begin(std::span(&x, 1), std::span(&to, 1)), two = one;
+      std::vector<DistributedTensor> a = one.finish(), b = two.finish();
+      check(a.size() == 1 && b.size() == 1 && a[0].id() == b[0].id(), "the same tensors");
+      check(a[0].layout() == to && (a[0].id() == x.id()) == (to == x.layout()), "in their layout");
+      check(log.lines.size() == size_t(to != x.layout()) && log.redistributions == log.lines.size(), "it runs once");
+      check(!one.defined() && !two.defined(), "finished");
+      std::string error = error_of([&] { one.finish(); });
+      check(error == "[Redistribution::finish] nothing is under way: this handle was finished, or began nothing", "{}",
+            error);
+    }
+    check(Redistribution::begin({}, {}).finish().empty(), "of no tensors");
+  });
+}
+
+TEST_CASE("a redistribution that is dropped holds nothing") {
+  launch(2, [](Rank& rank) {
+    DeviceMesh mesh(rank, "tp=2");
+    auto x = DistributedTensor::empty(mesh, {DType::f32, {1 << 16}, Layout{Shard(0)}});
+    fill(x.local_for_writing(), 1);
+    int64_t bytes = rank.allocator()->bytes_in_use();
+    Layout to;
+    for (int i = 0; i < 40; ++i) Redistribution::begin(std::span(&x, 1), std::span(&to, 1));
+    x.redistribute(to);  // the ranks are still in step
+    check(rank.allocator()->bytes_in_use() <= bytes + 4 * (4 << 16), "{} bytes in use, {} before",
+          rank.allocator()->bytes_in_use(), bytes);
+  });
+}
+
+TEST_CASE("plans are found once and bounded") {
+  auto rank = Rank::recorded(1024);
+  DeviceMesh mesh(*rank, "dp=1024");
+  auto x = DistributedTensor::empty(mesh, {DType::f32, {8192, 8192}, Layout{Shard(0)}});
+  std::shared_ptr<PlannedMove> plan = mesh.plans().find(mesh, x.spec(), Layout{Shard(1)});
+  CHECK(mesh.plans().size() == 1);
+  for (int i = 0; i < 3; ++i) x.redistribute({Shard(1)});
+  CHECK(mesh.plans().find(mesh, x.spec(), Layout{Shard(1)}) == plan);
+  CHECK(mesh.plans().size() == 1);
+  for (int64_t n = 1; n < int64_t(PlanCache::capacity) + 100; ++n)
+    DistributedTensor::empty(mesh, {DType::f32, {n}, Layout{Shard(0)}}).redistribute({Replicate()});
+  CHECK(mesh.plans().size() == PlanCache::capacity);
+}
+
+TEST_CASE("observers see the plan of a redistribution") {
+  struct Plans : Observer {
+    std::vector<StepKind> kinds;
+    void on_redistribute(const RedistributeEvent& e) override {
+      for (const Step& s : e.plan.steps) kinds.push_back(s.kind);
+    }
+  } plans;
+  auto rank = Rank::recorded(4);
+  DeviceMesh mesh(*rank, "dp=2,tp=2");
+  Observing scope(*rank, plans);
+  DistributedTensor::empty(mesh, {DType::f32, {8, 8}, Layout{Shard(0)}}).redistribute({Replicate(), Shard(1)});
+  CHECK(plans.kinds == std::vector{StepKind::slice, StepKind::all_gather});
+}
+
 TEST_CASE("law 9: a meta tensor is not moved between launched ranks") {
   auto run = [] {
     launch(2, [](Rank& rank) {
@@ -345,5 +409,6 @@ TEST_CASE("law 9: a meta tensor is not moved between launched ranks") {
       DistributedTensor::empty(mesh, local, meta).redistribute({Replicate()});
     });
   };
-  CHECK_THROWS_WITH(run(), Catch::Contains("[all_gather] a meta tensor of 24 elements has no bytes to move between launched ranks: materialize() it, or run on "));
+  CHECK_THROWS_WITH(run(), Catch::Contains("[all_gather] a meta tensor of 24 elements has no bytes to move between "
+                                           "launched ranks: materialize() it, or run on "));
 }

@@ -113,5 +113,5 @@ TEST_CASE("micro-batches need the memory of one and of their sums") {
 
 TEST_CASE("a batch that does not divide into micro-batches is an error") {
   for (int64_t size : {3, 16, -1, 1})
-    CHECK_THAT(error_of([&] { step("dp=2", "", 8, size); }), Contains("--micro-batch-size divides --batch-size"));
+    CHECK_THAT(error_of([&] { step("dp=2", "", 8, size); }), Contains(" ranks: --micro-batch-size divides --batch-size, and the data axes divide it"));
 }

@@ -535,7 +535,7 @@ TEST_CASE("errors of a record") {
   CHECK(several({y, {}}, {y, y}) == "[backward] output 1 is undefined");
   CHECK(several({y, one}, {y, one}) == "[backward] no watched value leads to output 1");
   CHECK(several({y}, {one}) == "[backward] the gradient of output 0 is f64[1] x=Replicate, not of the output's shape and type, f64[2,3] x=Replicate");
-  CHECK_THAT(several({y}, {y}, {.of = nn::BackwardOptions::Of::weights}), Contains("are backward_weights()'s"));
+  CHECK_THAT(several({y}, {y}, {.of = nn::BackwardOptions::Of::weights}), Contains("[backward] the gradients of the weights alone are backward_weights()'s, after a pass of the inputs"));
   CHECK(error_of([&] { record.watch({}); }) == "[watch] the value is undefined");
   CHECK(error_of([&] { record.gradient({}); }) == "[gradient] the value is undefined");
   CHECK(error_of([&] { autograd.store.gradient({}); }) == "[gradient] the value is undefined");
@@ -546,7 +546,7 @@ TEST_CASE("errors of a record") {
   DistributedTensor ids = DistributedTensor::distribute(Tensor::of<int64_t>({1}, {3}), m, whole);
   CHECK(error_of([&] { autograd.watch(ids); }) == "[watch] i64[1] x=Replicate has no gradient of type i64: only floating types have one");
   CHECK(error_of([&] { record.watch(ids); }) == "[watch] i64[1] x=Replicate has no gradient: only floating types have one");
-  CHECK_THAT(error_of([&] { record.watch(x); }), StartsWith("[watch] f64[2,3] x=Replicate is watched by the store, or was computed"));
+  CHECK_THAT(error_of([&] { record.watch(x); }), Catch::Equals("[watch] f64[2,3] x=Replicate is watched by the store, or was computed from a watched value, whose gradient would end here: watch values before they are used"));
 }
 
 TEST_CASE("an error anywhere leaves no half sum behind: the step can be repeated and gives the same bits") {
@@ -608,7 +608,7 @@ TEST_CASE("what was written in place between its use and the backward pass is an
   DistributedTensor c = DistributedTensor::distribute(f64({2, 3}, 9), m, whole), w = DistributedTensor::distribute(f64({2, 3}, 1), m, whole);
   Autograd autograd(*rank);
   autograd.watch(w);
-  auto written = [](const DistributedTensor&) { return StartsWith("[Record] f64[2,3] x=Replicate was written in place after it was recorded"); };
+  auto written = [](const DistributedTensor&) { return Catch::Equals("[Record] f64[2,3] x=Replicate was written in place after it was recorded, so that it has no gradient any more: write to a new value, or before it is used, or start a new record"); };
   SECTION("an output that is used afterwards") {
     DistributedTensor y = w + w;
     y.copy_(c);
