@@ -20,7 +20,7 @@ TEST_CASE("CUDA: an operand in host memory, or of another rank's device or strea
   auto rank = Rank::single(Device::cuda), other = Rank::single(Device::cuda);
   DeviceMesh mesh(*rank, "x=1");
   Tensor host = Tensor::of<float>({2}, {-1, 1}), elsewhere = host.to(other->allocator());
-  auto at = [&](const Tensor& t) { return DistributedTensor::from_local(t, mesh, {}, {2}); };
+  auto at = [&](const Tensor& t) { return DistributedTensor::empty(mesh, mesh.intern({DType::f32, {2}, {}}), t); };
   DistributedTensor x = at(host.to(rank->allocator()));
   CHECK(element(ops::add(x, x).local().cpu(), 1) == 2);
   CHECK_THROWS_WITH(ops::add(x, at(host)),

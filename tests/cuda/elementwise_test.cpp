@@ -81,8 +81,8 @@ TEST_CASE("CUDA: what a card's types do not let pass is an error of its kernel t
   ThreadPool& pool = ranks.cuda->pool();
   std::vector<cpu::Scratch> scratch(1);
   Tensor flags(ranks.cuda->allocator(), DType::boolean, {3});
-  Attributes none, half{{"p", 0.5}};
-  std::vector<Context::FactorRange> factors{{'A', {0, 3}, 3}};
+  Attributes none, half{{"p", 0.5}, {"key", int64_t(1)}};
+  std::vector<Context::FactorRange> factors{{'A', {0, 3}, 3}, {'a', {0, 3}, 3}};
   std::vector<Tensor> in{flags, flags}, out{flags};
   CHECK_THROWS_WITH(cuda::find_kernel("add")({"add", none, factors, pool, scratch, ranks.cuda->allocator()}, in, out),
                     Contains("[add] has no CUDA kernel for bool"));

@@ -267,6 +267,7 @@ TEST_CASE("cuda rows: softmax and cross entropy") {
 }
 
 TEST_CASE("cuda rows: embedding and rotary") {
+  const SampleInput absent{Kind::absent, {}};
   std::vector<Case> cases;
   for (auto [n, d] : sizes()) {
     SampleInput ids(Kind::index, {n}, 3), w{3, d}, wide(Kind::index, {n}, 1000);
@@ -277,11 +278,11 @@ TEST_CASE("cuda rows: embedding and rotary") {
   cases.push_back({"embedding_backward", {{Kind::index, {3000}, 40}, {3000, 3}}, {{"num_embeddings", int64_t(40)}}});
   for (bool inverse : {false, true}) {
     Attributes a{{"theta", 10000.0}, {"inverse", inverse}};
-    cases.push_back({"rotary", {{2, 5, 3, 16}}, a});
-    cases.push_back({"rotary", {{1, 300, 1, 6}}, a});
-    cases.push_back({"rotary_pair", {{2, 7, 8, 64}, {2, 7, 2, 64}}, a});
-    cases.push_back({"rotary_pair", {{0, 7, 2, 8}, {0, 7, 2, 8}}, a});
-    cases.push_back({"rotary", {{2, 0, 2, 8}}, a});
+    cases.push_back({"rotary", {{2, 5, 3, 16}, absent}, a});
+    cases.push_back({"rotary", {{1, 300, 1, 6}, absent}, a});
+    cases.push_back({"rotary_pair", {{2, 7, 8, 64}, {2, 7, 2, 64}, absent}, a});
+    cases.push_back({"rotary_pair", {{0, 7, 2, 8}, {0, 7, 2, 8}, absent}, a});
+    cases.push_back({"rotary", {{2, 0, 2, 8}, absent}, a});
   }
   check_cases(cases);
 }

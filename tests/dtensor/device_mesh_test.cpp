@@ -169,7 +169,7 @@ TEST_CASE("a layout of a tensor is interned") {
   });
 }
 
-TEST_CASE("specifications that nobody holds are bounded, the least recent going first; held ones stay") {
+TEST_CASE("specifications that nobody holds are bounded, the least recent going first, and held ones stay") {
   auto rank = Rank::single();
   DeviceMesh mesh(*rank, "tp=1");
   SpecHandle held = mesh.intern({DType::f32, {1}, {}});

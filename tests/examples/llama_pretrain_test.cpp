@@ -116,7 +116,7 @@ TEST_CASE("bad input ends llama_pretrain with exit code 2 and an error that name
   CHECK_THAT(long_sequence.err, Contains("--seq-len 4096 is more than the model's max_position_embeddings 2048"));
 }
 
-TEST_CASE("--check says that a step fits, or what a dry run finds, and needs neither data nor steps") {
+TEST_CASE("llama_pretrain --check says that a step fits, or what a dry run finds, and needs neither data nor steps") {
   Folder folder;
   auto plan = [&](const std::string& name, const std::string& text) { return folder.write(name + ".json", text); };
   const Words sizes = {"--batch-size", "8", "--seq-len", "16", "--check"};
@@ -172,7 +172,7 @@ TEST_CASE("a deadline that is meant as never is none") {
   }
 }
 
-TEST_CASE("--model takes a folder of Hugging Face, and numbers that no model can have are refused before a run") {
+TEST_CASE("llama_pretrain --model takes a folder of Hugging Face, and numbers that no model can have are refused before a run") {
   Folder folder;
   Json good = Json::parse(read(model[1]));
   auto with = [&](const char* key, double value) {
@@ -208,7 +208,7 @@ TEST_CASE("without a CUDA device llama_pretrain on cuda ends with exit code 2, a
   CHECK_THAT(dry.out, Contains("bf16["));
 }
 
-TEST_CASE("--help ends llama_pretrain with exit code 0 and names every option") {
+TEST_CASE("llama_pretrain --help ends with exit code 0 and names every option") {
   Result r = run("llama_pretrain", {"--help"});
   CHECK(r.code == 0);
   CHECK(r.err.empty());

@@ -184,7 +184,7 @@ TEST_CASE("an operand on another device than the rank's is an error that names b
   auto rank = Rank::recorded(1);
   DeviceMesh mesh(*rank, "x=1");
   DistributedTensor meta = DistributedTensor::empty(mesh, {DType::f32, {3}, {}}),
-                    host = DistributedTensor::from_local(iota({3}), mesh, {}, {3});
+                    host = DistributedTensor::empty(mesh, mesh.intern({DType::f32, {3}, {}}), iota({3}));
   CHECK(ops::add(meta, meta).is_meta());
   CHECK_THROWS_WITH(ops::add(meta, host),
                     "[add] operand 1, f32[3] x=Replicate, is on cpu and this rank's kernels on meta; bring its part "
