@@ -16,6 +16,7 @@ struct Run {
   DType dtype = DType::f32;
   bool graph = true;
   int steps = 6;
+  int64_t micro_batch_size = 0;
 };
 
 struct Outcome {
@@ -47,7 +48,12 @@ Outcome train(const Run& run) {
            DeviceMesh mesh(rank, shape);
            nn::Trainer trainer(
                mesh, small_model(), plan,
-               {.steps = run.steps, .lr = 3e-3, .warmup_steps = 2, .dtype = run.dtype, .graph = run.graph});
+               {.steps = run.steps,
+                .lr = 3e-3,
+                .warmup_steps = 2,
+                .micro_batch_size = run.micro_batch_size,
+                .dtype = run.dtype,
+                .graph = run.graph});
            Outcome& o = outcomes[size_t(rank.rank())];
            for (int i = 0; i < run.steps; ++i) {
              auto s = trainer.step(text.batch(mesh, nn::batch_layout(shape, plan), i, 4));
@@ -86,6 +92,26 @@ TEST_CASE("cuda: training in float32 gives the losses of the CPU") {
   Outcome eager = train({.graph = false});
   CHECK(eager == cuda);
   CHECK(eager.graph == "not captured: switched off");
+}
+
+TEST_CASE("cuda: a step in micro-batches is one of the whole batch, captured too") {
+  Outcome whole = train({});
+  for (bool graph : {true, false}) {
+    Outcome micro = train({.graph = graph, .micro_batch_size = 2});
+    INFO(micro.graph);
+    CHECK(StartsWith(graph ? "captured" : "not captured").match(micro.graph));
+    for (size_t i = 0; i < whole.loss.size(); ++i) CHECK(micro.loss[i] == Approx(whole.loss[i]).epsilon(1e-4));
+  }
+}
+
+TEST_CASE("cuda: the first value that is not finite is found") {
+  auto rank = Rank::single(Device::cuda);
+  DeviceMesh mesh(*rank, "dp=1");
+  nn::PackedText text({text_file()}, 16);
+  nn::Trainer trainer(mesh, small_model(), {}, {});
+  fill(trainer.model().model.layers[1].mlp.up_proj.weight.stored().local_for_writing(), NAN);
+  CHECK_THAT(error_of([&] { trainer.step(text.batch(mesh, Layout(), 0, 4)); }),
+             Contains("the first value that is not finite is the output of linear in model.layers.1.mlp.up_proj"));
 }
 
 TEST_CASE("cuda: a captured step is of one batch size") {
