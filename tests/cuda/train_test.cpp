@@ -102,6 +102,7 @@ TEST_CASE("cuda: a step in micro-batches is one of the whole batch, captured too
     CHECK(StartsWith(graph ? "captured" : "not captured").match(micro.graph));
     for (size_t i = 0; i < whole.loss.size(); ++i) CHECK(micro.loss[i] == Approx(whole.loss[i]).epsilon(1e-4));
   }
+  CHECK(furthest(train({.dtype = DType::bf16, .micro_batch_size = 2}), whole) < 1e-2);
 }
 
 TEST_CASE("cuda: the first value that is not finite is found") {

@@ -1,10 +1,9 @@
 #include "dtensor/launch.h"
 
-#include <new>
-#include <catch2/catch.hpp>
-
 #include <atomic>
+#include <catch2/catch.hpp>
 #include <cmath>
+#include <new>
 #include <thread>
 
 #include "dtensor/comm/deadline.h"
