@@ -14,7 +14,7 @@ namespace dtensor {
 
 class DistributedTensor;
 class DeviceMesh;
-struct CallEvent;  // ops/call.h
+struct CallEvent;  // ops/core/call.h
 
 // Where the program is: labels stack up from the outermost module in.
 struct Label {

@@ -16,7 +16,7 @@
 #include <optional>
 
 #include "ops/explain.h"
-#include "ops/functions.h"
+#include "ops/cards.h"
 #include "placement/redistribution.h"
 #include "placement/visualize.h"
 
@@ -124,7 +124,7 @@ bool is_identifier(std::string_view s) {
 }
 
 // true, -1, 0.5, f32, 8,4,4, mean
-AttributeValue parse_value(std::string_view key, std::string_view text) {
+NamedValue parse_value(std::string_view key, std::string_view text) {
   if (text == "true" || text == "false") return text == "true";
   for (DType t : {DType::f32, DType::f64, DType::bf16, DType::i64, DType::boolean})
     if (text == name(t)) return t;
@@ -156,7 +156,7 @@ AttributeValue parse_value(std::string_view key, std::string_view text) {
 // Operands as in "f32[8,16] tp=Shard(0)", `none` for an absent one, and attributes as in dim=-1.
 struct CallWords {
   std::vector<std::optional<TensorSpec>> operands;
-  Attributes attributes;
+  NamedValues values;
 };
 
 CallWords parse_call(const MeshShape& mesh, std::span<const std::string> words) {
@@ -165,7 +165,7 @@ CallWords parse_call(const MeshShape& mesh, std::span<const std::string> words) 
     size_t equals = word.find('=');
     bool attribute = word.find('[') == std::string::npos && equals != std::string::npos;
     if (attribute && is_identifier(std::string_view(word).substr(0, equals)))
-      call.attributes.set(word.substr(0, equals),
+      call.values.set(word.substr(0, equals),
                           parse_value(std::string_view(word).substr(0, equals), word.substr(equals + 1)));
     else
       call.operands.push_back(word == "none" ? std::nullopt : std::optional(parse_spec(word, mesh)));
@@ -257,7 +257,7 @@ Json op_command(const MeshShape& mesh, const std::vector<std::string>& words, st
   CallWords call = parse_call(mesh, std::span(words).subspan(1));
   std::vector<const TensorSpec*> operands;
   for (const auto& s : call.operands) operands.push_back(s ? &*s : nullptr);
-  Explanation e = explain(words[0], mesh, operands, call.attributes);
+  Explanation e = explain(words[0], mesh, operands, call.values);
   const bool one = e.events.size() == 1 && e.events[0].op;
   const Ways* ways = main_ways(e);
 
@@ -266,7 +266,7 @@ Json op_command(const MeshShape& mesh, const std::vector<std::string>& words, st
          {"outputs", outputs_json(e.outputs, mesh)},
          {"bytes", e.bytes()},
          {"alternatives", ways ? alternatives_json(*ways, mesh) : Json::array()}};
-  text = fmt::format("{}{}{}\n", words[0], call.attributes.empty() ? "" : " ", call.attributes.to_string());
+  text = fmt::format("{}{}{}\n", words[0], call.values.empty() ? "" : " ", call.values.to_string());
   for (size_t i = 0; i < e.inputs.size(); ++i) {
     text += fmt::format("  input {}   {}\n", i, call.operands[i] ? to_string(e.inputs[i].from, mesh) : "none");
     for (const Step& s : e.inputs[i].plan.steps)

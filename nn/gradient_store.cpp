@@ -1,7 +1,7 @@
 #include "nn/gradient_store.h"
 
 #include "nn/record.h"
-#include "ops/pointwise.h"
+#include "ops/pointwise/binary.h"
 
 namespace dtensor::nn {
 namespace {

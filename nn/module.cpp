@@ -2,7 +2,7 @@
 
 #include "dtensor/random.h"
 #include "dtensor/redistribute.h"
-#include "ops/cast.h"
+#include "ops/pointwise/cast.h"
 
 namespace dtensor::nn {
 

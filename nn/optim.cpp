@@ -8,8 +8,8 @@
 #include "ops/all.h"
 #include "ops/cpu/fused.h"
 #include "ops/cuda/optim.h"
-#include "ops/dims.h"
-#include "ops/kernel.h"
+#include "ops/family/dims.h"
+#include "ops/family/kernel.h"
 
 namespace dtensor::nn {
 

@@ -1,7 +1,7 @@
 #include "nn/record.h"
 
-#include "ops/cast.h"
-#include "ops/pointwise.h"
+#include "ops/pointwise/cast.h"
+#include "ops/pointwise/binary.h"
 
 namespace dtensor::nn {
 

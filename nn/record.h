@@ -5,7 +5,7 @@
 #include <unordered_map>
 
 #include "nn/gradient_store.h"
-#include "ops/call.h"
+#include "ops/core/call.h"
 
 namespace dtensor::nn {
 

@@ -1,6 +1,6 @@
 #include "ops/explain.h"
 
-#include "ops/functions.h"
+#include "ops/cards.h"
 
 namespace dtensor {
 namespace {
@@ -150,7 +150,7 @@ int Explanation::collectives() const {
 }
 
 Explanation explain(std::string_view function, const MeshShape& mesh, std::span<const TensorSpec* const> inputs,
-                    const Attributes& attributes) {
+                    const NamedValues& values) {
   auto rank = Rank::recorded(mesh.world());
   DeviceMesh device_mesh(*rank, mesh);
   std::vector<DistributedTensor> given;
@@ -160,8 +160,7 @@ Explanation explain(std::string_view function, const MeshShape& mesh, std::span<
   for (const DistributedTensor& x : given) operands.push_back(x.defined() ? &x : nullptr);
   Explanation e;
   Recorder recorder(device_mesh, e, given);
-  for (const DistributedTensor& out : ops::call_function(function, operands, attributes))
-    e.outputs.push_back(out.spec());
+  for (const DistributedTensor& out : ops::call_function(function, operands, values)) e.outputs.push_back(out.spec());
   return e;
 }
 

@@ -2,7 +2,7 @@
 // nothing, so what is explained is what runs (law 8).
 #pragma once
 
-#include "ops/call.h"
+#include "ops/core/call.h"
 
 namespace dtensor {
 
@@ -50,8 +50,8 @@ struct Explanation {
   int collectives() const;
 };
 
-// A function of ops/functions.h by name. Errors: as call_function.
+// A function of ops/cards.h by name. Errors: as call_function.
 Explanation explain(std::string_view function, const MeshShape& mesh, std::span<const TensorSpec* const> inputs,
-                    const Attributes& attributes = {});
+                    const NamedValues& values = {});
 
 }  // namespace dtensor

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <string>
+#include <vector>
 
 #include "placement/error.h"
 
@@ -20,6 +21,7 @@ class Shape {
   Shape(std::initializer_list<int64_t> sizes) {
     for (int64_t n : sizes) push_back(n);
   }
+  Shape(const std::vector<int64_t>& sizes) : Shape(sizes.begin(), sizes.end()) {}
   template <class It>
   Shape(It first, It last) {
     for (; first != last; ++first) push_back(*first);

@@ -386,11 +386,9 @@ HWY_INLINE void sum_picked_rows_of(D d, int64_t count, const PickedRow* picked, 
         for (auto& v : s) v = hn::Zero(d);
       }
       for (; i < count && picked[i].leaf == leaf; i++)
-        if (whole)
-          HWY_UNROLL(8)
-          for (int j = 0; j < vectors; j++) s[j] = term(picked[i].row, j0 + j * lanes<D>, int64_t{lanes<D>}, s[j]);
-        else
-          for (int j = 0; j < used; j++) s[j] = term(picked[i].row, j0 + j * lanes<D>, n - j0 - j * lanes<D>, s[j]);
+        if (whole) HWY_UNROLL(8)
+      for (int j = 0; j < vectors; j++) s[j] = term(picked[i].row, j0 + j * lanes<D>, int64_t{lanes<D>}, s[j]);
+      else for (int j = 0; j < used; j++) s[j] = term(picked[i].row, j0 + j * lanes<D>, n - j0 - j * lanes<D>, s[j]);
     }
     join(64);
     for (int j = 0; j < used; j++) store(d, s[j], y + j0 + j * lanes<D>, n - j0 - j * lanes<D>);

@@ -3,45 +3,13 @@
 namespace dtensor::cuda {
 namespace {
 
-template <class T>
-__device__ T sigmoid_of(T x) {
-  return 1 / (1 + ::exp(-x));
-}
+using functors::gate_derivative;
+using functors::sigmoid;
+
 template <class T>
 __device__ T silu_of(T x) {
   return x / (1 + ::exp(-x));
 }
-// The derivative of x * s where s = sigmoid(t(x)) and z = x * t'(x).
-template <class T>
-__device__ T gate_derivative(T s, T z) {
-  return s + s * z * (1 - s);
-}
-
-struct Silu {
-  template <class T>
-  __device__ T operator()(T x) const {
-    return silu_of(x);
-  }
-};
-struct SiluBackward {
-  template <class T>
-  __device__ T operator()(T dy, T x) const {
-    return dy * gate_derivative(sigmoid_of(x), x);
-  }
-};
-struct Sigmoid {
-  template <class T>
-  __device__ T operator()(T x) const {
-    return sigmoid_of(x);
-  }
-};
-struct Tanh {
-  template <class T>
-  __device__ T operator()(T x) const {
-    return ::tanh(x);
-  }
-};
-
 // The normal distribution function, without cancellation.
 template <class T>
 __device__ T normal_cdf(T x) {
@@ -75,7 +43,7 @@ struct GeluTanh {
 struct GeluTanhBackward {
   template <class T>
   __device__ T operator()(T dy, T x) const {
-    return dy * gate_derivative(sigmoid_of(gelu_tanh_argument(x)), x * (x * x * T(3 * cubic) + T(slope)));
+    return dy * gate_derivative(sigmoid(gelu_tanh_argument(x)), x * (x * x * T(3 * cubic) + T(slope)));
   }
 };
 
@@ -87,7 +55,7 @@ struct Softplus {
 template <class T>
 struct SoftplusBackward {
   T beta, threshold;
-  __device__ T operator()(T dy, T x) const { return x * beta > threshold ? dy : dy * sigmoid_of(x * beta); }
+  __device__ T operator()(T dy, T x) const { return x * beta > threshold ? dy : dy * sigmoid(x * beta); }
 };
 
 struct Swiglu {
@@ -99,23 +67,30 @@ struct Swiglu {
 struct SwigluBackward {
   template <class T>
   __device__ Both<T> operator()(T dy, T gate, T up) const {
-    T s = sigmoid_of(gate);
+    T s = sigmoid(gate);
     return {dy * up * gate_derivative(s, gate), dy * (gate * s)};
   }
 };
 
 }  // namespace
 
-bool relu(const Elementwise& e) { return floating<1>(e, functors::Relu{}); }
-bool relu_backward(const Elementwise& e) { return floating<2>(e, functors::ReluBackward{}); }
+bool clamp(const Elementwise& e) {
+  return numbers_with<1>(e, [&](auto t) {
+    using T = decltype(t);
+    bool endless = std::is_same_v<T, int64_t> && e.parameter[1] >= 0x1p63;
+    return functors::Clamp<T>{functors::Cast<T>{}(e.parameter[0]), endless ? T(INT64_MAX) : T(e.parameter[1])};
+  });
+}
+bool clamp_backward(const Elementwise& e) {
+  return floating_with<2>(e, [&](auto t) {
+    using T = decltype(t);
+    return functors::ClampBackward<T>{T(e.parameter[0]), T(e.parameter[1]), e.parameter[2] != 0, e.parameter[3] != 0};
+  });
+}
 bool gelu(const Elementwise& e) { return floating<1>(e, Gelu{}); }
 bool gelu_backward(const Elementwise& e) { return floating<2>(e, GeluBackward{}); }
 bool gelu_tanh(const Elementwise& e) { return floating<1>(e, GeluTanh{}); }
 bool gelu_tanh_backward(const Elementwise& e) { return floating<2>(e, GeluTanhBackward{}); }
-bool silu(const Elementwise& e) { return floating<1>(e, Silu{}); }
-bool silu_backward(const Elementwise& e) { return floating<2>(e, SiluBackward{}); }
-bool tanh(const Elementwise& e) { return floating<1>(e, Tanh{}); }
-bool sigmoid(const Elementwise& e) { return floating<1>(e, Sigmoid{}); }
 bool softplus(const Elementwise& e) {
   return floating_with<1>(e, [&](auto t) {
     using T = decltype(t);

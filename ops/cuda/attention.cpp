@@ -1,7 +1,8 @@
-// Attention's tensors and attributes as the kernels want them; ops/attention.cpp has the card.
+// Attention's tensors and attributes as the kernels want them; ops/layer/attention.cpp has the card.
+#include "ops/layer/attention.h"
 #include "ops/cuda/attention_backend.h"
 #include "ops/cuda/kernels.h"
-#include "ops/kernel.h"
+#include "ops/family/kernel.h"
 
 namespace dtensor::cuda {
 namespace {
@@ -21,7 +22,7 @@ AttentionShape shape_of(const Context& c, const Tensor& q, const Tensor& k) {
           .queries = q.size(1),
           .keys = k.size(1),
           .head_dim = q.size(3),
-          .causal = c.attributes.get<bool>("causal"),
+          .causal = c.attributes.as<ops::Attention>().causal,
           .diagonal = c.range('s').begin};
 }
 
@@ -51,7 +52,8 @@ class More {
     if (!step_.defined()) return;
     int64_t repeats = s.kv_heads ? s.heads / s.kv_heads : 0;
     scores.drop_step = integers(step_), scores.rows = integers(rows);
-    scores.drop_key = uint64_t(c.attributes.get<int64_t>("key")), scores.drop_p = c.attributes.get<double>("dropout_p");
+    scores.drop_key = uint64_t(c.attributes.as<ops::Attention>().key),
+    scores.drop_p = c.attributes.as<ops::Attention>().dropout_p;
     scores.first_row = c.range('b').begin, scores.first_head = c.range('g').begin * repeats;
     scores.all_heads = c.size('g') * repeats, scores.all_queries = c.size('s');
   }
@@ -71,7 +73,7 @@ struct AttentionDevice {
 
 CudnnAttention cudnn_call(const Context& c, const AttentionShape& s, AttentionPass pass) {
   return {
-      .shape = without_unseen_keys(s), .pass = pass, .deterministic = c.attributes.get<bool>("deterministic", true)};
+      .shape = without_unseen_keys(s), .pass = pass, .deterministic = c.attributes.as<ops::Attention>().deterministic};
 }
 
 bool cudnn_takes(const Context& c, const CudnnAttention& call, const AttentionScores& scores,
@@ -88,7 +90,7 @@ void forward(const Context& c, std::span<const Tensor> in, std::span<Tensor> out
   More more(c, s, in.subspan(3));
   const AttentionScores& scores = more.scores;
   AttentionPointers pointers{q.bytes_data(), k.bytes_data(), v.bytes_data(), out[0].bytes_data(), out[1].bytes_data()};
-  double scale = c.attributes.get<double>("scale");
+  double scale = c.attributes.as<ops::Attention>().scale;
   CudnnAttention call = cudnn_call(c, s, AttentionPass::forward);
   if (cudnn_takes(c, call, scores, pointers))
     c.workspace().get<Cudnn>().run(call, pointers, scale);
@@ -109,7 +111,7 @@ void backward(const Context& c, std::span<const Tensor> in, std::span<Tensor> gr
                              out.bytes_data(),     lse.bytes_data(),     dout.bytes_data(),
                              grad[0].bytes_data(), grad[1].bytes_data(), grad[2].bytes_data()};
   if (grad.size() > 3) pointers.dscores = grad[3].bytes_data();
-  double scale = c.attributes.get<double>("scale");
+  double scale = c.attributes.as<ops::Attention>().scale;
   CudnnAttention call = cudnn_call(c, s, AttentionPass::backward);
   if (cudnn_takes(c, call, scores, pointers)) {
     if (call.shape.keys < s.keys)
@@ -124,6 +126,6 @@ void backward(const Context& c, std::span<const Tensor> in, std::span<Tensor> gr
 }  // namespace
 
 extern const KernelTable attention_kernels;
-const KernelTable attention_kernels = {{"attention", forward}, {"attention_backward", backward}};
+const KernelTable attention_kernels = {{&ops::attention_op, forward}, {&ops::attention_backward_op, backward}};
 
 }  // namespace dtensor::cuda

@@ -2,6 +2,7 @@
 
 #include "dtensor/cuda/part.h"
 #include "ops/cuda/kernels.h"
+#include "ops/layer/dropout.h"
 
 namespace dtensor::cuda {
 namespace {
@@ -25,7 +26,8 @@ const int64_t* pointer(const Tensor& t) {
 void dropout_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   const Tensor& x = in[0];
   int dims = x.dims();
-  Dropping d{c.stream(), uint64_t(c.attributes.get<int64_t>("key")), pointer(in[1]), c.attributes.get<double>("p")};
+  Dropping d{c.stream(), uint64_t(c.attributes.as<ops::Dropout>().key), pointer(in[1]),
+             c.attributes.as<ops::Dropout>().p};
   bool done;
   if (!in[2].defined() && !in[3].defined()) {
     done = dropout(d, x.dtype(), rest_of(c, 0, dims), x.bytes_data(), out[0].bytes_data());
@@ -49,6 +51,6 @@ void dropout_kernel(const Context& c, std::span<const Tensor> in, std::span<Tens
 
 }  // namespace
 
-extern const KernelTable dropout_kernels = {{"dropout", dropout_kernel}};
+extern const KernelTable dropout_kernels = {{&ops::dropout_op, dropout_kernel}};
 
 }  // namespace dtensor::cuda

@@ -1,8 +1,13 @@
 // The element-wise cards.
-#include "ops/elementwise.h"
+#include "ops/family/elementwise.h"
 
 #include "ops/cuda/elementwise.h"
 #include "ops/cuda/kernels.h"
+#include "ops/pointwise/activation.h"
+#include "ops/pointwise/binary.h"
+#include "ops/pointwise/cast.h"
+#include "ops/pointwise/compare.h"
+#include "ops/pointwise/unary.h"
 
 namespace dtensor::cuda {
 namespace {
@@ -14,16 +19,17 @@ using Out = std::span<Tensor>;
 using Operands = std::array<const Tensor*, 3>;
 using Parameters = std::array<double, 4>;
 
-// An attribute beside elements of the type. Errors: it is none.
-double scalar_of(const Context& c, DType type, std::string_view name) {
-  if (type == DType::i64) scalar<int64_t>(c, name);
-  if (type == DType::boolean) scalar<bool>(c, name);
-  return c.attributes.get<double>(name);
+// A number beside elements of the type. Errors: it is none of it.
+double scalar_of(const Context& c, DType type, double number) {
+  if (type == DType::i64) scalar<int64_t>(c, number);
+  if (type == DType::boolean) scalar<bool>(c, number);
+  return number;
 }
+double number_of(const Context& c) { return c.attributes.as<ops::Number>().value; }
 
-// out = f(operands...); an absent one is the attribute of that name.
-void run(const Context& c, ElementwiseFunction* f, int count, const Operands& in, Out out, std::string_view absent,
-         const Parameters& parameters = {}) {
+// out = f(operands...); an absent one is absent(c).
+void run(const Context& c, ElementwiseFunction* f, int count, const Operands& in, Out out,
+         double (*absent)(const Context&), const Parameters& parameters = {}) {
   Elementwise e;
   e.stream = c.stream();
   e.n = out[0].numel(), e.to = e.type = out[0].dtype();
@@ -39,7 +45,7 @@ void run(const Context& c, ElementwiseFunction* f, int count, const Operands& in
     if (in[k])
       e.in[k].at = in[k]->bytes_data();
     else
-      e.in[k].value = scalar_of(c, e.type, absent);
+      e.in[k].value = scalar_of(c, e.type, absent(c));
     std::copy(walk.strides[k].begin(), walk.strides[k].end(), e.in[k].stride);
   }
   for (size_t o = 0; o < out.size(); ++o) e.out[o] = out[o].bytes_data();
@@ -49,105 +55,91 @@ void run(const Context& c, ElementwiseFunction* f, int count, const Operands& in
 
 template <ElementwiseFunction* f, int count>
 void plain(const Context& c, In in, Out out) {
-  run(c, f, count, {present(in, 0), present(in, 1), present(in, 2)}, out, "value");
+  run(c, f, count, {present(in, 0), present(in, 1), present(in, 2)}, out, number_of);
 }
 
 void pow_kernel(const Context& c, In in, Out out) {
   if (in[1].defined()) return plain<power, 2>(c, in, out);
-  run(c, power_of, 1, {&in[0]}, out, "", {c.attributes.get<double>("value")});
+  run(c, power_of, 1, {&in[0]}, out, nullptr, {number_of(c)});
 }
-void lerp_kernel(const Context& c, In in, Out out) { run(c, lerp, 3, {&in[0], &in[1], present(in, 2)}, out, "weight"); }
+void lerp_kernel(const Context& c, In in, Out out) {
+  run(c, lerp, 3, {&in[0], &in[1], present(in, 2)}, out,
+      [](const Context& of) { return of.attributes.as<ops::Lerp>().weight; });
+}
 void addcmul_kernel(const Context& c, In in, Out out) {
-  run(c, add_multiple, 3, {&in[0], &in[1], &in[2]}, out, "", {scalar_of(c, out[0].dtype(), "value")});
+  run(c, add_multiple, 3, {&in[0], &in[1], &in[2]}, out, nullptr, {scalar_of(c, out[0].dtype(), number_of(c))});
 }
-void masked_fill_kernel(const Context& c, In in, Out out) { run(c, where, 3, {&in[1], nullptr, &in[0]}, out, "value"); }
+void masked_fill_kernel(const Context& c, In in, Out out) {
+  run(c, where, 3, {&in[1], nullptr, &in[0]}, out, number_of);
+}
 
 // low, high, and whether they are given.
 Parameters bounds(const Context& c, DType type) {
-  bool low = c.attributes.has("min"), high = c.attributes.has("max");
-  return {low ? scalar_of(c, type, "min") : -INFINITY, high ? scalar_of(c, type, "max") : INFINITY, double(low),
-          double(high)};
+  const auto& [low, high] = c.attributes.as<ops::Clamp>();
+  return {low ? scalar_of(c, type, *low) : -INFINITY, high ? scalar_of(c, type, *high) : INFINITY,
+          double(low.has_value()), double(high.has_value())};
 }
-void clamp_kernel(const Context& c, In in, Out out) { run(c, clamp, 1, {&in[0]}, out, "", bounds(c, out[0].dtype())); }
+void clamp_kernel(const Context& c, In in, Out out) {
+  run(c, clamp, 1, {&in[0]}, out, nullptr, bounds(c, out[0].dtype()));
+}
 void clamp_backward_kernel(const Context& c, In in, Out out) {
-  run(c, clamp_backward, 2, {&in[0], &in[1]}, out, "", bounds(c, out[0].dtype()));
+  run(c, clamp_backward, 2, {&in[0], &in[1]}, out, nullptr, bounds(c, out[0].dtype()));
 }
 
 template <ElementwiseFunction* by_erf, ElementwiseFunction* by_tanh, int count>
 void gelu_kernel(const Context& c, In in, Out out) {
-  bool tanh = c.attributes.get<std::string>("approximate") == "tanh";
-  run(c, tanh ? by_tanh : by_erf, count, {present(in, 0), present(in, 1)}, out, "");
+  bool tanh = c.attributes.as<ops::Gelu>().approximate == "tanh";
+  run(c, tanh ? by_tanh : by_erf, count, {present(in, 0), present(in, 1)}, out, nullptr);
 }
 template <ElementwiseFunction* f, int count>
 void softplus_kernel(const Context& c, In in, Out out) {
-  run(c, f, count, {present(in, 0), present(in, 1)}, out, "",
-      {c.attributes.get<double>("beta"), c.attributes.get<double>("threshold")});
+  run(c, f, count, {present(in, 0), present(in, 1)}, out, nullptr,
+      {c.attributes.as<ops::Softplus>().beta, c.attributes.as<ops::Softplus>().threshold});
 }
 
 }  // namespace
 
 extern const KernelTable elementwise_kernels = {
-    {"add", plain<add, 2>},
-    {"sub", plain<subtract, 2>},
-    {"mul", plain<multiply, 2>},
-    {"div", plain<divide, 2>},
-    {"pow", pow_kernel},
-    {"maximum", plain<maximum, 2>},
-    {"minimum", plain<minimum, 2>},
-    {"extreme_backward", plain<maximum_backward, 3>},
-    {"remainder", plain<remainder, 2>},
-    {"fmod", plain<fmod, 2>},
-    {"lerp", lerp_kernel},
-    {"addcmul", addcmul_kernel},
-    {"add_scalar", plain<add, 2>},
-    {"mul_scalar", plain<multiply, 2>},
-    {"neg", plain<negative, 1>},
-    {"abs", plain<absolute, 1>},
-    {"sign", plain<sign, 1>},
-    {"square", plain<square, 1>},
-    {"clamp", clamp_kernel},
-    {"clamp_backward", clamp_backward_kernel},
-    {"exp", plain<exp, 1>},
-    {"expm1", plain<expm1, 1>},
-    {"log", plain<log, 1>},
-    {"log1p", plain<log1p, 1>},
-    {"sqrt", plain<square_root, 1>},
-    {"rsqrt", plain<reciprocal_square_root, 1>},
-    {"reciprocal", plain<reciprocal, 1>},
-    {"sin", plain<sin, 1>},
-    {"cos", plain<cos, 1>},
-    {"erf", plain<erf, 1>},
-    {"floor", plain<floor, 1>},
-    {"ceil", plain<ceil, 1>},
-    {"round", plain<round, 1>},
-    {"relu", plain<relu, 1>},
-    {"relu_backward", plain<relu_backward, 2>},
-    {"gelu", gelu_kernel<gelu, gelu_tanh, 1>},
-    {"gelu_backward", gelu_kernel<gelu_backward, gelu_tanh_backward, 2>},
-    {"silu", plain<silu, 1>},
-    {"silu_backward", plain<silu_backward, 2>},
-    {"tanh", plain<tanh, 1>},
-    {"sigmoid", plain<sigmoid, 1>},
-    {"softplus", softplus_kernel<softplus, 1>},
-    {"softplus_backward", softplus_kernel<softplus_backward, 2>},
-    {"swiglu", plain<swiglu, 2>},
-    {"swiglu_backward", plain<swiglu_backward, 3>},
-    {"eq", plain<equal, 2>},
-    {"ne", plain<not_equal, 2>},
-    {"lt", plain<less, 2>},
-    {"le", plain<less_equal, 2>},
-    {"gt", plain<greater, 2>},
-    {"ge", plain<greater_equal, 2>},
-    {"logical_and", plain<logical_and, 2>},
-    {"logical_or", plain<logical_or, 2>},
-    {"logical_xor", plain<not_equal, 2>},
-    {"logical_not", plain<logical_not, 1>},
-    {"isfinite", plain<is_finite, 1>},
-    {"isnan", plain<is_nan, 1>},
-    {"isinf", plain<is_infinite, 1>},
-    {"where", plain<where, 3>},
-    {"masked_fill", masked_fill_kernel},
-    {"cast", plain<cast, 1>},
+#define UNARY(name, ...) {&ops::name##_op, plain<name, 1>},
+#define BACKWARD(name, ...) {&ops::name##_op, plain<name, 2>},
+#include "ops/pointwise/trigonometry.inc"
+#include "ops/pointwise/unary.inc"
+#undef BACKWARD
+#undef UNARY
+    {&ops::add_op, plain<add, 2>},
+    {&ops::sub_op, plain<subtract, 2>},
+    {&ops::mul_op, plain<multiply, 2>},
+    {&ops::div_op, plain<divide, 2>},
+    {&ops::pow_op, pow_kernel},
+    {&ops::maximum_op, plain<maximum, 2>},
+    {&ops::minimum_op, plain<minimum, 2>},
+    {&ops::extreme_backward_op, plain<maximum_backward, 3>},
+    {&ops::remainder_op, plain<remainder, 2>},
+    {&ops::fmod_op, plain<fmod, 2>},
+    {&ops::lerp_op, lerp_kernel},
+    {&ops::addcmul_op, addcmul_kernel},
+    {&ops::add_scalar_op, plain<add, 2>},
+    {&ops::mul_scalar_op, plain<multiply, 2>},
+    {&ops::clamp_op, clamp_kernel},
+    {&ops::clamp_backward_op, clamp_backward_kernel},
+    {&ops::gelu_op, gelu_kernel<gelu, gelu_tanh, 1>},
+    {&ops::gelu_backward_op, gelu_kernel<gelu_backward, gelu_tanh_backward, 2>},
+    {&ops::softplus_op, softplus_kernel<softplus, 1>},
+    {&ops::softplus_backward_op, softplus_kernel<softplus_backward, 2>},
+    {&ops::swiglu_op, plain<swiglu, 2>},
+    {&ops::swiglu_backward_op, plain<swiglu_backward, 3>},
+    {&ops::eq_op, plain<equal, 2>},
+    {&ops::ne_op, plain<not_equal, 2>},
+    {&ops::lt_op, plain<less, 2>},
+    {&ops::le_op, plain<less_equal, 2>},
+    {&ops::gt_op, plain<greater, 2>},
+    {&ops::ge_op, plain<greater_equal, 2>},
+    {&ops::logical_and_op, plain<logical_and, 2>},
+    {&ops::logical_or_op, plain<logical_or, 2>},
+    {&ops::logical_xor_op, plain<not_equal, 2>},
+    {&ops::where_op, plain<where, 3>},
+    {&ops::masked_fill_op, masked_fill_kernel},
+    {&ops::cast_op, plain<cast, 1>},
 };
 
 }  // namespace dtensor::cuda

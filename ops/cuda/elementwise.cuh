@@ -1,9 +1,10 @@
-// The element-wise kernel: a family is a .cu file that gives it functions of single elements (ops/functors.h).
+// The element-wise kernel: a family is a .cu file that gives it functions of single elements
+// (ops/pointwise/functors.h).
 #pragma once
 
 #include "dtensor/cuda/launch.cuh"
 #include "ops/cuda/elementwise.h"
-#include "ops/functors.h"
+#include "ops/pointwise/functors.h"
 
 namespace dtensor::cuda {
 

@@ -35,20 +35,23 @@ ElementwiseFunction maximum_backward;  // (dy, a, b)
 ElementwiseFunction lerp;              // (a, b, weight)
 ElementwiseFunction add_multiple;      // (x, a, b), factor: x + factor * a * b
 ElementwiseFunction power_of;          // (x), exponent
-// (x)
-ElementwiseFunction negative, absolute, sign, square, square_root, reciprocal_square_root, reciprocal;
-ElementwiseFunction exp, expm1, log, log1p, sin, cos, erf, floor, ceil, round;
+// (x), and (dy, x)
+#define UNARY(name, ...) ElementwiseFunction name;
+#define BACKWARD(name, ...) ElementwiseFunction name;
+#include "ops/pointwise/trigonometry.inc"
+#include "ops/pointwise/unary.inc"
+#undef BACKWARD
+#undef UNARY
 ElementwiseFunction clamp;           // (x), low, high: infinite where there is no bound
 ElementwiseFunction clamp_backward;  // (dy, x), low, high, whether there are a low and a high
 // (x), and (dy, x)
-ElementwiseFunction relu, gelu, gelu_tanh, silu, tanh, sigmoid;
-ElementwiseFunction relu_backward, gelu_backward, gelu_tanh_backward, silu_backward;
+ElementwiseFunction gelu, gelu_tanh, gelu_backward, gelu_tanh_backward;
 ElementwiseFunction softplus, softplus_backward;  // beta, threshold
 ElementwiseFunction swiglu;                       // (gate, up)
 ElementwiseFunction swiglu_backward;              // (dy, gate, up) -> dgate, dup
 // -> bool
 ElementwiseFunction equal, not_equal, less, less_equal, greater, greater_equal;
-ElementwiseFunction logical_and, logical_or, logical_not, is_finite, is_nan, is_infinite;
+ElementwiseFunction logical_and, logical_or;
 ElementwiseFunction where;  // (condition, a, b)
 ElementwiseFunction cast;   // (x) of `type` -> `to`
 

@@ -1,8 +1,9 @@
-// The CUDA kernels of ops/embedding.cpp.
+// The CUDA kernels of ops/layer/embedding.cpp.
 #include "ops/cuda/embedding.h"
 
 #include "ops/cuda/kernels.h"
-#include "ops/kernel.h"
+#include "ops/family/kernel.h"
+#include "ops/layer/embedding.h"
 
 namespace dtensor::cuda {
 namespace {
@@ -25,6 +26,6 @@ void backward(const Context& c, std::span<const Tensor> in, std::span<Tensor> ou
 }  // namespace
 
 extern const KernelTable embedding_kernels;
-const KernelTable embedding_kernels = {{"embedding", forward}, {"embedding_backward", backward}};
+const KernelTable embedding_kernels = {{&ops::embedding_op, forward}, {&ops::embedding_backward_op, backward}};
 
 }  // namespace dtensor::cuda

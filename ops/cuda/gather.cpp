@@ -2,13 +2,14 @@
 
 #include "ops/cuda/elementwise.h"
 #include "ops/cuda/kernels.h"
+#include "ops/shape/gather.h"
 
 namespace dtensor::cuda {
 namespace {
 
 // x, [..., n, ...], indexed along the attribute "dim"; `index` has one dimension, or those of the slices.
 Indexed indexed(const Context& c, const Tensor& x, const Tensor& index, const Tensor& slices) {
-  int64_t dim = c.attributes.get<int64_t>("dim");
+  int64_t dim = c.attributes.as<ops::AtIndex>().dim;
   Range here = c.range(char('a' + dim));
   Indexed i{c.stream(),
             slices.dtype(),
@@ -67,8 +68,8 @@ void one_hot_kernel(const Context& c, std::span<const Tensor> in, std::span<Tens
 
 }  // namespace
 
-extern const KernelTable gather_kernels = {{"index_select", take_kernel}, {"gather", take_kernel},
-                                           {"index_add", add_kernel},     {"index_copy_", put_kernel},
-                                           {"scatter_add", add_kernel},   {"one_hot", one_hot_kernel}};
+extern const KernelTable gather_kernels = {{&ops::index_select_op, take_kernel}, {&ops::gather_op, take_kernel},
+                                           {&ops::index_add_op, add_kernel},     {&ops::index_copy_op, put_kernel},
+                                           {&ops::scatter_add_op, add_kernel},   {&ops::one_hot_op, one_hot_kernel}};
 
 }  // namespace dtensor::cuda

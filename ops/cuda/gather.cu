@@ -3,7 +3,7 @@
 #include <cstring>
 
 #include "dtensor/cuda/launch.cuh"
-#include "ops/functors.h"
+#include "ops/pointwise/functors.h"
 
 namespace dtensor::cuda {
 namespace {

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "ops/call.h"
+#include "ops/core/call.h"
 #include "ops/cuda/epilogue.h"
 #include "ops/cuda/gemm_state.h"
 #include "ops/cuda/kernels.h"

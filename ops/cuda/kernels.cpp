@@ -1,7 +1,5 @@
 #include "ops/cuda/kernels.h"
 
-#include <algorithm>
-
 namespace dtensor::cuda {
 
 extern const KernelTable attention_kernels;
@@ -22,38 +20,20 @@ namespace {
 
 const std::vector<const KernelTable*>& tables() {
   static const std::vector<const KernelTable*> list = {
-      &attention_kernels,
-      &dropout_kernels,
-      &elementwise_kernels,
-      &embedding_kernels,
-      &gather_kernels,
-      &loss_kernels,
-      &matmul_kernels,
-      &norm_kernels,
-      &rearrange_kernels,
-      &reduce_kernels,
-      &rotary_kernels,
-      &softmax_kernels,
-      &statistics_kernels,
+      &attention_kernels, &dropout_kernels, &elementwise_kernels, &embedding_kernels, &gather_kernels,
+      &loss_kernels,      &matmul_kernels,  &norm_kernels,        &rearrange_kernels, &reduce_kernels,
+      &rotary_kernels,    &softmax_kernels, &statistics_kernels,
   };
   return list;
 }
 
 }  // namespace
 
-Kernel find_kernel(std::string_view op) {
+Kernel find_kernel(const Op& op) {
   for (const KernelTable* table : tables())
-    for (const NamedKernel& k : *table)
-      if (k.op == op) return k.kernel;
+    for (const CardKernel& k : *table)
+      if (k.op->identity.key() == op.identity.key()) return k.kernel;
   return nullptr;
-}
-
-std::vector<std::string_view> kernel_names() {
-  std::vector<std::string_view> names;
-  for (const KernelTable* table : tables())
-    for (const NamedKernel& k : *table) names.push_back(k.op);
-  std::sort(names.begin(), names.end());
-  return names;
 }
 
 }  // namespace dtensor::cuda

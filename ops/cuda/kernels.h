@@ -3,22 +3,20 @@
 
 #include <typeinfo>
 
-#include "ops/op.h"
+#include "ops/core/op.h"
 
 namespace dtensor::cuda {
 
-// Cards are the same in every build and do not name these kernels: they are found by the card's name, once per
-// decision of the dispatcher. Null where a card has none.
-Kernel find_kernel(std::string_view op);
-// Names of all cards that have one, in order.
-std::vector<std::string_view> kernel_names();
+// Cards are the same in every build and do not name these kernels: they are found by the card, once per decision of the
+// dispatcher. Null where a card has none.
+Kernel find_kernel(const Op& op);
 
 // A family's kernels: one table per .cpp file, listed in kernels.cpp.
-struct NamedKernel {
-  std::string_view op;
+struct CardKernel {
+  const Op* op;
   Kernel kernel;
 };
-using KernelTable = std::vector<NamedKernel>;
+using KernelTable = std::vector<CardKernel>;
 
 // A contiguous tensor where it begins at a multiple of 16 bytes, as new ones do, else a copy.
 inline Tensor aligned(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.bytes_data()) % 16 ? t.clone() : t; }

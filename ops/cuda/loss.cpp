@@ -1,8 +1,9 @@
-// The CUDA kernels of ops/loss.cpp.
+// The CUDA kernels of ops/layer/loss.cpp.
 #include "ops/cuda/loss.h"
 
 #include "ops/cuda/kernels.h"
-#include "ops/kernel.h"
+#include "ops/family/kernel.h"
+#include "ops/layer/loss.h"
 
 namespace dtensor::cuda {
 namespace {
@@ -10,8 +11,8 @@ namespace {
 using In = std::span<const Tensor>;
 using Out = std::span<Tensor>;
 
-int64_t ignore_index(const Context& c) { return c.attributes.get<int64_t>("ignore_index"); }
-double smoothing_of(const Context& c) { return c.attributes.get<double>("label_smoothing"); }
+int64_t ignore_index(const Context& c) { return c.attributes.as<ops::Ignore>().ignore_index; }
+double smoothing_of(const Context& c) { return c.attributes.as<ops::Smoothed>().label_smoothing; }
 // Of the factor v.
 Targets targets_of(const Context& c, const Tensor& target) {
   Range v = c.range('v');
@@ -48,7 +49,7 @@ void picked(const Context& c, In in, Out out) {
 void rows(const Context& c, In in, Out out) {
   check_rows(c, in, {{0, 0}, {1, 0}, {2, 0}, {3, 0}});
   if (in[4].defined()) check_rows(c, in, {{0, 0}, {4, 0}});
-  Targets t{in[3].bytes_data(), ignore_index(c), c.attributes.get<int64_t>("classes")};
+  Targets t{in[3].bytes_data(), ignore_index(c), c.attributes.as<ops::LossRows>().classes};
   cross_entropy_rows(c.stream(), in[0].dtype(), in[0].numel(), t, smoothing_of(c), in[0].bytes_data(),
                      in[1].bytes_data(), in[2].bytes_data(), in[4].bytes_data(), out[0].bytes_data(),
                      out[1].bytes_data());
@@ -78,12 +79,12 @@ void scale_by_tensor(const Context& c, In in, Out out) {
 }  // namespace
 
 extern const KernelTable loss_kernels;
-const KernelTable loss_kernels = {{"cross_entropy_forward", forward},
-                                  {"sum_exp", sum_of_maximum<sum_exp>},
-                                  {"sum_below", sum_of_maximum<sum_below>},
-                                  {"pick", picked},
-                                  {"cross_entropy_rows", rows},
-                                  {"scaled", scale_by_tensor},
-                                  {"cross_entropy_backward", backward}};
+const KernelTable loss_kernels = {{&ops::cross_entropy_forward_op, forward},
+                                  {&ops::sum_exp_op, sum_of_maximum<sum_exp>},
+                                  {&ops::sum_below_op, sum_of_maximum<sum_below>},
+                                  {&ops::pick_op, picked},
+                                  {&ops::cross_entropy_rows_op, rows},
+                                  {&ops::scaled_op, scale_by_tensor},
+                                  {&ops::cross_entropy_backward_op, backward}};
 
 }  // namespace dtensor::cuda

@@ -21,7 +21,7 @@ struct TargetList {
 };
 TargetList list_of(const Targets& t) { return {as<int64_t>(t.target), t.ignore, t.classes, t.begin, t.end}; }
 
-// (m - picked) + log_sum, as ops/loss.cpp has it.
+// (m - picked) + log_sum, as ops/layer/loss.cpp has it.
 template <class A>
 struct LossOfRow {
   A kept, moved;  // 1 - smoothing, smoothing / classes

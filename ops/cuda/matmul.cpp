@@ -2,9 +2,9 @@
 
 #include "ops/cuda/gemm.h"
 #include "ops/cuda/kernels.h"
-#include "ops/einsum.h"
-#include "ops/kernel.h"
-#include "ops/matmul.h"
+#include "ops/family/kernel.h"
+#include "ops/linalg/einsum.h"
+#include "ops/linalg/matmul.h"
 
 namespace dtensor::cuda {
 namespace {
@@ -108,10 +108,10 @@ void multiply(const Context& c, const Tensor& x, const Tensor& z, const Tensor& 
 }
 
 extern const KernelTable matmul_kernels;
-const KernelTable matmul_kernels = {{"matmul", by_multiply<ops::matmul_op>},
-                                    {"einsum", by_multiply<ops::einsum_op>},
-                                    {"linear", linear},
-                                    {"linear_gelu", linear_gelu},
-                                    {"linear_weight_gradient", linear_weight_gradient}};
+const KernelTable matmul_kernels = {{&ops::matmul_op, by_multiply<ops::matmul_op>},
+                                    {&ops::einsum_op, by_multiply<ops::einsum_op>},
+                                    {&ops::linear_op, linear},
+                                    {&ops::linear_gelu_op, linear_gelu},
+                                    {&ops::linear_weight_gradient_op, linear_weight_gradient}};
 
 }  // namespace dtensor::cuda

@@ -1,7 +1,7 @@
 // ops::multiply on CUDA.
 #pragma once
 
-#include "ops/op.h"
+#include "ops/core/op.h"
 
 namespace dtensor::cuda {
 

@@ -1,8 +1,10 @@
-// The CUDA kernels of ops/norm.cpp and ops/layer_norm.cpp.
+// The CUDA kernels of ops/layer/norm.cpp and ops/layer/layer_norm.cpp.
 #include "ops/cuda/norm.h"
 
 #include "ops/cuda/kernels.h"
-#include "ops/dims.h"
+#include "ops/family/dims.h"
+#include "ops/layer/layer_norm.h"
+#include "ops/layer/norm.h"
 
 namespace dtensor::cuda {
 namespace {
@@ -18,7 +20,7 @@ void rms_norm(const Context& c, In in, Out out) {
   norm(c.stream(), in[0].dtype(),
        {.rows = rows_of(in[0]),
         .d = in[0].shape().back(),
-        .eps = c.attributes.get<double>("eps"),
+        .eps = c.attributes.as<ops::RmsNorm>().eps,
         .x = in[0].bytes_data(),
         .w = in[1].bytes_data(),
         .y = out[0].bytes_data(),
@@ -29,7 +31,7 @@ void add_rms_norm(const Context& c, In in, Out out) {
   norm(c.stream(), in[0].dtype(),
        {.rows = rows_of(in[0]),
         .d = in[0].shape().back(),
-        .eps = c.attributes.get<double>("eps"),
+        .eps = c.attributes.as<ops::RmsNorm>().eps,
         .x = in[0].bytes_data(),
         .residual = in[1].bytes_data(),
         .w = in[2].bytes_data(),
@@ -60,7 +62,7 @@ struct Size {
   int64_t rows, d = 1, whole = 1;
 
   Size(const Context& c, In in, int x, std::initializer_list<int> statistics) {
-    int n = int(c.attributes.get<int64_t>("normalized_dims"));
+    int n = int(c.attributes.as<ops::LastDims>().normalized_dims);
     const Tensor& t = in[size_t(x)];
     rows = rows_of(t, n);
     for (int i = t.dims() - n; i < t.dims(); ++i) d *= t.size(i);
@@ -76,7 +78,7 @@ void layer_norm(const Context& c, In in, Out out) {
   norm(c.stream(), in[0].dtype(),
        {.rows = s.rows,
         .d = s.d,
-        .eps = c.attributes.get<double>("eps"),
+        .eps = c.attributes.as<ops::LayerNorm>().eps,
         .centre = true,
         .x = in[0].bytes_data(),
         .w = in[1].bytes_data(),
@@ -100,9 +102,9 @@ void normalize(const Context& c, In in, Out out) {
 }
 void norm_statistics(const Context& c, In in, Out out) {
   if (in[0].defined()) check_rows(c, in, {{0, 0}, {1, 0}});
-  cuda::norm_statistics(c.stream(), in[1].dtype(), in[1].numel(), double(c.attributes.get<int64_t>("n")),
-                        c.attributes.get<double>("eps"), in[0].bytes_data(), in[1].bytes_data(), out[0].bytes_data(),
-                        out[1].bytes_data());
+  const auto& statistics = c.attributes.as<ops::NormStatistics>();
+  cuda::norm_statistics(c.stream(), in[1].dtype(), in[1].numel(), double(statistics.n), statistics.eps,
+                        in[0].bytes_data(), in[1].bytes_data(), out[0].bytes_data(), out[1].bytes_data());
 }
 
 // dy, x, weight, mean, rstd
@@ -137,14 +139,14 @@ void layer_norm_backward(const Context& c, In in, Out out) {
 }  // namespace
 
 extern const KernelTable norm_kernels;
-const KernelTable norm_kernels = {{"rms_norm", rms_norm},
-                                  {"add_rms_norm", add_rms_norm},
-                                  {"rms_norm_backward", rms_norm_backward},
-                                  {"add_rms_norm_backward", rms_norm_backward},
-                                  {"layer_norm", layer_norm},
-                                  {"normalize", normalize},
-                                  {"norm_statistics", norm_statistics},
-                                  {"norm_gradient_sums", norm_gradient_sums},
-                                  {"layer_norm_backward", layer_norm_backward}};
+const KernelTable norm_kernels = {{&ops::rms_norm_op, rms_norm},
+                                  {&ops::add_rms_norm_op, add_rms_norm},
+                                  {&ops::rms_norm_backward_op, rms_norm_backward},
+                                  {&ops::add_rms_norm_backward_op, rms_norm_backward},
+                                  {&ops::layer_norm_op, layer_norm},
+                                  {&ops::normalize_op, normalize},
+                                  {&ops::norm_statistics_op, norm_statistics},
+                                  {&ops::norm_gradient_sums_op, norm_gradient_sums},
+                                  {&ops::layer_norm_backward_op, layer_norm_backward}};
 
 }  // namespace dtensor::cuda

@@ -10,8 +10,8 @@ bool power_of(const Elementwise& e) {
   double exponent = e.parameter[0];
   if (exponent == 2) return square(e);
   if (exponent == 3) return floating<1>(e, Cube{});
-  if (exponent == 0.5) return square_root(e);
-  if (exponent == -0.5) return reciprocal_square_root(e);
+  if (exponent == 0.5) return sqrt(e);
+  if (exponent == -0.5) return rsqrt(e);
   if (exponent == -1) return reciprocal(e);
   if (exponent == -2) return floating<1>(e, ReciprocalSquare{});
   return floating<1>(e, PowerOf{exponent});

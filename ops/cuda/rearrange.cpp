@@ -1,7 +1,8 @@
 #include "ops/cuda/rearrange.h"
 
 #include "ops/cuda/kernels.h"
-#include "ops/reading.h"
+#include "ops/shape/reading.h"
+#include "ops/shape/rearrange.h"
 
 namespace dtensor::cuda {
 namespace {
@@ -29,10 +30,10 @@ void triangle_kernel(const Context& c, std::span<const Tensor> in, std::span<Ten
 
 }  // namespace
 
-extern const KernelTable rearrange_kernels = {{"repeat", read_kernel<ops::repeat_readings>},
-                                              {"flip", read_kernel<ops::flip_readings>},
-                                              {"roll", read_kernel<ops::roll_readings>},
-                                              {"tril", triangle_kernel<true>},
-                                              {"triu", triangle_kernel<false>}};
+extern const KernelTable rearrange_kernels = {{&ops::repeat_op, read_kernel<ops::repeat_readings>},
+                                              {&ops::flip_op, read_kernel<ops::flip_readings>},
+                                              {&ops::roll_op, read_kernel<ops::roll_readings>},
+                                              {&ops::tril_op, triangle_kernel<true>},
+                                              {&ops::triu_op, triangle_kernel<false>}};
 
 }  // namespace dtensor::cuda

@@ -1,7 +1,11 @@
-// The CUDA kernels of ops/reduce.cpp and ops/scan.cpp, and of ops/order.cpp those that are reductions.
+// The CUDA kernels of ops/reduction/reduce.cpp and ops/reduction/scan.cpp, and of ops/reduction/order.cpp those that
+// are reductions.
 #include "ops/cuda/reduce.h"
 
 #include "ops/cuda/slices.h"
+#include "ops/reduction/order.h"
+#include "ops/reduction/reduce.h"
+#include "ops/reduction/scan.h"
 
 namespace dtensor::cuda {
 namespace {
@@ -44,7 +48,7 @@ void amax_backward(const Context& c, In in, Out out) {
 void cumulative_sum(const Context& c, In in, Out out) {
   Slices s(c, in[0]);
   s.write(c, out[0], [&](Tensor& y) {
-    cumsum(c.stream(), in[0].dtype(), s.terms(), c.attributes.get<bool>("reverse", false), y.bytes_data());
+    cumsum(c.stream(), in[0].dtype(), s.terms(), c.attributes.as<ops::Scan>().reverse, y.bytes_data());
   });
 }
 
@@ -67,19 +71,19 @@ void find_first_index(const Context& c, In in, Out out) {
 }  // namespace
 
 extern const KernelTable reduce_kernels;
-const KernelTable reduce_kernels = {{"sum", reduce_slices<Reducing::sum>},
-                                    {"count_nonzero", reduce_slices<Reducing::count_nonzero>},
-                                    {"prod", reduce_slices<Reducing::product>},
-                                    {"prod_parts", prod_parts},
-                                    {"prod_backward", prod_backward},
-                                    {"amax", reduce_slices<Reducing::max>},
-                                    {"amin", reduce_slices<Reducing::min>},
-                                    {"ties", count_ties},
-                                    {"amax_backward", amax_backward},
-                                    {"sum_squares", sum_squares},
-                                    {"cumsum", cumulative_sum},
-                                    {"argmax", arg<true>},
-                                    {"argmin", arg<false>},
-                                    {"first_index", find_first_index}};
+const KernelTable reduce_kernels = {{&ops::sum_op, reduce_slices<Reducing::sum>},
+                                    {&ops::count_nonzero_op, reduce_slices<Reducing::count_nonzero>},
+                                    {&ops::prod_op, reduce_slices<Reducing::product>},
+                                    {&ops::prod_parts_op, prod_parts},
+                                    {&ops::prod_backward_op, prod_backward},
+                                    {&ops::amax_op, reduce_slices<Reducing::max>},
+                                    {&ops::amin_op, reduce_slices<Reducing::min>},
+                                    {&ops::ties_op, count_ties},
+                                    {&ops::amax_backward_op, amax_backward},
+                                    {&ops::sum_squares_op, sum_squares},
+                                    {&ops::cumsum_op, cumulative_sum},
+                                    {&ops::argmax_op, arg<true>},
+                                    {&ops::argmin_op, arg<false>},
+                                    {&ops::first_index_op, find_first_index}};
 
 }  // namespace dtensor::cuda

@@ -1,8 +1,8 @@
-// The CUDA kernels of rotary and rotary_pair in ops/attention.cpp.
+// The CUDA kernels of rotary and rotary_pair in ops/layer/attention.cpp.
 #include "ops/cuda/rotary.h"
 
-#include "ops/attention.h"
 #include "ops/cuda/kernels.h"
+#include "ops/layer/attention.h"
 
 namespace dtensor::cuda {
 namespace {
@@ -16,8 +16,8 @@ void rotary_of_any(const Context& c, std::span<const Tensor> in, std::span<Tenso
            .d = in[0].size(3),
            .position = nullptr,
            .position_stride = 0,
-           .theta = c.attributes.get<double>("theta"),
-           .inverse = c.attributes.get<bool>("inverse"),
+           .theta = c.attributes.as<ops::Rotary>().theta,
+           .inverse = c.attributes.as<ops::Rotary>().inverse,
            .count = int(out.size()),
            .tensor = {}};
   Tensor positions = in.back().defined() ? in.back().contiguous() : Tensor();
@@ -37,6 +37,6 @@ void rotary_of_any(const Context& c, std::span<const Tensor> in, std::span<Tenso
 }  // namespace
 
 extern const KernelTable rotary_kernels;
-const KernelTable rotary_kernels = {{"rotary", rotary_of_any}, {"rotary_pair", rotary_of_any}};
+const KernelTable rotary_kernels = {{&ops::rotary_op, rotary_of_any}, {&ops::rotary_pair_op, rotary_of_any}};
 
 }  // namespace dtensor::cuda

@@ -3,7 +3,7 @@
 
 #include "ops/cuda/kernels.h"
 #include "ops/cuda/reduce.h"
-#include "ops/dims.h"
+#include "ops/family/dims.h"
 
 namespace dtensor::cuda {
 

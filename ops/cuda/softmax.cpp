@@ -1,8 +1,9 @@
-// The CUDA kernels of ops/softmax.cpp.
+// The CUDA kernels of ops/reduction/softmax.cpp.
 #include "ops/cuda/softmax.h"
 
 #include "ops/cuda/kernels.h"
-#include "ops/dims.h"
+#include "ops/family/dims.h"
+#include "ops/reduction/softmax.h"
 
 namespace dtensor::cuda {
 namespace {
@@ -48,13 +49,13 @@ void backward(const Context& c, In in, Out out) {
 }  // namespace
 
 extern const KernelTable softmax_kernels;
-const KernelTable softmax_kernels = {{"softmax", forward<false>},
-                                     {"log_softmax", forward<true>},
-                                     {"exp_shifted", shifted<false>},
-                                     {"log_softmax_shifted", shifted<true>},
-                                     {"softmax_backward", backward<false>},
-                                     {"log_softmax_backward", backward<true>},
-                                     {"sharded_softmax_backward", backward<false>},
-                                     {"sharded_log_softmax_backward", backward<true>}};
+const KernelTable softmax_kernels = {{&ops::softmax_op, forward<false>},
+                                     {&ops::log_softmax_op, forward<true>},
+                                     {&ops::exp_shifted_op, shifted<false>},
+                                     {&ops::log_softmax_shifted_op, shifted<true>},
+                                     {&ops::softmax_backward_op, backward<false>},
+                                     {&ops::log_softmax_backward_op, backward<true>},
+                                     {&ops::sharded_softmax_backward_op, backward<false>},
+                                     {&ops::sharded_log_softmax_backward_op, backward<true>}};
 
 }  // namespace dtensor::cuda

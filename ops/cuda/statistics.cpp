@@ -1,5 +1,5 @@
-// The CUDA kernels of ops/statistics.cpp.
-#include "ops/statistics.h"
+// The CUDA kernels of ops/reduction/statistics.cpp.
+#include "ops/reduction/statistics.h"
 
 #include "ops/cuda/slices.h"
 
@@ -17,10 +17,10 @@ double count_of(const Context& c) {
 }
 Centred centred(const Context& c, const Tensor& sum) {
   double n = count_of(c);
-  return {sum.bytes_data(), n, ops::variance_factor(n, c.attributes.get<double>("correction")),
-          c.attributes.get<bool>("std"), true};
+  return {sum.bytes_data(), n, ops::variance_factor(n, c.attributes.as<ops::Var>().correction),
+          c.attributes.as<ops::Var>().std, true};
 }
-double p_of(const Context& c) { return c.attributes.get<double>("p"); }
+double p_of(const Context& c) { return c.attributes.as<ops::VectorNorm>().p; }
 
 void var(const Context& c, In in, Out out) {
   Slices s(c, in[0]);
@@ -57,8 +57,8 @@ void powers(const Context& c, In in, Out out) {
 }
 void root(const Context& c, In in, Out out) {
   check_rows(c, in, {{0, 0}, {1, 0}});
-  norm_root(c.stream(), in[0].dtype(), in[0].numel(), p_of(c), in[0].bytes_data(), in[1].bytes_data(),
-            out[0].bytes_data());
+  norm_root(c.stream(), in[0].dtype(), in[0].numel(), c.attributes.as<ops::Root>().p, in[0].bytes_data(),
+            in[1].bytes_data(), out[0].bytes_data());
 }
 void backward_of_norm(const Context& c, In in, Out out) {
   Slices s(c, in[1]);
@@ -89,15 +89,15 @@ void backward_of_logsumexp(const Context& c, In in, Out out) {
 }  // namespace
 
 extern const KernelTable statistics_kernels;
-const KernelTable statistics_kernels = {{"var", var},
-                                        {"centred_squares", centred_sum},
-                                        {"var_backward", backward_of_var},
-                                        {"norm", norm},
-                                        {"power_sum", powers},
-                                        {"norm_root", root},
-                                        {"norm_backward", backward_of_norm},
-                                        {"logsumexp", logsumexp},
-                                        {"exp_sum", sum_of_exp},
-                                        {"logsumexp_backward", backward_of_logsumexp}};
+const KernelTable statistics_kernels = {{&ops::var_op, var},
+                                        {&ops::centred_squares_op, centred_sum},
+                                        {&ops::var_backward_op, backward_of_var},
+                                        {&ops::norm_op, norm},
+                                        {&ops::power_sum_op, powers},
+                                        {&ops::norm_root_op, root},
+                                        {&ops::norm_backward_op, backward_of_norm},
+                                        {&ops::logsumexp_op, logsumexp},
+                                        {&ops::exp_sum_op, sum_of_exp},
+                                        {&ops::logsumexp_backward_op, backward_of_logsumexp}};
 
 }  // namespace dtensor::cuda

@@ -3,7 +3,7 @@
 #include <set>
 
 #include "dtensor/launch.h"
-#include "ops/call.h"
+#include "ops/core/call.h"
 #include "ops/testing/simulation.h"
 
 namespace dtensor::testing {

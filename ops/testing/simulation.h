@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "ops/op.h"
-#include "ops/testing.h"
+#include "ops/core/op.h"
+#include "ops/testing/check.h"
 
 namespace dtensor::testing {
 

@@ -25,18 +25,17 @@ int program(const bench::Options& o) {
       int64_t batch = std::max<int64_t>(1, o.tokens / s);
       auto random = [&](int64_t n) { return gpu.random(DType::bf16, {batch, s, n, d}); };
       DistributedTensor q = random(heads), k = random(kv_heads), v = random(kv_heads), gradient = random(heads), none;
-      Attributes a{{"causal", true}, {"scale", 1 / std::sqrt(double(d))}, {"dropout_p", 0.0}};
+      ops::Attention a{.causal = true, .scale = 1 / std::sqrt(double(d))};
       std::vector<DistributedTensor> out, gradients;
       double forward = gpu.median_us(o.calls, [&](int) {
         out = call_all(ops::attention_op, {&q, &k, &v, &none, &none, &none, &none, &none, &none}, a);
       });
-      a.set("mask_gradient", false);
       auto backward = [&](int) {
         gradients = call_all(ops::attention_backward_op,
-                             {&gradient, &q, &k, &v, &out[0], &out[1], &none, &none, &none, &none, &none, &none}, a);
+                             {&gradient, &q, &k, &v, &out[0], &out[1], &none, &none, &none, &none, &none, &none}, ops::AttentionBackward{a, false});
       };
       double same_order = gpu.median_us(o.calls, backward);
-      a.set("deterministic", false);
+      a.deterministic = false;
       double any_order = gpu.median_us(o.calls, backward);
       double flops = 2e-6 * double(batch) * heads * double(s) * double(s) * double(d);  // forward, in millions
       fmt::print("{:<16} {:>12.1f} {:>9.0f} {:>12.1f} {:>9.0f} {:>16.1f} {:>9.0f}\n", name, forward, flops / forward,

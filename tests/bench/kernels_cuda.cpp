@@ -49,7 +49,7 @@ void add_norms(std::vector<Case>& list, Gpu& gpu, int64_t tokens) {
   list.push_back({"RMSNorm backward",
                   [=] {
                     Tensors t{rows(), weight()};
-                    return Tensors{rows(), t[0], t[1], call(ops::rms_norm_op, t, {{"eps", eps}})[1]};
+                    return Tensors{rows(), t[0], t[1], call(ops::rms_norm_op, t, ops::RmsNorm{eps})[1]};
                   },
                   [](const Tensors& t) { return call(ops::rms_norm_backward_op, t); }});
   list.push_back({"add + RMSNorm",
@@ -57,11 +57,11 @@ void add_norms(std::vector<Case>& list, Gpu& gpu, int64_t tokens) {
                     return Tensors{rows(), rows(), weight()};
                   },
                   [](const Tensors& t) {
-                    return call(ops::add_rms_norm_op, t, {{"eps", eps}});
+                    return call(ops::add_rms_norm_op, t, ops::RmsNorm{eps});
                   }});
   list.push_back({"add + RMSNorm backward",
                   [=] {
-                    Tensors t{rows(), rows(), weight()}, out = call(ops::add_rms_norm_op, t, {{"eps", eps}});
+                    Tensors t{rows(), rows(), weight()}, out = call(ops::add_rms_norm_op, t, ops::RmsNorm{eps});
                     return Tensors{rows(), out[1], t[2], out[2], rows()};
                   },
                   [](const Tensors& t) { return call(ops::add_rms_norm_backward_op, t); }});
@@ -84,7 +84,7 @@ void add_pointwise(std::vector<Case>& list, Gpu& gpu, int64_t tokens) {
                       return Tensors{queries(heads), queries(kv_heads)};
                     },
                     [=](const Tensors& t) {
-                      return call(ops::rotary_pair_op, {t[0], t[1], {}}, {{"theta", theta}, {"inverse", inverse}});
+                      return call(ops::rotary_pair_op, {t[0], t[1], {}}, ops::Rotary{theta, inverse});
                     }});
   list.push_back({"SwiGLU",
                   [=] {
@@ -163,7 +163,7 @@ void add_vocabulary(std::vector<Case>& list, Gpu& gpu, int64_t tokens) {
                     return Tensors{ids(), gpu.random(DType::bf16, {tokens, hidden})};
                   },
                   [](const Tensors& t) {
-                    return call(ops::embedding_backward_op, t, {{"num_embeddings", vocab}});
+                    return call(ops::embedding_backward_op, t, ops::TableSize{vocab});
                   },
                   row_bytes + table + 8 * double(tokens)});
 }

@@ -4,8 +4,8 @@
 #include <iostream>
 
 #include "ops/all.h"
-#include "ops/kernel.h"
-#include "ops/testing.h"
+#include "ops/family/kernel.h"
+#include "ops/testing/check.h"
 #include "ops/testing/simulation.h"
 
 using namespace dtensor;
@@ -85,7 +85,7 @@ TEST_CASE("law 2: soundness of every card, every strategy, forward and gradient"
   int cards = 0, strategies = 0, cases = 0;
   size_t failures = 0, open = 0, bits = 0;
   std::string open_list, bits_list;
-  for (const Op* op : ops::all()) {
+  for (const Op* op : ops::cards()) {
     if (only && op->name != only) continue;
     testing::Report r = testing::check(*op);
     INFO(testing::to_string(r));
@@ -137,7 +137,7 @@ std::vector<testing::Case> large_cases(const Op& op) {
 TEST_CASE("law 6: threads split outputs, never sums, in every card") {
   const char* only = std::getenv("CARD");
   int cases = 0;
-  for (const Op* op : ops::all()) {
+  for (const Op* op : ops::cards()) {
     if (only && op->name != only) continue;
     for (const testing::Case& large : large_cases(*op)) {
       testing::Case c = testing::as_f32(large);
@@ -206,8 +206,12 @@ void check_fails(const Op& op, const std::string& text) {
   CHECK_THAT(testing::to_string(r), Catch::Contains(text));
 }
 
+struct OfWhole {
+  bool global;
+  static constexpr auto fields() { return std::tuple(field("global", &OfWhole::global)); }
+};
 void mean_kernel(const Context& c, In in, Out out) {
-  bool global = c.attributes.get<bool>("global");
+  bool global = c.attributes.as<OfWhole>().global;
   int64_t n = in[0].shape().back();
   for_floating(c, in[0].dtype(), [&]<class T>() {
     for (int64_t r = 0; r < rows_of(in[0]); ++r) {
@@ -271,11 +275,11 @@ TEST_CASE("conformance catches a kernel that takes its part for the whole") {
         .rule = "...n->...",
         .linear = {{0}},
         .cpu = mean_kernel,
-        .sample = {{{{4, 6}}, {{"global", true}}}}};
+        .sample = {{{{4, 6}}, OfWhole{true}}}};
   testing::Report r = testing::check(op);
   INFO(testing::to_string(r));
   CHECK(r.ok());
-  op.sample[0].attributes.set("global", false);
+  op.sample[0].attributes = OfWhole{false};
   check_fails(op, "Shard(1)->Partial(sum) on 2 ranks is unsound");
 }
 

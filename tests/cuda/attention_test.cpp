@@ -1,4 +1,4 @@
-#include "ops/attention.h"
+#include "ops/layer/attention.h"
 
 #include <catch2/catch.hpp>
 #include <cmath>
@@ -82,12 +82,12 @@ class Runner {
         {'b', {1, 1 + c_.batch}, c_.batch + 2},
         {'g', {c_.kv_heads, 2 * c_.kv_heads}, 3 * c_.kv_heads},
         {'s', {c_.query_begin, c_.query_begin + c_.queries}, c_.query_begin + c_.queries + 3}};
-    Attributes attributes{{"causal", c_.causal}, {"scale", 0.3}, {"dropout_p", c_.dropout_p}, {"key", int64_t(77)}};
-    attributes.set("mask_gradient", c_.mask == Mask::bias);
+    Attributes attributes = ops::AttentionBackward{
+        {.causal = c_.causal, .scale = 0.3, .dropout_p = c_.dropout_p, .key = 77}, c_.mask == Mask::bias};
     ThreadPool pool(1);
     std::vector<cpu::Scratch> scratch(1);
     cuda::Workspace workspace(allocator_);
-    Kernel kernel = device_ == Device::cuda ? cuda::find_kernel(op.name) : op.cpu;
+    Kernel kernel = device_ == Device::cuda ? cuda::find_kernel(op) : op.cpu;
     kernel(Context(op.name, attributes, factors, pool, scratch, allocator_, &workspace), inputs, outputs);
     for (Tensor& t : outputs) t = t.cpu();
     return outputs;

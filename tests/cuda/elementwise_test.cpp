@@ -4,7 +4,7 @@
 #include <numeric>
 
 #include "ops/cuda/kernels.h"
-#include "ops/dropout.h"
+#include "ops/layer/dropout.h"
 #include "tests/ops/helpers.h"
 
 using namespace dtensor;
@@ -81,13 +81,13 @@ TEST_CASE("CUDA: what a card's types do not let pass is an error of its kernel t
   ThreadPool& pool = ranks.cuda->pool();
   std::vector<cpu::Scratch> scratch(1);
   Tensor flags(ranks.cuda->allocator(), DType::boolean, {3});
-  Attributes none, half{{"p", 0.5}, {"key", int64_t(1)}};
+  Attributes none, half = ops::Dropout{0.5, 1};
   std::vector<Context::FactorRange> factors{{'A', {0, 3}, 3}, {'a', {0, 3}, 3}};
   std::vector<Tensor> in{flags, flags}, out{flags};
-  CHECK_THROWS_WITH(cuda::find_kernel("add")({"add", none, factors, pool, scratch, ranks.cuda->allocator()}, in, out),
+  CHECK_THROWS_WITH(cuda::find_kernel(ops::add_op)({"add", none, factors, pool, scratch, ranks.cuda->allocator()}, in, out),
                     Contains("[add] has no CUDA kernel for bool"));
   CHECK_THROWS_WITH(
-      cuda::find_kernel("dropout")({"dropout", half, factors, pool, scratch, ranks.cuda->allocator()}, in, out),
+      cuda::find_kernel(ops::dropout_op)({"dropout", half, factors, pool, scratch, ranks.cuda->allocator()}, in, out),
       Contains("[dropout] has no CUDA kernel for bool"));
   DistributedTensor i = DistributedTensor::distribute(iota({3}, DType::i64), ranks.on_cuda, Layout());
   CHECK_THROWS_WITH(ops::mul(i, 0.5), Contains("[mul_scalar] 0.5 is no integer, but the tensor is i64"));

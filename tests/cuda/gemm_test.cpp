@@ -10,7 +10,7 @@
 #include "dtensor/launch.h"
 #include "ops/all.h"
 #include "ops/cuda/kernels.h"
-#include "ops/functions.h"
+#include "ops/cards.h"
 
 using namespace dtensor;
 using namespace dtensor::cuda;
@@ -301,7 +301,7 @@ TEST_CASE("cuda: cards of products are their CPU kernels") {
   struct Call {
     const char* function;
     std::vector<Shape> shapes;
-    Attributes attributes = {};
+    NamedValues values = {};
   };
   const Call calls[] = {
       {"matmul", {{5, 7}, {7, 3}}},
@@ -339,7 +339,7 @@ TEST_CASE("cuda: cards of products are their CPU kernels") {
         auto run = [&](const std::vector<DistributedTensor>& list) {
           std::vector<const DistributedTensor*> in;
           for (const DistributedTensor& x : list) in.push_back(&x);
-          return ops::call_function(c.function, in, c.attributes)[0];
+          return ops::call_function(c.function, in, c.values)[0];
         };
         DistributedTensor expected = run(here), got = run(there);
         INFO(c.function << " " << to_string(c.shapes[0]) << " " << name(t) << " turned " << turned);
@@ -364,12 +364,12 @@ TEST_CASE("cuda: weight gradients of bf16 come in float32 and are added where th
   CHECK(ops::linear_weight_gradient(a, b).dtype() == DType::bf16);
 
   const std::byte* at = sum.local().bytes_data();
-  DistributedTensor again = call(ops::linear_weight_gradient_op, {&a, &b}, {{"dtype", DType::f32}}, {.into = &sum});
+  DistributedTensor again = call(ops::linear_weight_gradient_op, {&a, &b}, ops::Product{DType::f32}, {.into = &sum});
   CHECK(again.id() == sum.id());
   CHECK(sum.local().bytes_data() == at);
   CHECK(difference(numbers(sum.local()), twice) <= 1e-6);
   // Now it has two handles, of which one must not change.
-  DistributedTensor other = call(ops::linear_weight_gradient_op, {&a, &b}, {{"dtype", DType::f32}}, {.into = &sum});
+  DistributedTensor other = call(ops::linear_weight_gradient_op, {&a, &b}, ops::Product{DType::f32}, {.into = &sum});
   CHECK(other.id() != sum.id());
   CHECK(difference(numbers(other.local()), expected) <= 1e-6);
   CHECK(difference(numbers(again.local()), twice) <= 1e-6);

@@ -2,8 +2,8 @@
 
 #include <cmath>
 
-#include "ops/attention.h"
-#include "ops/dropout.h"
+#include "ops/layer/attention.h"
+#include "ops/layer/dropout.h"
 #include "tests/ops/helpers.h"
 
 using namespace dtensor;

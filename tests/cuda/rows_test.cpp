@@ -4,7 +4,7 @@
 
 #include "dtensor/local/bfloat16.h"
 #include "ops/all.h"
-#include "ops/dims.h"
+#include "ops/family/dims.h"
 
 using namespace dtensor;
 using Kind = SampleInput::Kind;
@@ -138,7 +138,7 @@ std::vector<Size> sizes() {
   return list;
 }
 
-const Attributes eps{{"eps", 1e-5}};
+const ops::RmsNorm eps{1e-5};
 
 }  // namespace
 
@@ -151,8 +151,9 @@ TEST_CASE("cuda rows: norms and their gradients") {
     cases.push_back({"add_rms_norm", {x, x, w}, eps});
     cases.push_back({"rms_norm_backward", {x, x, w, rstd}, {}, 0b1000});
     cases.push_back({"add_rms_norm_backward", {x, x, w, rstd, x}, {}, 0b1000});
-    Attributes one{{"normalized_dims", int64_t(1)}}, norm = one, affine = one, plain = one;
-    norm.set("eps", 1e-5), affine.set("affine", true), plain.set("affine", false);
+    ops::LastDims one{1};
+    ops::LayerNorm norm{one, 1e-5};
+    ops::LayerNormBackward affine{one, true}, plain{one, false};
     SampleInput none{Kind::absent, {}}, sum{n};
     cases.push_back({"layer_norm", {x, w, w}, norm});
     cases.push_back({"layer_norm_backward", {x, x, w, sum, rstd, none, none}, affine, 0b11000});
@@ -165,10 +166,9 @@ TEST_CASE("cuda rows: norms and their gradients") {
 }
 
 TEST_CASE("cuda rows: reductions along any dimensions") {
-  using Dims = std::vector<int64_t>;
   struct Shaped {
     Shape shape;
-    Dims dims;
+    ops::Dims dims;
     Shape kept;
   };
   std::vector<Shaped> list;
@@ -186,7 +186,7 @@ TEST_CASE("cuda rows: reductions along any dimensions") {
     list.push_back(s);
   std::vector<Case> cases;
   for (const Shaped& s : list) {
-    Attributes a{{"dims", s.dims}};
+    ops::Over a{s.dims};
     SampleInput x(Kind::normal, s.shape), ids(Kind::index, s.shape, 5), flags(Kind::boolean, s.shape),
         y(Kind::normal, s.kept), of(Kind::positive, s.kept), id(Kind::index, s.kept, 5), flag(Kind::boolean, s.kept);
     bool some = numel(s.shape) > 0;
@@ -199,9 +199,7 @@ TEST_CASE("cuda rows: reductions along any dimensions") {
     }
     if (s.dims.size() < 2)
       for (bool reverse : {false, true}) {
-        Attributes scan = a;
-        scan.set("reverse", reverse);
-        for (const SampleInput& v : {x, ids}) cases.push_back({"cumsum", {v}, scan});
+        for (const SampleInput& v : {x, ids}) cases.push_back({"cumsum", {v}, ops::Scan{a, reverse}});
       }
     cases.push_back({"ties", {ids, id}, a});
     cases.push_back({"first_index", {ids, id}, a});
@@ -212,18 +210,16 @@ TEST_CASE("cuda rows: reductions along any dimensions") {
     cases.push_back({"prod", {ids}, a});
     cases.push_back({"prod_backward", {y, x, y, id}, a});
     for (bool root : {false, true}) {
-      Attributes var = a;
-      var.set("correction", 0.5), var.set("std", root);
+      ops::Var var{a, 0.5, root};
       cases.push_back({"var", {x}, var});
       cases.push_back({"var_backward", {y, x, y, of}, var, 0b100});
     }
     cases.push_back({"centred_squares", {x, y}, a, 0b10});
     for (double p : numel(s.shape) < 2000 ? std::vector{2.0, 1.0, 0.0, 3.0, 0.5} : std::vector{2.0}) {
-      Attributes norm = a;
-      norm.set("p", p);
+      ops::VectorNorm norm{a, p};
       cases.push_back({"norm", {x}, norm});
       cases.push_back({"power_sum", {x, of}, norm, 0b10});
-      cases.push_back({"norm_root", {of, of}, norm, 0b11});
+      cases.push_back({"norm_root", {of, of}, ops::Root{p}, 0b11});
       cases.push_back({"norm_backward", {y, x, of}, norm});
     }
     cases.push_back({"logsumexp", {x}, a});
@@ -240,7 +236,7 @@ TEST_CASE("cuda rows: softmax and cross entropy") {
   for (auto [n, v] : sizes()) {
     for (auto [dim, rows] : {std::pair(int64_t(1), n), std::pair(int64_t(0), v)}) {
       if (dim == 0 && n * v > 20000) continue;
-      Attributes a{{"dims", std::vector<int64_t>{dim}}};
+      ops::Over a{{dim}};
       SampleInput x{n, v}, of_rows{rows}, positive{Kind::positive, {rows}};
       for (auto card : {"softmax", "log_softmax"}) cases.push_back({card, {x}, a});
       for (auto card : {"softmax_backward", "log_softmax_backward"}) cases.push_back({card, {x, x}, a});
@@ -253,10 +249,10 @@ TEST_CASE("cuda rows: softmax and cross entropy") {
     SampleInput x{n, v}, m{Kind::positive, {n}}, target(Kind::index, {n}, v);
     cases.push_back({"sum_exp", {x, m}, {}, 0b10});
     cases.push_back({"sum_below", {x, m}, {}, 0b10});
-    cases.push_back({"pick", {x, target}, {{"ignore_index", int64_t(1)}}});
+    cases.push_back({"pick", {x, target}, ops::Ignore{1}});
     for (double smoothing : {0.0, 0.25}) {
-      Attributes a{{"ignore_index", int64_t(1)}, {"label_smoothing", smoothing}}, of_rows = a;
-      of_rows.set("classes", v);
+      ops::Smoothed a{{1}, smoothing};
+      ops::LossRows of_rows{a, v};
       cases.push_back({"cross_entropy_forward", {x, target}, a});
       cases.push_back({"cross_entropy_rows", {m, m, m, target, m}, of_rows, 0b10111});
       cases.push_back({"cross_entropy_backward", {x, m, m, target, m}, a, 0b10110});
@@ -272,12 +268,12 @@ TEST_CASE("cuda rows: embedding and rotary") {
   for (auto [n, d] : sizes()) {
     SampleInput ids(Kind::index, {n}, 3), w{3, d}, wide(Kind::index, {n}, 1000);
     cases.push_back({"embedding", {ids, w}});
-    cases.push_back({"embedding_backward", {ids, {n, d}}, {{"num_embeddings", int64_t(3)}}});
-    if (d < 1000) cases.push_back({"embedding_backward", {wide, {n, d}}, {{"num_embeddings", int64_t(1000)}}});
+    cases.push_back({"embedding_backward", {ids, {n, d}}, ops::TableSize{3}});
+    if (d < 1000) cases.push_back({"embedding_backward", {wide, {n, d}}, ops::TableSize{1000}});
   }
-  cases.push_back({"embedding_backward", {{Kind::index, {3000}, 40}, {3000, 3}}, {{"num_embeddings", int64_t(40)}}});
+  cases.push_back({"embedding_backward", {{Kind::index, {3000}, 40}, {3000, 3}}, ops::TableSize{40}});
   for (bool inverse : {false, true}) {
-    Attributes a{{"theta", 10000.0}, {"inverse", inverse}};
+    ops::Rotary a{10000, inverse};
     cases.push_back({"rotary", {{2, 5, 3, 16}, absent}, a});
     cases.push_back({"rotary", {{1, 300, 1, 6}, absent}, a});
     cases.push_back({"rotary_pair", {{2, 7, 8, 64}, {2, 7, 2, 64}, absent}, a});
@@ -290,15 +286,15 @@ TEST_CASE("cuda rows: embedding and rotary") {
 TEST_CASE("cuda rows: NaN and infinity go where the CPU's go") {
   std::vector<Case> cases;
   SampleInput w{40}, target(Kind::index, {4}, 40), of_rows{4};
-  const Attributes last{{"dims", std::vector<int64_t>{1}}}, first{{"dims", std::vector<int64_t>{0}}},
-      loss{{"ignore_index", int64_t(-100)}, {"label_smoothing", 0.0}};
+  const ops::Over last{{1}}, first{{0}};
+  const ops::Smoothed loss{{-100}, 0};
   for (double special : {double(NAN), double(INFINITY), -double(INFINITY)})
     for (size_t count : {1, 40}) {  // an element of row 0, or all of it
       std::vector<double> values(count, special);
       SampleInput x{4, 40};
       cases.push_back({"rms_norm", {x, w}, eps, 0, values});
-      cases.push_back({"layer_norm", {x, w, w}, {{"normalized_dims", int64_t(1)}, {"eps", 1e-5}}, 0, values});
-      for (const Attributes& a : {last, first})
+      cases.push_back({"layer_norm", {x, w, w}, ops::LayerNorm{{1}, 1e-5}, 0, values});
+      for (const ops::Over& a : {last, first})
         for (auto card : {"sum", "prod", "amax", "amin", "argmax", "argmin", "logsumexp", "softmax", "log_softmax"})
           cases.push_back({card, {x}, a, 0, values});
       cases.push_back({"exp_sum", {x, of_rows}, last, 0b10, values});
@@ -323,9 +319,9 @@ TEST_CASE("cuda rows: ids and targets that do not exist make their rows NaN") {
   const Rows bad{1, -1, 2, 0};
   CHECK(run(ops::embedding_op, {ids, table}, {bad, {1, 2, 3, 4}})[0] == Rows{3, 4, -99, -99, -99, -99, 1, 2});
   CHECK(run(ops::embedding_backward_op, {ids, {4, 2}}, {bad, {1, 2, 3, 4, 5, 6, 7, 8}},
-            {{"num_embeddings", int64_t(2)}})[0] == Rows{7, 8, 1, 2});
-  Attributes a{{"ignore_index", int64_t(-1)}, {"label_smoothing", 0.0}};
-  CHECK(run(ops::pick_op, {{4, 2}, ids}, {{1, 2, 3, 4, 5, 6, 7, 8}, bad}, {{"ignore_index", int64_t(-1)}})[0] ==
+            ops::TableSize{2})[0] == Rows{7, 8, 1, 2});
+  ops::Smoothed a{{-1}, 0};
+  CHECK(run(ops::pick_op, {{4, 2}, ids}, {{1, 2, 3, 4, 5, 6, 7, 8}, bad}, ops::Ignore{-1})[0] ==
         Rows{2, 0, -99, 7});
   auto loss = run(ops::cross_entropy_forward_op, {{4, 1}, ids}, {{1, 2, 3, 4}, bad}, a);
   CHECK(loss[0] == Rows{-99, 0, -99, 0});

@@ -3,8 +3,8 @@
 
 #include "dtensor/launch.h"
 #include "ops/all.h"
-#include "ops/kernel.h"
-#include "ops/testing.h"
+#include "ops/family/kernel.h"
+#include "ops/testing/check.h"
 
 using namespace dtensor;
 

@@ -1,5 +1,5 @@
 // What losses and their gradients communicate.
-#include "ops/loss.h"
+#include "ops/layer/loss.h"
 
 #include <cmath>
 

@@ -4,7 +4,7 @@
 #include <functional>
 
 #include "tests/autograd.h"
-#include "ops/functions.h"
+#include "ops/cards.h"
 #include "ops/testing/simulation.h"
 #include "tests/nn/helpers.h"
 
@@ -19,7 +19,7 @@ using Numbers = std::vector<int64_t>;
 struct Step {
   std::string function;
   std::vector<int> operands;
-  Attributes attributes = {};
+  NamedValues values = {};
 };
 struct Program {
   uint64_t seed = 0;
@@ -54,7 +54,7 @@ class Machine {
     }
     std::vector<const DistributedTensor*> pointers;
     for (const DistributedTensor& x : operands) pointers.push_back(&x);
-    auto results = ops::call_function(s.function, pointers, s.attributes);
+    auto results = ops::call_function(s.function, pointers, s.values);
     values_.insert(values_.end(), results.begin(), results.end());
     return results;
   }
@@ -204,7 +204,7 @@ class Generator {
     if (x < 0) return;
     bool extreme = !program_.differentiate && random_.below(3) == 0;
     Step s{extreme ? one_of(extremes) : one_of(names), {x}, {{"dim", any_dim(x)}, {"keepdim", random_.below(2) == 1}}};
-    if (s.function == "var") s.attributes.set("correction", 0.0);
+    if (s.function == "var") s.values.set("correction", 0.0);
     emit(std::move(s));
   }
 
@@ -339,7 +339,7 @@ std::string first_difference(const Program& p, const DeviceMesh& mesh) {
       if (x.dtype() == DType::i64) continue;  // of a sort: rounding decides between elements that are equal but for it
       std::string d = difference(x.full(), want, 1e-9);
       if (!d.empty())
-        return fmt::format("step {}, {} ({}): {} {}", i, p.steps[i].function, p.steps[i].attributes.to_string(),
+        return fmt::format("step {}, {} ({}): {} {}", i, p.steps[i].function, p.steps[i].values.to_string(),
                            to_string(x), d);
     }
   if (!p.differentiate) return "";

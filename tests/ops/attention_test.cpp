@@ -1,9 +1,9 @@
-#include "ops/attention.h"
+#include "ops/layer/attention.h"
 
 #include <cmath>
 #include <limits>
 
-#include "ops/dropout.h"
+#include "ops/layer/dropout.h"
 #include "tests/ops/helpers.h"
 
 using namespace dtensor;
@@ -70,7 +70,8 @@ TEST_CASE("attention is told where the gradient of the queries may be added up i
   ops::scaled_dot_product_attention(q, q, q);
   ops::scaled_dot_product_attention(q, q, q, {.deterministic = false});
   one.rank->remove(calls);
-  CHECK(calls.log == "causal=false scale=0.5 dropout_p=0\ncausal=false scale=0.5 dropout_p=0 deterministic=false\n");
+  CHECK(calls.log == "causal=false scale=0.5 dropout_p=0 key=0 deterministic=true\n"
+                     "causal=false scale=0.5 dropout_p=0 key=0 deterministic=false\n");
 }
 
 TEST_CASE("attention refuses masks that do not fit") {
@@ -133,14 +134,13 @@ std::vector<std::vector<double>> attention_and_gradients(const OneRank& one, con
   for (const Tensor& t : {q, k, k}) add(t);
   for (const Tensor& t : more) add(t);
   for (const DistributedTensor& x : in) operands.push_back(&x);
-  Attributes a{{"causal", true}, {"scale", 0.3}, {"dropout_p", 0.0}};
+  ops::Attention a{.causal = true, .scale = 0.3};
   auto out = call_all(ops::attention_op, operands, a);
   DistributedTensor dout = one(wave(q.shape(), 0.7));
   std::vector<const DistributedTensor*> back{&dout, &in[0], &in[1], &in[2], &out[0], &out[1]};
   for (size_t i = 3; i < in.size(); ++i) back.push_back(&in[i]);
-  a.set("mask_gradient", false);
   std::vector<std::vector<double>> all{numbers(out[0].local()), numbers(out[1].local())};
-  for (const DistributedTensor& g : call_all(ops::attention_backward_op, back, a)) all.push_back(numbers(g.local()));
+  for (const DistributedTensor& g : call_all(ops::attention_backward_op, back, ops::AttentionBackward{a, false})) all.push_back(numbers(g.local()));
   return all;
 }
 
@@ -245,6 +245,6 @@ TEST_CASE("attention and rotary refuse positions and lengths that do not fit") {
   CHECK_THROWS_WITH(ops::rotary(x, 100, one({4}, DType::i64)), Contains("[rotary] positions are i64[4]"));
   CHECK_THROWS_WITH(ops::rotary(x, x, 100, one({3})), Contains("[rotary] positions are f32[3]"));
   DistributedTensor floats = one({3});
-  CHECK_THROWS_WITH(call(ops::rotary_op, {&x, &floats}, {{"theta", 100.0}, {"inverse", false}}),
+  CHECK_THROWS_WITH(call(ops::rotary_op, {&x, &floats}, ops::Rotary{100, false}),
                     Contains("[rotary] positions are i64, not f32"));
 }

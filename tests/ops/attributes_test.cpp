@@ -1,4 +1,4 @@
-#include "ops/attributes.h"
+#include "ops/core/attributes.h"
 
 #include <catch2/catch.hpp>
 #include <cmath>
@@ -6,57 +6,129 @@
 using namespace dtensor;
 using Catch::Contains;
 
-TEST_CASE("attributes keep their types, and their text shows them all") {
-  Attributes a{{"dim", int64_t(-1)},
-               {"keepdim", true},
-               {"eps", 1e-6},
-               {"shape", std::vector<int64_t>{8, 4}},
-               {"dtype", DType::f64}};
-  CHECK(a.to_string() == "dim=-1 keepdim=true eps=1e-06 shape=8,4 dtype=f64");
-  CHECK(a.get<int64_t>("dim") == -1);
-  CHECK(a.get<double>("eps") == 1e-6);
-  CHECK(a.get<double>("scale", 2.0) == 2.0);
-  CHECK(!a.has("scale"));
-  CHECK_THROWS_WITH(a.get<bool>("causal"), Contains("[attributes] \"causal\" is missing in \"dim=-1 keepdim=true"));
-  CHECK_THROWS_WITH(a.get<bool>("dim"), Contains("[attributes] \"dim\" has another type than the op needs: -1"));
-  a.set("dim", int64_t(2));
-  CHECK(a.get<int64_t>("dim") == 2);
-  CHECK(a.list().size() == 5);
+namespace {
+
+enum class Mode : uint8_t { fast, exact };
+std::string_view name(Mode m) { return m == Mode::fast ? "fast" : "exact"; }
+
+struct Base {
+  int64_t dim = -1;
+  bool keepdim = true;
+  static constexpr auto fields() { return std::tuple(field("dim", &Base::dim), field("keepdim", &Base::keepdim)); }
+};
+struct All : Base {
+  using Base = ::Base;
+  double eps = 1e-6;
+  Shape shape = {8, 4};
+  std::vector<int64_t> sizes = {1, 2, 3};
+  DType dtype = DType::f64;
+  std::string form = "none";
+  Mode mode = Mode::exact;
+  std::optional<double> bound = {};
+  int64_t start = 2;
+  static constexpr auto fields() {
+    return std::tuple_cat(
+        Base::fields(),
+        std::tuple(field("eps", &All::eps), field("shape", &All::shape), field("sizes", &All::sizes),
+                   field("dtype", &All::dtype), field("form", &All::form), field("mode", &All::mode),
+                   field("bound", &All::bound), run_time("start", &All::start)));
+  }
+};
+struct Other {
+  double eps = 1e-6;
+  static constexpr auto fields() { return std::tuple(field("eps", &Other::eps)); }
+};
+
+// One of them changed.
+template <class T, class S>
+All with(T S::*at, T value) {
+  All a;
+  a.*at = std::move(value);
+  return a;
 }
 
-TEST_CASE(
-    "attributes that differ in name, type or value have different keys, but for numbers of one class and run-time "
-    "integers") {
-  auto one = [](AttributeValue v, const char* name = "x") { return Attributes{{name, v}}; };
-  auto same = [](const Attributes& a, const Attributes& b, Attributes::Names run_time = {}) {
-    bool equal = a.has_key(b.key(run_time), run_time);
-    if (equal) CHECK(a.key_hash(run_time) == b.key_hash(run_time));
-    CHECK(b.has_key(a.key(run_time), run_time) == equal);
+}  // namespace
+
+TEST_CASE("attributes are a struct of any type, whose text shows all that is there") {
+  Attributes a = All{};
+  CHECK(a.to_string() == "dim=-1 keepdim=true eps=1e-06 shape=8,4 sizes=1,2,3 dtype=f64 form=none mode=exact start=2");
+  CHECK(a.as<All>().eps == 1e-6);
+  CHECK(a.as<Base>().dim == -1);
+  Attributes copy = a, moved = std::move(copy);
+  CHECK(moved.as<All>().sizes == std::vector<int64_t>{1, 2, 3});
+  moved = with(&All::form, std::string("longer than a string that is held in place"));
+  copy = moved;
+  CHECK(copy.as<All>().form == moved.as<All>().form);
+  copy = Other{};
+  CHECK(copy.as<Other>().eps == 1e-6);
+  CHECK(Attributes().empty());
+  CHECK_THROWS_WITH(a.as<Other>(), Contains("[Attributes] the call has \"dim=-1 keepdim=true") &&
+                                       Contains("\", which is not what the op takes"));
+  CHECK_THROWS_WITH(Attributes().as<Other>(), "[Attributes] the call has no attributes, which is not what the op takes");
+}
+
+TEST_CASE("an attribute can be set by name") {
+  Attributes a = All{};
+  a.set("dim", int64_t(2));
+  a.set("bound", 0.5);
+  CHECK(a.as<All>().dim == 2);
+  CHECK(a.as<All>().bound == 0.5);
+  CHECK_THROWS_WITH(a.set("eps", true), Contains("[Attributes::set] \"eps=true\" does not fit into \"dim=2"));
+  CHECK_THROWS_WITH(a.set("axis", int64_t(1)), Contains("[Attributes::set] \"axis=1\" does not fit into"));
+  CHECK(a.is_run_time("eps"));
+  CHECK(a.is_run_time("start"));
+  CHECK(!a.is_run_time("dim"));
+}
+
+TEST_CASE("attributes that differ in type or value have different keys, but for numbers of one class and run-time ones") {
+  auto same = [](const Attributes& a, const Attributes& b) {
+    bool equal = same_key(a, b.key());
+    if (equal) CHECK(a.key_hash() == b.key_hash());
+    CHECK(same_key(b, a.key()) == equal);
+    CHECK(same_key(a.key(), b.key()) == equal);
     return equal;
   };
-  CHECK(same(one(1.5), one(1.5)));
-  for (const Attributes& other :
-       {one(-1.5), one(0.0), one(double(INFINITY)), one(double(NAN)), one(int64_t(1)), one(true), one(DType::f32),
-        one(1.5, "y"), one(std::vector<int64_t>{1}), Attributes(), Attributes{{"x", 1.5}, {"y", 1.5}}}) {
-    CHECK(!same(one(1.5), other));
-    CHECK(other.key_hash({}) != one(1.5).key_hash({}));
+  CHECK(same(All{}, All{}));
+  const Attributes others[] = {with(&All::dim, int64_t(1)),
+                               with(&All::keepdim, false),
+                               with(&All::eps, -1e-6),
+                               with(&All::eps, 0.0),
+                               with(&All::eps, double(INFINITY)),
+                               with(&All::eps, double(NAN)),
+                               with(&All::shape, Shape{4, 8}),
+                               with(&All::sizes, {1, 2}),
+                               with(&All::dtype, DType::f32),
+                               with(&All::form, std::string("tanh")),
+                               with(&All::mode, Mode::fast),
+                               with(&All::bound, std::optional<double>(0))};
+  for (const Attributes& a : others) {
+    INFO(a.to_string());
+    CHECK(!same(All{}, a));
+    CHECK(a.key_hash() != Attributes(All{}).key_hash());
   }
-  CHECK(!same(one(int64_t(1)), one(true)));
-  CHECK(!same(one(int64_t(1)), one(int64_t(2))));
-  CHECK(one(std::vector<int64_t>{1, 2}).key_hash({}) != one(std::vector<int64_t>{2, 1}).key_hash({}));
+  CHECK(!same(All{}, Base{}));
+  CHECK(!same(All{}, Attributes()));
+  CHECK(same(Attributes(), Attributes()));
 
-  CHECK(same(one(2.5), one(1e-300)));
-  CHECK(same(one(-2.5), one(-1e300)));
-  CHECK(same(one(0.0), one(-0.0)));
-  CHECK(same(one(double(NAN)), one(-double(NAN))));
-  CHECK(!same(one(double(INFINITY)), one(-double(INFINITY))));
-  CHECK(one(0.25).key({}).get<double>("x") == 1);
-  CHECK(one(-0.25).key({}).get<double>("x") == -1);
+  auto eps = [](double v) { return with(&All::eps, v); };
+  CHECK(same(eps(2.5), eps(1e-300)));
+  CHECK(same(eps(-2.5), eps(-1e300)));
+  CHECK(same(eps(0.0), eps(-0.0)));
+  CHECK(same(eps(NAN), eps(-double(NAN))));
+  CHECK(!same(eps(INFINITY), eps(-double(INFINITY))));
+  CHECK(Attributes(eps(0.25)).key().as<All>().eps == 1);
+  CHECK(Attributes(eps(-0.25)).key().as<All>().eps == -1);
+  CHECK(same(with(&All::bound, std::optional<double>(3)), with(&All::bound, std::optional<double>(4))));
 
-  const std::string_view names[] = {"start"};
-  Attributes a{{"dim", int64_t(1)}, {"start", int64_t(2)}}, b{{"dim", int64_t(1)}, {"start", int64_t(3)}};
-  CHECK(!same(a, b));
-  CHECK(same(a, b, names));
-  CHECK(!same(a, Attributes{{"dim", int64_t(0)}, {"start", int64_t(2)}}, names));
-  CHECK(!a.key(names).has("start"));
+  CHECK(same(All{}, with(&All::start, int64_t(3))));
+  CHECK(Attributes(All{}).key().as<All>().start == 0);
+}
+
+TEST_CASE("named values keep their types, and their text shows them all") {
+  NamedValues v{{"dim", int64_t(-1)}, {"keepdim", true}, {"eps", 1e-6}, {"shape", std::vector<int64_t>{8, 4}}};
+  v.set("dim", int64_t(2));
+  CHECK(v.to_string() == "dim=2 keepdim=true eps=1e-06 shape=8,4");
+  CHECK(v.has("eps"));
+  CHECK(!v.has("scale"));
+  CHECK(std::get<double>(*v.find("eps")) == 1e-6);
 }

@@ -86,7 +86,7 @@ TEST_CASE("the wanted layout decides among equals: an embedding's gradient in sh
     DistributedTensor dy = DistributedTensor::distribute(iota({5, 4}), mesh, Layout());
     Moved moved(rank);
     auto gradient = [&](const Layout* wanted) {
-      return call(ops::embedding_backward_op, {&ids, &dy}, {{"num_embeddings", int64_t(6)}}, {wanted});
+      return call(ops::embedding_backward_op, {&ids, &dy}, ops::TableSize{6}, {wanted});
     };
     Layout rows{Shard(0)};
     expect(gradient(&rows).layout(), rows);

@@ -1,4 +1,4 @@
-#include "ops/dropout.h"
+#include "ops/layer/dropout.h"
 
 #include "dtensor/comm_log.h"
 #include "tests/ops/helpers.h"

@@ -1,4 +1,4 @@
-#include "ops/einsum.h"
+#include "ops/linalg/einsum.h"
 
 #include "tests/ops/helpers.h"
 

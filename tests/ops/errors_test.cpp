@@ -30,15 +30,15 @@ TEST_CASE("law 9: bad operands of products, attention, losses and norms are erro
       {[&] { ops::cross_entropy(one({0, 0}), one({0}, DType::i64)); }, "[cross_entropy] logits f32[0,0] x=Replicate have no classes in dimension 1"},
       {[&] { ops::cross_entropy(matrix, matrix); }, "[cross_entropy] targets are i64, not f32[2,3]: class indices; of class probabilities take "},
       {[&] { ops::cross_entropy(matrix, mask); }, "[cross_entropy] "},
-      {[&] { call(ops::pick_op, {&matrix, &vector}, {{"ignore_index", int64_t(0)}}); }, "[pick] "},
+      {[&] { call(ops::pick_op, {&matrix, &vector}, ops::Ignore{0}); }, "[pick] "},
       {[&] { ops::mse_loss(matrix, vector); }, "[mse_loss] input f32[2,3] x=Replicate and target f32[3] x=Replicate have two shapes; use expand()"},
       {[&] { ops::mse_loss(words, words); }, "[mse_loss] input i64[2,3] x=Replicate is of no floating type; use cast()"},
       {[&] { ops::argmax(empty, 0); }, "[argmax] f32[0,3] x=Replicate has no elements along dimension 0"},
       {[&] { ops::norm(empty, -1, {0}); }, "[norm] p=-1 of no elements: f32[0,3] x=Replicate over 0"},
       {[&] { call(no_kernel, {&matrix}); }, "[no_kernel] has no kernel for cpu"},
-      {[&] { call(ops::rms_norm_op, {&words, &words}, {{"eps", 1e-5}}); }, "[rms_norm] "},
+      {[&] { call(ops::rms_norm_op, {&words, &words}, ops::RmsNorm{1e-5}); }, "[rms_norm] "},
       {[&] { call(ops::sum_squares_op, {&ids}); }, "[sum_squares] has no CPU kernel for i64"},
-      {[&] { call(ops::pick_op, {&matrix, &matrix}, {{"ignore_index", int64_t(0)}}); }, "[pick] "},
+      {[&] { call(ops::pick_op, {&matrix, &matrix}, ops::Ignore{0}); }, "[pick] "},
   };
   for (const Case& c : cases) {
     std::string error;
@@ -50,5 +50,5 @@ TEST_CASE("law 9: bad operands of products, attention, losses and norms are erro
     CHECK_THAT(error, StartsWith(c.error));
   }
   DistributedTensor targets = one({2});
-  CHECK_THROWS_WITH(call(ops::pick_op, {&matrix, &targets}, {{"ignore_index", int64_t(0)}}), "[pick] operand 1 is f32[2], not i64: use cast()");
+  CHECK_THROWS_WITH(call(ops::pick_op, {&matrix, &targets}, ops::Ignore{0}), "[pick] operand 1 is f32[2], not i64: use cast()");
 }

@@ -7,7 +7,7 @@
 #include "dtensor/comm_log.h"
 #include "dtensor/launch.h"
 #include "ops/all.h"
-#include "ops/functions.h"
+#include "ops/cards.h"
 
 using namespace dtensor;
 
@@ -16,7 +16,7 @@ namespace {
 struct Call {
   std::string function, mesh;
   std::vector<std::string> operands;
-  Attributes attributes = {};
+  NamedValues values = {};
 };
 
 Explanation explained(const Call& c) {
@@ -25,7 +25,7 @@ Explanation explained(const Call& c) {
   for (const std::string& text : c.operands) specs.push_back(parse_spec(text, mesh));
   std::vector<const TensorSpec*> operands;
   for (const TensorSpec& s : specs) operands.push_back(&s);
-  return explain(c.function, mesh, operands, c.attributes);
+  return explain(c.function, mesh, operands, c.values);
 }
 
 }  // namespace
@@ -87,7 +87,7 @@ TEST_CASE("law 8: what is explained is what runs") {
       }
       for (const DistributedTensor& x : inputs) operands.push_back(&x);
       CommLog log(rank);
-      std::vector<DistributedTensor> out = ops::call_function(c.function, operands, c.attributes);
+      std::vector<DistributedTensor> out = ops::call_function(c.function, operands, c.values);
       if (rank.rank() != 0) return;
       for (const CommLog::Entry& entry : log.entries()) ran += fmt::format("{} {} ", entry.collective, entry.bytes);
       REQUIRE(out.size() == e.outputs.size());

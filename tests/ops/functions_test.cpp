@@ -1,5 +1,5 @@
 // Functions by name.
-#include "ops/functions.h"
+#include "ops/cards.h"
 
 #include "tests/ops/helpers.h"
 
@@ -9,7 +9,7 @@ TEST_CASE("law 9: a function takes its own values and no others") {
   struct Case {
     const char* function;
     std::vector<Shape> operands;
-    Attributes attributes;
+    NamedValues values;
     const char* error;
   };
   const Case cases[] = {
@@ -38,7 +38,7 @@ TEST_CASE("law 9: a function takes its own values and no others") {
     for (const DistributedTensor& x : operands) pointers.push_back(&x);
     std::string error;
     try {
-      ops::call_function(c.function, pointers, c.attributes);
+      ops::call_function(c.function, pointers, c.values);
     } catch (const Error& e) {
       error = e.what();
     }

@@ -1,6 +1,6 @@
-#include "ops/gather.h"
+#include "ops/shape/gather.h"
 
-#include "ops/slice.h"
+#include "ops/shape/slice.h"
 
 #include "tests/ops/helpers.h"
 
@@ -47,9 +47,9 @@ TEST_CASE("operands that do not fit an index are errors that show them") {
   CHECK_THROWS_WITH(ops::scatter_add(x, 0, square, one({1})), Contains("[scatter_add]") && Contains("source f32[1]"));
   CHECK_THROWS_WITH(ops::scatter_add(whole, 0, square, x), Contains("[scatter_add] element types differ"));
   DistributedTensor flags = one(Tensor::zeros(std::make_shared<Allocator>(), DType::boolean, {2}));
-  CHECK_THROWS_WITH(call(ops::gather_op, {&flags, &flat}, {{"dim", int64_t(0)}}),
+  CHECK_THROWS_WITH(call(ops::gather_op, {&flags, &flat}, ops::AtIndex{0}),
                     Contains("[gather] of bool needs the attribute any=true"));
-  CHECK_THROWS_WITH(call(ops::select_op, {&flags}, {{"dim", int64_t(0)}, {"index", int64_t(0)}}),
+  CHECK_THROWS_WITH(call(ops::select_op, {&flags}, ops::At{0, 0}),
                     Contains("[select] of bool needs the attribute any=true"));
   CHECK_THROWS_WITH(ops::index_add(flags, 0, flat, flags),
                     Contains("[index_add] adds numbers, not bool[2]; use cast()"));
@@ -104,7 +104,7 @@ TEST_CASE("one_hot is as wide as it is told, and its classes can be sharded") {
     DeviceMesh mesh(rank, "x=2");
     DistributedTensor x = DistributedTensor::distribute(ids({2}, {2, 0}), mesh, Layout());
     Layout wanted{Shard(1)};
-    DistributedTensor y = call(ops::one_hot_op, {&x}, {{"num_classes", int64_t(3)}}, {&wanted});
+    DistributedTensor y = call(ops::one_hot_op, {&x}, ops::OneHot{3}, {&wanted});
     expect(y.layout(), wanted);
     expect(numbers(y.full()), std::vector<double>{0, 0, 1, 1, 0, 0});
   });

@@ -1,6 +1,6 @@
-#include "ops/join.h"
+#include "ops/shape/join.h"
 
-#include "ops/slice.h"
+#include "ops/shape/slice.h"
 #include "tests/ops/helpers.h"
 
 using namespace dtensor;

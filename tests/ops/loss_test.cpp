@@ -1,4 +1,4 @@
-#include "ops/loss.h"
+#include "ops/layer/loss.h"
 
 #include <cmath>
 
@@ -40,7 +40,7 @@ TEST_CASE("linear_cross_entropy refuses what does not fit") {
       Contains("[linear_cross_entropy] reduction=none needs the logits of all rows: use cross_entropy(linear(...))"));
   CHECK_THROWS_WITH(call({.label_smoothing = -1}), Contains("[linear_cross_entropy] label_smoothing -1 is outside"));
   CHECK_THROWS_WITH(call({.chunk_rows = 0}), Contains("chunk_rows=0: at least 1"));
-  CHECK_THROWS_WITH(call_all(ops::scaled_op, {&hidden, &scalar}, {{"dtype", DType::f64}}),
+  CHECK_THROWS_WITH(call_all(ops::scaled_op, {&hidden, &scalar}, ops::Scaled{DType::f64}),
                     Contains("[scaled] f32 becomes f64: use cast()"));
   CHECK_THROWS_WITH(call_all(ops::sum_exp_op, {&hidden, &doubles}),
                     Contains("[sum_exp] operand 1 is f64[4], not f32: use cast()"));
@@ -49,7 +49,7 @@ TEST_CASE("linear_cross_entropy refuses what does not fit") {
 TEST_CASE("cards of statistics refuse bf16, whose statistics are f32") {
   OneRank one;
   DistributedTensor half = one(Tensor::of<BFloat16>({2}, {BFloat16(1), BFloat16(2)}));
-  CHECK_THROWS_WITH(call_all(ops::norm_root_op, {&half, &half}, {{"p", 2.0}}),
+  CHECK_THROWS_WITH(call_all(ops::norm_root_op, {&half, &half}, ops::Root{2}),
                     Contains("[norm_root] element type bf16: statistics are f32; use cast()"));
 }
 

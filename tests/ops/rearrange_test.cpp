@@ -1,4 +1,4 @@
-#include "ops/rearrange.h"
+#include "ops/shape/rearrange.h"
 
 #include "tests/ops/helpers.h"
 

@@ -4,7 +4,7 @@
 #include <sstream>
 
 #include "ops/all.h"
-#include "ops/functions.h"
+#include "ops/cards.h"
 
 using namespace dtensor;
 
@@ -38,14 +38,19 @@ std::string reference() {
       "in the headers "
       "(`cmake --build build --target api_reference`).\n\n"
       "## Functions\n\nNames and arguments are PyTorch's; `dtensor_explain op NAME ...` says what each does to "
-      "layouts.\n\n```\n";
-  for (const ops::Function& f : ops::functions()) text += fmt::format("{}\n", f.signature);
+      "layouts.\n\n| function | |\n|---|---|\n";
+  auto cell = [](std::string_view s) {  // "|" would end the cell
+    std::string out;
+    for (char c : s) out += c == '|' ? std::string("\\|") : std::string(1, c);
+    return out;
+  };
+  for (const ops::Function& f : ops::functions()) text += fmt::format("| `{}` | {} |\n", cell(f.signature), cell(f.doc));
   text +=
-      "```\n\n## Cards\n\nThe rule (the notation is in [adding an op](adding-an-op.md); one that depends on shapes is "
+      "\n## Cards\n\nThe rule (the notation is in [adding an op](adding-an-op.md); one that depends on shapes is "
       "that of the "
       "card's first sample), which Partial inputs pass, and whether there is a gradient.\n\n"
       "| card | rule | Partial passes | gradient |\n|---|---|---|---|\n";
-  for (const Op* op : ops::all()) {
+  for (const Op* op : ops::cards()) {
     if (op->composite) {
       text += fmt::format("| {} | composite | | {} |\n", op->name, op->gradient ? "yes" : "");
       continue;

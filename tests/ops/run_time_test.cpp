@@ -24,18 +24,13 @@ std::vector<Tensor> run(const OneRank& one, const Case& c, const Attributes& att
 }
 
 // Other run-time values of the attribute, of one class with its own.
-std::vector<AttributeValue> others(const AttributeValue& value) {
+std::vector<NamedValue> others(const NamedValue& value) {
   if (const auto* d = std::get_if<double>(&value))
-    return *d == 0 || !std::isfinite(*d) ? std::vector<AttributeValue>{} : std::vector<AttributeValue>{*d / 2, *d * 2};
+    return *d == 0 || !std::isfinite(*d) ? std::vector<NamedValue>{} : std::vector<NamedValue>{*d / 2, *d * 2};
   if (const auto* i = std::get_if<int64_t>(&value)) return {*i - 1, *i + 1};
   std::vector<int64_t> list = std::get<std::vector<int64_t>>(value);
   for (int64_t& i : list) i += 1;
   return {list};
-}
-
-bool is_run_time(const Op& op, const std::string& name, const AttributeValue& value) {
-  return std::holds_alternative<double>(value) ||
-         std::find(op.run_time.begin(), op.run_time.end(), name) != op.run_time.end();
 }
 
 // Resident memory of this process.
@@ -57,12 +52,12 @@ void copy_kernel(const Context&, std::span<const Tensor> in, std::span<Tensor> o
 
 TEST_CASE("numbers are no keys: two calls with different values of one class are one decision, and both are right") {
   std::map<std::string, int> compared;  // by card and attribute
-  for (const Op* op : ops::all())
+  for (const Op* op : ops::cards())
     for (const Case& c : testing::cases_of(*op, {}, 1))
-      for (const auto& [name, value] : c.attributes.list()) {
-        if (!is_run_time(*op, name, value)) continue;
+      for (const auto& [name, value] : c.attributes.values().list()) {
+        if (!c.attributes.is_run_time(name)) continue;
         int& count = compared[std::string(op->name) + "." + name];
-        for (const AttributeValue& other : others(value)) {
+        for (const NamedValue& other : others(value)) {
           Attributes attributes = c.attributes;
           attributes.set(name, other);
           INFO(op->name << " " << c.name << ", then " << attributes.to_string());
@@ -125,14 +120,13 @@ TEST_CASE("a bad run-time value is an error of every call, also of one whose dec
   OneRank one;
   DistributedTensor x = one({4, 5});
   auto slice = [&](int64_t start) {
-    return call(ops::slice_op, {&x},
-                {{"dim", int64_t(1)}, {"start", start}, {"length", int64_t(2)}, {"step", int64_t(1)}});
+    return call(ops::slice_op, {&x}, ops::Part{{1, start, 1}, 2});
   };
   CHECK(numbers(slice(3).local())[0] == 3);
   for (int64_t start : {-1, 4})
     CHECK_THROWS_WITH(slice(start), Contains("[slice] 2 elements, 1 apart, from ") &&
                                         Contains("on are not within dimension 1 of size 5"));
-  auto select = [&](int64_t index) { return call(ops::select_op, {&x}, {{"dim", int64_t(0)}, {"index", index}}); };
+  auto select = [&](int64_t index) { return call(ops::select_op, {&x}, ops::At{0, index}); };
   CHECK(numbers(select(3).local())[0] == 15);
   CHECK_THROWS_WITH(select(4), "[select] index 4 is outside [0,4) of dimension 0");
 }

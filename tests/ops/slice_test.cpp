@@ -1,4 +1,4 @@
-#include "ops/slice.h"
+#include "ops/shape/slice.h"
 
 #include "tests/ops/helpers.h"
 
@@ -74,10 +74,10 @@ TEST_CASE("what slices cannot take is an error that shows it") {
   CHECK_THROWS_WITH(ops::narrow(x, 1, -7, 1), Contains("[narrow] 1 elements from -7 on"));
   CHECK_THROWS_WITH(ops::select(x, 0, 4), Contains("[select] index 4 is not within dimension 0 of f32[4,6]"));
   CHECK_THROWS_WITH(ops::select(x, 0, -5), Contains("[select] index -5"));
-  CHECK_THROWS_WITH(call(ops::select_op, {&x}, {{"dim", int64_t(0)}, {"index", int64_t(4)}}),
+  CHECK_THROWS_WITH(call(ops::select_op, {&x}, ops::At{0, 4}),
                     Contains("[select] index 4 is outside [0,4) of dimension 0"));
   CHECK_THROWS_WITH(call(ops::slice_op, {&x},
-                         {{"dim", int64_t(1)}, {"start", int64_t(4)}, {"length", int64_t(2)}, {"step", int64_t(2)}}),
+                         ops::Part{{1, 4, 2}, 2}),
                     Contains("[slice] 2 elements, 2 apart, from 4 on are not within dimension 1 of size 6"));
 }
 

@@ -2,7 +2,7 @@
 #include <map>
 
 #include "dtensor/creation.h"
-#include "ops/functions.h"
+#include "ops/cards.h"
 #include "tests/ops/helpers.h"
 
 using namespace dtensor;
@@ -25,10 +25,10 @@ std::vector<std::string> split(const std::string& text, const std::string& by) {
 struct Form {
   size_t tensors = 0;
   std::vector<size_t> optional;
-  Attributes attributes;
+  NamedValues attributes;
 };
 
-const std::map<std::string, AttributeValue> values = {
+const std::map<std::string, NamedValue> values = {
     {"value", 0.5},
     {"exponent", 2.0},
     {"base", 2.0},
@@ -86,10 +86,10 @@ std::vector<Form> forms_of(const ops::Function& f) {
   return forms;
 }
 
-std::string error_of(const ops::Function& f, const std::vector<DistributedTensor>& operands, const Attributes& a) {
+std::string error_of(const ops::Function& f, const std::vector<DistributedTensor>& operands, const NamedValues& a) {
   std::vector<const DistributedTensor*> pointers;
   for (const DistributedTensor& x : operands) pointers.push_back(&x);
-  ops::Arguments arguments(f.name, pointers, a);
+  ops::Arguments arguments(f.signature, pointers, a);
   try {
     f.run(arguments);
   } catch (const Error& e) {
@@ -137,6 +137,6 @@ TEST_CASE("a card may be called without an operand only where it says so") {
   CHECK_THROWS_WITH(call(ops::add_op, {&x, nullptr}),
                     "[add] operand 1 is absent, which this card cannot do without (see Op::optional)");
   CHECK_THROWS_WITH(call(ops::matmul_op, {nullptr, &x}), Contains("[matmul] operand 0 is absent"));
-  CHECK_THROWS_WITH(call(ops::maximum_op, {&x, &none}, {{"value", 1.0}}), Contains("[maximum] operand 1 is undefined"));
-  CHECK_THROWS_WITH(call(ops::maximum_op, {&x, nullptr}), Contains("[attributes] \"value\" is missing"));
+  CHECK_THROWS_WITH(call(ops::maximum_op, {&x, &none}, ops::Number{1}), Contains("[maximum] operand 1 is undefined"));
+  CHECK_THROWS_WITH(call(ops::maximum_op, {&x, nullptr}), "[Attributes] the call has no attributes, which is not what the op takes");
 }

@@ -6,9 +6,9 @@
 
 #include "dtensor/launch.h"
 #include "tests/autograd.h"
-#include "ops/functions.h"
-#include "ops/pointwise.h"
-#include "ops/reduce.h"
+#include "ops/cards.h"
+#include "ops/pointwise/binary.h"
+#include "ops/reduction/reduce.h"
 
 using namespace dtensor;
 
@@ -51,8 +51,8 @@ DistributedTensor of_output(const DeviceMesh& mesh, const Shape& shape, DType dt
   return ops::cast(DistributedTensor::distribute(Tensor::of<double>(shape, v), mesh, Layout()), dtype);
 }
 
-Attributes attributes_of(const Json& list) {
-  Attributes a;
+NamedValues attributes_of(const Json& list) {
+  NamedValues a;
   for (const auto& [name, v] : list.items()) {
     if (v.is_number_integer())
       a.set(name, v.get<int64_t>());

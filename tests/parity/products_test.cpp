@@ -6,7 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "tests/autograd.h"
-#include "ops/functions.h"
+#include "ops/cards.h"
 #include "tests/ops/helpers.h"
 
 using namespace dtensor;
@@ -16,8 +16,8 @@ namespace {
 using Json = nlohmann::ordered_json;
 using Values = std::vector<double>;
 
-Attributes attributes_of(const Json& j) {
-  Attributes a;
+NamedValues attributes_of(const Json& j) {
+  NamedValues a;
   for (const auto& [name, v] : j.items()) {
     if (v.is_boolean())
       a.set(name, v.get<bool>());

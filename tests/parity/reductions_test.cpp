@@ -8,7 +8,7 @@
 #include "dtensor/launch.h"
 #include "tests/autograd.h"
 #include "ops/all.h"
-#include "ops/functions.h"
+#include "ops/cards.h"
 
 using namespace dtensor;
 
@@ -36,8 +36,8 @@ Tensor tensor_of(const Json& t) {
   return out;
 }
 
-Attributes attributes_of(const Json& object) {
-  Attributes a;
+NamedValues attributes_of(const Json& object) {
+  NamedValues a;
   for (const auto& [name, v] : object.items()) {
     if (v.is_boolean())
       a.set(name, v.get<bool>());

@@ -6,9 +6,9 @@
 
 #include "dtensor/launch.h"
 #include "tests/autograd.h"
-#include "ops/functions.h"
-#include "ops/pointwise.h"
-#include "ops/reduce.h"
+#include "ops/cards.h"
+#include "ops/pointwise/binary.h"
+#include "ops/reduction/reduce.h"
 
 using namespace dtensor;
 
@@ -34,8 +34,8 @@ Tensor tensor_of(const Json& j) {
   return t;
 }
 
-Attributes attributes_of(const Json& values) {
-  Attributes a;
+NamedValues attributes_of(const Json& values) {
+  NamedValues a;
   for (const auto& [name, v] : values.items()) {
     if (v.is_array())
       a.set(name, v.get<std::vector<int64_t>>());

@@ -2,7 +2,7 @@
 """Reference values of products, attention with masks, and losses, by PyTorch, for products_test.cpp.
 
 As torch_ops.py (see there for what a case is); writes ops_products.json beside itself. Names and attributes are those of
-ops/functions.cpp; inputs may be bool.
+ops/core/function.cpp; inputs may be bool.
 """
 import json
 import pathlib

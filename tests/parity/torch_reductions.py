@@ -3,7 +3,7 @@
 
     venv/bin/python tests/parity/torch_reductions.py     # writes ops_reductions.json beside itself; see torch_ops.py
 
-A case is a function of ops/functions.h, its named values, its inputs, all outputs, and the gradients of the floating
+A case is a function of ops/cards.h, its named values, its inputs, all outputs, and the gradients of the floating
 inputs where the sum of output 0 times `weights` has one. NaN and infinities are text.
 """
 import json
