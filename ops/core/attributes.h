@@ -116,6 +116,10 @@ bool assign(T& v, const NamedValue& value) {
     if (!assign(held, value)) return false;
     v = held;
     return true;
+  } else if constexpr (std::is_same_v<T, Shape>) {
+    const auto* given = std::get_if<std::vector<int64_t>>(&value);
+    if (given) v = *given;
+    return given;
   } else if constexpr (is_named<T>(static_cast<NamedValue*>(nullptr))) {
     const T* given = std::get_if<T>(&value);
     if (given) v = *given;

@@ -42,6 +42,15 @@ DType same_types(std::string_view op, std::span<const TensorSpec* const> inputs,
   return first ? first->dtype : DType::f32;
 }
 
+DType floating_types(std::string_view op, std::span<const TensorSpec* const> in, const Attributes& a, int output) {
+  DType t = same_types(op, in, a, output);
+  for (const TensorSpec* x : in)
+    if (x)
+      check(is_floating(t), "[{}] element type {} of {}: use cast() to a floating type", op, name(t),
+            to_string(x->shape));
+  return t;
+}
+
 struct OpIdentity::Lasting : std::enable_shared_from_this<Lasting> {
   std::once_flag made;  // by the thread of any rank
   std::unique_ptr<Op> card;

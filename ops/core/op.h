@@ -114,6 +114,8 @@ class RuleSource {
 using TypeFunction = DType (*)(std::string_view op, std::span<const TensorSpec* const> inputs, const Attributes&,
                                int output);
 DType same_types(std::string_view op, std::span<const TensorSpec* const> inputs, const Attributes&, int output);
+// The same, of floating types.
+DType floating_types(std::string_view op, std::span<const TensorSpec* const> inputs, const Attributes&, int output);
 
 // A composite is a function of ops and redistributions that a record holds as one node, with the card's gradient.
 using Composite = std::vector<DistributedTensor> (*)(std::span<const DistributedTensor* const> inputs,

@@ -81,13 +81,6 @@ std::vector<DistributedTensor> reduced(std::vector<DistributedTensor> list) {
 }
 DistributedTensor reduced(const DistributedTensor& x) { return reduced(std::vector{x})[0]; }
 
-DType floating_types(std::string_view op, std::span<const TensorSpec* const> in, const Attributes& a, int output) {
-  DType t = same_types(op, in, a, output);
-  check(is_floating(t), "[{}] element type {} of {}: use cast() to a floating type", op, name(t),
-        to_string(in[0]->shape));
-  return t;
-}
-
 DistributedTensor exact(const DistributedTensor& x) { return cast(x, statistics_type(x.dtype())); }
 
 DType rows_type(std::string_view op, std::span<const TensorSpec* const> in, const Attributes& a, unsigned statistics,

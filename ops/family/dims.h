@@ -44,9 +44,6 @@ bool sharded_along(const DistributedTensor& x, const Dims& dims);
 std::vector<DistributedTensor> reduced(std::vector<DistributedTensor> list);
 DistributedTensor reduced(const DistributedTensor& x);
 
-// All outputs have the floating type of the inputs. Errors: other types, which cast() changes.
-DType floating_types(std::string_view op, std::span<const TensorSpec* const> inputs, const Attributes&, int output);
-
 // Statistics of rows (a norm's rstd, the sum of a softmax) are f32 where the rows are bf16, else of the rows' type.
 inline DType statistics_type(DType t) { return t == DType::bf16 ? DType::f32 : t; }
 // x in the statistics_type of its own.

@@ -6,15 +6,6 @@ namespace dtensor {
 
 using Kind = SampleInput::Kind;
 
-DType floating_types(std::string_view op, std::span<const TensorSpec* const> in, const Attributes& a, int output) {
-  DType t = same_types(op, in, a, output);
-  for (const TensorSpec* x : in)
-    if (x)
-      check(is_floating(t), "[{}] element type {} of {}: use cast() to a floating type", op, name(t),
-            to_string(x->shape));
-  return t;
-}
-
 DType number_types(std::string_view op, std::span<const TensorSpec* const> in, const Attributes& a, int output) {
   DType t = same_types(op, in, a, output);
   for (const TensorSpec* x : in)

@@ -12,8 +12,6 @@ namespace dtensor {
 
 // --- Element types, checked before anything is communicated.
 
-// One floating type: f32 or f64.
-DType floating_types(std::string_view op, std::span<const TensorSpec* const>, const Attributes&, int);
 // One type of numbers: not bool.
 DType number_types(std::string_view op, std::span<const TensorSpec* const>, const Attributes&, int);
 // One type of any kind, and a bool result.

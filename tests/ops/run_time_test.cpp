@@ -53,8 +53,9 @@ void copy_kernel(const Context&, std::span<const Tensor> in, std::span<Tensor> o
 TEST_CASE("numbers are no keys: two calls with different values of one class are one decision, and both are right") {
   std::map<std::string, int> compared;  // by card and attribute
   for (const Op* op : ops::cards())
-    for (const Case& c : testing::cases_of(*op, {}, 1))
-      for (const auto& [name, value] : c.attributes.values().list()) {
+    for (const Case& c : testing::cases_of(*op, {}, 1)) {
+      const NamedValues values = c.attributes.values();
+      for (const auto& [name, value] : values.list()) {
         if (!c.attributes.is_run_time(name)) continue;
         int& count = compared[std::string(op->name) + "." + name];
         for (const NamedValue& other : others(value)) {
@@ -76,6 +77,7 @@ TEST_CASE("numbers are no keys: two calls with different values of one class are
           ++count;
         }
       }
+    }
   for (const auto& [name, count] : compared) {
     INFO(name);
     CHECK(count > 0);
