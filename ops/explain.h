@@ -3,6 +3,7 @@
 #pragma once
 
 #include "ops/core/call.h"
+#include "placement/propagate.h"
 
 namespace dtensor {
 

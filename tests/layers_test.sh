@@ -1,6 +1,7 @@
 #!/bin/sh
-# layers_test.sh [REPOSITORY]: fails where a layer includes one above it (placement < dtensor < ops < nn), and where
-# a source breaks one of the few other rules that a search can check. Prints file:line: rule.
+# layers_test.sh [REPOSITORY]: fails where a layer includes one above it (placement < dtensor < ops < nn), a room of ops/
+# one that it may not, and where a source breaks one of the few other rules that a search can check. Prints
+# file:line: rule.
 cd "${1:-$(dirname "$0")/..}" || exit 2
 found=0
 
@@ -25,6 +26,23 @@ layer placement 'dtensor|ops|nn|examples|tests'
 layer dtensor 'ops|nn|examples|tests'
 layer ops 'nn|examples|tests'
 layer nn 'examples|tests'
+
+# The rooms of ops/, from below: cpu and core, family (how families are made), the families, functions.h and cards.h over
+# them, testing. The kernels of cuda/ know the families that they serve; core knows of them what finds one. A family calls
+# another by ops/functions.h alone.
+families='pointwise reduction shape linalg layer'
+above="$(echo $families | tr ' ' '|')"
+room() { # ROOM REGEX-OF-WHAT-IT-MAY-NOT-INCLUDE
+  forbid "^[[:space:]]*#[[:space:]]*include[[:space:]]*[\"<]ops/($2)" "ops/$1/ may not include ops/ ($2)" "ops/$1"
+}
+room cpu "core|family|$above|cuda|testing|[a-z_]+\.h"
+room core "family|$above|testing|[a-z_]+\.h|cuda/[^k]"
+room family "$above|testing|cards|explain"
+for family in $families; do
+  others="$(echo $families | tr ' ' '\n' | grep -vx "$family" | tr '\n' '|')testing|explain"
+  room "$family" "($others)"
+done
+room cuda "testing|functions|cards|all"
 
 code='^([^/]|/[^/])*' # what stands before a comment
 forbid "${code}thread_local" 'library code has no thread_local: state belongs to Rank' placement dtensor ops nn

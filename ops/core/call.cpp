@@ -2,113 +2,17 @@
 
 #include <algorithm>
 #include <array>
-#include <mutex>
-#include <unordered_map>
 
 #include "dtensor/local/inline_vector.h"
 #include "dtensor/redistribute.h"
-#include "ops/cpu/gemm.h"
+#include "ops/core/decision.h"
 #include "ops/cuda/kernels.h"
 
 namespace dtensor {
-
-const Context::FactorRange& Context::find(char factor) const {
-  for (const FactorRange& f : factors_)
-    if (f.name == factor) return f;
-  fail("[{}] the kernel asks for factor {}, which the rule does not have", op, factor);
-}
-
-int64_t Context::leaves(std::string_view factors) const {
-  int64_t local = 1, global = 1;
-  for (const FactorRange& f : factors_)
-    if (factors.find(f.name) != std::string_view::npos) local *= f.range.size(), global *= f.size;
-  if (factors.find(batch_factor) != std::string_view::npos) global *= micro_batches;
-  // At least 8 leaves of the whole, so that 2, 4 and 8 equal parts are subtrees even of a short sum.
-  int64_t all = std::max<int64_t>(8, cpu::leaves(global));
-  if (local == 0 || global % local) return cpu::leaves(local);
-  int64_t parts = global / local;
-  bool subtree = (parts & (parts - 1)) == 0 && parts <= all;
-  return subtree ? all / parts : cpu::leaves(local);
-}
-
-DType same_types(std::string_view op, std::span<const TensorSpec* const> inputs, const Attributes&, int) {
-  const TensorSpec* first = nullptr;
-  for (const TensorSpec* in : inputs) {
-    if (!in) continue;
-    if (!first) first = in;
-    check(in->dtype == first->dtype, "[{}] element types differ: {}{} and {}{}; use cast()", op, name(first->dtype),
-          to_string(first->shape), name(in->dtype), to_string(in->shape));
-  }
-  return first ? first->dtype : DType::f32;
-}
-
-DType floating_types(std::string_view op, std::span<const TensorSpec* const> in, const Attributes& a, int output) {
-  DType t = same_types(op, in, a, output);
-  for (const TensorSpec* x : in)
-    if (x)
-      check(is_floating(t), "[{}] element type {} of {}: use cast() to a floating type", op, name(t),
-            to_string(x->shape));
-  return t;
-}
-
-struct OpIdentity::Lasting : std::enable_shared_from_this<Lasting> {
-  std::once_flag made;  // by the thread of any rank
-  std::unique_ptr<Op> card;
-};
-
-OpIdentity::OpIdentity() : owner_(std::make_shared<Lasting>()), lasting_(owner_.get()) {}
-
-std::shared_ptr<const Op> lasting(const Op& card) {
-  OpIdentity::Lasting& l = *card.identity.lasting_;
-  std::call_once(l.made, [&] {
-    l.card = std::make_unique<Op>(card);
-    l.card->sample.clear();
-    l.card->identity.owner_.reset(), l.card->identity.lasting_ = &l;
-  });
-  return {l.shared_from_this(), l.card.get()};
-}
-
-BoundRule bind_rule(const Op& op, std::span<const Shape* const> inputs, const Attributes& attributes, DType dtype) {
-  Rule rule = op.rule.function() ? op.rule.function()(inputs, attributes.key()) : Rule{std::string(op.rule.literal())};
-  if (rule.linear.empty()) rule.linear = op.linear;
-  if (rule.added.empty()) rule.added = op.added;
-  if (rule.monotone.empty()) rule.monotone = op.monotone;
-  if (rule.passes.empty()) rule.passes = op.passes;
-  if (rule.moves.empty()) rule.moves = op.moves;
-  if (rule.reduce.empty()) rule.reduce = op.reduce;
-  if (op.wraps && dtype == DType::i64) {  // the identity of the minimum plus 1 is the smallest of all
-    rule.monotone.clear();
-    std::erase_if(rule.passes, [](const Pass& p) { return p.from == Reduce::max || p.from == Reduce::min; });
-  }
-  return BoundRule(op.name, std::move(rule), inputs);
-}
-
 namespace {
 
-constexpr size_t max_operands = 64, max_outputs = 64;
-
-// What was decided for a call: found by card, interned input specs, key of the attributes and wanted layout.
-struct Decision {
-  std::shared_ptr<const Op> card;  // keeps its identity from being another card's
-  const void* identity;
-  Kernel kernel;              // null where there is none, and on meta
-  std::vector<uint64_t> ids;  // of the inputs' specs, 0 where absent
-  Attributes key;
-  uint64_t wanted;
-
-  std::vector<Layout> inputs;
-  uint64_t moves = 0;  // bit i: input i is brought to another layout
-  std::vector<SpecHandle> outputs;
-  std::vector<Context::FactorRange> factors;
-  char batch_factor = 0;
-
-  uint64_t last_use = 0;  // the number of the call
-  int running = 0;        // calls that need it now: an observer may make calls
-};
-
 struct OpsState {
-  std::unordered_multimap<uint64_t, std::unique_ptr<Decision>> decisions;
-  uint64_t calls = 0;
+  Decisions decisions;
   std::vector<cpu::Scratch> scratch;
   std::shared_ptr<cuda::Workspace> workspace;
 };
@@ -121,116 +25,6 @@ OpsState& state_of(Rank& rank) {
     rank.ops_state = std::move(state);
   }
   return *static_cast<OpsState*>(rank.ops_state.get());
-}
-
-// Where there is none, a call of it is an error; not already the decision, which is also made on meta.
-Kernel kernel_of(const Op& op, Device device) {
-  if (device != Device::cuda || op.view) return op.cpu;
-  return op.cuda ? op.cuda : cuda::find_kernel(op);
-}
-
-constexpr uint64_t nothing_wanted = ~uint64_t(0);
-
-// The best of the choices that leave what is written in place where it is.
-Choice choose_in_place(const Op& op, const Propagation& p) {
-  std::vector<Choice> choices = all_choices(p);
-  auto stays = [&](const Choice& c) {
-    for (size_t o = 0; o < op.writes.size(); ++o) {
-      auto i = size_t(op.writes[o]);
-      if (c.inputs[i] != p.inputs[i]->layout || c.outputs[o] != p.inputs[i]->layout) return false;
-    }
-    return true;
-  };
-  auto it = std::find_if(choices.begin(), choices.end(), stays);
-  if (it != choices.end()) return std::move(*it);
-  auto i = size_t(op.writes[0]);
-  fail("[{}] operand {} is written in place, which {} cannot be; redistribute it to {} first", op.name, i,
-       to_string(*p.inputs[i], p.mesh), to_string(choices[0].inputs[i], p.mesh));
-}
-
-std::unique_ptr<Decision> decide(const Op& op, const DeviceMesh& mesh, std::span<const DistributedTensor* const> inputs,
-                                 const Attributes& attributes, const CallOptions& options) {
-  std::array<const Shape*, max_operands> shapes{};
-  std::array<const TensorSpec*, max_operands> specs{};
-  for (size_t i = 0; i < inputs.size(); ++i)
-    if (inputs[i]) specs[i] = &inputs[i]->spec(), shapes[i] = &specs[i]->shape;
-  auto first = std::find_if(inputs.begin(), inputs.end(), [](const DistributedTensor* x) { return x != nullptr; });
-  BoundRule rule = bind_rule(op, std::span(shapes.data(), inputs.size()), attributes, (*first)->dtype());
-  std::span<const TensorSpec* const> in(specs.data(), inputs.size());
-  Layout wanted = options.wanted ? strip_narrow_axes(mesh.shape(), *options.wanted) : Layout();
-  const Layout* wanted_list[] = {options.wanted ? &wanted : nullptr};
-  Propagation propagation{rule, mesh.shape(), in, wanted_list, {}};
-  Choice choice = op.writes.empty() ? choose(propagation) : choose_in_place(op, propagation);
-  if (op.stays && choice.bytes) {
-    std::string need;
-    for (size_t i = 0; i < inputs.size(); ++i)
-      if (inputs[i] && inputs[i]->layout() != choice.inputs[i]) need = to_string(choice.inputs[i], mesh.shape());
-    fail(
-        "[{}] {} ({}) cannot keep its sharding on mesh {}: the sharded dimension is not the leading one of its group, "
-        "or "
-        "the ranks do not divide it; redistribute to {} first",
-        op.name, to_string(*inputs[0]), attributes.to_string(), to_string(mesh.shape()), need);
-  }
-  auto d = std::make_unique<Decision>();
-  d->card = lasting(op);
-  d->identity = op.identity.key();
-  d->kernel = kernel_of(op, mesh.rank_state().device());
-  d->key = attributes.key();
-  d->wanted = options.wanted ? options.wanted->code() : nothing_wanted;
-  d->inputs = choice.inputs;
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    d->ids.push_back(inputs[i] ? inputs[i]->spec().id : 0);
-    if (inputs[i] && inputs[i]->layout() != choice.inputs[i]) d->moves |= uint64_t(1) << i;
-  }
-  check(rule.outputs().size() <= max_outputs, "[{}] more than {} outputs", op.name, max_outputs);
-  for (size_t o = 0; o < rule.outputs().size(); ++o)
-    d->outputs.push_back(
-        mesh.intern({op.types(op.name, in, d->key, int(o)), rule.outputs()[o].shape, choice.outputs[o]}));
-  for (const Operand& operand : rule.inputs()) {
-    if (!operand.present) continue;
-    if (operand.shape.dims() && operand.leading[0] >= 0)
-      d->batch_factor = rule.factors()[size_t(operand.leading[0])].name;
-    break;
-  }
-  for (size_t f = 0; f < rule.factors().size(); ++f) {
-    const Factor& factor = rule.factors()[f];
-    d->factors.push_back(
-        {factor.name, local_range(mesh.shape(), factor.size, choice.factors[f], mesh.rank()), factor.size});
-  }
-  return d;
-}
-
-// The half used least recently goes, but for what is running.
-void forget_half(OpsState& state) {
-  std::vector<uint64_t> uses;
-  for (const auto& [hash, d] : state.decisions) uses.push_back(d->last_use);
-  auto middle = uses.begin() + long(uses.size() / 2);
-  std::nth_element(uses.begin(), middle, uses.end());
-  std::erase_if(state.decisions, [&](const auto& entry) {
-    const Decision& d = *entry.second;
-    return d.last_use < *middle && !d.running;
-  });
-}
-
-Decision& find_decision(OpsState& state, const Op& op, const DeviceMesh& mesh,
-                        std::span<const DistributedTensor* const> inputs, const Attributes& attributes,
-                        const CallOptions& options) {
-  uint64_t wanted = options.wanted ? options.wanted->code() : nothing_wanted;
-  uint64_t h = reinterpret_cast<uintptr_t>(op.identity.key()) ^ attributes.key_hash() ^ wanted * 0x9e3779b97f4a7c15u;
-  for (const DistributedTensor* in : inputs) h = (h ^ (in ? in->spec().id : 0)) * 0x9e3779b97f4a7c15u, h ^= h >> 32;
-  auto [it, end] = state.decisions.equal_range(h);
-  for (; it != end; ++it) {
-    Decision& d = *it->second;
-    bool same = d.identity == op.identity.key() && d.wanted == wanted && d.ids.size() == inputs.size();
-    for (size_t i = 0; same && i < inputs.size(); ++i) same = d.ids[i] == (inputs[i] ? inputs[i]->spec().id : 0);
-    if (!same || !same_key(attributes, d.key)) continue;
-    d.last_use = ++state.calls;
-    return d;
-  }
-  auto made = decide(op, mesh, inputs, attributes, options);
-  if (state.decisions.size() >= max_cached_calls) forget_half(state);
-  made->last_use = ++state.calls;
-  return *state.decisions.emplace(h, std::move(made))->second;
 }
 
 // Keeps the decision while the call runs.
@@ -364,7 +158,7 @@ void dispatch(const Op& op, std::span<const DistributedTensor* const> given, con
 
   OpsState& state = state_of(rank);
   if (!op.writes.empty()) check_written(op, in);
-  Decision& d = find_decision(state, op, mesh, in, attributes, options);
+  Decision& d = state.decisions.find(op, mesh, in, attributes, options);
   Running running(d);
   std::vector<DistributedTensor> moved;
   std::copy_n(inputs.begin(), given.size(), used.begin());

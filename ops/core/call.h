@@ -4,7 +4,6 @@
 #include <initializer_list>
 
 #include "ops/core/op.h"
-#include "placement/propagate.h"
 
 namespace dtensor {
 

@@ -3,7 +3,7 @@
 #include <numeric>
 
 #include "dtensor/redistribute.h"
-#include "ops/pointwise/cast.h"
+#include "ops/functions.h"
 
 namespace dtensor::ops {
 
