@@ -216,7 +216,7 @@ std::vector<Module*> find_modules(Module& model, const std::string& pattern, con
     if (pattern.find('*') == std::string::npos) continue;
     for (size_t i = 0, end; i < name.size(); i = end + 1) {  // as a pattern, where the mistyped one is
       end = std::min(name.find('.', i), name.size());
-      if (name.find_first_not_of("0123456789", i) >= end) name.replace(i, end - i, "*"), end = i + 1;
+      if (name.find_first_not_of("0123456789", i) >= end) name.replace(i, end - i, 1, '*'), end = i + 1;
     }
   }
   if (found.empty()) fail("[plan] {}: \"{}\" matches no module{}", place, pattern, nearest_hint(pattern, names));

@@ -1,4 +1,5 @@
 // The dispatcher's choice for every card and sample against an exhaustive search.
+#include "placement/propagate.h"
 #include "tests/ops/helpers.h"
 #include "tests/placement/cases.h"
 

@@ -73,13 +73,13 @@ const Map maps[] = {
      6},
 };
 
-struct Gradient {
+struct MapGradient {
   const char* name;
   void (*f)(int64_t, const float*, const float*, float*);
   void (*f64)(int64_t, const double*, const double*, double*);
   double (*of)(double);
 };
-const Gradient gradients[] = {
+const MapGradient gradients[] = {
     {"silu", cpu::silu_gradient, cpu::silu_gradient, maps[4].exact},
     {"gelu", cpu::gelu_gradient, cpu::gelu_gradient, maps[5].exact},
     {"gelu_tanh", cpu::gelu_tanh_gradient, cpu::gelu_tanh_gradient, maps[6].exact},
@@ -175,7 +175,7 @@ TEST_CASE("rows: special values") {
 }
 
 TEST_CASE("rows: gradients of the maps equal numeric differentiation") {
-  for (const Gradient& g : gradients) {
+  for (const MapGradient& g : gradients) {
     CAPTURE(g.name);
     const auto x = normal<double>(257), dy = normal<double>(257, 1);
     std::vector<double> dx(x.size());
@@ -373,7 +373,7 @@ TEST_CASE("rows: the same bits on every instruction set") {
   auto everything = [&] {
     std::vector<float> all, y(x.size());
     for (const Map& map : maps) map.f(x.size(), x.data(), y.data()), all.insert(all.end(), y.begin(), y.end());
-    for (const Gradient& g : gradients)
+    for (const MapGradient& g : gradients)
       g.f(x.size(), w.data(), x.data(), y.data()), all.insert(all.end(), y.begin(), y.end());
     for (int64_t n : {5, 9, 100, 1237}) {
       all.push_back(cpu::sum(n, x.data()));
