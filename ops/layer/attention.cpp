@@ -286,7 +286,7 @@ const Op rotary_op = {
         "rotary(x, positions=none, theta=10000)", "pairs of elements turned by their position",
         [](Arguments& a) -> List { return {rotary(a.tensor(0), a.number("theta", 10000), a.optional_tensor(1))}; })},
     .rule = rotary_rule,
-    .linear = {{0}},
+    .passes = {linear_in({0})},
     .types = rotary_types,
     .optional = {1},
     .strided = true,
@@ -297,19 +297,19 @@ const Op rotary_op = {
                {{{1, 0, 2, 2}, absent}, turn(true)},
                {{{2, 5, 3, 4}, places({5}, 100)}, turn(false)},
                {{{2, 5, 3, 4}, places({2, 5}, 100)}, turn(true)}}};
-const Op rotary_pair_op = {.name = "rotary_pair",
-                           .rule = rotary_pair_rule,
-                           .linear = {{0, 1}},
-                           .passes = {{.inputs = {0}, .outputs = {0}}, {.inputs = {1}, .outputs = {1}}},
-                           .types = rotary_types,
-                           .optional = {2},
-                           .strided = true,
-                           .cpu = rotary_kernel,
-                           .gradient = rotary_pair_gradient,
-                           .keeps = {.inputs = {2}},
-                           .sample = {{{{2, 5, 6, 4}, {2, 5, 3, 4}, absent}, turn(false)},
-                                      {{{1, 3, 4, 2}, {1, 3, 4, 2}, absent}, turn(true)},
-                                      {{{2, 5, 6, 4}, {2, 5, 3, 4}, places({2, 5}, 100)}, turn(false)}}};
+const Op rotary_pair_op = {
+    .name = "rotary_pair",
+    .rule = rotary_pair_rule,
+    .passes = {linear_in({0, 1}), passes({0}, Reduce::sum).only_to({0}), passes({1}, Reduce::sum).only_to({1})},
+    .types = rotary_types,
+    .optional = {2},
+    .strided = true,
+    .cpu = rotary_kernel,
+    .gradient = rotary_pair_gradient,
+    .keeps = {.inputs = {2}},
+    .sample = {{{{2, 5, 6, 4}, {2, 5, 3, 4}, absent}, turn(false)},
+               {{{1, 3, 4, 2}, {1, 3, 4, 2}, absent}, turn(true)},
+               {{{2, 5, 6, 4}, {2, 5, 3, 4}, places({2, 5}, 100)}, turn(false)}}};
 const Op attention_op = {
     .name = "attention",
     .functions = {function(
@@ -329,7 +329,7 @@ const Op attention_op = {
                .stream = RandomStream{.seed = uint64_t(a.integer("seed", 0)), .purpose = "dropout"}})};
         })},
     .rule = attention_rule,
-    .passes = {{.inputs = {2}, .outputs = {0}}},
+    .passes = {passes({2}, Reduce::sum).only_to({0})},
     .types = attention_types,
     .optional = {3, 4, 5, 6, 7, 8},
     .strided = true,

@@ -91,7 +91,7 @@ const Op dropout_op = {
                                              a.flag("training", true))};
                            })},
     .rule = dropout_rule,
-    .linear = {{0}},
+    .passes = {linear_in({0})},
     .types = dropout_types,
     .optional = {2, 3},
     .cpu = dropout_kernel,

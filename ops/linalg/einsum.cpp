@@ -241,7 +241,7 @@ const Op einsum_op = {
                              return {einsum(a.text("equation"), list)};
                            })},
     .rule = einsum_rule,
-    .linear = {{0}, {1}},
+    .passes = {linear_in({0}), linear_in({1})},
     .types = product_types,
     .strided = true,
     .cpu = einsum_kernel,

@@ -38,10 +38,9 @@ Op comparison(Function function) {
 
 // Any passes or, all passes and: a maximum and a minimum of bools.
 template <auto f>
-Op logic(Function function, std::vector<std::vector<int>> monotone = {}, std::vector<Pass> passes = {}) {
+Op logic(Function function, std::vector<Pass> passes = {}) {
   return binary({.name = function.name,
                  .functions = {function},
-                 .monotone = std::move(monotone),
                  .passes = std::move(passes),
                  .types = bool_types,
                  .cpu = logic_kernel<f>,
@@ -75,12 +74,8 @@ void masked_fill_kernel(const Context& c, std::span<const Tensor> in, std::span<
 }
 // Filled with zeros it is linear, as a gradient needs; each rank would add another value.
 Rule masked_fill_rule(std::span<const Shape* const>, const Attributes& a) {
-  Rule rule{"...,...->...", {}, {}, {{0}}};
-  if (a.as<Number>().value == 0)
-    rule.linear = {{0}};
-  else
-    rule.passes = {{{0}, Reduce::avg, Reduce::avg}};
-  return rule;
+  bool zero = a.as<Number>().value == 0;
+  return {"...,...->...", {monotone_in({0}), zero ? linear_in({0}) : passes({0}, Reduce::avg)}};
 }
 
 }  // namespace
@@ -92,19 +87,18 @@ const Op le_op = comparison<LessEqual{}>(function("le(x, y | value=)", "x <= y, 
 const Op gt_op = comparison<Greater{}>(function("gt(x, y | value=)", "x > y, to bool", binary_or_value<gt, gt>));
 const Op ge_op = comparison<GreaterEqual{}>(function("ge(x, y | value=)", "x >= y, to bool", binary_or_value<ge, ge>));
 
-const Op logical_and_op = logic<And{}>(function<logical_and>("logical_and(x, y)", "whether both are true"), {{0}, {1}},
-                                       {{{0, 1}, Reduce::min, Reduce::min}});
-const Op logical_or_op = logic<Or{}>(function<logical_or>("logical_or(x, y)", "whether either is true"), {{0}, {1}},
-                                     {{{0, 1}, Reduce::max, Reduce::max}});
+const Op logical_and_op = logic<And{}>(function<logical_and>("logical_and(x, y)", "whether both are true"),
+                                       {monotone_in({0}), monotone_in({1}), passes({0, 1}, Reduce::min)});
+const Op logical_or_op = logic<Or{}>(function<logical_or>("logical_or(x, y)", "whether either is true"),
+                                     {monotone_in({0}), monotone_in({1}), passes({0, 1}, Reduce::max)});
 const Op logical_xor_op = logic<NotEqual{}>(function<logical_xor>("logical_xor(x, y)", "whether they differ"));
 const Op where_op = {
     .name = "where",
     .functions = {function("where(condition, x, y)", "x where the condition is true, y elsewhere",
                            [](Arguments& a) -> List { return {where(a.tensor(0), a.tensor(1), a.tensor(2))}; })},
     .rule = "...,...,...->...",
-    .linear = {{1, 2}},
-    .monotone = {{1}, {2}, {1, 2}},
-    .passes = {{{1}, Reduce::avg, Reduce::avg}, {{2}, Reduce::avg, Reduce::avg}},
+    .passes = {linear_in({1, 2}), monotone_in({1}), monotone_in({2}), monotone_in({1, 2}), passes({1}, Reduce::avg),
+               passes({2}, Reduce::avg)},
     .types = selected_types,
     .strided = true,
     .cpu = where_kernel,

@@ -10,8 +10,6 @@
 namespace dtensor::ops {
 namespace {
 
-const std::vector<Pass> turned = {{{0}, Reduce::max, Reduce::min}, {{0}, Reduce::min, Reduce::max}};
-const std::vector<Pass> products = {{{0}, Reduce::product, Reduce::product}};
 const std::vector<Sample> positive = unary_samples(SampleInput::Kind::positive);
 
 #define UNARY(name, types, value, ...) \
@@ -35,8 +33,8 @@ const std::vector<Sample> positive = unary_samples(SampleInput::Kind::positive);
 
 }  // namespace
 
-#define UNARY(f, types, value, doc, ...)                                                         \
-  const Op f##_op = unary_card<UnaryTypes::types, value_of_##f{}>(                            \
+#define UNARY(f, types, value, doc, ...)                                                   \
+  const Op f##_op = unary_card<UnaryTypes::types, value_of_##f{}>(                         \
       {.name = #f, .functions = {function<f>(#f "(x)", doc)} __VA_OPT__(, ) __VA_ARGS__}); \
   DistributedTensor f(const DistributedTensor& x) { return call(f##_op, {&x}); }
 #define BACKWARD(f, value, ...) \

@@ -46,7 +46,7 @@ void cumsum_gradient(Gradient& g) {
 const Op cumsum_op = {.name = "cumsum",
                       .functions = {function<cumsum>("cumsum(x, dim=)", "the sums of the elements up to each")},
                       .rule = cumsum_rule,
-                      .linear = {{0}},
+                      .passes = {linear_in({0})},
                       .strided = true,
                       .cpu = cumsum_kernel,
                       .gradient = cumsum_gradient,

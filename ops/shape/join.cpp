@@ -40,7 +40,7 @@ Rule cat_rule(std::span<const Shape* const> in, const Attributes& a) {
   r.sizes.emplace_back(char('a' + dim_of(a)), total(sizes_of(a)));
   std::vector<int> all(in.size());
   std::iota(all.begin(), all.end(), 0);
-  r.moves = {all};
+  r.passes = {moves(all)};
   return r;
 }
 
@@ -155,7 +155,7 @@ const Op split_op = {
                            }),
                   function<chunk>("chunk(x, chunks=, dim=0)", "at most that many pieces along dim; views")},
     .rule = split_rule,
-    .moves = {{0}},
+    .passes = {moves({0})},
     .strided = true,
     .view = true,
     .cpu = split_kernel,
