@@ -33,15 +33,15 @@ Op unary(Op card) {
   if (!card.rule.function()) card.rule = "...->...";
   if (card.types == same_types) card.types = floating_types;
   card.strided = true;
-  if (card.sample.empty()) card.sample = unary_samples();
+  if (card.sample.empty()) card.sample = ops::unary_samples();
   return card;
 }
 
 Op unary_card(UnaryTypes types, Op card) {
   bool numbers = types == UnaryTypes::numbers, tests = types == UnaryTypes::tests, logic = types == UnaryTypes::logic;
   card.types = numbers ? number_types : tests ? compared_types : logic ? bool_types : floating_types;
-  if (card.sample.empty()) card.sample = unary_samples(logic ? Kind::boolean : Kind::normal);
-  if (numbers || tests) card.sample = joined(std::move(card.sample), unary_samples(Kind::index));
+  if (card.sample.empty()) card.sample = ops::unary_samples(logic ? Kind::boolean : Kind::normal);
+  if (numbers || tests) card.sample = ops::joined(std::move(card.sample), ops::unary_samples(Kind::index));
   return unary(std::move(card));
 }
 
@@ -49,7 +49,7 @@ Op binary(Op card) {
   if (!card.rule.function()) card.rule = "...,...->...";
   if (card.types == same_types) card.types = number_types;
   card.strided = true;
-  if (card.sample.empty()) card.sample = binary_samples();
+  if (card.sample.empty()) card.sample = ops::binary_samples();
   return card;
 }
 
@@ -64,25 +64,5 @@ void set_reduced(Gradient& g, int i, const DistributedTensor& gradient) {
   if (g.needs(i)) g.set(i, ops::sum_to(gradient, g.input_spec(i).shape));
 }
 void zero_gradient(Gradient&) {}
-
-std::vector<Sample> unary_samples(Kind kind, const Attributes& a) {
-  std::vector<Sample> list;
-  for (const Shape& s : {Shape{5, 3}, Shape{}, Shape{0, 3}, Shape{1, 7}}) list.push_back({{{kind, s, 9}}, a});
-  return list;
-}
-
-std::vector<Sample> binary_samples(Kind first, Kind second) {
-  using Pair = std::pair<Shape, Shape>;
-  std::vector<Sample> list;
-  for (const auto& [a, b] : {Pair{{5, 3}, {5, 3}}, Pair{{5, 3}, {3}}, Pair{{5, 1}, {1, 4}}, Pair{{2, 5, 3}, {5, 1}},
-                             Pair{{1}, {0}}, Pair{{}, {2, 3}}})
-    list.push_back({{{first, a, 9}, {second, b, 9}}});
-  return list;
-}
-
-std::vector<Sample> joined(std::vector<Sample> a, const std::vector<Sample>& b) {
-  a.insert(a.end(), b.begin(), b.end());
-  return a;
-}
 
 }  // namespace dtensor

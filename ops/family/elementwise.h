@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "ops/family/kernel.h"
+#include "ops/family/samples.h"
 
 namespace dtensor {
 
@@ -232,11 +233,5 @@ Op backward_card(Op card) {
 void set_reduced(Gradient& g, int i, const DistributedTensor& gradient);
 // The gradient of a step function is zero: nothing is contributed.
 void zero_gradient(Gradient& g);
-
-// Samples: shapes that broadcast, of size 0 and 1, and without dimensions.
-std::vector<Sample> unary_samples(SampleInput::Kind kind = SampleInput::Kind::normal, const Attributes& = {});
-std::vector<Sample> binary_samples(SampleInput::Kind first = SampleInput::Kind::normal,
-                                   SampleInput::Kind second = SampleInput::Kind::normal);
-std::vector<Sample> joined(std::vector<Sample> a, const std::vector<Sample>& b);
 
 }  // namespace dtensor

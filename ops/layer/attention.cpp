@@ -7,6 +7,7 @@
 #include "ops/cpu/attention.h"
 #include "ops/cpu/fused.h"
 #include "ops/family/kernel.h"
+#include "ops/family/samples.h"
 #include "ops/functions.h"
 
 namespace dtensor::ops {
@@ -275,8 +276,7 @@ AttentionBackward backward_attributes(bool causal, double dropout_p, bool mask_g
 }
 Rotary turn(bool inverse) { return {100, inverse}; }
 using Kind = SampleInput::Kind;
-const SampleInput absent(Kind::absent, {}), a_step(Kind::index, {}, 1000);
-SampleInput places(Shape shape, int64_t bound) { return {Kind::index, shape, bound}; }
+const SampleInput a_step = ids({}, 1000);
 
 }  // namespace
 
@@ -295,8 +295,8 @@ const Op rotary_op = {
     .keeps = {.inputs = {1}},
     .sample = {{{{2, 5, 3, 4}, absent}, turn(false)},
                {{{1, 0, 2, 2}, absent}, turn(true)},
-               {{{2, 5, 3, 4}, places({5}, 100)}, turn(false)},
-               {{{2, 5, 3, 4}, places({2, 5}, 100)}, turn(true)}}};
+               {{{2, 5, 3, 4}, ids({5}, 100)}, turn(false)},
+               {{{2, 5, 3, 4}, ids({2, 5}, 100)}, turn(true)}}};
 const Op rotary_pair_op = {
     .name = "rotary_pair",
     .rule = rotary_pair_rule,
@@ -309,7 +309,7 @@ const Op rotary_pair_op = {
     .keeps = {.inputs = {2}},
     .sample = {{{{2, 5, 6, 4}, {2, 5, 3, 4}, absent}, turn(false)},
                {{{1, 3, 4, 2}, {1, 3, 4, 2}, absent}, turn(true)},
-               {{{2, 5, 6, 4}, {2, 5, 3, 4}, places({2, 5}, 100)}, turn(false)}}};
+               {{{2, 5, 6, 4}, {2, 5, 3, 4}, ids({2, 5}, 100)}, turn(false)}}};
 const Op attention_op = {
     .name = "attention",
     .functions = {function(
@@ -357,19 +357,19 @@ const Op attention_op = {
          attention_attributes(false, 0.25)},
         {{{2, 5, 4, 2}, {2, 5, 2, 2}, {2, 5, 2, 2}, absent, a_step, absent, absent, absent, absent},
          attention_attributes(true, 0.5)},
-        {{{2, 5, 4, 2}, {2, 7, 2, 2}, {2, 7, 2, 2}, absent, absent, absent, places({5}, 7), absent, absent},
+        {{{2, 5, 4, 2}, {2, 7, 2, 2}, {2, 7, 2, 2}, absent, absent, absent, ids({5}, 7), absent, absent},
          attention_attributes(true)},
         {{{2, 5, 4, 2},
           {2, 7, 2, 2},
           {2, 7, 2, 2},
           absent,
           a_step,
-          places({2}, 9),
-          places({2, 5}, 7),
-          places({2, 7}, 7),
-          places({2}, 8)},
+          ids({2}, 9),
+          ids({2, 5}, 7),
+          ids({2, 7}, 7),
+          ids({2}, 8)},
          attention_attributes(true, 0.25)},
-        {{{2, 3, 4, 2}, {2, 5, 2, 2}, {2, 5, 2, 2}, {2, 4, 3, 5}, absent, absent, absent, absent, places({}, 6)},
+        {{{2, 3, 4, 2}, {2, 5, 2, 2}, {2, 5, 2, 2}, {2, 4, 3, 5}, absent, absent, absent, absent, ids({}, 6)},
          attention_attributes(false)},
     }};
 const Op attention_backward_op = {.name = "attention_backward",
@@ -399,10 +399,10 @@ const Op attention_backward_op = {.name = "attention_backward",
                                                {Kind::positive, {2, 4, 3}},
                                                {2, 4, 3, 5},
                                                a_step,
-                                               places({2}, 9),
+                                               ids({2}, 9),
                                                absent,
                                                absent,
-                                               places({2}, 6)},
+                                               ids({2}, 6)},
                                               backward_attributes(false, 0.25, true)},
                                              {{{2, 5, 4, 2},
                                                {2, 5, 4, 2},
@@ -413,9 +413,9 @@ const Op attention_backward_op = {.name = "attention_backward",
                                                absent,
                                                a_step,
                                                absent,
-                                               places({5}, 7),
-                                               places({2, 7}, 7),
-                                               places({}, 8)},
+                                               ids({5}, 7),
+                                               ids({2, 7}, 7),
+                                               ids({}, 8)},
                                               backward_attributes(true, 0.25, false)}}};
 
 namespace {

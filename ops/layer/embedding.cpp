@@ -6,6 +6,7 @@
 #include "ops/cards.h"
 #include "ops/cpu/rows.h"
 #include "ops/family/kernel.h"
+#include "ops/family/samples.h"
 #include "ops/functions.h"
 
 namespace dtensor::ops {
@@ -114,8 +115,6 @@ void embedding_gradient(Gradient& g) {
 void embedding_backward_gradient(Gradient& g) {
   if (g.needs(1)) g.set(1, embedding(g.input(0), g.of_output()));
 }
-
-SampleInput ids(Shape s, int64_t bound) { return {SampleInput::Kind::index, s, bound}; }
 
 }  // namespace
 

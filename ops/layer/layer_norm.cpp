@@ -6,6 +6,7 @@
 #include "ops/cpu/layer_norm.h"
 #include "ops/cpu/rows.h"
 #include "ops/family/dims.h"
+#include "ops/family/samples.h"
 #include "ops/functions.h"
 
 namespace dtensor::ops {
@@ -83,7 +84,7 @@ void normalize_kernel(const Context& c, In in, Out out) {
     });
   });
 }
-// sum (or none: zeros), centred squares -> mean, rstd
+// sum (or absent: zeros), centred squares -> mean, rstd
 void norm_statistics_kernel(const Context& c, In in, Out out) {
   if (in[0].defined()) check_rows(c, in, {{0, 0}, {1, 0}});
   double eps = c.attributes.as<NormStatistics>().eps;
@@ -209,19 +210,18 @@ void sharded_gradient(Gradient& g) {
 }
 
 using Kind = SampleInput::Kind;
-const SampleInput none{Kind::absent, {}};
 SampleInput positive(Shape s) { return {Kind::positive, s}; }
 LayerNorm norm_of(int64_t dims) { return {{dims}, 1e-5}; }
 LayerNormBackward gradient_of(int64_t dims, bool affine) { return {{dims}, affine}; }
-const std::vector<Sample> samples = {{{{4, 3, 6}, {6}, {6}}, norm_of(1)},       {{{4, 6}, {6}, none}, norm_of(1)},
-                                     {{{4, 6}, none, {6}}, norm_of(1)},         {{{4, 6}, none, none}, norm_of(1)},
+const std::vector<Sample> samples = {{{{4, 3, 6}, {6}, {6}}, norm_of(1)},       {{{4, 6}, {6}, absent}, norm_of(1)},
+                                     {{{4, 6}, absent, {6}}, norm_of(1)},       {{{4, 6}, absent, absent}, norm_of(1)},
                                      {{{2, 3, 4}, {3, 4}, {3, 4}}, norm_of(2)}, {{{0, 5}, {5}, {5}}, norm_of(1)}};
 
 }  // namespace
 
 const Op layer_norm_op = {
     .name = "layer_norm",
-    .functions = {function<layer_norm>("layer_norm(x, normalized_shape=, weight=none, bias=none, eps=1e-5)",
+    .functions = {function<layer_norm>("layer_norm(x, normalized_shape=, weight=absent, bias=absent, eps=1e-5)",
                                        "(x - mean) / sqrt(var + eps) * weight + bias, over the last dimensions")},
     .rule = layer_norm_rule,
     .types = row_types<0b000, 0b110>,
@@ -236,10 +236,10 @@ const Op layer_norm_backward_op = {
     .types = row_types<0b1111000, 0b000>,
     .optional = {2, 3, 5, 6},
     .cpu = layer_norm_backward_kernel,
-    .sample = {{{{4, 3, 6}, {4, 3, 6}, {6}, {4, 3}, positive({4, 3}), none, none}, gradient_of(1, true)},
-               {{{4, 6}, {4, 6}, none, {4}, positive({4}), none, none}, gradient_of(1, false)},
+    .sample = {{{{4, 3, 6}, {4, 3, 6}, {6}, {4, 3}, positive({4, 3}), absent, absent}, gradient_of(1, true)},
+               {{{4, 6}, {4, 6}, absent, {4}, positive({4}), absent, absent}, gradient_of(1, false)},
                {{{4, 3, 6}, {4, 3, 6}, {6}, {4, 3}, positive({4, 3}), {4, 3}, {4, 3}}, gradient_of(1, true)},
-               {{{4, 2, 3}, {4, 2, 3}, {2, 3}, none, positive({4}), {4}, {4}}, gradient_of(2, true)}}};
+               {{{4, 2, 3}, {4, 2, 3}, {2, 3}, absent, positive({4}), {4}, {4}}, gradient_of(2, true)}}};
 const Op sharded_layer_norm_op = {.name = "sharded_layer_norm",
                                   .optional = {1, 2},
                                   .composite = sharded<true>,
@@ -258,7 +258,7 @@ const Op normalize_op = {.name = "normalize",
                          .optional = {1, 2, 3},
                          .cpu = normalize_kernel,
                          .sample = {{{{4, 3, 6}, {6}, {6}, {4, 3}, positive({4, 3})}, norm_of(1)},
-                                    {{{4, 2, 3}, {2, 3}, none, none, positive({4})}, norm_of(2)}}};
+                                    {{{4, 2, 3}, {2, 3}, absent, absent, positive({4})}, norm_of(2)}}};
 const Op norm_statistics_op = {.name = "norm_statistics",
                                .rule = "...,...->...,...",
                                .passes = {passes({0}, Reduce::sum).only_to({0})},
@@ -266,7 +266,7 @@ const Op norm_statistics_op = {.name = "norm_statistics",
                                .optional = {0},
                                .cpu = norm_statistics_kernel,
                                .sample = {{{{4, 3}, positive({4, 3})}, NormStatistics{5, 1e-5}},
-                                          {{none, positive({4})}, NormStatistics{5, 1e-5}}}};
+                                          {{absent, positive({4})}, NormStatistics{5, 1e-5}}}};
 const Op norm_gradient_sums_op = {.name = "norm_gradient_sums",
                                   .rule = norm_gradient_sums_rule,
                                   .passes = {linear_in({0})},
@@ -274,7 +274,7 @@ const Op norm_gradient_sums_op = {.name = "norm_gradient_sums",
                                   .optional = {2, 3},
                                   .cpu = norm_gradient_sums_kernel,
                                   .sample = {{{{4, 3, 6}, {4, 3, 6}, {6}, {4, 3}, positive({4, 3})}, norm_of(1)},
-                                             {{{4, 2, 3}, {4, 2, 3}, none, none, positive({4})}, norm_of(2)}}};
+                                             {{{4, 2, 3}, {4, 2, 3}, absent, absent, positive({4})}, norm_of(2)}}};
 
 namespace {
 constexpr const Op* list[] = {&layer_norm_op, &layer_norm_backward_op, &sharded_layer_norm_op, &sharded_rms_norm_op,

@@ -4,6 +4,7 @@
 #include "dtensor/redistribute.h"
 #include "ops/cards.h"
 #include "ops/family/dims.h"
+#include "ops/family/samples.h"
 #include "ops/functions.h"
 
 namespace dtensor::ops {
@@ -118,7 +119,6 @@ void gradient(Gradient& g) {
     if (g.needs(i)) g.set(i, scaled(g.output(i + 1), scale, g.input_spec(i).dtype));
 }
 
-SampleInput ids(Shape s, int64_t bound) { return {SampleInput::Kind::index, s, bound}; }
 LinearCrossEntropy options(int64_t chunk_rows, Reduction r, int64_t ignore = -100, double smoothing = 0) {
   return {{{{ignore}, smoothing}, r}, chunk_rows, true};
 }

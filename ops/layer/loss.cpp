@@ -8,6 +8,7 @@
 #include "ops/cpu/rows.h"
 #include "ops/family/dims.h"
 #include "ops/family/kernel.h"
+#include "ops/family/samples.h"
 #include "ops/functions.h"
 
 namespace dtensor::ops {
@@ -181,7 +182,6 @@ void cross_entropy_gradient(Gradient& g) {
                 {g.wanted(0)}));
 }
 
-SampleInput ids(Shape s, int64_t bound) { return {SampleInput::Kind::index, s, bound}; }
 Smoothed smoothed(int64_t ignore, double smoothing) { return {{ignore}, smoothing}; }
 CrossEntropy loss(int64_t ignore, Reduction r, double smoothing = 0) { return {smoothed(ignore, smoothing), r}; }
 LossRows of_rows(int64_t ignore, double smoothing) { return {smoothed(ignore, smoothing), 7}; }

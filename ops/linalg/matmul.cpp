@@ -8,6 +8,7 @@
 #include "ops/cuda/matmul.h"
 #include "ops/family/dims.h"
 #include "ops/family/kernel.h"
+#include "ops/family/samples.h"
 #include "ops/functions.h"
 
 namespace dtensor::ops {
@@ -190,8 +191,6 @@ void linear_weight_gradient_gradient(Gradient& g) {
   if (g.needs(0)) g.set(0, linear(x, dw));
   if (g.needs(1)) g.set(1, matmul(dy, dw));
 }
-
-const SampleInput absent(SampleInput::Kind::absent, {});
 
 }  // namespace
 

@@ -11,7 +11,6 @@ namespace dtensor::ops {
 namespace {
 
 using Kind = SampleInput::Kind;
-const SampleInput absent(Kind::absent, {});
 
 std::vector<Sample> numbers() {
   return joined(binary_samples(), {{{{Kind::index, {5, 3}, 9}, {Kind::index, {3}, 9}}}});

@@ -24,7 +24,6 @@ void logic_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor
 // No Partial passes a comparison: of contributions to a maximum one may be NaN, which makes the result false.
 template <auto f>
 Op comparison(Function function) {
-  SampleInput absent(Kind::absent, {});
   return binary({.name = function.name,
                  .functions = {function},
                  .types = compared_types,

@@ -226,9 +226,6 @@ void one_hot_kernel(const Context& c, std::span<const Tensor> in, std::span<Tens
   }
 }
 
-SampleInput ids(Shape s, int64_t bound) { return {SampleInput::Kind::index, s, bound}; }
-SampleInput flags(Shape s) { return {SampleInput::Kind::boolean, s}; }
-const SampleInput absent{SampleInput::Kind::absent, {}};
 AtIndex along(int64_t dim) { return {dim}; }
 const AtIndex of_bool{.dim = 1, .any = true}, of_seven{.dim = 1, .size = 7};
 

@@ -5,6 +5,7 @@
 
 #include "ops/cards.h"
 #include "ops/family/kernel.h"
+#include "ops/family/samples.h"
 #include "ops/functions.h"
 
 namespace dtensor::ops {
@@ -122,9 +123,6 @@ void split_into(const DistributedTensor& x, std::span<const int64_t> sizes, int6
     for (size_t i = 0; i < list.size(); ++i)
       split_into(list[i], sizes.subspan(i * each, std::min(each, sizes.size() - i * each)), dim, pieces);
 }
-
-const SampleInput absent{SampleInput::Kind::absent, {}};
-SampleInput ids(Shape s) { return {SampleInput::Kind::index, s, 9}; }
 
 }  // namespace
 

@@ -4,6 +4,7 @@
 
 #include "ops/cards.h"
 #include "ops/family/dims.h"
+#include "ops/family/samples.h"
 #include "ops/functions.h"
 #include "ops/shape/reading.h"
 
@@ -124,8 +125,6 @@ void triangle_kernel(const Context& c, std::span<const Tensor> in, std::span<Ten
 void tril_gradient(Gradient& g) { g.set(0, tril(g.of_output(), g.attributes().as<Diagonal>().diagonal)); }
 void triu_gradient(Gradient& g) { g.set(0, triu(g.of_output(), g.attributes().as<Diagonal>().diagonal)); }
 
-SampleInput ids(Shape s) { return {SampleInput::Kind::index, s, 9}; }
-SampleInput flags(Shape s) { return {SampleInput::Kind::boolean, s}; }
 const std::vector<Sample> triangles = {
     {{{5, 5}}, Diagonal{0}}, {{{4, 7}}, Diagonal{2}},      {{{2, 6, 4}}, Diagonal{-1}},   {{{3, 3}}, Diagonal{-2}},
     {{{0, 3}}, Diagonal{0}}, {{ids({4, 5})}, Diagonal{1}}, {{flags({4, 5})}, Diagonal{0}}};
