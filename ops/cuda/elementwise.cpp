@@ -38,7 +38,7 @@ void run(const Context& c, ElementwiseFunction* f, int count, const Operands& in
   std::array<Shape, 3> strides;
   for (size_t k = 0; k < 3; ++k)
     strides[k] = in[k] ? broadcast_strides(*in[k], out[0].shape()) : Shape::filled(out[0].dims(), 0);
-  Walk<3> walk(out[0].shape(), strides);
+  Walk walk(out[0].shape(), strides);
   e.dims = walk.shape.dims();
   std::copy(walk.shape.begin(), walk.shape.end(), e.size);
   for (size_t k = 0; k < size_t(count); ++k) {

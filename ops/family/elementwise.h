@@ -20,42 +20,27 @@ DType compared_types(std::string_view op, std::span<const TensorSpec* const>, co
 // Bools only, for logic.
 DType bool_types(std::string_view op, std::span<const TensorSpec* const>, const Attributes&, int);
 
-// --- Walking operands that broadcast.
+// --- Operands that broadcast.
 
-// Dimensions of an output and what each of N operands steps in them, as few as there can be: neighbours that every
-// operand walks as one are one.
-template <size_t N>
+constexpr size_t max_elementwise = 3;  // operands
+
+// Dimensions of an output and what each operand steps in them, the innermost first, as few as there can be: neighbours
+// that every operand walks as one are one.
 struct Walk {
+  using Offsets = std::array<int64_t, max_elementwise>;
   Shape shape;  // at least one dimension
-  std::array<Shape, N> strides;
+  std::array<Shape, max_elementwise> strides;
 
-  Walk(const Shape& out, const std::array<Shape, N>& steps) {
-    for (int d = out.dims() - 1; d >= 0; --d) {
-      if (out[d] == 1) continue;
-      bool joins = !shape.empty();
-      for (size_t k = 0; joins && k < N; ++k) joins = steps[k][d] == strides[k].back() * shape.back();
-      if (joins) {
-        shape.back() *= out[d];
-        continue;
-      }
-      shape.push_back(out[d]);
-      for (size_t k = 0; k < N; ++k) strides[k].push_back(steps[k][d]);
-    }
-    if (shape.empty()) {
-      shape.push_back(1);
-      for (Shape& s : strides) s.push_back(0);
-    }
-  }
-
-  // Calls f(first element, count, its offset in each operand) for runs along dimension 0, here the innermost, that
-  // make up the elements [begin, end) of the output.
+  Walk(const Shape& out, const std::array<Shape, max_elementwise>& steps);
+  // Calls f(first element, count, its offset in each operand) for runs along the innermost dimension that make up the
+  // elements [begin, end) of the output.
   template <class F>
   void runs(int64_t begin, int64_t end, F f) const {
     while (begin < end) {
-      std::array<int64_t, N> offset{};
+      Offsets offset{};
       int64_t rest = begin, inner = begin % shape[0];
       for (int d = 0; d < shape.dims(); ++d) {
-        for (size_t k = 0; k < N; ++k) offset[k] += rest % shape[d] * strides[k][d];
+        for (size_t k = 0; k < max_elementwise; ++k) offset[k] += rest % shape[d] * strides[k][d];
         rest /= shape[d];
       }
       int64_t count = std::min(shape[0] - inner, end - begin);
@@ -65,56 +50,42 @@ struct Walk {
   }
 };
 
-template <class To, class F, class... From>
-void each_element(int64_t n, To* to, F f, const From*... x) {
-  for (int64_t i = 0; i < n; ++i) to[i] = f(x[i]...);
-}
-
-// A run of operands that step by `s`. One that stays where it is beside one that steps by 1, as a bias or a mean does,
-// is a constant: the loop is the plain one.
-template <class To, class F, class... From>
-void run_of_elements(int64_t n, To* to, F f, const std::array<int64_t, sizeof...(From)>& s, const From*... x) {
-  if (std::all_of(s.begin(), s.end(), [](int64_t step) { return step == 1; })) return each_element(n, to, f, x...);
-  if constexpr (sizeof...(From) == 2) {
-    auto [a, b] = std::tuple(x...);
-    if (s[0] == 1 && s[1] == 0)
-      return each_element(
-          n, to, [f, v = *b](auto u) { return f(u, v); }, a);
-    if (s[0] == 0 && s[1] == 1)
-      return each_element(
-          n, to, [f, u = *a](auto v) { return f(u, v); }, b);
-  }
-  [&]<size_t... k>(std::index_sequence<k...>) {
-    for (int64_t i = 0; i < n; ++i) to[i] = f(x[i * s[k]]...);
-  }
-  (std::index_sequence_for<From...>());
-}
+// A tensor of any strides that broadcasts to the output, or an element for all.
+struct ElementInput {
+  const Tensor* tensor;
+  const void* element = nullptr;
+  int64_t size = 0;  // of the element, in bytes
+};
+// y[i] = f(x[0][i], ...) of arrays.
+using ElementLoop = void (*)(int64_t n, void* y, const void* f, const std::array<const void*, max_elementwise>& x);
+// Runs the loop over all elements of `out`, on blocks: what is not contiguous is brought together first, so that a
+// function needs one loop only.
+void for_elements(const Context& c, std::span<const ElementInput> in, const Tensor& out, const void* f,
+                  ElementLoop loop);
 
 // How an element is read: g++ vectorizes no loop that reads bools.
 template <class T>
 using Read = std::conditional_t<std::is_same_v<T, bool>, uint8_t, T>;
 
-// out = f(x...) by element. The inputs, of types From, broadcast to the output and have any strides.
+// out = f(x...) by element, of inputs of types From.
 template <class To, class... From, class F>
-void elementwise(const Context& c, const std::array<const Tensor*, sizeof...(From)>& in, Tensor& out, F f) {
-  constexpr size_t count = sizeof...(From);
-  To* to = out.data<To>();
-  [&]<size_t... k>(std::index_sequence<k...>) {
-    std::tuple x{reinterpret_cast<const Read<From>*>(in[k]->template data<From>())...};
-    bool plain = ((in[k]->shape() == out.shape() && in[k]->is_contiguous()) && ...);
-    if (plain)
-      return c.pool.parallel_for(out.numel(), pointwise_grain, [&](int64_t begin, int64_t end, int) {
-        each_element(end - begin, to + begin, f, std::get<k>(x) + begin...);
-      });
-    Walk<count> walk(out.shape(), {broadcast_strides(*in[k], out.shape())...});
-    std::array<int64_t, count> steps{walk.strides[k][0]...};
-    c.pool.parallel_for(out.numel(), pointwise_grain, [&](int64_t begin, int64_t end, int) {
-      walk.runs(begin, end, [&](int64_t first, int64_t n, const auto& at) {
-        run_of_elements(n, to + first, f, steps, std::get<k>(x) + at[k]...);
-      });
-    });
-  }
-  (std::index_sequence_for<From...>());
+void for_elements(const Context& c, const std::array<ElementInput, sizeof...(From)>& in, const Tensor& out, F f) {
+  for_elements(c, std::span<const ElementInput>(in), out, &f,
+               [](int64_t n, void* y, const void* of, const std::array<const void*, max_elementwise>& x) {
+                 [&]<size_t... k>(std::index_sequence<k...>) {
+                   const F g = *static_cast<const F*>(of);
+                   To* to = static_cast<To*>(y);
+                   std::tuple from{static_cast<const Read<From>*>(x[k])...};
+                   for (int64_t i = 0; i < n; ++i) to[i] = g(std::get<k>(from)[i]...);
+                 }
+                 (std::index_sequence_for<From...>());
+               });
+}
+template <class To, class... From, class F>
+void elementwise(const Context& c, const std::array<const Tensor*, sizeof...(From)>& in, const Tensor& out, F f) {
+  std::array<ElementInput, sizeof...(From)> inputs;
+  for (size_t k = 0; k < in.size(); ++k) inputs[k] = {in[k]};
+  for_elements<To, From...>(c, inputs, out, f);
 }
 
 // --- Kernels.
@@ -152,13 +123,10 @@ T wrapping(F f, T a, Same... rest) {
 
 // Two operands to a To; an absent one is a Number.
 template <class To, class T, class F>
-void elementwise_pair(const Context& c, const Tensor* a, const Tensor* b, Tensor& out, F f) {
-  if (a && b) return elementwise<To, T, T>(c, {a, b}, out, f);
-  T v = scalar<T>(c, c.attributes.as<ops::Number>().value);
-  if (a)
-    elementwise<To, T>(c, {a}, out, [f, v](T x) { return f(x, v); });
-  else
-    elementwise<To, T>(c, {b}, out, [f, v](T x) { return f(v, x); });
+void elementwise_pair(const Context& c, const Tensor* a, const Tensor* b, const Tensor& out, F f) {
+  T number = a && b ? T() : scalar<T>(c, c.attributes.as<ops::Number>().value);
+  ElementInput absent{nullptr, &number, sizeof(T)};
+  for_elements<To, T, T>(c, {a ? ElementInput{a} : absent, b ? ElementInput{b} : absent}, out, f);
 }
 inline const Tensor* present(std::span<const Tensor> in, size_t i) {
   return i < in.size() && in[i].defined() ? &in[i] : nullptr;

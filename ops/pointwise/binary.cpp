@@ -81,26 +81,23 @@ void remainder_kernel(const Context& c, std::span<const Tensor> in, std::span<Te
   });
 }
 
-// (dy, a, b) -> da. For the minimum, a and b are exchanged. One of them may be the attribute "value".
+// (dy, a, b) -> da. For the minimum, a and b are exchanged. One of them may be a Number.
 void extreme_backward_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   for_floating(c, out[0].dtype(), [&]<class T>() {
-    const MaximumBackward f;
-    const Tensor *dy = &in[0], *a = present(in, 1), *b = present(in, 2);
-    if (a && b) return elementwise<T, T, T, T>(c, {dy, a, b}, out[0], f);
-    T v = scalar<T>(c, c.attributes.as<Number>().value);
-    if (a)
-      elementwise<T, T, T>(c, {dy, a}, out[0], [=](T g, T x) { return f(g, x, v); });
-    else
-      elementwise<T, T, T>(c, {dy, b}, out[0], [=](T g, T x) { return f(g, v, x); });
+    bool both = in[1].defined() && in[2].defined();
+    T number = both ? T() : scalar<T>(c, c.attributes.as<Number>().value);
+    auto operand = [&](size_t i) {
+      return in[i].defined() ? ElementInput{&in[i]} : ElementInput{nullptr, &number, sizeof(T)};
+    };
+    for_elements<T, T, T, T>(c, {operand(0), operand(1), operand(2)}, out[0], MaximumBackward{});
   });
 }
 
 void lerp_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   for_floating(c, out[0].dtype(), [&]<class T>() {
-    const functors::Lerp f;
-    if (in[2].defined()) return elementwise<T, T, T, T>(c, {&in[0], &in[1], &in[2]}, out[0], f);
-    elementwise<T, T, T>(c, {&in[0], &in[1]}, out[0],
-                         [f, w = scalar<T>(c, c.attributes.as<ops::Lerp>().weight)](T a, T b) { return f(a, b, w); });
+    T weight = in[2].defined() ? T() : scalar<T>(c, c.attributes.as<ops::Lerp>().weight);
+    ElementInput third = in[2].defined() ? ElementInput{&in[2]} : ElementInput{nullptr, &weight, sizeof(T)};
+    for_elements<T, T, T, T>(c, {ElementInput{&in[0]}, ElementInput{&in[1]}, third}, out[0], functors::Lerp{});
   });
 }
 
