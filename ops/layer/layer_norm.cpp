@@ -221,7 +221,7 @@ const std::vector<Sample> samples = {{{{4, 3, 6}, {6}, {6}}, norm_of(1)},       
 
 const Op layer_norm_op = {
     .name = "layer_norm",
-    .functions = {function<layer_norm>("layer_norm(x, normalized_shape=, weight=absent, bias=absent, eps=1e-5)",
+    .functions = {function<layer_norm>("layer_norm(x, normalized_shape=, weight=none, bias=none, eps=1e-5)",
                                        "(x - mean) / sqrt(var + eps) * weight + bias, over the last dimensions")},
     .rule = layer_norm_rule,
     .types = row_types<0b000, 0b110>,
