@@ -53,7 +53,7 @@ const std::vector<Sample> pairs = {{{{5, 3}, {5, 3}}}, {{{2, 1, 4}, {2, 1, 4}}}}
 }  // namespace
 
 const Op relu_op = unary({.name = "relu",
-                          .monotone = {{0}},
+                          .passes = {monotone_in({0})},
                           .cpu = unary_kernel<functors::Relu{}>,
                           .gradient =
                               [](Gradient& g) {
@@ -84,12 +84,12 @@ const Op silu_backward_op =
     gradient_op({.name = "silu_backward", .cpu = array_kernel<[](auto... a) { cpu::silu_gradient(a...); }, 2>});
 const Op tanh_op =
     unary({.name = "tanh",
-           .monotone = {{0}},
+           .passes = {monotone_in({0})},
            .cpu = array_kernel<[](auto... a) { cpu::tanh(a...); }>,
            .gradient = [](Gradient& g) { g.set(0, sub(g.of_output(), mul(g.of_output(), square(g.output(0))))); },
            .keeps = {.outputs = {0}}});
 const Op sigmoid_op = unary({.name = "sigmoid",
-                             .monotone = {{0}},
+                             .passes = {monotone_in({0})},
                              .cpu = array_kernel<[](auto... a) { cpu::sigmoid(a...); }>,
                              .gradient =
                                  [](Gradient& g) {
@@ -112,7 +112,7 @@ const Op softplus_backward_op = gradient_op({.name = "softplus_backward",
                                              .sample = {{{{5, 3}, {5, 3}}, plain}, {{{4}, {4}}, sharp}}});
 const Op swiglu_op = {.name = "swiglu",
                       .rule = same_shapes,
-                      .linear = {{1}},
+                      .passes = {linear_in({1})},
                       .types = floating_types,
                       .strided = true,
                       .cpu = array_kernel<[](auto... a) { cpu::swiglu(a...); }, 2>,
@@ -121,8 +121,7 @@ const Op swiglu_op = {.name = "swiglu",
                       .sample = pairs};
 const Op swiglu_backward_op = {.name = "swiglu_backward",
                                .rule = same_shapes,
-                               .linear = {{0}},
-                               .passes = {{.inputs = {2}, .outputs = {0}}},
+                               .passes = {linear_in({0}), passes({2}, Reduce::sum).only_to({0})},
                                .types = floating_types,
                                .strided = true,
                                .cpu = array_kernel<[](auto... a) { cpu::swiglu_backward(a...); }, 3, 2>,

@@ -62,16 +62,12 @@ std::shared_ptr<const Op> lasting(const Op& card) {
 BoundRule bind_rule(const Op& op, std::span<const Shape* const> inputs, const Attributes& attributes, DType dtype) {
   Rule rule = op.rule.function() ? op.rule.function()(inputs, attributes.key(op.run_time))
                                  : Rule{std::string(op.rule.literal())};
-  if (rule.linear.empty()) rule.linear = op.linear;
-  if (rule.added.empty()) rule.added = op.added;
-  if (rule.monotone.empty()) rule.monotone = op.monotone;
   if (rule.passes.empty()) rule.passes = op.passes;
-  if (rule.moves.empty()) rule.moves = op.moves;
+  if (rule.added.empty()) rule.added = op.added;
   if (rule.reduce.empty()) rule.reduce = op.reduce;
-  if (op.wraps && dtype == DType::i64) {  // the identity of the minimum plus 1 is the smallest of all
-    rule.monotone.clear();
-    std::erase_if(rule.passes, [](const Pass& p) { return p.from == Reduce::max || p.from == Reduce::min; });
-  }
+  if (op.wraps && dtype == DType::i64)  // the identity of the minimum plus 1 is the smallest of all
+    for (Pass& p : rule.passes)
+      std::erase_if(p.reductions, [](auto r) { return r.first == Reduce::max || r.first == Reduce::min; });
   return BoundRule(op.name, std::move(rule), inputs);
 }
 

@@ -34,7 +34,7 @@ DType cast_type(std::string_view, std::span<const TensorSpec* const>, const Attr
 // To a wider floating type nothing is rounded, so a sum passes.
 Rule cast_rule(std::span<const Shape* const>, const Attributes& a) {
   Rule rule{"...->..."};
-  if (a.get<bool>("widening")) rule.linear = {{0}};
+  if (a.get<bool>("widening")) rule.passes = {linear_in({0})};
   return rule;
 }
 

@@ -39,9 +39,8 @@ Op comparison(std::string_view name) {
 
 // Any passes or, all passes and: a maximum and a minimum of bools.
 template <auto f>
-Op logic(std::string_view name, std::vector<std::vector<int>> monotone = {}, std::vector<Pass> passes = {}) {
+Op logic(std::string_view name, std::vector<Pass> passes = {}) {
   return binary({.name = name,
-                 .monotone = std::move(monotone),
                  .passes = std::move(passes),
                  .types = bool_types,
                  .cpu = logic_kernel<f>,
@@ -82,12 +81,8 @@ void masked_fill_kernel(const Context& c, std::span<const Tensor> in, std::span<
 }
 // Filled with zeros it is linear, as a gradient needs; each rank would add another value.
 Rule masked_fill_rule(std::span<const Shape* const>, const Attributes& a) {
-  Rule rule{"...,...->...", {}, {}, {{0}}};
-  if (a.get<double>("value") == 0)
-    rule.linear = {{0}};
-  else
-    rule.passes = {{{0}, Reduce::avg, Reduce::avg}};
-  return rule;
+  bool zero = a.get<double>("value") == 0;
+  return {"...,...->...", {monotone_in({0}), zero ? linear_in({0}) : passes({0}, Reduce::avg)}};
 }
 
 }  // namespace
@@ -99,11 +94,12 @@ const Op le_op = comparison<LessEqual{}>("le");
 const Op gt_op = comparison<Greater{}>("gt");
 const Op ge_op = comparison<GreaterEqual{}>("ge");
 
-const Op logical_and_op = logic<And{}>("logical_and", {{0}, {1}}, {{{0, 1}, Reduce::min, Reduce::min}});
-const Op logical_or_op = logic<Or{}>("logical_or", {{0}, {1}}, {{{0, 1}, Reduce::max, Reduce::max}});
+const Op logical_and_op =
+    logic<And{}>("logical_and", {monotone_in({0}), monotone_in({1}), passes({0, 1}, Reduce::min)});
+const Op logical_or_op = logic<Or{}>("logical_or", {monotone_in({0}), monotone_in({1}), passes({0, 1}, Reduce::max)});
 const Op logical_xor_op = logic<NotEqual{}>("logical_xor");
 const Op logical_not_op = unary({.name = "logical_not",
-                                 .passes = {{{0}, Reduce::max, Reduce::min}, {{0}, Reduce::min, Reduce::max}},
+                                 .passes = {antitone_in({0})},
                                  .types = bool_types,
                                  .cpu = test_kernel<Not{}>,
                                  .sample = unary_samples(Kind::boolean)});
@@ -114,9 +110,8 @@ const Op isinf_op = test<IsInfinite{}>("isinf");
 
 const Op where_op = {.name = "where",
                      .rule = "...,...,...->...",
-                     .linear = {{1, 2}},
-                     .monotone = {{1}, {2}, {1, 2}},
-                     .passes = {{{1}, Reduce::avg, Reduce::avg}, {{2}, Reduce::avg, Reduce::avg}},
+                     .passes = {linear_in({1, 2}), monotone_in({1}), monotone_in({2}), monotone_in({1, 2}),
+                                passes({1}, Reduce::avg), passes({2}, Reduce::avg)},
                      .types = selected_types,
                      .strided = true,
                      .cpu = where_kernel,

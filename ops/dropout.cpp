@@ -83,7 +83,7 @@ DistributedTensor dropped(const DistributedTensor& x, double p, const Draw& d) {
 const Op dropout_op = {
     .name = "dropout",
     .rule = dropout_rule,
-    .linear = {{0}},
+    .passes = {linear_in({0})},
     .types = dropout_types,
     .optional = {2, 3},
     .run_time = {"key"},

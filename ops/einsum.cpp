@@ -234,7 +234,7 @@ Sample sample(const char* equation, Shape a, Shape b) {
 
 const Op einsum_op = {.name = "einsum",
                       .rule = einsum_rule,
-                      .linear = {{0}, {1}},
+                      .passes = {linear_in({0}), linear_in({1})},
                       .types = product_types,
                       .strided = true,
                       .cpu = einsum_kernel,

@@ -53,7 +53,7 @@ Op binary(Op card) {
 }
 
 Op gradient_op(Op card) {
-  card.linear = {{0}};
+  card.passes = {linear_in({0})};
   card.types = floating_types;
   if (card.sample.empty()) card.sample = {{{{5, 3}, {5, 3}}}, {{{2, 1, 4}, {2, 1, 4}}}};
   return binary(std::move(card));

@@ -119,7 +119,7 @@ SampleInput ids(Shape s, int64_t bound) { return {SampleInput::Kind::index, s, b
 
 const Op embedding_op = {.name = "embedding",
                          .rule = "...,vd->...d",
-                         .linear = {{1}},
+                         .passes = {linear_in({1})},
                          .types = table_type,
                          .cpu = embedding_kernel,
                          .gradient = embedding_gradient,
@@ -127,7 +127,7 @@ const Op embedding_op = {.name = "embedding",
                          .sample = {{{ids({4, 3}, 7), {7, 5}}}, {{ids({5}, 3), {3, 1}}}, {{ids({0}, 3), {3, 4}}}}};
 const Op embedding_backward_op = {.name = "embedding_backward",
                                   .rule = embedding_backward_rule,
-                                  .linear = {{1}},
+                                  .passes = {linear_in({1})},
                                   .types = gradient_type,
                                   .cpu = embedding_backward_kernel,
                                   .gradient = embedding_backward_gradient,

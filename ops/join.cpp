@@ -39,7 +39,7 @@ Rule cat_rule(std::span<const Shape* const> in, const Attributes& a) {
   r.sizes.emplace_back(char('a' + dim_of(a)), total(sizes_of(a)));
   std::vector<int> all(in.size());
   std::iota(all.begin(), all.end(), 0);
-  r.moves = {all};
+  r.passes = {moves(all)};
   return r;
 }
 
@@ -145,7 +145,7 @@ const Op cat_op = {
                {{{SampleInput::Kind::boolean, {4, 2}}, {SampleInput::Kind::boolean, {4, 3}}}, pieces(1, {2, 3})}}};
 const Op split_op = {.name = "split",
                      .rule = split_rule,
-                     .moves = {{0}},
+                     .passes = {moves({0})},
                      .strided = true,
                      .view = true,
                      .cpu = split_kernel,

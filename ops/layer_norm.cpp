@@ -144,13 +144,13 @@ void layer_norm_backward_kernel(const Context& c, In in, Out out) {
 Rule layer_norm_rule(std::span<const Shape* const> in, const Attributes& a) {
   std::string d = names(a, true);
   Rule r{fmt::format("...{0},{0},{0}->...{0},...,...", d)};
-  if (in[1]) r.passes = {{.inputs = in[2] ? std::vector{1, 2} : std::vector{1}, .outputs = {0}}};
+  if (in[1]) r.passes = {passes(in[2] ? std::vector{1, 2} : std::vector{1}, Reduce::sum).only_to({0})};
   return r;
 }
 Rule normalize_rule(std::span<const Shape* const> in, const Attributes& a) {
   Rule r{fmt::format("...{0},{0},{0},...,...->...{0}", names(a, false))};
-  if (in[1]) r.passes = {{.inputs = in[2] ? std::vector{1, 2} : std::vector{1}}};
-  if (!in[2]) r.passes.push_back({.inputs = {4}});
+  if (in[1]) r.passes = {passes(in[2] ? std::vector{1, 2} : std::vector{1}, Reduce::sum)};
+  if (!in[2]) r.passes.push_back(passes({4}, Reduce::sum));
   return r;
 }
 Rule norm_gradient_sums_rule(std::span<const Shape* const>, const Attributes& a) {
@@ -160,8 +160,8 @@ Rule layer_norm_backward_rule(std::span<const Shape* const> in, const Attributes
   std::string d = names(a, !in[5]);
   bool affine = a.get<bool>("affine");
   Rule r{fmt::format("...{0},...{0},{0},...,...,...,...->...{0}{1}", d, affine ? fmt::format(",{0},{0}", d) : "")};
-  r.linear = {in[5] ? std::vector{0, 5, 6} : std::vector{0}};
-  if (in[2] && !in[5]) r.passes = {{.inputs = {2}, .outputs = {0}}};
+  r.passes = {linear_in(in[5] ? std::vector{0, 5, 6} : std::vector{0})};
+  if (in[2] && !in[5]) r.passes.push_back(passes({2}, Reduce::sum).only_to({0}));
   return r;
 }
 Attributes dims_only(const Attributes& a) { return {{"normalized_dims", a.get<int64_t>("normalized_dims")}}; }
@@ -262,7 +262,7 @@ const Op normalize_op = {.name = "normalize",
                                     {{{4, 2, 3}, {2, 3}, none, none, positive({4})}, norm_of(2)}}};
 const Op norm_statistics_op = {.name = "norm_statistics",
                                .rule = "...,...->...,...",
-                               .passes = {{.inputs = {0}, .outputs = {0}}},
+                               .passes = {passes({0}, Reduce::sum).only_to({0})},
                                .types = statistics_types<>,
                                .optional = {0},
                                .run_time = {"n"},
@@ -271,7 +271,7 @@ const Op norm_statistics_op = {.name = "norm_statistics",
                                           {{none, positive({4})}, {{"n", int64_t(5)}, {"eps", 1e-5}}}}};
 const Op norm_gradient_sums_op = {.name = "norm_gradient_sums",
                                   .rule = norm_gradient_sums_rule,
-                                  .linear = {{0}},
+                                  .passes = {linear_in({0})},
                                   .types = row_types<0b11000, 0b11>,
                                   .optional = {2, 3},
                                   .cpu = norm_gradient_sums_kernel,

@@ -135,7 +135,7 @@ Attributes options(int64_t chunk_rows, Reduction r, int64_t ignore = -100, doubl
 
 const Op scaled_op = {.name = "scaled",
                       .rule = "...,->...",
-                      .linear = {{0}, {1}},
+                      .passes = {linear_in({0}), linear_in({1})},
                       .types = scaled_type,
                       .cpu = scaled_kernel,
                       .sample = {{{{4, 3}, {}}}}};

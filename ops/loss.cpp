@@ -210,21 +210,21 @@ const Op sum_exp_op = {.name = "sum_exp",
                        .sample = {{{{4, 3, 7}, {4, 3}}}, {{{5, 1}, {5}}}}};
 const Op pick_op = {.name = "pick",
                     .rule = "...v,...->...",
-                    .linear = {{0}},
+                    .passes = {linear_in({0})},
                     .types = row_types<0b00, 0b1, 0b10>,
                     .run_time = ignored,
                     .cpu = pick_kernel,
                     .sample = {{{{4, 3, 7}, ids({4, 3}, 7)}, ignoring(-100)}, {{{5, 3}, ids({5}, 3)}, ignoring(1)}}};
 const Op sum_below_op = {.name = "sum_below",
                          .rule = "...v,...->...",
-                         .linear = {{0, 1}},
+                         .passes = {linear_in({0, 1})},
                          .types = row_types<0b10, 0b1>,
                          .cpu = sum_below_kernel,
                          .sample = {{{{4, 3, 7}, {4, 3}}}, {{{5, 1}, {5}}}}};
 const Op cross_entropy_backward_op = {
     .name = "cross_entropy_backward",
     .rule = "...v,...,...,...,...->...v",
-    .linear = {{4}},
+    .passes = {linear_in({4})},
     .types = row_types<0b10110, 0b0, 0b1000>,
     .run_time = ignored,
     .cpu = cross_entropy_backward_kernel,
@@ -234,7 +234,7 @@ const Op cross_entropy_backward_op = {
 const Op cross_entropy_rows_op = {
     .name = "cross_entropy_rows",
     .rule = "...,...,...,...,...->...,...",
-    .passes = {{.inputs = {0, 1, 2, 4}, .outputs = {0}}},
+    .passes = {passes({0, 1, 2, 4}, Reduce::sum).only_to({0})},
     .types = statistics_types<0b1000>,
     .optional = {4},
     .run_time = {"ignore_index", "classes"},

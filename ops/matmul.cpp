@@ -198,7 +198,7 @@ const SampleInput absent(SampleInput::Kind::absent, {});
 
 const Op matmul_op = {.name = "matmul",
                       .rule = "...mk,...kn->...mn",
-                      .linear = {{0}, {1}},
+                      .passes = {linear_in({0}), linear_in({1})},
                       .types = product_types,
                       .strided = true,
                       .cpu = matmul_kernel,
@@ -213,7 +213,7 @@ const Op matmul_op = {.name = "matmul",
 const Op linear_op = {
     .name = "linear",
     .rule = "...k,nk,n->...n",
-    .linear = {{0, 2}, {1, 2}},
+    .passes = {linear_in({0, 2}), linear_in({1, 2})},
     .added = {2},
     .types = product_types,
     .optional = {2},
@@ -233,7 +233,7 @@ const Op linear_gelu_op = {
     .sample = {{{{5, 7}, {3, 7}, {3}}}, {{{2, 5, 7}, {3, 7}, absent}}, {{{7}, {3, 7}, {3}}}, {{{0, 4}, {6, 4}, {6}}}}};
 const Op linear_weight_gradient_op = {.name = "linear_weight_gradient",
                                       .rule = "...n,...k->nk",
-                                      .linear = {{0}, {1}},
+                                      .passes = {linear_in({0}), linear_in({1})},
                                       .types = weight_gradient_type,
                                       .accumulates = true,
                                       .cpu = linear_weight_gradient_kernel,

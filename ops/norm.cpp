@@ -85,7 +85,7 @@ const Attributes eps{{"eps", 1e-5}};
 
 const Op rms_norm_op = {.name = "rms_norm",
                         .rule = "...[d],[d]->...[d],...",
-                        .passes = {{.inputs = {1}, .outputs = {0}}},
+                        .passes = {passes({1}, Reduce::sum).only_to({0})},
                         .types = row_types<0b00, 0b10>,
                         .cpu = rms_norm_kernel,
                         .gradient = rms_norm_gradient,
@@ -93,8 +93,7 @@ const Op rms_norm_op = {.name = "rms_norm",
                         .sample = {{{{4, 3, 6}, {6}}, eps}, {{{1, 5}, {5}}, eps}, {{{0, 5}, {5}}, eps}}};
 const Op rms_norm_backward_op = {.name = "rms_norm_backward",
                                  .rule = "...[d],...[d],[d],...->...[d],[d]",
-                                 .linear = {{0}},
-                                 .passes = {{.inputs = {2}, .outputs = {0}}},
+                                 .passes = {linear_in({0}), passes({2}, Reduce::sum).only_to({0})},
                                  .types = row_types<0b1000, 0b00>,
                                  .cpu = rms_norm_backward_kernel,
                                  .sample = {{{{4, 3, 6}, {4, 3, 6}, {6}, {SampleInput::Kind::positive, {4, 3}}}}}};
@@ -102,7 +101,7 @@ const Op rms_norm_backward_op = {.name = "rms_norm_backward",
 const Op add_rms_norm_op = {
     .name = "add_rms_norm",
     .rule = "...[d],...[d],[d]->...[d],...[d],...",
-    .passes = {{.inputs = {2}, .outputs = {0}}},
+    .passes = {passes({2}, Reduce::sum).only_to({0})},
     .types = row_types<0b000, 0b100>,
     .cpu = add_rms_norm_kernel,
     .gradient = add_rms_norm_gradient,
@@ -112,8 +111,7 @@ const Op add_rms_norm_op = {
 const Op add_rms_norm_backward_op = {
     .name = "add_rms_norm_backward",
     .rule = "...[d],...[d],[d],...,...[d]->...[d],[d]",
-    .linear = {{0, 4}},
-    .passes = {{.inputs = {2, 4}, .outputs = {0}}},
+    .passes = {linear_in({0, 4}), passes({2, 4}, Reduce::sum).only_to({0})},
     .types = row_types<0b01000, 0b00>,
     .cpu = rms_norm_backward_kernel,
     .sample = {{{{4, 3, 6}, {4, 3, 6}, {6}, {SampleInput::Kind::positive, {4, 3}}, {4, 3, 6}}}}};

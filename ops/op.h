@@ -164,11 +164,8 @@ constexpr int any_input = -1;  // in Op::optional
 struct Op {
   std::string_view name;
   RuleSource rule = RuleFunction(nullptr);
-  std::vector<std::vector<int>> linear = {};  // see Rule
+  std::vector<Pass> passes = {};  // see Rule
   std::vector<int> added = {};
-  std::vector<std::vector<int>> monotone = {};
-  std::vector<Pass> passes = {};
-  std::vector<std::vector<int>> moves = {};
   std::vector<Reduce> reduce = {};
   TypeFunction types = same_types;
   // Inputs that may be absent: a null pointer or an undefined tensor. Elsewhere both are errors.

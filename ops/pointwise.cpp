@@ -21,18 +21,12 @@ std::vector<Sample> by_scalar(double value) {
 
 // --- what Partial placements pass
 
-Pass average(int input) { return {{input}, Reduce::avg, Reduce::avg}; }
-std::vector<Pass> turned(int input) {
-  return {{{input}, Reduce::max, Reduce::min}, {{input}, Reduce::min, Reduce::max}};
-}
+Pass average(int input) { return passes({input}, Reduce::avg); }
 
 // a - b; a number less b is linear in nothing, as each rank would add it.
 Rule sub_rule(std::span<const Shape* const> in, const Attributes&) {
-  Rule rule{"...,...->...", {}, {}, {{0}}};
-  if (in[0] && in[1]) rule.linear = {{0, 1}};
-  rule.passes = turned(1);
-  rule.passes.push_back(average(0));
-  rule.passes.push_back(average(1));
+  Rule rule{"...,...->...", {monotone_in({0}), antitone_in({1}), average(0), average(1)}};
+  if (in[0] && in[1]) rule.passes.insert(rule.passes.begin(), linear_in({0, 1}));
   return rule;
 }
 
@@ -40,19 +34,19 @@ Rule sub_rule(std::span<const Shape* const> in, const Attributes&) {
 // contributions may be infinite.
 void pass_extremes(Rule& rule, const Attributes& a) {
   double value = a.get<double>("value");
-  if (value > 0) rule.monotone = {{0}};
-  if (value < 0) rule.passes = turned(0);
+  if (value > 0) rule.passes.push_back(monotone_in({0}));
+  if (value < 0) rule.passes.push_back(antitone_in({0}));
 }
 Rule mul_scalar_rule(std::span<const Shape* const>, const Attributes& a) {
   Rule rule{"...->..."};
   if (!std::isfinite(a.get<double>("value"))) return rule;  // a contribution of zero would become NaN
-  rule.linear = {{0}};
+  rule.passes = {linear_in({0})};
   pass_extremes(rule, a);
   return rule;
 }
 Rule div_rule(std::span<const Shape* const> in, const Attributes& a) {
   Rule rule{"...,...->..."};
-  if (in[1] || a.get<double>("value") != 0) rule.linear = {{0}};  // zero by zero would be NaN
+  if (in[1] || a.get<double>("value") != 0) rule.passes = {linear_in({0})};  // zero by zero would be NaN
   if (!in[1]) pass_extremes(rule, a);
   return rule;
 }
@@ -223,9 +217,7 @@ std::vector<Sample> with(std::vector<Sample> list, const Attributes& a) {
 }  // namespace
 
 const Op add_op = binary({.name = "add",
-                          .linear = {{0, 1}},
-                          .monotone = {{0}, {1}},
-                          .passes = {average(0), average(1)},
+                          .passes = {linear_in({0, 1}), monotone_in({0}), monotone_in({1}), average(0), average(1)},
                           .wraps = true,
                           .cpu = binary_kernel<Add{}, Types::numbers>,
                           .gradient = add_gradient,
@@ -243,8 +235,7 @@ const Op sub_op = binary({.name = "sub",
                           .gradient = sub_gradient,
                           .sample = joined(numbers(), {{{absent, {5, 3}}, {{"value", 1.5}}}})});
 const Op mul_op = binary({.name = "mul",
-                          .linear = {{0}, {1}},
-                          .passes = {{{0, 1}, Reduce::product, Reduce::product}},
+                          .passes = {linear_in({0}), linear_in({1}), passes({0, 1}, Reduce::product)},
                           .cpu = binary_kernel<Multiply{}, Types::numbers>,
                           .gradient = mul_gradient,
                           .keeps = {.inputs = {0, 1}},
@@ -258,8 +249,7 @@ const Op div_op = binary({.name = "div",
                           .keeps = {.inputs = {1}, .outputs = {0}},
                           .sample = joined(quotients({{"value", -1.5}}), {{{{4}, absent}, {{"value", 3.0}}}})});
 const Op add_scalar_op = unary({.name = "add_scalar",
-                                .monotone = {{0}},
-                                .passes = {average(0)},
+                                .passes = {monotone_in({0}), average(0)},
                                 .types = number_types,
                                 .wraps = true,
                                 .cpu = binary_kernel<Add{}, Types::numbers>,
@@ -281,16 +271,14 @@ const Op pow_op = binary({.name = "pow",
                           .keeps = {.inputs = {0, 1}, .outputs = {0}},
                           .sample = powers()});
 const Op maximum_op = binary({.name = "maximum",
-                              .monotone = {{0}, {1}},
-                              .passes = {{{0, 1}, Reduce::max, Reduce::max}},
+                              .passes = {monotone_in({0}), monotone_in({1}), passes({0, 1}, Reduce::max)},
                               .or_number = {1},
                               .cpu = binary_kernel<Maximum{}, Types::numbers>,
                               .gradient = extreme_gradient<true>,
                               .keeps = {.inputs = {0, 1}},
                               .sample = extremes()});
 const Op minimum_op = binary({.name = "minimum",
-                              .monotone = {{0}, {1}},
-                              .passes = {{{0, 1}, Reduce::min, Reduce::min}},
+                              .passes = {monotone_in({0}), monotone_in({1}), passes({0, 1}, Reduce::min)},
                               .or_number = {1},
                               .cpu = binary_kernel<Minimum{}, Types::numbers>,
                               .gradient = extreme_gradient<false>,
@@ -298,7 +286,7 @@ const Op minimum_op = binary({.name = "minimum",
                               .sample = extremes()});
 const Op extreme_backward_op = {.name = "extreme_backward",
                                 .rule = "...,...,...->...",
-                                .linear = {{0}},
+                                .passes = {linear_in({0})},
                                 .types = floating_types,
                                 .or_number = {1, 2},
                                 .strided = true,
@@ -319,8 +307,7 @@ const Op fmod_op = binary({.name = "fmod",
                            .sample = quotients({{"value", -0.75}})});
 const Op lerp_op = {.name = "lerp",
                     .rule = "...,...,...->...",
-                    .linear = {{0, 1}},
-                    .passes = {average(2)},
+                    .passes = {linear_in({0, 1}), average(2)},
                     .types = floating_types,
                     .or_number = {2},
                     .strided = true,
@@ -331,8 +318,7 @@ const Op lerp_op = {.name = "lerp",
                                                {{{5, 1}, {1, 4}, absent}, {{"weight", 1.25}}}})};
 const Op addcmul_op = {.name = "addcmul",
                        .rule = "...,...,...->...",
-                       .linear = {{0, 1}, {0, 2}},
-                       .passes = {average(0), average(1), average(2)},
+                       .passes = {linear_in({0, 1}), linear_in({0, 2}), average(0), average(1), average(2)},
                        .types = number_types,
                        .strided = true,
                        .cpu = addcmul_kernel,

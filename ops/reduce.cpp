@@ -296,7 +296,7 @@ std::vector<Sample> with(std::vector<Sample> list, std::initializer_list<Kind> k
 
 const Op sum_op = {.name = "sum",
                    .rule = reduce_rule,
-                   .linear = {{0}},
+                   .passes = {linear_in({0})},
                    .strided = true,
                    .cpu = sum_kernel,
                    .gradient = sum_gradient,
@@ -309,7 +309,7 @@ const Op count_nonzero_op = {.name = "count_nonzero",
                              .sample = with({}, {Kind::index, Kind::boolean})};
 const Op prod_op = {.name = "prod",
                     .rule = reduce_rule,
-                    .passes = {{.inputs = {0}, .from = Reduce::product, .to = Reduce::product}},
+                    .passes = {passes({0}, Reduce::product)},
                     .reduce = {Reduce::product},
                     .strided = true,
                     .cpu = prod_kernel,
@@ -325,15 +325,14 @@ const Op prod_parts_op = {.name = "prod_parts",
                           .sample = {{{{4, 5, 3}}, {{"dims", Dims{1}}}}, {{{7}}, {{"dims", Dims{0}}}}}};
 const Op prod_backward_op = {.name = "prod_backward",
                              .rule = onto_slices_rule,
-                             .linear = {{0}},
-                             .passes = {{.inputs = {2}}},
+                             .passes = {linear_in({0}), passes({2}, Reduce::sum)},
                              .types = type_of_x,
                              .cpu = prod_backward_kernel,
                              .sample = {{{{4, 3}, {4, 5, 3}, {4, 3}, {Kind::index, {4, 3}, 2}}, {{"dims", Dims{1}}}}}};
 // Not monotone in the sense of a card: a Partial(min) of several elements does not pass.
 const Op amax_op = {.name = "amax",
                     .rule = reduce_rule,
-                    .passes = {{.inputs = {0}, .from = Reduce::max, .to = Reduce::max}},
+                    .passes = {passes({0}, Reduce::max)},
                     .reduce = {Reduce::max},
                     .strided = true,
                     .cpu = extreme_kernel<Largest>,
@@ -342,7 +341,7 @@ const Op amax_op = {.name = "amax",
                     .sample = with(samples, {Kind::index, Kind::boolean})};
 const Op amin_op = {.name = "amin",
                     .rule = reduce_rule,
-                    .passes = {{.inputs = {0}, .from = Reduce::min, .to = Reduce::min}},
+                    .passes = {passes({0}, Reduce::min)},
                     .reduce = {Reduce::min},
                     .strided = true,
                     .cpu = extreme_kernel<Smallest>,
@@ -356,7 +355,7 @@ const Op ties_op = {.name = "ties",
 const Op amax_backward_op = {
     .name = "amax_backward",
     .rule = onto_slices_rule,
-    .linear = {{0}},
+    .passes = {linear_in({0})},
     .cpu = amax_backward_kernel,
     .sample = {
         {{{Kind::index, {4, 3}, 9}, {Kind::index, {4, 5, 3}, 3}, {Kind::index, {4, 3}, 3}}, {{"dims", Dims{1}}}}}};

@@ -44,7 +44,7 @@ void cumsum_gradient(Gradient& g) {
 
 const Op cumsum_op = {.name = "cumsum",
                       .rule = cumsum_rule,
-                      .linear = {{0}},
+                      .passes = {linear_in({0})},
                       .strided = true,
                       .cpu = cumsum_kernel,
                       .gradient = cumsum_gradient,

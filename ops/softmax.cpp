@@ -163,7 +163,7 @@ const Op softmax_op = {.name = "softmax",
                        .sample = samples};
 const Op softmax_backward_op = {.name = "softmax_backward",
                                 .rule = whole_rule,
-                                .linear = {{0}},
+                                .passes = {linear_in({0})},
                                 .strided = true,
                                 .cpu = backward_kernel<false>,
                                 .sample = two};
@@ -177,7 +177,7 @@ const Op log_softmax_op = {.name = "log_softmax",
                            .sample = samples};
 const Op log_softmax_backward_op = {.name = "log_softmax_backward",
                                     .rule = whole_rule,
-                                    .linear = {{0}},
+                                    .passes = {linear_in({0})},
                                     .strided = true,
                                     .cpu = backward_kernel<true>,
                                     .sample = two};
@@ -203,13 +203,13 @@ const Op log_softmax_shifted_op = {.name = "log_softmax_shifted",
 // dy, y, and the sum that the cards above take themselves
 const Op sharded_softmax_backward_op = {.name = "sharded_softmax_backward",
                                         .rule = sharded_backward_rule,
-                                        .linear = {{0, 2}, {1}},
+                                        .passes = {linear_in({0, 2}), linear_in({1})},
                                         .types = row_types<0b100, 0b0>,
                                         .cpu = backward_kernel<false>,
                                         .sample = {{{{4, 5, 3}, {4, 5, 3}, {4, 3}}, over({1})}}};
 const Op sharded_log_softmax_backward_op = {.name = "sharded_log_softmax_backward",
                                             .rule = sharded_backward_rule,
-                                            .linear = {{0, 2}},
+                                            .passes = {linear_in({0, 2})},
                                             .types = row_types<0b100, 0b0>,
                                             .cpu = backward_kernel<true>,
                                             .sample = {{{{4, 5, 3}, {4, 5, 3}, {4, 3}}, over({1})}}};

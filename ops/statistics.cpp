@@ -302,7 +302,7 @@ const Op centred_squares_op = {
     .sample = {{{{4, 5, 3}, {4, 3}}, over({1})}, {{{7}, {SampleInput::Kind::absent, {}}}, over({0})}}};
 const Op var_backward_op = {.name = "var_backward",
                             .rule = onto_slices_rule,
-                            .linear = {{0}, {1, 2}},
+                            .passes = {linear_in({0}), linear_in({1, 2})},
                             .types = row_types<0b100, 0b0>,
                             .cpu = var_backward_kernel,
                             .sample = {{{{4, 3}, {4, 5, 3}, {4, 3}, counts}, var_of({1}, 0.5, false)},
@@ -334,7 +334,7 @@ const Op norm_root_op = {.name = "norm_root",
 const Op norm_backward_op = {
     .name = "norm_backward",
     .rule = onto_slices_rule,
-    .linear = {{0}},
+    .passes = {linear_in({0})},
     .cpu = norm_backward_kernel,
     .sample = {{{{4, 3}, {4, 5, 3}, counts}, norm_of({1}, 2)}, {{{4, 3}, {4, 5, 3}, counts}, norm_of({1}, 3)}}};
 
@@ -358,7 +358,7 @@ const Op exp_sum_op = {.name = "exp_sum",
                        .sample = {{{{4, 5, 3}, {4, 3}}, over({1})}, {{{7}, {}}, over({0})}}};
 const Op logsumexp_backward_op = {.name = "logsumexp_backward",
                                   .rule = onto_slices_rule,
-                                  .linear = {{0}},
+                                  .passes = {linear_in({0})},
                                   .cpu = logsumexp_backward_kernel,
                                   .sample = {{{{4, 3}, {4, 5, 3}, {4, 3}}, over({1})}}};
 

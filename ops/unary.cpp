@@ -16,8 +16,6 @@ using Kind = SampleInput::Kind;
 // Whole numbers too.
 std::vector<Sample> numbers() { return joined(unary_samples(), unary_samples(Kind::index)); }
 std::vector<Sample> positive() { return unary_samples(Kind::positive); }
-const std::vector<Pass> turned = {{{0}, Reduce::max, Reduce::min}, {{0}, Reduce::min, Reduce::max}};
-const std::vector<Pass> products = {{{0}, Reduce::product, Reduce::product}};
 
 // --- clamp
 
@@ -55,15 +53,14 @@ const Attributes both{{"min", -0.7}, {"max", 0.55}}, least{{"min", -0.4}}, most{
 }  // namespace
 
 const Op neg_op = unary({.name = "neg",
-                         .linear = {{0}},
-                         .passes = turned,
+                         .passes = {linear_in({0}), antitone_in({0})},
                          .types = number_types,
                          .wraps = true,
                          .cpu = unary_kernel<functors::Negative{}, Types::numbers>,
                          .gradient = [](Gradient& g) { g.set(0, neg(g.of_output())); },
                          .sample = numbers()});
 const Op abs_op = unary({.name = "abs",
-                         .passes = products,
+                         .passes = {passes({0}, Reduce::product)},
                          .types = number_types,
                          .cpu = unary_kernel<functors::Absolute{}, Types::numbers>,
                          .gradient = [](Gradient& g) { g.set(0, mul(g.of_output(), sign(g.input(0)))); },
@@ -76,7 +73,7 @@ const Op sign_op = unary({.name = "sign",
                           .gradient = zero_gradient,
                           .sample = numbers()});
 const Op square_op = unary({.name = "square",
-                            .passes = products,
+                            .passes = {passes({0}, Reduce::product)},
                             .types = number_types,
                             .cpu = unary_kernel<functors::Square{}, Types::numbers>,
                             .gradient = [](Gradient& g) { g.set(0, mul(mul(g.of_output(), g.input(0)), 2)); },
@@ -84,7 +81,7 @@ const Op square_op = unary({.name = "square",
                             .sample = numbers()});
 const Op clamp_op =
     unary({.name = "clamp",
-           .monotone = {{0}},
+           .passes = {monotone_in({0})},
            .types = number_types,
            .cpu = clamp_kernel,
            .gradient =
@@ -101,12 +98,12 @@ const Op clamp_backward_op =
                  .sample = {{{{5, 3}, {5, 3}}, both}, {{{4}, {4}}, least}, {{{4}, {4}}, most}}});
 
 const Op exp_op = unary({.name = "exp",
-                         .monotone = {{0}},
+                         .passes = {monotone_in({0})},
                          .cpu = array_kernel<[](auto... a) { cpu::exp(a...); }>,
                          .gradient = [](Gradient& g) { g.set(0, mul(g.of_output(), g.output(0))); },
                          .keeps = {.outputs = {0}}});
 const Op expm1_op = unary({.name = "expm1",
-                           .monotone = {{0}},
+                           .passes = {monotone_in({0})},
                            .cpu = array_kernel<[](auto... a) { cpu::expm1(a...); }>,
                            .gradient = [](Gradient& g) { g.set(0, mul(g.of_output(), add(g.output(0), 1))); },
                            .keeps = {.outputs = {0}}});
@@ -149,7 +146,7 @@ const Op cos_op = unary({.name = "cos",
                          .gradient = [](Gradient& g) { g.set(0, neg(mul(g.of_output(), sin(g.input(0))))); },
                          .keeps = {.inputs = {0}}});
 const Op erf_op = unary({.name = "erf",
-                         .monotone = {{0}},
+                         .passes = {monotone_in({0})},
                          .cpu = array_kernel<[](auto... a) { cpu::erf(a...); }>,
                          .gradient =
                              [](Gradient& g) {  // 2 / sqrt(pi) * exp(-x^2)
@@ -158,15 +155,15 @@ const Op erf_op = unary({.name = "erf",
                          .keeps = {.inputs = {0}}});
 
 const Op floor_op = unary({.name = "floor",
-                           .monotone = {{0}},
+                           .passes = {monotone_in({0})},
                            .cpu = array_kernel<[](auto... a) { cpu::floor(a...); }>,
                            .gradient = zero_gradient});
 const Op ceil_op = unary({.name = "ceil",
-                          .monotone = {{0}},
+                          .passes = {monotone_in({0})},
                           .cpu = array_kernel<[](auto... a) { cpu::ceil(a...); }>,
                           .gradient = zero_gradient});
 const Op round_op = unary({.name = "round",
-                           .monotone = {{0}},
+                           .passes = {monotone_in({0})},
                            .cpu = array_kernel<[](auto... a) { cpu::round(a...); }>,
                            .gradient = zero_gradient});
 

@@ -213,22 +213,16 @@ std::vector<Strategy> BoundRule::strategies(std::span<const Reduce> reductions) 
   std::vector<Placement> whole(inputs_.size(), Replicate());
   std::vector<Strategy> found{{-1, whole, std::vector<Placement>(outputs_.size(), Replicate())}};
   strategies_by_factor(found);
-  auto pass = [&](const Pass& p) {
-    Strategy s{-1, whole, std::vector<Placement>(outputs_.size(), p.outputs.empty() ? Partial(p.to) : Replicate())};
-    for (int i : p.inputs) s.inputs[size_t(i)] = Partial(p.from);
-    for (int o : p.outputs) s.outputs[size_t(o)] = Partial(p.to);
+  auto pass = [&](const Pass& p, Reduce from, Reduce to) {
+    Strategy s{-1, whole, std::vector<Placement>(outputs_.size(), p.outputs.empty() ? Partial(to) : Replicate())};
+    for (int i : p.inputs) s.inputs[size_t(i)] = Partial(from);
+    for (int o : p.outputs) s.outputs[size_t(o)] = Partial(to);
     found.push_back(std::move(s));
   };
-  for (Reduce r : reductions) {
-    bool linear = r == Reduce::sum || r == Reduce::avg, monotone = r == Reduce::max || r == Reduce::min;
-    for (const auto& group : rule_.linear)
-      if (linear) pass({group, r, r});
-    for (const auto& group : rule_.monotone)
-      if (monotone) pass({group, r, r});
-    for (const auto& group : rule_.moves) pass({group, r, r});
+  for (Reduce r : reductions)
     for (const Pass& p : rule_.passes)
-      if (p.from == r) pass(p);
-  }
+      for (auto [from, to] : p.reductions)
+        if (from == r) pass(p, from, to);
   return found;
 }
 

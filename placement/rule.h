@@ -35,32 +35,50 @@ class RuleText {
   std::string_view text_;
 };
 
-// Inputs that may be Partial(from) together and leave outputs Partial(to): f applied to each rank's contributions, then
-// combined by `to`, is f of what they combine to by `from`. Negation passes max as min, a product passes products.
+// What Partial an op passes: `inputs` may be Partial(from) together and leave outputs Partial(to), for each (from, to).
+// That is, the op applied to each rank's contributions, then combined by `to`, is the op of what they combine to by
+// `from`. Made by one of the functions below, whose names say why it is so.
 struct Pass {
   std::vector<int> inputs;
-  Reduce from = Reduce::sum, to = Reduce::sum;
-  std::vector<int> outputs = {};  // none: all; the others must not depend on these inputs, and stay Replicate
+  std::vector<std::pair<Reduce, Reduce>> reductions;
+  std::vector<int> outputs = {};  // none: all
+
+  // The same, but the other outputs do not depend on these inputs, and stay Replicate.
+  Pass only_to(std::vector<int> some) const { return {inputs, reductions, std::move(some)}; }
 };
+
+// The op is jointly linear in these inputs: linear_in({0, 1}) for add, linear_in({0}) and linear_in({1}) for matmul.
+inline Pass linear_in(std::vector<int> inputs) {
+  return {std::move(inputs), {{Reduce::sum, Reduce::sum}, {Reduce::avg, Reduce::avg}}};
+}
+// An output element reads one element of each of these inputs, and never decreases with it.
+inline Pass monotone_in(std::vector<int> inputs) {
+  return {std::move(inputs), {{Reduce::max, Reduce::max}, {Reduce::min, Reduce::min}}};
+}
+// The same, but it never increases: negation passes max as min.
+inline Pass antitone_in(std::vector<int> inputs) {
+  return {std::move(inputs), {{Reduce::max, Reduce::min}, {Reduce::min, Reduce::max}}};
+}
+// Elements of these inputs are only moved, with zeros between them.
+inline Pass moves(std::vector<int> inputs) {
+  Pass any{std::move(inputs), {}};
+  for (Reduce r : {Reduce::sum, Reduce::avg, Reduce::product, Reduce::min, Reduce::max})
+    any.reductions.push_back({r, r});
+  return any;
+}
+// For a reason of its own: a product passes products.
+inline Pass passes(std::vector<int> inputs, Reduce reduce) { return {std::move(inputs), {{reduce, reduce}}}; }
 
 struct Rule {
   std::string text;
-  // Groups of inputs in which the op is jointly linear, {{0, 1}} for add and {{0}, {1}} for matmul: those of one group
-  // may stay Partial(sum) or Partial(avg) together, and leave all outputs so.
-  std::vector<std::vector<int>> linear = {};
+  // What Partial the op passes: {linear_in({0, 1}), monotone_in({0}), monotone_in({1})}.
+  std::vector<Pass> passes = {};
   // Inputs that are added, as a bias is: where a factor they lack is contracted and sharded they must be Partial.
   std::vector<int> added = {};
-  // Groups of inputs of each of which an output element reads one element and never decreases with it: Partial(max)
-  // and Partial(min) pass, one input at a time.
-  std::vector<std::vector<int>> monotone = {};
   // What a contracted, sharded factor leaves behind on each output; a sum where the list is shorter.
   std::vector<Reduce> reduce = {};
   // Sizes of factors that the input shapes do not tell.
   std::vector<std::pair<char, int64_t>> sizes = {};
-  // What Partial placements may pass besides.
-  std::vector<Pass> passes = {};
-  // Groups of inputs whose elements are only moved, with zeros between them: any Partial passes, all together.
-  std::vector<std::vector<int>> moves = {};
 };
 
 struct Factor {

@@ -257,10 +257,10 @@ TEST_CASE("conformance catches a wrong rule") {
   op.rule = "...n->...n";  // the sum needs the whole row
   check_fails(op, "sample 0 f64[4,5]: Shard(1)->Shard(1) on 2 ranks is unsound: output 0: rank 0's part element");
   op = softmax();
-  op.linear = {{0}};
+  op.passes = {linear_in({0})};
   check_fails(op, "Partial(sum)->Partial(sum) on 2 ranks is unsound");
   op = softmax();
-  op.monotone = {{0}};
+  op.passes = {monotone_in({0})};
   check_fails(op, "Partial(max)->Partial(max) on 2 ranks is unsound");
   check_fails({.name = "square", .rule = "...->...", .cpu = flattened_kernel, .sample = {{{{5, 3}}}}},
               "the kernel left output 0 with shape [15], not [5,3]");
@@ -269,7 +269,7 @@ TEST_CASE("conformance catches a wrong rule") {
 TEST_CASE("conformance catches a kernel that takes its part for the whole") {
   Op op{.name = "mean",
         .rule = "...n->...",
-        .linear = {{0}},
+        .passes = {linear_in({0})},
         .cpu = mean_kernel,
         .sample = {{{{4, 6}}, {{"global", true}}}}};
   testing::Report r = testing::check(op);
@@ -306,7 +306,7 @@ TEST_CASE(
               "from strided inputs (turned), output 0");
   check_fails({.name = "product",
                .rule = "...,...->...",
-               .linear = {{0}, {1}},
+               .passes = {linear_in({0}), linear_in({1})},
                .cpu = product_kernel,
                .sample = {{{{5, 3}, {5, 3}}}}},
               "with dimension 1 of input 0 broadcast, output 0 element 1");
@@ -330,7 +330,7 @@ TEST_CASE("conformance finds what is sound and not offered, and parts with other
   testing::Report r = testing::check({.name = "total", .rule = "...[n]->...", .cpu = sum, .sample = {{{{4, 5}}}}});
   CHECK(r.ok());
   CHECK(r.not_offered == std::vector<std::string>{"Partial(sum)->Partial(sum)", "Shard(n)->Partial(sum)"});
-  r = testing::check({.name = "total", .rule = "...n->...", .linear = {{0}}, .cpu = sum, .sample = {{{{4, 5}}}}});
+  r = testing::check({.name = "total", .rule = "...n->...", .passes = {linear_in({0})}, .cpu = sum, .sample = {{{{4, 5}}}}});
   CHECK(r.ok());
   CHECK(r.not_offered.empty());
   CHECK(r.other_bits == std::vector<std::string>{"n of sample 0 f64[4,5]: output 0"});

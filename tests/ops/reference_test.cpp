@@ -15,12 +15,13 @@ std::string group(const std::vector<int>& g) { return fmt::format("{{{}}}", fmt:
 std::string passes_of(const Rule& r) {
   std::string text;
   auto add = [&](const std::string& s) { text += (text.empty() ? "" : "; ") + s; };
-  for (const auto& g : r.linear) add("sum, avg " + group(g));
-  for (const auto& g : r.moves) add("any " + group(g));
-  for (const auto& g : r.monotone) add("max, min " + group(g));
-  for (const Pass& p : r.passes)
-    add(fmt::format("{}{} {}{}", name(p.from), p.from == p.to ? "" : fmt::format(" as {}", name(p.to)), group(p.inputs),
+  for (const Pass& p : r.passes) {
+    std::vector<std::string> what;
+    for (auto [from, to] : p.reductions)
+      what.push_back(std::string(name(from)) + (from == to ? "" : fmt::format(" as {}", name(to))));
+    add(fmt::format("{} {}{}", what.size() == 5 ? "any" : fmt::to_string(fmt::join(what, ", ")), group(p.inputs),
                     p.outputs.empty() ? "" : " to output " + group(p.outputs)));
+  }
   return text;
 }
 

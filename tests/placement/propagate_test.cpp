@@ -72,10 +72,10 @@ std::string show(const Question& q, const Choice& c) {
   return text + fmt::format("; {} bytes, {} moves", c.bytes, c.moves);
 }
 
-const Rule matmul{"...mk,...kn->...mn", {{0}, {1}}}, add{"...,...->...", {{0, 1}}},
-    multiply{"...,...->...", {{0}, {1}}}, linear{"...k,nk,n->...n", {{0, 2}, {1, 2}}, {2}}, softmax{"...[n]->...[n]"},
-    relu{"...->...", {}, {}, {{0}}}, embedding{"...,vd->...d", {{1}}},
-    split_heads{"s(hd)->shd", {{0}}, {}, {}, {}, {{'h', 3}}}, max{"...n->...", {}, {}, {}, {Reduce::max}};
+const Rule matmul{"...mk,...kn->...mn", {linear_in({0}), linear_in({1})}}, add{"...,...->...", {linear_in({0, 1})}},
+    multiply{"...,...->...", {linear_in({0}), linear_in({1})}}, linear{.text = "...k,nk,n->...n", .passes = {linear_in({0, 2}), linear_in({1, 2})}, .added = {2}}, softmax{"...[n]->...[n]"},
+    relu{"...->...", {monotone_in({0})}}, embedding{"...,vd->...d", {linear_in({1})}},
+    split_heads{.text = "s(hd)->shd", .passes = {linear_in({0})}, .sizes = {{'h', 3}}}, max{.text = "...n->...", .reduce = {Reduce::max}};
 
 struct Case {
   Question question;
@@ -161,7 +161,7 @@ TEST_CASE("choices on two axes are made jointly") {
       {{"dp=2,tp=2", max, {"f32[8,8] dp=Shard(1) tp=Shard(1)"}},
        "dp=Shard(1) tp=Shard(1) -> dp=Partial(max) tp=Partial(max); 0 bytes, 0 moves"},
       // heads over both axes: each alone divides 4, together they do not divide 6
-      {{"dp=2,tp=2", {"s(hd)->shd", {{0}}, {}, {}, {}, {{'h', 6}}}, {"f32[8,12] dp=Shard(1) tp=Shard(1)"}},
+      {{"dp=2,tp=2", {.text = "s(hd)->shd", .passes = {linear_in({0})}, .sizes = {{'h', 6}}}, {"f32[8,12] dp=Shard(1) tp=Shard(1)"}},
        "dp=Shard(1) tp=Shard(0) -> dp=Shard(1) tp=Shard(0); 48 bytes, 1 moves"},
   });
 }
@@ -171,13 +171,13 @@ TEST_CASE("reductions do not mix in a choice") {
   CHECK(Question("dp=2,tp=2", add, {"f32[8] dp=Partial", "f32[8] tp=Partial(avg)"}).all().size() == 4 * 4 - 2);
   // A sharded contraction leaves a sum, which cannot stay beside a max.
   for (const Choice& c :
-       Question("dp=2,tp=2", {"...n->...", {}, {}, {{0}}}, {"f32[4,8] dp=Partial(max) tp=Shard(1)"}).all())
+       Question("dp=2,tp=2", {"...n->...", {monotone_in({0})}}, {"f32[4,8] dp=Partial(max) tp=Shard(1)"}).all())
     CHECK((c.outputs[0].partial != 3 || (c.inputs[0].split[1].set() == 3) ||
            (c.inputs[0].partial == 3 && c.outputs[0].reduce == Reduce::max)));
 }
 
 TEST_CASE("among equals the wanted layout decides") {
-  Rule gradient{"...d,...->vd", {{0}}, {}, {}, {}, {{'v', 12}}};
+  Rule gradient{.text = "...d,...->vd", .passes = {linear_in({0})}, .sizes = {{'v', 12}}};
   auto choice = [&](std::vector<const char*> operands, const char* wanted) {
     Question q("tp=4", gradient, operands, {wanted});
     return show(q, q.best());
@@ -366,7 +366,7 @@ struct Program {
     for (size_t i = 0; i < in.size(); ++i) redistribute(in[i], c.inputs[i]);
     return {rule.outputs()[0].shape, c.outputs[0]};
   }
-  Value transposed(const Value& v) { return call({"mn->nm", {{0}}}, {v}); }
+  Value transposed(const Value& v) { return call({"mn->nm", {linear_in({0})}}, {v}); }
   std::string layout(const Value& v) const { return to_string(v.layout, mesh); }
 };
 

@@ -128,12 +128,12 @@ TEST_CASE("shapes of outputs follow from those of inputs") {
            {{{"...[n]->...[n],..."}, {"[2,5]"}}, "[2,5][2]"},
            {{{"...->"}, {"[2,5]"}}, "[]"},
            {{{"ab->ba"}, {"[2,5]"}}, "[5,2]"},
-           {{{"s(hd)->shd", {}, {}, {}, {}, {{'h', 4}}}, {"[3,8]"}}, "[3,4,2]"},
-           {{{"s(hd)->shd", {}, {}, {}, {}, {{'d', 2}}}, {"[3,8]"}}, "[3,4,2]"},
-           {{{"s(hd)->shd", {}, {}, {}, {}, {{'h', 4}}}, {"[0,0]"}}, "[0,4,0]"},
-           {{{"s(hd)->shd", {}, {}, {}, {}, {{'h', 0}}}, {"[3,0]"}}, "[3,0,0]"},
+           {{{.text = "s(hd)->shd", .sizes = {{'h', 4}}}, {"[3,8]"}}, "[3,4,2]"},
+           {{{.text = "s(hd)->shd", .sizes = {{'d', 2}}}, {"[3,8]"}}, "[3,4,2]"},
+           {{{.text = "s(hd)->shd", .sizes = {{'h', 4}}}, {"[0,0]"}}, "[0,4,0]"},
+           {{{.text = "s(hd)->shd", .sizes = {{'h', 0}}}, {"[3,0]"}}, "[3,0,0]"},
            {{{"shd->s(hd)"}, {"[3,4,2]"}}, "[3,8]"},
-           {{{"(ab)(cd)->(ac)(bd)", {}, {}, {}, {}, {{'a', 2}, {'d', 5}}}, {"[6,15]"}}, "[6,15]"},
+           {{{.text = "(ab)(cd)->(ac)(bd)", .sizes = {{'a', 2}, {'d', 5}}}, {"[6,15]"}}, "[6,15]"},
            {{{"bs(gr)[d],b[t]g[d],b[t]g[e]->bs(gr)[e],b(gr)s"}, {"[2,5,6,8]", "[2,7,3,8]", "[2,7,3,4]"}},
             "[2,5,6,4][2,6,5]"},
            {{{"bs(gr)[d],b[t]g[d],b[t]g[e]->bs(gr)[e],b(gr)s"}, {"[2,0,3,8]", "[2,0,3,8]", "[2,0,3,8]"}},
@@ -141,11 +141,11 @@ TEST_CASE("shapes of outputs follow from those of inputs") {
            {{{"(gr),g->r"}, {"[6]", "[3]"}}, "[2]"},  // a later operand tells g
            {{{"...,vd->...d"}, {"[2,3]", "[10,4]"}}, "[2,3,4]"},
            {{{"...,vd->...d"}, {"[]", "[10,4]"}}, "[4]"},
-           {{{"...d,...->vd", {}, {}, {}, {}, {{'v', 10}}}, {"[2,3,4]", "[2,3]"}}, "[10,4]"},
-           {{{"->v", {}, {}, {}, {}, {{'v', 10}}}, {}}, "[10]"},
-           {{{"->v", {}, {}, {}, {}, {{'v', 10}}}, {"[]"}}, "[10]"},  // of one operand without dimensions
+           {{{.text = "...d,...->vd", .sizes = {{'v', 10}}}, {"[2,3,4]", "[2,3]"}}, "[10,4]"},
+           {{{.text = "->v", .sizes = {{'v', 10}}}, {}}, "[10]"},
+           {{{.text = "->v", .sizes = {{'v', 10}}}, {"[]"}}, "[10]"},  // of one operand without dimensions
            {{{"...[d],...[d],[d],...->...[d],[d]"}, {"[2,3,4]", "[2,3,4]", "[4]", "[2,3]"}}, "[2,3,4][4]"},
-           {{{"...->...[n]", {}, {}, {}, {}, {{'n', 5}}}, {"[2]"}}, "[2,5]"},
+           {{{.text = "...->...[n]", .sizes = {{'n', 5}}}, {"[2]"}}, "[2,5]"},
        }) {
     INFO(c.op.rule.text << " of " << fmt::format("{}", fmt::join(c.op.shapes, ", ")));
     CHECK(shapes_of(c.op) == c.outputs);
@@ -160,7 +160,7 @@ TEST_CASE("law 9: shapes that a rule does not take are errors that show them") {
   for (const Case& c : std::vector<Case>{
            {{{"...mk,...kn->...mn"}, {"[5,7]", "[6,3]"}, "matmul"},
             "[matmul] sizes of k differ: 7 and 6 in operands [5,7], [6,3] (rule ...mk,...kn->...mn)"},
-           {{{"...a->...ab", {}, {}, {}, {}, {{'b', 2}}}, {"[1,1,1,1,1,1,1,1]"}, "op"},
+           {{{.text = "...a->...ab", .sizes = {{'b', 2}}}, {"[1,1,1,1,1,1,1,1]"}, "op"},
             "[op] an output of 9 dimensions; at most 8 are supported (rule ...a->...ab)"},
            {{{"...mk,...kn->...mn"}, {"[5,1]", "[6,3]"}, "matmul"},  // only "..." broadcasts
             "[matmul] sizes of k differ: 1 and 6 in operands [5,1], [6,3] (rule ...mk,...kn->...mn)"},
@@ -178,9 +178,9 @@ TEST_CASE("law 9: shapes that a rule does not take are errors that show them") {
             "[add] sizes 0 and 3 of one dimension do not broadcast: operand 1 is [3]"},
            {{{"...,...,...->..."}, {"[1]", "[3]", "[2]"}, "where"},
             "[where] sizes 3 and 2 of one dimension do not broadcast: operand 2 is [2]"},
-           {{{"s(hd)->shd", {}, {}, {}, {}, {{'h', 3}}}, {"[5,8]"}, "split"},
+           {{{.text = "s(hd)->shd", .sizes = {{'h', 3}}}, {"[5,8]"}, "split"},
             "[split] dimension 1 of [5,8] does not divide into pieces of 3"},
-           {{{"s(hd)->shd", {}, {}, {}, {}, {{'h', 0}}}, {"[5,8]"}, "split"},
+           {{{.text = "s(hd)->shd", .sizes = {{'h', 0}}}, {"[5,8]"}, "split"},
             "[split] dimension 1 of [5,8] does not divide"},
            {{{"s(hd)->shd"}, {"[5,8]"}, "split"}, "[split] the sizes of (hd) in [5,8] cannot be told apart"},
            {{{"s(hd),h,d->shd"}, {"[5,8]", "[4]", "[3]"}, "split"},
@@ -221,52 +221,57 @@ TEST_CASE("factors know their sizes and where they stand") {
 TEST_CASE("strategies follow from the rule") {
   const std::vector<Reduce> none, sum{Reduce::sum}, avg{Reduce::avg}, max{Reduce::max}, product{Reduce::product};
   for (const Strategies& s : std::vector<Strategies>{
-           {{{"...mk,...kn->...mn", {{0}, {1}}}, {"[5,7]", "[7,3]"}},
+           {{{"...mk,...kn->...mn", {linear_in({0}), linear_in({1})}}, {"[5,7]", "[7,3]"}},
             {"R,R->R", "m: S0,R->S0", "k: S1,S0->P", "n: R,S1->S1", "P,R->P", "R,P->P"}},
-           {{{"...mk,...kn->...mn", {{0}, {1}}}, {"[2,5,7]", "[7,3]"}},
+           {{{"...mk,...kn->...mn", {linear_in({0}), linear_in({1})}}, {"[2,5,7]", "[7,3]"}},
             {"R,R->R", "A: S0,R->S0", "m: S1,R->S1", "k: S2,S0->P", "n: R,S1->S2"},
             none},
-           {{{"...mk,...kn->...mn", {{0}, {1}}}, {"[1,5,7]", "[4,7,3]"}},  // a broadcast dimension stays whole
+           {{{"...mk,...kn->...mn", {linear_in({0}), linear_in({1})}}, {"[1,5,7]", "[4,7,3]"}},  // a broadcast dimension stays whole
             {"R,R->R", "A: R,S0->S0", "m: S1,R->S1", "k: S2,S1->P", "n: R,S2->S2"},
             none},
-           {{{"...,...->...", {{0, 1}}}, {"[5,3]", "[3]"}}, {"R,R->R", "A: S0,R->S0", "B: S1,S0->S1", "P,P->P"}},
-           {{{"...,...->...", {{0, 1}}}, {"[3]", "[3]"}}, {"R,R->R", "A: S0,S0->S0", "P(avg),P(avg)->P(avg)"}, avg},
-           {{{"...,...->...", {{0, 1}}}, {"[3]", "[3]"}}, {"R,R->R", "A: S0,S0->S0"}, product},
-           {{{"...,...->...", {{0}, {1}}}, {"[3]", "[3]"}},
+           {{{"...,...->...", {linear_in({0, 1})}}, {"[5,3]", "[3]"}}, {"R,R->R", "A: S0,R->S0", "B: S1,S0->S1", "P,P->P"}},
+           {{{"...,...->...", {linear_in({0, 1})}}, {"[3]", "[3]"}}, {"R,R->R", "A: S0,S0->S0", "P(avg),P(avg)->P(avg)"}, avg},
+           {{{"...,...->...", {linear_in({0, 1})}}, {"[3]", "[3]"}}, {"R,R->R", "A: S0,S0->S0"}, product},
+           {{{"...,...->...", {linear_in({0}), linear_in({1})}}, {"[3]", "[3]"}},
             {"R,R->R", "A: S0,S0->S0", "P,R->P", "R,P->P", "P(avg),R->P(avg)", "R,P(avg)->P(avg)"},
             {Reduce::sum, Reduce::avg}},
-           {{{"...k,nk,n->...n", {{0, 2}, {1, 2}}, {2}}, {"[5,7]", "[3,7]", "[3]"}},
+           {{{.text = "...k,nk,n->...n", .passes = {linear_in({0, 2}), linear_in({1, 2})}, .added = {2}}, {"[5,7]", "[3,7]", "[3]"}},
             {"R,R,R->R", "A: S0,R,R->S0", "k: S1,S1,P->P", "n: R,S0,S0->S1", "P,R,P->P", "R,P,P->P"}},
-           {{{"...k,nk,n->...n", {{0, 2}, {1, 2}}, {2}}, {"[5,7]", "[3,7]", ""}},
+           {{{.text = "...k,nk,n->...n", .passes = {linear_in({0, 2}), linear_in({1, 2})}, .added = {2}}, {"[5,7]", "[3,7]", ""}},
             {"R,R,R->R", "A: S0,R,R->S0", "k: S1,S1,P->P", "n: R,S0,R->S1"},
             none},
            {{{"...[n]->...[n]"}, {"[5,7]"}}, {"R->R", "A: S0->S0"}},  // softmax
            {{{"[...]n->...n"}, {"[5,7]"}}, {"R->R", "n: S1->S1"}},
-           {{{"...->...", {}, {}, {{0}}}, {"[5]"}}, {"R->R", "A: S0->S0", "P(max)->P(max)"}, max},
-           {{{"...->...", {}, {}, {{0}}}, {"[5]"}}, {"R->R", "A: S0->S0"}},
-           {{{"...,...->...", {}, {}, {{0, 1}}}, {"[5]", "[5]"}},
+           {{{"...->...", {monotone_in({0})}}, {"[5]"}}, {"R->R", "A: S0->S0", "P(max)->P(max)"}, max},
+           {{{"...->...", {monotone_in({0})}}, {"[5]"}}, {"R->R", "A: S0->S0"}},
+           {{{"...->...", {antitone_in({0})}}, {"[5]"}}, {"R->R", "A: S0->S0", "P(max)->P(min)"}, max},
+           {{{"...->...", {antitone_in({0})}}, {"[5]"}}, {"R->R", "A: S0->S0"}},
+           {{{"...->...", {moves({0})}}, {"[5]"}}, {"R->R", "A: S0->S0", "P->P", "P(product)->P(product)"}, {Reduce::sum, Reduce::product}},
+           {{{"...->...", {passes({0}, Reduce::avg)}}, {"[5]"}}, {"R->R", "A: S0->S0", "P(avg)->P(avg)"}, {Reduce::sum, Reduce::avg}},
+           {{{"...,...->...,...", {linear_in({0}).only_to({1})}}, {"[5]", "[5]"}}, {"R,R->R,R", "A: S0,S0->S0,S0", "P,R->R,P"}},
+           {{{"...,...->...", {monotone_in({0, 1})}}, {"[5]", "[5]"}},
             {"R,R->R", "A: S0,S0->S0", "P(min),P(min)->P(min)"},
             {Reduce::min}},
-           {{{"...n->...", {{0}}, {}, {}, {Reduce::max}}, {"[5,7]"}}, {"R->R", "A: S0->S0", "n: S1->P(max)"}, none},
-           {{{"...->", {{0}}}, {"[5,7]"}}, {"R->R", "A: S0->P", "B: S1->P", "P->P"}},
-           {{{"...,vd->...d", {{1}}}, {"[2,3]", "[10,4]"}},  // embedding
+           {{{.text = "...n->...", .passes = {linear_in({0})}, .reduce = {Reduce::max}}, {"[5,7]"}}, {"R->R", "A: S0->S0", "n: S1->P(max)"}, none},
+           {{{"...->", {linear_in({0})}}, {"[5,7]"}}, {"R->R", "A: S0->P", "B: S1->P", "P->P"}},
+           {{{"...,vd->...d", {linear_in({1})}}, {"[2,3]", "[10,4]"}},  // embedding
             {"R,R->R", "A: S0,R->S0", "B: S1,R->S1", "v: R,S0->P", "d: R,S1->S2", "R,P->P"}},
-           {{{"...d,...->vd", {{0}}, {}, {}, {}, {{'v', 10}}},
+           {{{.text = "...d,...->vd", .passes = {linear_in({0})}, .sizes = {{'v', 10}}},
              {"[2,3,4]", "[2,3]"}},  // its gradient: v is on the output only
             {"R,R->R", "v: R,R->S0", "A: S0,S0->P", "B: S1,S1->P", "d: S2,R->S1", "P,R->P"}},
-           {{{"...[d],...[d],[d],...->...[d],[d]", {{0}}},
+           {{{"...[d],...[d],[d],...->...[d],[d]", {linear_in({0})}},
              {"[2,3,4]", "[2,3,4]", "[4]", "[2,3]"}},  // gradient of rms_norm
             {"R,R,R,R->R,R", "A: S0,S0,R,S0->S0,P", "B: S1,S1,R,S1->S1,P", "P,R,R,R->P,P"}},
-           {{{"...n->...,n", {}, {}, {}, {Reduce::max, Reduce::min}}, {"[5,7]"}},
+           {{{.text = "...n->...,n", .reduce = {Reduce::max, Reduce::min}}, {"[5,7]"}},
             {"R->R,R", "A: S0->S0,P(min)", "n: S1->P(max),S0"}},
-           {{{"a->a,v", {}, {}, {}, {}, {{'v', 3}}}, {"[5]"}}, {"R->R,R", "v: R->R,S0", "a: S0->S0,P"}},
-           {{{"s(hd)->shd", {{0}}, {}, {}, {}, {{'h', 4}}}, {"[3,8]"}}, {"R->R", "h: S1->S1", "s: S0->S0", "P->P"}},
+           {{{.text = "a->a,v", .sizes = {{'v', 3}}}, {"[5]"}}, {"R->R,R", "v: R->R,S0", "a: S0->S0,P"}},
+           {{{.text = "s(hd)->shd", .passes = {linear_in({0})}, .sizes = {{'h', 4}}}, {"[3,8]"}}, {"R->R", "h: S1->S1", "s: S0->S0", "P->P"}},
            {{{"shd->s(hd)"}, {"[3,4,2]"}}, {"R->R", "s: S0->S0", "h: S1->S1"}},
            {{{"bs(gr)[d],b[t]g[d],b[t]g[e]->bs(gr)[e],b(gr)s"},
              {"[2,5,6,8]", "[2,7,3,8]", "[2,7,3,4]"}},  // grouped queries
             {"R,R,R->R,R", "b: S0,S0,S0->S0,S0", "s: S1,R,R->S1,S2", "g: S2,S2,S2->S2,S1"}},
-           {{{"a,b->ab", {{0}, {1}}}, {"[2]", "[3]"}}, {"R,R->R", "a: S0,R->S0", "b: R,S0->S1"}, none},
-           {{{"->v", {}, {}, {}, {}, {{'v', 3}}}, {}}, {"->R", "v: ->S0"}},
+           {{{"a,b->ab", {linear_in({0}), linear_in({1})}}, {"[2]", "[3]"}}, {"R,R->R", "a: S0,R->S0", "b: R,S0->S1"}, none},
+           {{{.text = "->v", .sizes = {{'v', 3}}}, {}}, {"->R", "v: ->S0"}},
        })
     check_strategies(s);
 }
