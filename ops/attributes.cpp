@@ -1,5 +1,6 @@
 #include "ops/attributes.h"
 
+#include <fmt/format.h>
 #include <algorithm>
 #include <cmath>
 

@@ -1,5 +1,7 @@
 #include "ops/functions.h"
 
+#include <fmt/format.h>
+
 #include "placement/nearest.h"
 
 namespace dtensor::ops {

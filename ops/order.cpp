@@ -1,5 +1,6 @@
 #include "ops/order.h"
 
+#include <fmt/format.h>
 #include <algorithm>
 #include <numeric>
 

@@ -1,5 +1,6 @@
 #include "ops/rearrange.h"
 
+#include <fmt/format.h>
 #include <numeric>
 
 #include "ops/dims.h"

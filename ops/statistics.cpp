@@ -1,5 +1,6 @@
 #include "ops/statistics.h"
 
+#include <fmt/format.h>
 #include <cmath>
 
 #include "ops/cast.h"

@@ -1,5 +1,6 @@
 #include "ops/view.h"
 
+#include <fmt/format.h>
 #include <numeric>
 
 #include "ops/dims.h"
