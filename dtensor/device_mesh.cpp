@@ -1,5 +1,6 @@
 #include "dtensor/device_mesh.h"
 
+#include <fmt/format.h>
 #include <algorithm>
 #include <bit>
 
@@ -36,7 +37,7 @@ std::vector<int> row_major(const MeshShape& shape) {
 
 const MeshShape& checked(const Rank& rank, const MeshShape& shape) {
   check(shape.world() == rank.world(), "[DeviceMesh] {} has {} ranks, but the program runs on {}: launch as many",
-        to_string(shape), shape.world(), rank.world());
+        shape, shape.world(), rank.world());
   return shape;
 }
 

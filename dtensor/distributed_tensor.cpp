@@ -83,21 +83,21 @@ DistributedTensor DistributedTensor::redistribute(const Layout& layout) const {
 
 DistributedTensor DistributedTensor::redistribute(std::initializer_list<Placement> placements) const {
   value("redistribute");
-  return redistribute(
-      normalize("redistribute", mesh().shape(), dims(), std::span(placements.begin(), placements.size())));
+  return redistribute(normalize("redistribute", mesh().shape(), dims(),
+                                std::span(placements.begin(), placements.size()), this->layout()));
 }
 
 DistributedTensor DistributedTensor::redistribute(std::string_view layout, const RedistributeOptions& options) const {
   value("redistribute");
-  return redistribute(parse_layout(layout, mesh().shape(), dims()), options);
+  return redistribute(parse_target(layout, mesh().shape(), dims(), this->layout()), options);
 }
 
 DistributedTensor DistributedTensor::redistribute(std::string_view layout) const {
   return redistribute(layout, RedistributeOptions{});
 }
 
-Tensor DistributedTensor::full() const {
-  NoGrad scope(value("full").mesh.rank_state());
+Tensor DistributedTensor::full_tensor() const {
+  NoGrad scope(value("full_tensor").mesh.rank_state());
   return redistribute(Layout()).local().contiguous();
 }
 
@@ -105,7 +105,7 @@ double DistributedTensor::item() const {
   value("item");
   if (numel(shape()) != 1) fail("[item] {} has {} elements", to_string(*this), numel(shape()));
   if (!layout().is_replicated())
-    fail("[item] {} is not Replicate: redistribute it first, or use full()", to_string(*this));
+    fail("[item] {} is not Replicate: redistribute it first, or use full_tensor()", to_string(*this));
   if (is_meta()) fail("[item] a meta tensor has no value: {}", to_string(*this));
   return element(local().contiguous(), 0);
 }

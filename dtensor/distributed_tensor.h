@@ -47,7 +47,7 @@ class DistributedTensor {
   // This rank's part; read-only.
   const Tensor& local() const { return value("local").local; }
   // The whole value on every rank: redistributes to Replicate.
-  Tensor full() const;
+  Tensor full_tensor() const;
   // The value of a tensor with one element, which must be the same on all ranks (Replicate) to be read without
   // communication. Errors: more elements, another layout, meta.
   double item() const;
@@ -55,8 +55,10 @@ class DistributedTensor {
   // The same logical value in another layout (law 1). A handle to the same value where the layout is the same.
   DistributedTensor redistribute(const Layout& layout) const;
   DistributedTensor redistribute(const Layout& layout, const RedistributeOptions& options) const;
+  // One placement per mesh axis, in mesh order. Axes behind the last one stay as they are.
   DistributedTensor redistribute(std::initializer_list<Placement> placements) const;
-  // By text: x.redistribute("tp=Replicate"). Axes not named become Replicate.
+  // By text. Axes that are not named stay as they are, so that x.redistribute("tp=Replicate") gathers over tp alone;
+  // "*" names the rest: x.redistribute("tp=Shard(0) *=Replicate").
   DistributedTensor redistribute(std::string_view layout) const;
   DistributedTensor redistribute(std::string_view layout, const RedistributeOptions& options) const;
 
@@ -96,7 +98,10 @@ inline void check_defined(std::string_view who, const DistributedTensor& x, size
 
 // "f32[8,16] dp=Shard(0) tp=Replicate"
 std::string to_string(const DistributedTensor& x);
-// The same, this rank, where its part is, and the part. Never communicates; full() gives the value.
+// The same, this rank, where its part is, and the part. Never communicates; full_tensor() gives the value.
 std::ostream& operator<<(std::ostream& out, const DistributedTensor& x);
 
 }  // namespace dtensor
+
+template <>
+struct fmt::formatter<dtensor::DistributedTensor> : dtensor::Formatter<dtensor::DistributedTensor> {};

@@ -1,5 +1,6 @@
 #include "dtensor/npy.h"
 
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <bit>

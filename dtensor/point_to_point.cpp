@@ -15,7 +15,7 @@ void check_tensors(const char* who, const DeviceMesh& mesh, const std::vector<Te
 void check_places(const char* who, const std::vector<Tensor>& list) {
   for (size_t i = 0; i < list.size(); ++i)
     check(list[i].is_contiguous(), "[{}] place {} of shape {} is not contiguous: receive into a new tensor", who, i,
-          to_string(list[i].shape()));
+          list[i].shape());
 }
 
 void check_neighbour(const char* who, const DeviceMesh& mesh, int axis, int peer) {

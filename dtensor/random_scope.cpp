@@ -21,7 +21,7 @@ RandomScope::RandomScope(const StepNumber& step, RandomScopeOptions options)
   for (const DistributedTensor* x : {&options_.rows, &options_.positions})
     if (x->defined())
       check(x->dtype() == DType::i64 && x->dims() == 1, "[RandomScope] {} are {}: they are i64 of one dimension",
-            x == &options_.rows ? "rows" : "positions", to_string(*x));
+            x == &options_.rows ? "rows" : "positions", *x);
   step.tensor().mesh().rank_state().random_scope = this;
 }
 

@@ -1,5 +1,7 @@
 #include "dtensor/rank.h"
 
+#include <fmt/format.h>
+
 namespace dtensor {
 namespace {
 

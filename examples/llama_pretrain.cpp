@@ -6,6 +6,7 @@
 // shows a progress bar on a terminal and prints a line per step elsewhere. With --dry-run it lists the collectives of a
 // step instead, for a mesh of any size, in this process; with --check it says whether such a step fits.
 // Exit codes: 0 done, 1 the run failed, 2 bad input (nothing was started).
+#include <fmt/format.h>
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <cmath>
@@ -17,6 +18,7 @@
 #include "dtensor/comm_log.h"
 #include "dtensor/launch.h"
 #include "dtensor/launch_nccl.h"
+#include "dtensor/table.h"
 #include "examples/progress.h"
 #include "nn/json.h"
 #include "nn/trainer.h"
@@ -73,8 +75,9 @@ void declare(CLI::App& app, Options& o) {
   app.add_option("--data", o.data, "text files; tokens are bytes, then [BOT], [EOT] and [PAD]");
   app.add_option("--steps", o.train.steps, "training steps")->check(positive);
   app.add_option("--batch-size", o.batch_size, "sequences per step, over all ranks")->check(positive);
-  app.add_option("--micro-batch-size", o.train.micro_batch_size,
-                 "of these, sequences in one forward and backward pass, over all ranks; it divides --batch-size; 0: all")
+  app.add_option(
+         "--micro-batch-size", o.train.micro_batch_size,
+         "of these, sequences in one forward and backward pass, over all ranks; it divides --batch-size; 0: all")
       ->check(not_negative);
   app.add_option("--seq-len", o.seq_len, "tokens per sequence")->check(positive);
   app.add_option("--seed", o.train.seed, "of the initial parameters");
@@ -259,7 +262,7 @@ std::vector<CommLog::Entry> dry_run(const Options& o, const Run& run) {
   rank->strict = o.strict;
   DeviceMesh mesh(*rank, run.mesh);
   nn::Trainer trainer(mesh, run.model, run.plan, run.train);
-  CommLog log(*rank);
+  CommLog log(*rank, std::numeric_limits<int64_t>::max());  // all of them, however many
   trainer.step(nn::meta_batch(mesh, nn::batch_layout(run.mesh, run.plan), o.batch_size, o.seq_len));
   return log.entries();
 }
@@ -295,27 +298,21 @@ void print_json(const Run& run, const std::vector<CommLog::Entry>& entries) {
 
 // A row per launch, and totals by phase and kind.
 void print_table(const Run& run, const std::vector<CommLog::Entry>& entries) {
-  fmt::print("One step on {}, bytes as the busiest rank receives them\n\n", to_string(run.mesh));
-  fmt::print("{:<9} {:<14} {:<6} {:>12}  {:<18} {}\n", "phase", "collective", "axes", "bytes", "tensor", "for");
-  std::map<std::pair<Phase, std::string>, std::tuple<int, int, int64_t>> totals;
+  std::vector<std::vector<std::string>> lines{{"phase", "collective", "axes", "bytes", "tensor", "for"}};
   for (size_t i = 0; i < entries.size();) {
     const CommLog::Entry& e = entries[i];
     int64_t bytes = 0;
     size_t n = 0;
     for (; i < entries.size() && entries[i].group == e.group; ++i, ++n) bytes += entries[i].bytes;
-    auto& [launches, tensors, sum] = totals[{e.phase, e.collective}];
-    launches += 1, tensors += int(n), sum += bytes;
     std::string why = fmt::format("{}{}{}", e.module, e.module.empty() || e.reason.empty() ? "" : ": ", e.reason);
     if (!e.plan_line.empty()) why += fmt::format("{}[{}]", why.empty() ? "" : "  ", e.plan_line);
     if (n > 1) why += fmt::format(" and {} more", n - 1);
-    fmt::print("{:<9} {:<14} {:<6} {:>12}  {:<18} {}{}\n", name(e.phase), e.collective, e.axes, bytes, e.tensor, why,
-               e.asked_for ? "" : " (implicit)");
+    if (!e.asked_for) why += " (implicit)";
+    lines.push_back({std::string(name(e.phase)), e.collective, e.axes, std::to_string(bytes), e.tensor, why});
   }
-  if (entries.empty()) fmt::print("(none)\n");
-  fmt::print("\n{:<9} {:<14} {:>8} {:>8} {:>14}\n", "phase", "collective", "launches", "tensors", "bytes");
-  for (const auto& [key, total] : totals)
-    fmt::print("{:<9} {:<14} {:>8} {:>8} {:>14}\n", name(key.first), key.second, std::get<0>(total), std::get<1>(total),
-               std::get<2>(total));
+  if (entries.empty()) lines.push_back({"(none)"});
+  fmt::print("One step on {}, bytes as the busiest rank receives them\n\n{}\n{}", to_string(run.mesh),
+             table("<<<><<", lines), summary(entries, {CommLog::By::phase, CommLog::By::collective}));
 }
 
 // One line of the metrics file: numbers have 17 digits, which read back to the same bits.

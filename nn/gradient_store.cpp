@@ -1,5 +1,6 @@
 #include "nn/gradient_store.h"
 
+#include "dtensor/local/tree.h"
 #include "nn/record.h"
 #include "ops/pointwise/binary.h"
 
@@ -16,17 +17,16 @@ std::string reason_of(const std::string& name) { return name.empty() ? "gradient
 }  // namespace
 
 void TreeSum::push(DistributedTensor x) {
-  int level = 0;
-  for (; !parts_.empty() && parts_.back().level == level; ++level) {
-    x = sum_of(parts_.back().sum, std::move(x));
+  for (int count = joins(pushed_++); count > 0; --count) {
+    x = sum_of(parts_.back(), std::move(x));
     parts_.pop_back();
   }
-  parts_.push_back({level, std::move(x)});
+  parts_.push_back(std::move(x));
 }
 
 DistributedTensor TreeSum::total() const {
   DistributedTensor sum;
-  for (size_t i = parts_.size(); i-- > 0;) sum = sum_of(parts_[i].sum, std::move(sum));
+  for (size_t i = parts_.size(); i-- > 0;) sum = sum_of(parts_[i], std::move(sum));
   return sum;
 }
 

@@ -11,9 +11,8 @@ namespace dtensor::nn {
 
 class Record;
 
-// A sum of contributions in their order, as a binary counter adds: whoever is pushed joins the sum of as many before
-// it, and so on. So 2, 4, 8 contributions make the balanced tree that a kernel's leaves and the ranks continue
-// (docs/architecture.md, the same bits).
+// A sum of contributions in their order, by the law of dtensor/local/tree.h: 2, 4, 8 of them make the balanced tree
+// that a kernel's leaves and the ranks continue.
 class TreeSum {
  public:
   // Undefined: nothing came, which counts as a contribution.
@@ -21,11 +20,8 @@ class TreeSum {
   DistributedTensor total() const;  // undefined where nothing came
 
  private:
-  struct Part {
-    int level;  // the sum of 2^level contributions
-    DistributedTensor sum;
-  };
-  std::vector<Part> parts_;  // levels descend
+  int64_t pushed_ = 0;
+  std::vector<DistributedTensor> parts_;  // sums of complete subtrees
 };
 
 struct GradientStoreOptions {

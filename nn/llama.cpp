@@ -1,5 +1,6 @@
 #include "nn/llama.h"
 
+#include <fmt/format.h>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 

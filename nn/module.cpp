@@ -1,5 +1,7 @@
 #include "nn/module.h"
 
+#include <fmt/format.h>
+
 #include "dtensor/random.h"
 #include "dtensor/redistribute.h"
 #include "ops/pointwise/cast.h"

@@ -1,5 +1,7 @@
 #include "ops/explain.h"
 
+#include <fmt/format.h>
+
 #include "ops/cards.h"
 
 namespace dtensor {

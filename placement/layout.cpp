@@ -50,24 +50,44 @@ Layout without(const Layout& layout, int axis) {
   }
   return l;
 }
+
+// The axes of `list` that stand further in than `axis`; where it is not among them, as in mesh order.
+AxisSet axes_inside(const AxisList& list, int axis) {
+  for (int i = 0; i < list.count; ++i)
+    if (list.axis[size_t(i)] == axis) return list.set(i + 1);
+  for (int i = 0; i < list.count; ++i)
+    if (list.axis[size_t(i)] > axis) return list.set(i);
+  return 0;
+}
 }  // namespace
 
-Layout Layout::with(int axis, Placement p) const {
-  if ((*this)[axis] == p) return *this;
-  Layout l = without(*this, axis);
-  if (p.is_partial()) {
-    check(!l.partial || l.reduce == p.reduce,
-          "[Layout] Partial({}) and Partial({}) do not mix: reduce one of them first", name(l.reduce), name(p.reduce));
-    l.partial |= axis_bit(axis);
-    l.reduce = p.reduce;
-  } else if (p.is_shard()) {
-    check_dim(p.dim);
-    AxisList& list = l.split[size_t(p.dim)];
-    int at = 0;
-    while (at < list.count && list.axis[size_t(at)] < axis) ++at;
-    list.insert(at, axis);
+Layout Layout::with(std::span<const AxisPlacement> changes) const {
+  Layout l = *this;
+  for (const AxisPlacement& c : changes) l = without(l, c.axis);
+  const AxisSet kept = l.sharded();
+  std::array<int, max_dims> behind{};  // those that were placed already
+  for (const auto& [axis, p] : changes) {
+    if (p.is_partial()) {
+      check(!l.partial || l.reduce == p.reduce,
+            "[Layout] Partial({}) and Partial({}) do not mix: reduce one of them first", name(l.reduce),
+            name(p.reduce));
+      l.partial |= axis_bit(axis);
+      l.reduce = p.reduce;
+    } else if (p.is_shard()) {
+      check_dim(p.dim);
+      AxisList& list = l.split[size_t(p.dim)];
+      AxisSet inside = axes_inside(split[size_t(p.dim)], axis) & kept;
+      int& at = behind[size_t(p.dim)];
+      for (int i = at; i < list.count; ++i)  // behind those kept that are not further in
+        if (has(kept & ~inside, list.axis[size_t(i)])) at = i + 1;
+      list.insert(at++, axis);
+    }
   }
   return l;
+}
+
+Layout Layout::with(const MeshShape& mesh, std::string_view axis, Placement p) const {
+  return with(mesh.axis(axis, "Layout::with"), p);
 }
 
 Layout Layout::with_innermost(int axis, int dim) const {
@@ -157,15 +177,16 @@ int64_t largest_part(const MeshShape& mesh, const Shape& shape, const Layout& la
   return n;
 }
 
-Layout normalize(const char* who, const MeshShape& mesh, int dims, std::span<const Placement> placements) {
+Layout normalize(const char* who, const MeshShape& mesh, int dims, std::span<const Placement> placements,
+                 const Layout& rest) {
   check(int(placements.size()) <= mesh.axes(), "[{}] {} placements on a mesh of {} axes ({})", who, placements.size(),
-        mesh.axes(), to_string(mesh));
-  std::array<Placement, max_axes> p;
+        mesh.axes(), mesh);
+  std::array<AxisPlacement, max_axes> p;
   for (size_t a = 0; a < placements.size(); ++a) {
-    p[a] = placements[a];
-    if (p[a].is_shard()) p[a].dim = normalize_dim(who, p[a].dim, dims);
+    p[a] = {int(a), placements[a]};
+    if (p[a].placement.is_shard()) p[a].placement.dim = normalize_dim(who, p[a].placement.dim, dims);
   }
-  return Layout(std::span<const Placement>(p.data(), placements.size()));
+  return rest.with(std::span<const AxisPlacement>(p.data(), placements.size()));
 }
 
 Layout strip_narrow_axes(const MeshShape& mesh, const Layout& layout) {

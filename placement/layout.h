@@ -30,6 +30,12 @@ struct AxisList {
   friend bool operator==(const AxisList&, const AxisList&) = default;
 };
 
+// How a tensor lies along which mesh axis.
+struct AxisPlacement {
+  int axis;
+  Placement placement;
+};
+
 // Every mesh axis is in exactly one place: in one `split` list (Shard), in `partial`, or nowhere (Replicate).
 // Law 4: a dimension is split by an ordered list of axes, outermost first; placements given by mesh axis mean mesh
 // order. All partial axes share one reduction: a max of sums and a sum of maxes differ, so reductions never mix.
@@ -44,8 +50,12 @@ struct Layout {
   explicit Layout(std::span<const Placement> placements);
 
   Placement operator[](int axis) const;
-  // The placement of `axis` becomes `p`. A new Shard stands where mesh order puts it among the axes of its dimension.
-  Layout with(int axis, Placement p) const;
+  // Some axes get other placements; the others keep theirs, and their order. Axes that are given Shard(d) stand there
+  // in the order of the list, each where it was among the others, or else where mesh order puts it.
+  Layout with(std::span<const AxisPlacement> changes) const;
+  Layout with(int axis, Placement p) const { return with(std::array{AxisPlacement{axis, p}}); }
+  // By name: layout.with(mesh, "tp", Shard(0)). Errors: as MeshShape::axis.
+  Layout with(const MeshShape& mesh, std::string_view axis, Placement p) const;
   // The placement of `axis` becomes Shard(dim), innermost of that dimension: fully sharded after tensor parallel.
   Layout with_innermost(int axis, int dim) const;
 
@@ -94,9 +104,12 @@ Box local_box(const MeshShape& mesh, const Shape& shape, const Layout& layout, i
 // Elements of the largest part. Rank 0 always holds it.
 int64_t largest_part(const MeshShape& mesh, const Shape& shape, const Layout& layout);
 
-// The layout with negative dimensions counted from the back of a tensor of `dims` dimensions, and with axes of one
-// rank replicated where `strip` is set. Errors: a dimension that does not exist, axes that the mesh has not.
-Layout normalize(const char* who, const MeshShape& mesh, int dims, std::span<const Placement> placements);
+// The layout of a tensor of `dims` dimensions with these placements, one per axis in mesh order; axes behind the last
+// one lie as in `rest`. Negative dimensions count from the back. Errors: a dimension that does not exist, axes that the
+// mesh has not.
+Layout normalize(const char* who, const MeshShape& mesh, int dims, std::span<const Placement> placements,
+                 const Layout& rest = {});
+// The layout with axes of one rank replicated. Errors: axes that the mesh has not.
 Layout strip_narrow_axes(const MeshShape& mesh, const Layout& layout);
 
 }  // namespace dtensor

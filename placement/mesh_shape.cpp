@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <charconv>
 
+#include "placement/nearest.h"
+
 namespace dtensor {
 
 MeshShape::MeshShape(std::vector<int> sizes, std::vector<std::string> names)
@@ -62,7 +64,7 @@ int MeshShape::find(std::string_view name) const {
 
 int MeshShape::axis(std::string_view name, const char* who) const {
   int a = find(name);
-  check(a >= 0, "[{}] the mesh has no axis \"{}\": it is {}", who, name, to_string(*this));
+  if (a < 0) fail("[{}] the mesh has no axis \"{}\": it is {}{}", who, name, *this, nearest_hint(name, names_));
   return a;
 }
 

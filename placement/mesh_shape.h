@@ -44,7 +44,8 @@ class MeshShape {
   int product(AxisSet set) const;
   // The axis of that name, or -1.
   int find(std::string_view name) const;
-  // The axis of that name; an error that lists the names there are. `who` is the public function for the error.
+  // The axis of that name; an error that lists the names there are, and tells the nearest. `who` is the public function
+  // for the error.
   int axis(std::string_view name, const char* who = "MeshShape") const;
   int coordinate(int rank, int axis) const;
   // The rank's index among those that differ from it on the axes of `set` only, row-major.
@@ -73,3 +74,6 @@ class MeshShape {
 std::string to_string(const MeshShape& mesh);
 
 }  // namespace dtensor
+
+template <>
+struct fmt::formatter<dtensor::MeshShape> : dtensor::Formatter<dtensor::MeshShape> {};

@@ -71,23 +71,44 @@ std::string to_string(const TensorSpec& spec, const MeshShape& mesh) {
   return mesh.axes() ? text + " " + to_string(spec.layout, mesh) : text;
 }
 
-Layout parse_layout(std::string_view text, const MeshShape& mesh, int dims) {
-  Layout layout;
+namespace {
+
+// What a text names, in its order, which is sharding order. The axes of "*" stand where it does, in mesh order.
+std::vector<AxisPlacement> parse_placements(const char* who, std::string_view text, const MeshShape& mesh, int dims) {
+  constexpr int rest = -1;
+  std::vector<AxisPlacement> list;
   AxisSet seen = 0;
   for (std::string_view word = next_word(text); !word.empty(); word = next_word(text)) {
     size_t equals = word.find('=');
-    check(equals != std::string_view::npos, "[parse_layout] \"{}\" is no axis and placement: write as in tp=Shard(0)",
-          word);
-    int axis = mesh.axis(word.substr(0, equals), "parse_layout");
-    check(!has(seen, axis), "[parse_layout] axis \"{}\" is named twice", mesh.name(axis));
-    seen |= axis_bit(axis);
-    Placement p = parse_placement(word.substr(equals + 1), "parse_layout");
-    if (p.is_shard())  // written in sharding order: the later one is further in
-      layout = layout.with_innermost(axis, normalize_dim("parse_layout", p.dim, dims));
-    else
-      layout = layout.with(axis, p);
+    check(equals != std::string_view::npos, "[{}] \"{}\" is no axis and placement: write as in tp=Shard(0)", who, word);
+    std::string_view name = word.substr(0, equals);
+    int axis = name == "*" ? rest : mesh.axis(name, who);
+    for (const AxisPlacement& named : list) check(named.axis != axis, "[{}] axis \"{}\" is named twice", who, name);
+    if (axis != rest) seen |= axis_bit(axis);
+    Placement p = parse_placement(word.substr(equals + 1), who);
+    if (p.is_shard()) p.dim = normalize_dim(who, p.dim, dims);
+    list.push_back({axis, p});
   }
-  return layout;
+  std::vector<AxisPlacement> all;
+  for (const AxisPlacement& named : list) {
+    if (named.axis != rest) all.push_back(named);
+    for (int a = 0; named.axis == rest && a < mesh.axes(); ++a)
+      if (!has(seen, a)) all.push_back({a, named.placement});
+  }
+  return all;
+}
+
+}  // namespace
+
+Layout parse_layout(std::string_view text, const MeshShape& mesh, int dims) {
+  return Layout().with(parse_placements("parse_layout", text, mesh, dims));
+}
+
+Layout parse_target(std::string_view text, const MeshShape& mesh, int dims, const Layout& from) {
+  std::vector<AxisPlacement> named = parse_placements("redistribute", text, mesh, dims);
+  check(!named.empty() || mesh.axes() == 0, "[redistribute] \"{}\" names no axis of {}: write as in {}=Replicate", text,
+        mesh, mesh.axes() ? mesh.name(0) : "");
+  return from.with(named);
 }
 
 // Costs count bytes times ranks in 63 bits.

@@ -39,3 +39,6 @@ std::string to_string(Placement p);
 Placement parse_placement(std::string_view text, const char* who = "parse_placement");
 
 }  // namespace dtensor
+
+template <>
+struct fmt::formatter<dtensor::Placement> : dtensor::Formatter<dtensor::Placement> {};

@@ -83,7 +83,7 @@ inline Shape contiguous_strides(const Shape& shape) {
 }
 
 // "[8,16]", and "[]" without dimensions.
-inline std::string to_string(const Shape& s) { return fmt::format("[{}]", fmt::join(s.begin(), s.end(), ",")); }
+std::string to_string(const Shape& s);
 
 // A dimension counted from the front, from one that may count from the back. `who` is the public function for the
 // error.
@@ -93,3 +93,6 @@ inline int normalize_dim(const char* who, int64_t dim, int dims) {
 }
 
 }  // namespace dtensor
+
+template <>
+struct fmt::formatter<dtensor::Shape> : dtensor::Formatter<dtensor::Shape> {};

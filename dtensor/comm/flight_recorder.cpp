@@ -1,5 +1,6 @@
 #include "dtensor/comm/flight_recorder.h"
 
+#include <fmt/format.h>
 #include <algorithm>
 #include <nlohmann/json.hpp>
 

@@ -1,5 +1,6 @@
 #include "dtensor/comm/nccl.h"
 
+#include <fmt/format.h>
 #include <algorithm>
 #include <cstring>
 #include <map>

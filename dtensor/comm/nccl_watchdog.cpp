@@ -1,5 +1,6 @@
 #include "dtensor/comm/nccl_watchdog.h"
 
+#include <fmt/format.h>
 #include <algorithm>
 #include <filesystem>
 #include <fstream>

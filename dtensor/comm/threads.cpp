@@ -10,6 +10,7 @@
 // On CUDA the ranks share one device or reach each other's memory. The meeting is the host's; the device orders the
 // rest by events: a rank's stream waits until the others' tensors are ready, reads them in one launch per tensor, and
 // then until the others have read its own. No kernel waits for another, so any number of ranks can share a device.
+#include <fmt/format.h>
 #include <condition_variable>
 #include <cstring>
 #include <deque>
@@ -18,6 +19,7 @@
 
 #include "dtensor/comm/communicator.h"
 #include "dtensor/comm/deadline.h"
+#include "dtensor/comm/reduce_ranks.h"
 #include "dtensor/cuda/local.h"
 
 namespace dtensor {
@@ -106,84 +108,6 @@ struct Group {
   std::map<std::pair<int, int>, std::deque<std::shared_ptr<Message>>> lanes;  // what waits, by from and to
   std::map<RankGrid, std::shared_ptr<Group>> parts;                           // made by split
 };
-
-// NaN wins, as in a sum. Integers wrap around, as unsigned ones do by definition.
-template <class T>
-T combine(Reduce r, T a, T b) {
-  using Wrapping = std::conditional_t<std::is_same_v<T, int64_t>, uint64_t, T>;
-  switch (r) {
-    case Reduce::product:
-      return T(Wrapping(a) * Wrapping(b));
-    case Reduce::min:
-      return b < a || b != b ? b : a;
-    case Reduce::max:
-      return a < b || b != b ? b : a;
-    default:
-      return T(Wrapping(a) + Wrapping(b));
-  }
-}
-
-// out[0..n) = the reduction of in[first..first+ranks)[at..at+n), as a balanced tree.
-template <class T>
-void tree(const std::vector<const T*>& in, size_t first, size_t ranks, int64_t at, int64_t n, Reduce r, T* out) {
-  constexpr int64_t block = 512;
-  if (ranks == 1) {
-    std::copy_n(in[first] + at, n, out);
-    return;
-  }
-  size_t half = ranks / 2;
-  for (int64_t i = 0; i < n; i += block) {
-    int64_t m = std::min(block, n - i);
-    T left[block], right[block];
-    const T *a = in[first] + at + i, *b = in[first + half] + at + i;
-    if (half > 1) tree(in, first, half, at + i, m, r, left), a = left;
-    if (ranks - half > 1) tree(in, first + half, ranks - half, at + i, m, r, right), b = right;
-    for (int64_t k = 0; k < m; ++k) out[i + k] = combine(r, a[k], b[k]);
-  }
-}
-
-template <class T>
-void reduce_into(const std::vector<const std::byte*>& in, int64_t at, int64_t n, Reduce r, std::byte* out) {
-  std::vector<const T*> typed;
-  for (const std::byte* p : in) typed.push_back(reinterpret_cast<const T*>(p));
-  T* result = reinterpret_cast<T*>(out);
-  tree(typed, 0, typed.size(), at, n, r, result);
-  if (r == Reduce::avg)
-    for (int64_t i = 0; i < n; ++i) result[i] = T(result[i] / T(in.size()));
-}
-
-// The same on CUDA, of `contributions` in all: a launch takes a few tensors, so the halves of more are reduced first.
-void reduce_tensors(const Tensor& like, std::span<const void* const> in, int64_t n, Reduce r, int64_t contributions,
-                    void* out) {
-  cuda::StreamHandle stream = like.allocator()->stream();
-  if (in.size() <= size_t(cuda::max_reduced))
-    return cuda::reduce_tree(stream, like.dtype(), r, int(in.size()), in.data(), n, out, contributions);
-  Reduce part = r == Reduce::avg ? Reduce::sum : r;
-  Tensor left(like.allocator(), like.dtype(), {n}), right(like.allocator(), like.dtype(), {n});
-  reduce_tensors(like, in.first(in.size() / 2), n, part, contributions, left.bytes_data());
-  reduce_tensors(like, in.subspan(in.size() / 2), n, part, contributions, right.bytes_data());
-  const void* halves[] = {left.bytes_data(), right.bytes_data()};
-  cuda::reduce_tree(stream, like.dtype(), r, 2, halves, n, out, contributions);
-}
-
-// out[0..n) = the reduction over all ranks of element [at..at+n) of their `in`.
-void reduce(const std::vector<Call>& calls, size_t item, int64_t at, int64_t n, Reduce r, std::byte* out) {
-  std::vector<const std::byte*> in;
-  for (const Call& c : calls) in.push_back(c.list[item].in.bytes_data());
-  switch (calls[0].list[item].in.dtype()) {
-    case DType::f32:
-      return reduce_into<float>(in, at, n, r, out);
-    case DType::f64:
-      return reduce_into<double>(in, at, n, r, out);
-    case DType::i64:
-      return reduce_into<int64_t>(in, at, n, r, out);
-    case DType::boolean:
-      return reduce_into<uint8_t>(in, at, n, r == Reduce::sum ? Reduce::max : r, out);
-    case DType::bf16:
-      break;
-  }
-  fail("[{}] bf16 is not supported on the CPU", collective_name(calls[0].kind));
-}
 
 constexpr int64_t small = 2048;  // elements up to which one meeting is cheaper than dividing the work
 
@@ -417,11 +341,11 @@ class Threads : public Communicator, public std::enable_shared_from_this<Threads
     return a.counts == b.counts;
   }
 
-  // out = the reduction over all ranks of elements [at..at+n) of their tensor i.
-  static void reduce_on_device(const Round& round, size_t i, int64_t at, int64_t n, Reduce r, const Tensor& out) {
-    std::vector<const void*> in;
-    for (const Call& c : round.calls) in.push_back(c.list[i].in.bytes_data() + at * itemsize(out.dtype()));
-    reduce_tensors(out, in, n, r, int64_t(in.size()), out.bytes_data());
+  // Of elements [at, at + n) of all ranks' tensors i.
+  void reduce(const Round& round, const Call& mine, size_t i, int64_t at, int64_t n, int64_t out_at) const {
+    std::vector<const Tensor*> ranks;
+    for (const Call& c : round.calls) ranks.push_back(&c.list[i].in);
+    reduce_ranks(collective_name(mine.kind), ranks, at, n, mine.reduce, mine.list[i].out, out_at);
   }
 
   // On the host where there is no stream.
@@ -441,10 +365,9 @@ class Threads : public Communicator, public std::enable_shared_from_this<Threads
     switch (mine.kind) {
       case Kind::all_reduce: {
         int64_t n = b.in.numel();
-        if (b.in.device() == Device::cuda) return reduce_on_device(round, i, 0, n, mine.reduce, b.out), false;
-        if (n <= small) return reduce(round.calls, i, 0, n, mine.reduce, out), false;
+        if (n <= small || mine.stream()) return reduce(round, mine, i, 0, n, 0), false;
         int64_t slice = (n + size() - 1) / size(), begin = std::min(n, slice * rank_), end = std::min(n, begin + slice);
-        reduce(round.calls, i, begin, end - begin, mine.reduce, out + begin * item);
+        reduce(round, mine, i, begin, end - begin, begin);
         for (size_t r = 0; r < round.calls.size(); ++r)
           if (r != me)
             std::memcpy(round.calls[r].list[i].out.bytes_data() + begin * item, out + begin * item,
@@ -454,10 +377,7 @@ class Threads : public Communicator, public std::enable_shared_from_this<Threads
       case Kind::reduce_scatter: {
         int64_t at = 0;
         for (size_t r = 0; r < me; ++r) at += b.counts[r];
-        if (b.in.device() == Device::cuda)
-          reduce_on_device(round, i, at, b.counts[me], mine.reduce, b.out);
-        else
-          reduce(round.calls, i, at, b.counts[me], mine.reduce, out);
+        reduce(round, mine, i, at, b.counts[me], 0);
         return false;
       }
       case Kind::all_gather:

@@ -247,7 +247,7 @@ void fill(const Tensor& t, double value) {
 void scale(const Tensor& t, double factor) {
   if (t.device() == Device::meta) return;
   check(is_floating(t.dtype()) && t.is_contiguous(), "[scale] {}{} is not floating and contiguous", name(t.dtype()),
-        to_string(t.shape()));
+        t.shape());
   if (t.device() == Device::cuda)
     return cuda::scale(t.allocator()->stream(), t.dtype(), t.numel(), factor, t.bytes_data());
   with_element_type(t.dtype(), [&](auto type) {

@@ -112,8 +112,7 @@ std::ostream& operator<<(std::ostream& out, const Tensor& t);
 
 template <class T>
 Tensor Tensor::of(const Shape& shape, std::span<const T> values) {
-  check(dtensor::numel(shape) == int64_t(values.size()), "[Tensor::of] {} values for shape {}", values.size(),
-        to_string(shape));
+  check(dtensor::numel(shape) == int64_t(values.size()), "[Tensor::of] {} values for shape {}", values.size(), shape);
   Tensor t(std::make_shared<Allocator>(), dtype_of<T>::value, shape);
   std::copy(values.begin(), values.end(), t.data<T>());
   return t;

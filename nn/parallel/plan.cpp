@@ -1,5 +1,6 @@
 #include "nn/parallel/plan.h"
 
+#include <fmt/format.h>
 #include <map>
 #include <nlohmann/json.hpp>
 

@@ -1,5 +1,7 @@
 #include "ops/core/function.h"
 
+#include <fmt/format.h>
+
 namespace dtensor::ops {
 
 const DistributedTensor& Arguments::tensor(size_t i) {

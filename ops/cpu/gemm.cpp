@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "dtensor/local/tree.h"
 #include "ops/cpu/targets.h"
 #define HWY_TARGET_INCLUDE "ops/cpu/gemm.cpp"
 #include <hwy/foreach_target.h>
@@ -105,7 +106,7 @@ void tile(const Product<float>& p, const float* A, int64_t ai, int64_t ak, const
       for (int j = 0; j < nv; j++) row[j] = hn::LoadU(d, b + j * W);
       EACH_IN_TILE x[i][j] = hn::MulAdd(hn::Set(d, a[i][k * ak]), row[j], x[i][j]);
     }
-    for (int64_t c = leaf; c & 1; c >>= 1) {
+    for (int count = joins(leaf); count > 0; count--) {
       top--;
       EACH_IN_TILE x[i][j] = hn::Add(part[top][i][j], x[i][j]);
     }

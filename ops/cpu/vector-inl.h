@@ -21,6 +21,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "dtensor/local/tree.h"
 #include "ops/cpu/rows.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -321,7 +322,7 @@ HWY_INLINE Lane<D> subtree_of(D d, int64_t n, int64_t l, int64_t from, int64_t t
         s[j] = term(k + j * lanes<D>, std::min<int64_t>(end - k - j * lanes<D>, lanes<D>), s[j]);
     k = end;
     Lane<D> t = add_partial_sums(d, s);
-    for (int64_t c = leaf - from; c & 1; c >>= 1) t = part[--top] + t;
+    for (int count = joins(leaf - from); count > 0; count--) t = part[--top] + t;
     part[top++] = t;
   }
   return part[0];
@@ -347,7 +348,7 @@ HWY_INLINE void sum_rows_of(D d, int64_t rows, int64_t n, int64_t l, Lane<D>* y,
           HWY_UNROLL(8) for (int j = 0; j < vectors; j++) s[j] = term(row, j0 + j * lanes<D>, int64_t{lanes<D>}, s[j]);
         else
           for (int j = 0; j < used; j++) s[j] = term(row, j0 + j * lanes<D>, n - j0 - j * lanes<D>, s[j]);
-      for (int64_t c = leaf; c & 1; c >>= 1) {
+      for (int count = joins(leaf); count > 0; count--) {
         top--;
         for (int j = 0; j < vectors; j++) s[j] = hn::Add(part[top][j], s[j]);
       }

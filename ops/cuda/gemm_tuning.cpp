@@ -1,4 +1,5 @@
 // Choosing algorithms by time, and the file that keeps the choice.
+#include <fmt/format.h>
 #include <algorithm>
 #include <fstream>
 #include <sstream>

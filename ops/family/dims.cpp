@@ -1,5 +1,6 @@
 #include "ops/family/dims.h"
 
+#include <fmt/format.h>
 #include <numeric>
 
 #include "dtensor/redistribute.h"

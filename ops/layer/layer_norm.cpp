@@ -1,5 +1,7 @@
 #include "ops/layer/layer_norm.h"
 
+#include <fmt/format.h>
+
 #include <cmath>
 
 #include "ops/cards.h"

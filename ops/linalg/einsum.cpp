@@ -1,5 +1,7 @@
 #include "ops/linalg/einsum.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cctype>
 #include <map>

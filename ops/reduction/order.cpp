@@ -1,5 +1,6 @@
 #include "ops/reduction/order.h"
 
+#include <fmt/format.h>
 #include <algorithm>
 #include <numeric>
 

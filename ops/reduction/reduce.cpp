@@ -3,6 +3,7 @@
 #include <cmath>
 #include <functional>
 
+#include "dtensor/local/tree.h"
 #include "ops/cards.h"
 #include "ops/cpu/rows.h"
 #include "ops/family/dims.h"
@@ -89,7 +90,7 @@ T product(int64_t n, int64_t l, Term term) {
   for (int64_t leaf = 0, k = 0; leaf < l; ++leaf) {
     T p = 1;
     for (int64_t end = (leaf + 1) * n / l; k < end; ++k) p = wrapping(std::multiplies<>{}, p, term(k));
-    for (int64_t m = leaf; m & 1; m >>= 1) p = wrapping(std::multiplies<>{}, p, part[--top]);
+    for (int count = joins(leaf); count > 0; --count) p = wrapping(std::multiplies<>{}, p, part[--top]);
     part[top++] = p;
   }
   return part[0];

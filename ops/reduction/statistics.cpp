@@ -1,5 +1,6 @@
 #include "ops/reduction/statistics.h"
 
+#include <fmt/format.h>
 #include <cmath>
 
 #include "ops/cards.h"

@@ -1,5 +1,6 @@
 #include "ops/shape/join.h"
 
+#include <fmt/format.h>
 #include <numeric>
 #include <set>
 

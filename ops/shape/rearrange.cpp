@@ -1,5 +1,6 @@
 #include "ops/shape/rearrange.h"
 
+#include <fmt/format.h>
 #include <numeric>
 
 #include "ops/cards.h"

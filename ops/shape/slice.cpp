@@ -1,5 +1,7 @@
 #include "ops/shape/slice.h"
 
+#include <fmt/format.h>
+
 #include "ops/cards.h"
 #include "ops/family/kernel.h"
 #include "ops/functions.h"

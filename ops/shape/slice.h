@@ -69,3 +69,9 @@ using Index = std::variant<int64_t, Slice, Ellipsis, NewAxis>;
 DistributedTensor index(const DistributedTensor& x, const std::vector<Index>& indices);
 
 }  // namespace dtensor::ops
+
+namespace dtensor {
+
+using ops::ellipsis, ops::newaxis, ops::Slice;  // ops::index(x, {Slice(1, 5), 3, ellipsis})
+
+}  // namespace dtensor

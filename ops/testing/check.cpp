@@ -1,5 +1,7 @@
 #include "ops/testing/check.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <map>

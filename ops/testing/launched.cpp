@@ -1,3 +1,5 @@
+#include <fmt/format.h>
+
 #include <cmath>
 #include <mutex>
 #include <set>
@@ -329,7 +331,7 @@ class Jobs {
       throw;
     }
     for (size_t o = 0; o < call->outputs.size(); ++o)
-      compare(job, fmt::format("output {}", o), call->outputs[o].full(), job.reference->outputs[o]);
+      compare(job, fmt::format("output {}", o), call->outputs[o].full_tensor(), job.reference->outputs[o]);
     if (job.reference->has_gradient) run_gradient(mesh, job, *call);
   }
 
@@ -348,7 +350,7 @@ class Jobs {
     op_.gradient(g);
     for (size_t i = 0; i < needed.size(); ++i)
       if (needed[i] && g.gradients[i].defined())
-        compare(job, fmt::format("gradient of input {}", i), g.gradients[i].full(), job.reference->gradients[i]);
+        compare(job, fmt::format("gradient of input {}", i), g.gradients[i].full_tensor(), job.reference->gradients[i]);
   }
 
   const Op& op_;

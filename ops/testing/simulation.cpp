@@ -1,5 +1,7 @@
 #include "ops/testing/simulation.h"
 
+#include <fmt/format.h>
+
 #include <cmath>
 #include <cstring>
 #include <limits>

@@ -148,7 +148,7 @@ TEST_CASE("cuda: created tensors, random numbers and replicas are as on the CPU"
          {zeros(m, "f32[3,4]"), full(m, "i64[5]", int64_t(1) << 60), arange(m, "f64[7]"), eye(m, "bool[3,4]"),
           ones(m, "bf16[6]"), rand(m, "f32[50]", {.seed = 3}), bernoulli(m, "bool[50]", {.seed = 4}, 0.3)}) {
       verify_replicas(x, "x");
-      all.push_back(elements(x.full()));
+      all.push_back(elements(x.full_tensor()));
     }
     return all;
   };
@@ -210,7 +210,7 @@ TEST_CASE("cuda: a rank that fails frees the others, and calls that disagree are
             [](Rank& rank) {
               DeviceMesh m(rank, "x=3");
               if (rank.rank() == 1) fail("stop here");
-              DistributedTensor::empty(m, {DType::f32, {3}, parse_layout("x=Partial(sum)", m.shape(), 1)}).full();
+              DistributedTensor::empty(m, {DType::f32, {3}, parse_layout("x=Partial(sum)", m.shape(), 1)}).full_tensor();
             },
             options);
       }),
@@ -222,7 +222,7 @@ TEST_CASE("cuda: a rank that fails frees the others, and calls that disagree are
             [](Rank& rank) {
               DeviceMesh m(rank, "x=2");
               Layout partial = parse_layout("x=Partial(sum)", m.shape(), 1);
-              DistributedTensor::empty(m, {DType::f32, {3 + rank.rank()}, partial}).full();
+              DistributedTensor::empty(m, {DType::f32, {3 + rank.rank()}, partial}).full_tensor();
             },
             options);
       }),
@@ -236,7 +236,7 @@ TEST_CASE("cuda: a part is on its rank's device") {
   CHECK_THROWS_WITH(
       DistributedTensor::from_local(host, mesh, {}, {2, 3}),
       "[from_local] the part f32[2,3] is on cpu, but the tensors of rank 0 are on cuda:0: use .to(rank.allocator())");
-  CHECK(elements(DistributedTensor::from_local(host.to(rank->allocator()), mesh, {}, {2, 3}).full()) == elements(host));
+  CHECK(elements(DistributedTensor::from_local(host.to(rank->allocator()), mesh, {}, {2, 3}).full_tensor()) == elements(host));
   if (cuda::device_count() < 2) return;
   Tensor elsewhere = host.to(cuda::make_allocator(1));
   cuda::use_device(0);

@@ -70,7 +70,7 @@ TEST_CASE("law 5: what is created is the same on every mesh") {
               Observing scope(rank, log);
               DistributedTensor x = c.make(mesh, {t, shape, l});
               check(log.lines.empty() && x.layout() == l, "{}: nothing is communicated", c.name);
-              check(bytes(x.full()) == want, "{} of {} has another value", c.name, to_string(x));
+              check(bytes(x.full_tensor()) == want, "{} of {} has another value", c.name, to_string(x));
               log = {};
             }
           });

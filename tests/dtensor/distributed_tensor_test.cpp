@@ -49,8 +49,8 @@ TEST_CASE("law 1: what is distributed is whole again in full") {
                                  : r == Reduce::product ? 1.f
                                                         : 0.f),
                     "element {} of {} is {}", i, to_string(x), local[i]);
-            check(values<float>(x.full()) == whole, "full() of {}", to_string(x));
-            check(x.full().is_contiguous(), "full() is contiguous");
+            check(values<float>(x.full_tensor()) == whole, "full_tensor() of {}", to_string(x));
+            check(x.full_tensor().is_contiguous(), "full_tensor() is contiguous");
             log = {};
           }
         });
@@ -66,10 +66,12 @@ TEST_CASE("placements in braces are normalized") {
     check(x.size(-1) == 6 && x.size(0) == 4 && x.dims() == 2, "sizes are global");
     check(x.redistribute({Shard(1), Shard(-2)}).id() == x.id(), "the same layout is the same value");
     check(x.redistribute("tp=Shard(-2) dp=Shard(1)").id() == x.id(), "by text");
-    check(to_string(DistributedTensor::distribute(x.full(), mesh, "tp=Shard(0) dp=Shard(0)")) ==
+    check(to_string(DistributedTensor::distribute(x.full_tensor(), mesh, "tp=Shard(0) dp=Shard(0)")) ==
               "f32[4,6] tp=Shard(0) dp=Shard(0)",
           "by text");
-    check(to_string(x.redistribute({Replicate()})) == "f32[4,6] dp=Replicate tp=Replicate", "others are Replicate");
+    check(to_string(x.redistribute({Replicate()})) == "f32[4,6] dp=Replicate tp=Shard(0)", "others stay as they are");
+    check(to_string(x.redistribute("tp=Replicate")) == "f32[4,6] dp=Shard(1) tp=Replicate", "also by text");
+    check(to_string(x.redistribute("*=Replicate")) == "f32[4,6] dp=Replicate tp=Replicate", "* is all others");
   });
 }
 
@@ -80,10 +82,10 @@ TEST_CASE("a local part becomes a tensor") {
       int64_t rows = rank.rank() ? 2 : 3;
       auto x = DistributedTensor::from_local(tensor_of(rank.allocator(), {rows, 2}, counting(rows * 2)), mesh,
                                              {Shard(0)}, {5, 2});
-      check(values<float>(x.full()) == std::vector<float>{1, 2, 3, 4, 5, 6, 1, 2, 3, 4}, "the parts of both ranks");
+      check(values<float>(x.full_tensor()) == std::vector<float>{1, 2, 3, 4, 5, 6, 1, 2, 3, 4}, "the parts of both ranks");
       auto y = DistributedTensor::from_local(scattered(rank.allocator(), {rows, 2}, counting(rows * 2)), mesh,
                                              {Shard(0)}, {5, 2});
-      check(values<float>(y.full()) == values<float>(x.full()), "strides do not matter");
+      check(values<float>(y.full_tensor()) == values<float>(x.full_tensor()), "strides do not matter");
       if (rank.rank()) DistributedTensor::from_local(x.local(), mesh, {Shard(1)}, {5, 2});
       mesh.communicator(1).barrier();
     });
@@ -100,9 +102,9 @@ TEST_CASE("a single value is read without communication") {
     check(DistributedTensor::distribute(Tensor::of<bool>({}, {true}), mesh, {}).item() == 1, "item of a bool");
     auto expect_error = [](auto f, const std::string& want) { check(error_of(f) == want, "{}", error_of(f)); };
     expect_error([&] { one({Partial()}).item(); },
-                 "[item] f32[1,1] tp=Partial(sum) is not Replicate: redistribute it first, or use full()");
+                 "[item] f32[1,1] tp=Partial(sum) is not Replicate: redistribute it first, or use full_tensor()");
     expect_error([&] { one({Shard(0)}).item(); },
-                 "[item] f32[1,1] tp=Shard(0) is not Replicate: redistribute it first, or use full()");
+                 "[item] f32[1,1] tp=Shard(0) is not Replicate: redistribute it first, or use full_tensor()");
     expect_error(
         [&] {
           DistributedTensor::distribute(Tensor::of<float>({2}, {1, 2}), mesh, {}).item();
@@ -262,7 +264,7 @@ TEST_CASE("law 9: asking anything of an undefined tensor is an error that names 
       {"layout", [](T& u) { u.layout(); }},
       {"is_meta", [](T& u) { u.is_meta(); }},
       {"local", [](T& u) { u.local(); }},
-      {"full", [](T& u) { u.full(); }},
+      {"full_tensor", [](T& u) { u.full_tensor(); }},
       {"item", [](T& u) { u.item(); }},
       {"redistribute", [](T& u) { u.redistribute("tp=Replicate"); }},
       {"redistribute", [](T& u) { u.redistribute({Replicate()}); }},

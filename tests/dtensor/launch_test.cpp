@@ -51,7 +51,7 @@ TEST_CASE("law 9: a failing rank frees the others with the first cause") {
             try {
               for (int i = 0; i < 8; ++i) {
                 if (rank.rank() == bad && i == after) fail("[train] step {} has no data", i);
-                x.full();
+                x.full_tensor();
               }
             } catch (const Error& e) {
               seen[size_t(rank.rank())] = e.what();
@@ -99,7 +99,7 @@ TEST_CASE("ranks may launch other ranks") {
     launch(3, [&](Rank& rank) {
       DeviceMesh mesh(rank, "x=3");
       auto x = DistributedTensor::distribute(Tensor::of<float>({3}, {1, 2, 3}), mesh, {Shard(0)});
-      inner += int(element(x.full(), rank.rank()));
+      inner += int(element(x.full_tensor(), rank.rank()));
     });
     outer.communicator({0, 1}).barrier();
   });
@@ -141,12 +141,12 @@ TEST_CASE("law 9: a rank that has ended is missed at once") {
     if (rank.rank() == 1) x = y;
   });
   CHECK(x.local().data<float>()[1] == 4);
-  CHECK_THROWS_WITH(x.full(), Equals("[all_gather] rank 0 has ended (its function returned), but rank 1 waits for it in "
+  CHECK_THROWS_WITH(x.full_tensor(), Equals("[all_gather] rank 0 has ended (its function returned), but rank 1 waits for it in "
                                      "all_gather f32[2+2]"));
   launch(1, [&](Rank& rank) {
     alone = DistributedTensor::distribute(Tensor::of<float>({1}, {7}), DeviceMesh(rank, "tp=1"), "tp=Shard(0)");
   });
-  CHECK(alone.full().data<float>()[0] == 7);
+  CHECK(alone.full_tensor().data<float>()[0] == 7);
   CHECK(std::chrono::steady_clock::now() - start < 20s);
 }
 

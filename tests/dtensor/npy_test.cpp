@@ -4,6 +4,7 @@
 
 #include <cstring>
 #include <filesystem>
+#include <fmt/format.h>
 #include <fstream>
 
 #include "tests/dtensor/ranks.h"

@@ -183,7 +183,7 @@ TEST_CASE("law 1: every element type keeps its bits") {
         for (const Layout& to : {from, Layout{}, Layout{Shard(0), Shard(1)}, Layout{Partial(), Shard(0)},
                                  Layout{Partial(Reduce::max), Partial(Reduce::max)}}) {
           if (std::is_same_v<T, bool> && (from.partial | to.partial)) continue;
-          std::vector<T> back = values<T>(DistributedTensor::distribute(t, mesh, from).redistribute(to).full());
+          std::vector<T> back = values<T>(DistributedTensor::distribute(t, mesh, from).redistribute(to).full_tensor());
           for (size_t i = 0; i < back.size(); ++i) {
             T got = back[i], want = whole[i];
             check(std::memcmp(&got, &want, sizeof(T)) == 0, "{} became {} from {} over {}", want, got,

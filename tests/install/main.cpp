@@ -31,7 +31,7 @@ int main() {
     DeviceMesh mesh(rank, "tp=2");
     auto x = DistributedTensor::distribute(Tensor::of<float>({3}, {1, 2, 3}), mesh, {Shard(0)});
     auto y = call(cube_op, {&x});
-    Tensor whole = y.full();
+    Tensor whole = y.full_tensor();
     if (rank.rank() == 0)
       std::printf("%s: %g %g %g\n", to_string(y).c_str(), element(whole, 0), element(whole, 1), element(whole, 2));
   });

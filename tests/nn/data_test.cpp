@@ -51,7 +51,7 @@ TEST_CASE("law 3: each rank reads its rows of the same batch") {
       Layout l = parse_layout(layout, m.shape(), 2);
       auto batch = text.batch(m, l, 5, batch_size);
       check(batch.inputs.layout() == strip_narrow_axes(m.shape(), l) && batch.inputs.local().shape() == batch.inputs.spec().local_shape, "{}", to_string(batch.inputs));
-      return std::pair(ints(batch.inputs.full()), ints(batch.targets.full()));
+      return std::pair(ints(batch.inputs.full_tensor()), ints(batch.targets.full_tensor()));
     });
   };
   for (int64_t batch_size : {1, 6, 8}) {

@@ -179,7 +179,7 @@ TEST_CASE("micro-batches add up in fully sharded gradients") {
       }
       std::vector<double> all;
       for (const DistributedTensor& g : reduce_gradients(autograd, mlp.parameters()))
-        for (double v : values(g.full())) all.push_back(v);
+        for (double v : values(g.full_tensor())) all.push_back(v);
       return all;
     }).back();
   };

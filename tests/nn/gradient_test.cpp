@@ -30,7 +30,7 @@ std::vector<double> by_record(const std::string& mesh, const std::vector<Input>&
     autograd.backward(loss);
     for (const DistributedTensor& t : x) {
       check(autograd.gradient(t).defined(), "no gradient of {}", to_string(t));
-      for (double v : values(autograd.gradient(t).full())) result.push_back(v);
+      for (double v : values(autograd.gradient(t).full_tensor())) result.push_back(v);
     }
     return result;
   }).back();  // the last rank, which has the smallest parts
@@ -152,7 +152,7 @@ TEST_CASE("cross entropy of targets that are all ignored, or none") {
     DistributedTensor none = loss({3, 3}, ops::Reduction::sum);
     check(none.item() == 0, "the sum of nothing is {}", none.item());
     autograd.backward(none);
-    check(values(autograd.gradient(logits).full()) == std::vector<double>(10, 0), "a gradient of nothing");
+    check(values(autograd.gradient(logits).full_tensor()) == std::vector<double>(10, 0), "a gradient of nothing");
     // One rank has none, the other the only one: the mean is over both.
     check(std::abs(loss({3, 1}, ops::Reduction::mean).item() - loss({3, 1}, ops::Reduction::sum).item()) < 1e-15, "one of two");
   });

@@ -154,7 +154,7 @@ TEST_CASE(
           if (chunked)
             check(seen(log).launches == c.launches, "{}: {} launches\n{}", c.what, seen(log).launches, seen(log).log);
           autograd.backward(ops::mul(loss, 2));
-          results[chunked] = {loss.full(), autograd.gradient(hidden).full(), autograd.gradient(weight).full()};
+          results[chunked] = {loss.full_tensor(), autograd.gradient(hidden).full_tensor(), autograd.gradient(weight).full_tensor()};
         }
         for (size_t i = 0; i < 3; ++i)
           for (int64_t k = 0; k < results[0][i].numel(); ++k) {

@@ -43,7 +43,7 @@ Result step(const std::string& mesh, const std::string& plan, int64_t rows, int6
     rank.allocator()->reset_peak();
     Result r{trainer.step(batch).loss, {}, log.entries(), rank.allocator()->peak_bytes()};
     for (Parameter* p : trainer.model().parameters()) {
-      Tensor t = p->stored().full();
+      Tensor t = p->stored().full_tensor();
       r.parameters.emplace_back(t.data<float>(), t.data<float>() + t.numel());
     }
     return r;

@@ -165,7 +165,7 @@ TEST_CASE("law 5: initial values belong to global indices") {
       }
       materialize(model, seed);
       std::vector<std::vector<double>> v;
-      for (Parameter* p : model.parameters()) v.push_back(values(p->stored().full()));
+      for (Parameter* p : model.parameters()) v.push_back(values(p->stored().full_tensor()));
       return v;
     }).back();
   };
@@ -197,8 +197,8 @@ std::vector<std::vector<double>> output_and_gradients(Module& model, const std::
   watch_parameters(autograd, model.parameters());
   DistributedTensor y = call();
   autograd.backward(ops::sum(ops::square(y)).redistribute(Layout()));
-  std::vector<std::vector<double>> all{values(y.full())};
-  for (const DistributedTensor& g : reduce_gradients(autograd, model.parameters())) all.push_back(values(g.full()));
+  std::vector<std::vector<double>> all{values(y.full_tensor())};
+  for (const DistributedTensor& g : reduce_gradients(autograd, model.parameters())) all.push_back(values(g.full_tensor()));
   return all;
 }
 
@@ -334,8 +334,8 @@ TEST_CASE("a class derived from a module is called as itself") {
       materialize(model, 1);
       DistributedTensor x = DistributedTensor::distribute(f32({4, 6}, 2), m, Layout());
       DistributedTensor y = model(x);
-      check(difference(values(y.full()), values((ops::linear(x, model.list[0].weight()) * 2).full())) < 1e-6, "called as Linear");
-      return std::pair(to_string(model.list[0].weight.stored().layout(), m.shape()), values(y.full()));
+      check(difference(values(y.full_tensor()), values((ops::linear(x, model.list[0].weight()) * 2).full_tensor())) < 1e-6, "called as Linear");
+      return std::pair(to_string(model.list[0].weight.stored().layout(), m.shape()), values(y.full_tensor()));
     }).back();
   };
   // A plan's styles fit what is derived as they fit the base.
@@ -508,7 +508,7 @@ TEST_CASE("a parameter's form for computing may be several tensors") {
       materialize(model, 3);
       auto is_made_of_stored = [&] {
         double scale = w("scale").item();
-        std::vector<double> data = values(w.value().full()), stored = values(w.stored().full());
+        std::vector<double> data = values(w.value().full_tensor()), stored = values(w.stored().full_tensor());
         for (double& v : data) v *= scale;
         double most = 0;
         for (double v : stored) most = std::max(most, std::abs(v));
@@ -522,18 +522,18 @@ TEST_CASE("a parameter's form for computing may be several tensors") {
       uint64_t id = w.value().id();
       uint32_t version = w.value().version();
       DistributedTensor x = DistributedTensor::distribute(f32({4, 6}, 2), m, Layout());
-      std::vector<double> output = values(model(x).full());
+      std::vector<double> output = values(model(x).full_tensor());
       w.stored().copy_(w.stored() * 3);
       w.renew();
       check(w.value().id() == id, "another value: tapes watch the first");
       check(w.value().version() > version, "the version stays");
       if (scaled) check(is_made_of_stored(), "not renewed");
-      for (double v : values(model(x).full())) output.push_back(v);
+      for (double v : values(model(x).full_tensor())) output.push_back(v);
       // An optimizer renews it too; its gradient is the first tensor's.
       auto gradients = output_and_gradients(model, [&] { return model(x); });
       AdamW(model.parameters(), {}).step({DistributedTensor::distribute(f32({8, 6}, 5), m, w.stored().layout())}, 0.1);
       if (scaled) check(is_made_of_stored(), "not renewed by the optimizer");
-      for (double v : values(model(x).full())) output.push_back(v);
+      for (double v : values(model(x).full_tensor())) output.push_back(v);
       check(gradients.at(1).size() == 48, "{} elements of a gradient", gradients.at(1).size());
       return output;
     }).back();

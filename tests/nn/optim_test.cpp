@@ -30,7 +30,7 @@ std::vector<DistributedTensor> gradients_of(Weights& w, int step) {
 std::vector<double> all_values(Weights& w) {
   std::vector<double> v;
   for (Parameter* p : w.parameters())
-    for (double x : values(p->stored().full())) v.push_back(x);
+    for (double x : values(p->stored().full_tensor())) v.push_back(x);
   return v;
 }
 
@@ -178,7 +178,7 @@ TEST_CASE("AdamW's states are named distributed tensors, which another mesh can 
     std::vector<double> last;
   };
   auto floats = [](const DistributedTensor& x) {
-    Tensor t = x.full();
+    Tensor t = x.full_tensor();
     return std::vector<float>(t.data<float>(), t.data<float>() + t.numel());
   };
   // Goes on from what was saved, if anything, until step `to`.
@@ -197,7 +197,7 @@ TEST_CASE("AdamW's states are named distributed tensors, which another mesh can 
         check(&s.tensor.spec() == &s.parameter->stored().spec(), "{} is {}", s.path(), to_string(s.tensor));
         check(s.name == "exp_avg" || s.name == "exp_avg_sq", "a state {}", s.name);
         if (from) load(s.tensor, s.path());
-        else check(values(s.tensor.full()) == std::vector<double>(size_t(numel(s.tensor.shape())), 0), "{} begins with zeros", s.path());
+        else check(values(s.tensor.full_tensor()) == std::vector<double>(size_t(numel(s.tensor.shape())), 0), "{} begins with zeros", s.path());
       }
       if (from) {
         for (Parameter* p : w.parameters()) load(p->stored(), p->path());
@@ -318,8 +318,8 @@ TEST_CASE("gradients go to the stored layouts in few launches, with zeros where 
     for (size_t i = 0; i < 3; ++i)
       check(g[i].layout() == w.parameters()[i]->stored().layout() && g[i].dtype() == DType::f32, "{}: {}", i,
             to_string(g[i]));
-    check(values(g[1].full()) == std::vector<double>(9, 0), "zeros");
-    check(values(g[2].full()) == std::vector<double>(12, 0), "zeros");
+    check(values(g[1].full_tensor()) == std::vector<double>(9, 0), "zeros");
+    check(values(g[2].full_tensor()) == std::vector<double>(12, 0), "zeros");
     check(autograd.gradient(w.a.stored()).layout() == w.a.stored().layout(), "what is reduced is the store's");
     Entries some(log.entries().begin(), log.entries().begin() + 1);
     return some;

@@ -71,7 +71,7 @@ class Machine {
     std::vector<Tensor> list;
     for (size_t i = 0; i < leaves && values_[i].dtype() == DType::f64; ++i) {
       DistributedTensor g = autograd_.gradient(values_[i]);
-      list.push_back(g.defined() ? g.full() : Tensor());
+      list.push_back(g.defined() ? g.full_tensor() : Tensor());
     }
     return list;
   }
@@ -150,7 +150,7 @@ class Generator {
     std::vector<int> large;
     for (const DistributedTensor& x : results) {
       int number = int(program_.values.size());
-      program_.values.push_back(x.full());
+      program_.values.push_back(x.full_tensor());
       if (x.dtype() != DType::f64 || numel(x.shape()) > 400) continue;
       pool_.push_back(number);
       for (int64_t i = 0; i < x.local().numel(); ++i)
@@ -337,7 +337,7 @@ std::string first_difference(const Program& p, const DeviceMesh& mesh) {
     for (const DistributedTensor& x : machine.run(p.steps[i])) {
       const Tensor& want = p.values[next++];
       if (x.dtype() == DType::i64) continue;  // of a sort: rounding decides between elements that are equal but for it
-      std::string d = difference(x.full(), want, 1e-9);
+      std::string d = difference(x.full_tensor(), want, 1e-9);
       if (!d.empty())
         return fmt::format("step {}, {} ({}): {} {}", i, p.steps[i].function, p.steps[i].values.to_string(),
                            to_string(x), d);

@@ -61,7 +61,7 @@ TEST_CASE("law 1: a redistribution passes its gradient through and there are no 
           check(log.entries().empty(), "{}: the backward pass communicates:\n{}", where, listing(log.entries()));
           DistributedTensor g = autograd.gradient(x);
           check(g.defined() && g.shape() == x.shape(), "{}: gradient {}", where, to_string(g));
-          check(difference(values(g.full()), expected) < 1e-14, "{}: a wrong gradient", where);
+          check(difference(values(g.full_tensor()), expected) < 1e-14, "{}: a wrong gradient", where);
         }
   });
 }
@@ -99,7 +99,7 @@ TEST_CASE("the gradients of a value made by an op are summed as they arrive and 
     CommLog log(rank);
     autograd.backward(loss);
     std::string collectives = log.entries().empty() ? "" : counts(log.entries(), Phase::backward);
-    return Result{collectives, log.entries().empty() ? "" : log.entries()[0].reason, autograd.gradient(leaf).layout()[0], values(autograd.gradient(leaf).full())};
+    return Result{collectives, log.entries().empty() ? "" : log.entries()[0].reason, autograd.gradient(leaf).layout()[0], values(autograd.gradient(leaf).full_tensor())};
   };
   for (const Case& c : cases)
     for (int uses : {1, 2, 3})
@@ -137,7 +137,7 @@ TEST_CASE("a leaf's gradient stays as it arrives") {
       autograd.backward(product(2));  // the loss is Partial itself: the same logical value
       check(autograd.gradient(w).layout() == Layout{Partial()}, "one: {}", to_string(autograd.gradient(w)));
       check(log.entries().empty(), "{}", listing(log.entries()));
-      check(difference(values(autograd.gradient(w).full()), expected(2)) < 1e-14, "one: values");
+      check(difference(values(autograd.gradient(w).full_tensor()), expected(2)) < 1e-14, "one: values");
     }
     log.clear();
     {  // two, added as they are; then a third that is Replicate, and a second backward pass
@@ -150,7 +150,7 @@ TEST_CASE("a leaf's gradient stays as it arrives") {
       check(log.entries().empty(), "{}", listing(log.entries()));
       auto e = expected(2), more = expected(3);
       for (size_t i = 0; i < e.size(); ++i) e[i] += more[i] + 1;
-      check(difference(values(autograd.gradient(w).full()), e) < 1e-14, "three: values");
+      check(difference(values(autograd.gradient(w).full_tensor()), e) < 1e-14, "three: values");
       autograd.store.clear();
       check(!autograd.gradient(w).defined(), "cleared");
     }
@@ -207,7 +207,7 @@ TEST_CASE("law 1: the collectives of a two-layer MLP are those of Megatron") {
       for (const auto& e : log.entries())
         if (e.reason != "loss") r.entries.push_back(e);
       for (auto& g : gradients)
-        for (double v : values(g.full())) r.gradients.push_back(v);
+        for (double v : values(g.full_tensor())) r.gradients.push_back(v);
       return r;
     })[0];
   };
@@ -251,8 +251,8 @@ TEST_CASE("a result that is remade is dropped after the forward pass") {
       }
       int64_t bytes = rank.allocator()->bytes_in_use();
       autograd.backward(loss);
-      Result r{bytes, counts(log.entries(), Phase::backward), log.entries(), values(autograd.gradient(w).full())};
-      for (double v : values(autograd.gradient(x).full())) r.gradients.push_back(v);
+      Result r{bytes, counts(log.entries(), Phase::backward), log.entries(), values(autograd.gradient(w).full_tensor())};
+      for (double v : values(autograd.gradient(x).full_tensor())) r.gradients.push_back(v);
       return r;
     })[0];
   };
@@ -280,7 +280,7 @@ TEST_CASE("what no gradient asks for is not remade") {
     CommLog log(rank);
     autograd.backward(loss);
     check(log.entries().empty(), "{}", listing(log.entries()));
-    check(difference(values(autograd.gradient(w).full()), std::vector<double>(16, 1)) == 0, "values");
+    check(difference(values(autograd.gradient(w).full_tensor()), std::vector<double>(16, 1)) == 0, "values");
   });
 }
 
@@ -589,7 +589,7 @@ TEST_CASE("an error anywhere leaves no half sum behind: the step can be repeated
         }
       std::vector<double> all;
       for (const DistributedTensor& g : store.reduce({a, b}))
-        for (double v : values(g.full())) all.push_back(v);
+        for (double v : values(g.full_tensor())) all.push_back(v);
       if (thrower) check(failures > 60, "{} failures", failures);
       return all;
     };
@@ -681,8 +681,8 @@ TEST_CASE("any outputs with given gradients") {
         loss = total(ops::tanh(ops::linear(x, w)) * dy) + total(ops::square(x) * dz);
       }
       scalar.backward(loss);
-      check(difference(values(record.gradient(x).full()), values(scalar.gradient(x).full())) < 1e-14, "the input's gradient");
-      check(difference(values(store.gradient(w).full()), values(scalar_store.gradient(w).full())) < 1e-14, "the weight's");
+      check(difference(values(record.gradient(x).full_tensor()), values(scalar.gradient(x).full_tensor())) < 1e-14, "the input's gradient");
+      check(difference(values(store.gradient(w).full_tensor()), values(scalar_store.gradient(w).full_tensor())) < 1e-14, "the weight's");
       {
         nn::Record::Scope scope(record);
         y = ops::linear(x, w), z = ops::square(y);
@@ -718,7 +718,7 @@ TEST_CASE("two records at once give the gradients of one after the other, in bot
       if (order == last_first) forward(1), forward(0), backward(1, false), backward(0, true);
       std::vector<double> all;
       for (const DistributedTensor& g : nn::reduce_gradients(store, model.parameters()))
-        for (double v : values(g.full())) all.push_back(v);
+        for (double v : values(g.full_tensor())) all.push_back(v);
       return all;
     })[0];
   };
@@ -772,15 +772,15 @@ TEST_CASE("the inputs' gradients first and the weights' later are those of one p
       if (split) {
         record.backward({y, scale}, {dy, dw}, {.of = nn::BackwardOptions::Of::inputs});
         check(!store.gradient(up).defined() && record.nodes() > 0, "weights before their pass");
-        for (double v : values(record.gradient(x).full())) all.push_back(v);
+        for (double v : values(record.gradient(x).full_tensor())) all.push_back(v);
         record.backward_weights();
       } else {
         record.backward({y, scale}, {dy, dw});
-        for (double v : values(record.gradient(x).full())) all.push_back(v);
+        for (double v : values(record.gradient(x).full_tensor())) all.push_back(v);
       }
       check(record.nodes() == 0, "nodes are left");
       for (const DistributedTensor& g : store.reduce({up, down, scale}))
-        for (double v : values(g.full())) all.push_back(v);
+        for (double v : values(g.full_tensor())) all.push_back(v);
       return all;
     };
     for (bool grouped : {false, true}) check(run(true, grouped) == run(false, grouped), "other bits");
@@ -842,9 +842,9 @@ TEST_CASE("what a policy does not keep is made again by the same calls, with the
       rank.remove(calls);
       r.again = calls.count;
       r.gathers = counts(log.entries(), Phase::backward);
-      for (double v : values(record.gradient(x).full())) r.gradients.push_back(v);
+      for (double v : values(record.gradient(x).full_tensor())) r.gradients.push_back(v);
       for (const auto& w : weights)
-        for (double v : values(store.gradient(w).full())) r.gradients.push_back(v);
+        for (double v : values(store.gradient(w).full_tensor())) r.gradients.push_back(v);
       return r;
     })[0];
   };
@@ -892,7 +892,7 @@ TEST_CASE("buckets are reduced while the pass goes on, more than one on its way"
         launch = e.group;
       }
       for (const DistributedTensor& g : store.reduce(weights))
-        for (double v : values(g.full())) r.second.push_back(v);
+        for (double v : values(g.full_tensor())) r.second.push_back(v);
       return r;
     })[0];
   };
@@ -924,7 +924,7 @@ TEST_CASE("calls without an optional operand, or with a number in the place of o
       rank->keep_policy = nullptr;
     }
     record.backward(loss);
-    return values(store.gradient(w).full());
+    return values(store.gradient(w).full_tensor());
   };
   CHECK(gradient(true) == gradient(false));
 }
@@ -943,5 +943,5 @@ TEST_CASE("a record holds the cards of its calls: one may be gone before its gra
     card.emplace(forgetful_op);  // another card in its place
   }
   record.backward(loss);
-  for (double v : values(store.gradient(w).full())) CHECK(v == 2);
+  for (double v : values(store.gradient(w).full_tensor())) CHECK(v == 2);
 }

@@ -98,7 +98,7 @@ TEST_CASE("styles place parameters and bring inputs and outputs") {
       std::string forward = counts(log.entries(), Phase::forward);
       for (const auto& e : log.entries()) check(e.module == "m", "module {}", e.module);
       Result r{to_string(module->find_parameter("weight")->stored().layout(), m.shape()), bias ? to_string(bias->stored().layout(), m.shape()) : "",
-               to_string(y.layout(), m.shape()), forward, values(y.full())};
+               to_string(y.layout(), m.shape()), forward, values(y.full_tensor())};
       return r;
     }).back();
   };

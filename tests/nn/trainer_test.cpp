@@ -44,7 +44,7 @@ using MakeBatch = std::function<PackedText::Batch(const DeviceMesh&, int64_t ste
 std::vector<std::vector<float>> gathered(Trainer& trainer) {
   std::vector<std::vector<float>> all;
   for (Parameter* p : trainer.model().parameters()) {
-    Tensor t = p->stored().full();
+    Tensor t = p->stored().full_tensor();
     all.emplace_back(t.data<float>(), t.data<float>() + t.numel());
   }
   return all;

@@ -21,8 +21,8 @@ TEST_CASE("attention: masks are added or hide, and a row that is left no key giv
   DistributedTensor q = ops::mul(one({1, 2, 2, 4}), 0.1), k = ops::mul(one({1, 2, 3, 4}), 0.1);
   DistributedTensor seen = one(Tensor::of<bool>({2, 3}, {true, false, true, false, false, false}));
   DistributedTensor added = one(Tensor::of<float>({1, 2, 3}, {0, -inf, 0, -inf, -inf, -inf}));
-  std::vector<double> y = numbers(attend(q, k, seen).full());
-  CHECK(y == numbers(attend(q, k, added).full()));
+  std::vector<double> y = numbers(attend(q, k, seen).full_tensor());
+  CHECK(y == numbers(attend(q, k, added).full_tensor()));
   for (size_t i = 0; i < 16; ++i) CHECK((y[i] == 0) == (i % 8 >= 4));
   // The same as without the hidden key.
   DistributedTensor two = one(Tensor::of<float>({1, 1, 2, 1}, {0, 2})),
@@ -42,8 +42,8 @@ TEST_CASE("attention over more than a block of keys and queries equals causal at
   Tensor triangle =
       ops::cast(one(Tensor::of<int64_t>({300, 300}, std::vector<int64_t>(lower.begin(), lower.end()))), DType::boolean)
           .local();
-  std::vector<double> masked = numbers(attend(q, k, one(triangle)).full()),
-                      causal = numbers(ops::scaled_dot_product_attention(q, k, k, {.causal = true}).full());
+  std::vector<double> masked = numbers(attend(q, k, one(triangle)).full_tensor()),
+                      causal = numbers(ops::scaled_dot_product_attention(q, k, k, {.causal = true}).full_tensor());
   REQUIRE(masked.size() == causal.size());
   for (size_t i = 0; i < causal.size(); ++i) REQUIRE(masked[i] == Approx(causal[i]).epsilon(1e-5));
 }
@@ -52,8 +52,8 @@ TEST_CASE("a negative scale is the positive one of negative queries") {
   OneRank one;
   DistributedTensor q = ops::sin(one({1, 2, 3, 4})), k = ops::cos(one({1, 2, 3, 4}));
   for (bool causal : {false, true})
-    CHECK(numbers(ops::scaled_dot_product_attention(q, k, k, {.causal = causal, .scale = -0.5}).full()) ==
-          numbers(ops::scaled_dot_product_attention(-q, k, k, {.causal = causal, .scale = 0.5}).full()));
+    CHECK(numbers(ops::scaled_dot_product_attention(q, k, k, {.causal = causal, .scale = -0.5}).full_tensor()) ==
+          numbers(ops::scaled_dot_product_attention(-q, k, k, {.causal = causal, .scale = 0.5}).full_tensor()));
 }
 
 TEST_CASE("attention is told where the gradient of the queries may be added up in any order") {
@@ -93,7 +93,7 @@ TEST_CASE("attention: a mask that is sharded as batch, heads and queries are mov
   OneRank one;
   Tensor queries = iota({2, 4, 6, 2}), keys = iota({2, 2, 5, 2}), bias = iota({2, 4, 6, 5});
   auto small = [](const DistributedTensor& x) { return ops::mul(x, 0.01); };
-  std::vector<double> whole = numbers(attend(small(one(queries)), small(one(keys)), small(one(bias))).full());
+  std::vector<double> whole = numbers(attend(small(one(queries)), small(one(keys)), small(one(bias))).full_tensor());
   launch(2, [&](Rank& rank) {
     DeviceMesh mesh(rank, "x=2");
     rank.strict = true;
@@ -105,7 +105,7 @@ TEST_CASE("attention: a mask that is sharded as batch, heads and queries are mov
       DistributedTensor y = attend(small(q), small(k), small(m));
       expect(moved.log, "");
       expect(y.layout(), Layout({Shard(d)}));
-      expect(numbers(y.full()), whole);
+      expect(numbers(y.full_tensor()), whole);
     }
   });
 }
@@ -161,12 +161,12 @@ TEST_CASE("law 6: positions that are given as they would be anyway change no bit
                                             {none, by_batch, all},
                                             {none, none, all}})
     CHECK(attention_and_gradients(one, q, k, {none, none, none, of_q, of_k, lengths}) == expected);
-  std::vector<double> turned = numbers(ops::rotary(one(q), 100).full());
-  CHECK(numbers(ops::rotary(one(q), 100, one(flat)).full()) == turned);
-  CHECK(numbers(ops::rotary(one(q), 100, one(by_batch)).full()) == turned);
+  std::vector<double> turned = numbers(ops::rotary(one(q), 100).full_tensor());
+  CHECK(numbers(ops::rotary(one(q), 100, one(flat)).full_tensor()) == turned);
+  CHECK(numbers(ops::rotary(one(q), 100, one(by_batch)).full_tensor()) == turned);
   auto [x, y] = ops::rotary(one(q), one(k), 100, one(by_batch));
-  CHECK(numbers(x.full()) == turned);
-  CHECK(numbers(y.full()) == numbers(ops::rotary(one(k), 100).full()));
+  CHECK(numbers(x.full_tensor()) == turned);
+  CHECK(numbers(y.full_tensor()) == numbers(ops::rotary(one(k), 100).full_tensor()));
 }
 
 TEST_CASE("law 6: queries in any order with their positions have the bits of queries in order, on any mesh") {
@@ -175,7 +175,7 @@ TEST_CASE("law 6: queries in any order with their positions have the bits of que
   const int64_t n = 160, chunk = n / 4;
   Tensor q = wave({1, 2, n, 8}, 0.37), k = wave({1, 2, n, 8}, 0.73), v = wave({1, 2, n, 8}, 1.1);
   std::vector<double> whole =
-      numbers(ops::scaled_dot_product_attention(one(q), one(k), one(v), {.causal = true}).full());
+      numbers(ops::scaled_dot_product_attention(one(q), one(k), one(v), {.causal = true}).full_tensor());
   std::vector<int64_t> order;
   for (int64_t c : {0, 3, 1, 2})
     for (int64_t i = 0; i < chunk; ++i) order.push_back(c * chunk + i);
@@ -195,7 +195,7 @@ TEST_CASE("law 6: queries in any order with their positions have the bits of que
     auto y = ops::scaled_dot_product_attention(queries, keys, values, {.causal = true, .q_positions = positions});
     expect(moved.log, "");
     expect(y.layout(), Layout({Shard(2)}));
-    expect(numbers(y.full()), permuted);
+    expect(numbers(y.full_tensor()), permuted);
   });
 }
 
@@ -217,14 +217,14 @@ TEST_CASE(
     INFO(count << " keys");
     CHECK(cached_calls(*one.rank) == decisions);
     OneRank other;
-    CHECK(numbers(y.full()) ==
-          numbers(ops::scaled_dot_product_attention(other(q), other(now.local()), other(now.local())).full()));
+    CHECK(numbers(y.full_tensor()) ==
+          numbers(ops::scaled_dot_product_attention(other(q), other(now.local()), other(now.local())).full_tensor()));
   }
   // A count for each batch entry.
   auto y = numbers(
-      ops::scaled_dot_product_attention(one(q), one(all), one(all), {.k_lengths = one(integers({2}, {7, 0}))}).full());
+      ops::scaled_dot_product_attention(one(q), one(all), one(all), {.k_lengths = one(integers({2}, {7, 0}))}).full_tensor());
   auto seven = one(all.narrow(2, 0, 7).clone());
-  auto first = numbers(ops::scaled_dot_product_attention(one(q), seven, seven).full());
+  auto first = numbers(ops::scaled_dot_product_attention(one(q), seven, seven).full_tensor());
   for (size_t i = 0; i < y.size(); ++i) REQUIRE(y[i] == (i < y.size() / 2 ? first[i] : 0));  // no key gives 0
 }
 

@@ -50,7 +50,7 @@ TEST_CASE("law 7: in strict mode, communication that nobody asked for is an erro
       DistributedTensor b = DistributedTensor::distribute(iota({4, 6}), mesh, {Shard(1)});
       rank.strict = strict;
       if (by_hand) b = b.redistribute({Shard(0)});
-      expect(numbers(ops::add(a, b).full())[7], 14);
+      expect(numbers(ops::add(a, b).full_tensor())[7], 14);
     });
   };
   run(false, false);
@@ -91,7 +91,7 @@ TEST_CASE("the wanted layout decides among equals: an embedding's gradient in sh
     Layout rows{Shard(0)};
     expect(gradient(&rows).layout(), rows);
     expect(gradient(nullptr).layout(), Layout());
-    expect(numbers(gradient(&rows).full()), numbers(gradient(nullptr).full()));
+    expect(numbers(gradient(&rows).full_tensor()), numbers(gradient(nullptr).full_tensor()));
   });
 }
 
@@ -108,7 +108,7 @@ TEST_CASE("a column-parallel and a row-parallel linear layer need one all-reduce
     DistributedTensor bias = on({4}, Replicate()), z = ops::linear(ops::relu(ops::linear(x, up)), down, bias);
     expect(z.layout(), Layout{Partial()});
     expect(moved.log, "");
-    expect(numbers(z.full())[1], numbers(y.full())[1] + 1);
+    expect(numbers(z.full_tensor())[1], numbers(y.full_tensor())[1] + 1);
     expect(moved.launches, 2);
   });
 }
@@ -262,7 +262,7 @@ TEST_CASE("what a card writes in place is never moved: a layout that would have 
     DistributedTensor x = DistributedTensor::distribute(iota({4, 6}), mesh, {Shard(0)});
     DistributedTensor y = call(add_rows, {&x, &columns});
     expect(int64_t(y.id()), int64_t(x.id()));
-    expect(numbers(x.full())[7], 14);
+    expect(numbers(x.full_tensor())[7], 14);
     std::string error;
     try {
       call(add_rows, {&columns, &rows});
@@ -272,6 +272,6 @@ TEST_CASE("what a card writes in place is never moved: a layout that would have 
     expect(error,
            "[add_rows] operand 0 is written in place, which f32[4,6] tp=Shard(1) cannot be; redistribute it to "
            "tp=Shard(0) first");
-    expect(numbers(columns.full())[7], 7);
+    expect(numbers(columns.full_tensor())[7], 7);
   });
 }

@@ -15,9 +15,9 @@ TEST_CASE("dropout keeps the elements whose number of fill_unit is at least p, a
   DistributedTensor x = ops::add(one({40, 25}), 1);
   std::vector<float> number(1000);
   fill_unit(stream.key(), x.shape(), whole_box(x.shape()), number.data());
-  std::vector<double> from = numbers(x.full());
+  std::vector<double> from = numbers(x.full_tensor());
   for (double p : {0.2, 0.5, 0.99}) {
-    std::vector<double> y = numbers(ops::dropout(x, p, stream).full());
+    std::vector<double> y = numbers(ops::dropout(x, p, stream).full_tensor());
     for (size_t i = 0; i < y.size(); ++i) REQUIRE(y[i] == Approx(number[i] < p ? 0 : from[i] / (1 - p)));
   }
 }
@@ -27,7 +27,7 @@ TEST_CASE("dropout: p of 0 and evaluation are the identity, 1 gives zeros, and o
   DistributedTensor x = one({3, 4});
   CHECK(ops::dropout(x, 0, stream).id() == x.id());
   CHECK(ops::dropout(x, 0.5, stream, false).id() == x.id());
-  CHECK(numbers(ops::dropout(x, 1, stream).full()) == std::vector<double>(12, 0));
+  CHECK(numbers(ops::dropout(x, 1, stream).full_tensor()) == std::vector<double>(12, 0));
   CHECK(ops::dropout(one({0, 3}), 0.5, stream).shape() == Shape{0, 3});
   for (double p : {-0.1, 1.5, double(NAN)})
     CHECK_THROWS_WITH(ops::dropout(x, p, stream), Contains("[dropout] the probability") && Contains("outside [0,1]"));
@@ -42,8 +42,8 @@ TEST_CASE("law 5: dropout and the dropout of attention are the same on any mesh,
   };
   Tensor whole = iota({2, 4, 6, 4}), keys = iota({2, 2, 7, 4});
   DistributedTensor x = one(whole);
-  std::vector<double> dropped = numbers(ops::dropout(x, 0.3, stream).full()),
-                      attended = numbers(attend(ops::mul(x, 0.01), one(keys)).full());
+  std::vector<double> dropped = numbers(ops::dropout(x, 0.3, stream).full_tensor()),
+                      attended = numbers(attend(ops::mul(x, 0.01), one(keys)).full_tensor());
   launch(4, [&](Rank& rank) {
     DeviceMesh mesh(rank, "a=2,b=2");
     rank.strict = true;
@@ -51,13 +51,13 @@ TEST_CASE("law 5: dropout and the dropout of attention are the same on any mesh,
          {std::pair{Shard(0), Shard(1)}, {Shard(2), Shard(0)}, {Shard(1), Shard(2)}, {Shard(2), Shard(2)}}) {
       auto y = DistributedTensor::distribute(whole, mesh, {a, b});
       DistributedTensor d = ops::dropout(y, 0.3, stream);
-      expect(numbers(d.full()), dropped);
+      expect(numbers(d.full_tensor()), dropped);
       auto of_keys = [](Placement p) { return p == Shard(2) ? Placement(Replicate()) : p; };
       auto k = DistributedTensor::distribute(keys, mesh, {of_keys(a), of_keys(b)});
       Moved moved(rank);
       DistributedTensor o = attend(ops::mul(y, 0.01), k);
       expect(moved.log, "");
-      expect(numbers(o.full()), attended);
+      expect(numbers(o.full_tensor()), attended);
     }
   });
 }
@@ -78,7 +78,7 @@ namespace {
 // Which elements of a tensor of ones are kept, on one rank.
 std::vector<double> mask_of(const OneRank& one, const Shape& shape, const RandomStream& from, double p = 0.5) {
   return numbers(
-      ops::dropout(one(Tensor::zeros(std::make_shared<Allocator>(), DType::f32, shape)) + 1, p, from).full());
+      ops::dropout(one(Tensor::zeros(std::make_shared<Allocator>(), DType::f32, shape)) + 1, p, from).full_tensor());
 }
 
 }  // namespace
@@ -89,7 +89,7 @@ TEST_CASE("dropout in a RandomScope: by seed, the innermost module's path, step 
   DistributedTensor x = ops::add(ops::mul(one({6, 5}), 0), 1);
   auto drop = [&](const char* path) {
     LabelScope outer(*one.rank, Label::Kind::module, "model"), label(*one.rank, Label::Kind::module, path);
-    return numbers(ops::dropout(x, 0.5).full());
+    return numbers(ops::dropout(x, 0.5).full_tensor());
   };
   auto stream_of = [](const char* path, int64_t at, int64_t call) {
     return RandomStream{.seed = 3, .purpose = "dropout", .path = path, .step = at, .call = call};
@@ -145,14 +145,14 @@ TEST_CASE("law 5: a batch has the same masks as one and as micro-batches on two 
   RandomScope scope(step, {.seed = 5});
   Tensor values = iota(whole);
   auto [y, attended] = drop(ops::sin(one(values)));
-  std::vector<double> expected = numbers(y.full()), expected_attended = numbers(attended.full());
+  std::vector<double> expected = numbers(y.full_tensor()), expected_attended = numbers(attended.full_tensor());
   launch(2, [&](Rank& rank) {
     DeviceMesh mesh(rank, "dp=2");
     rank.strict = true;
     StepNumber number(mesh, 7);
     for (int part : {0, 1}) {
       DistributedTensor rows = micro_batch_rows(mesh, {Shard(0)}, 8, 2, part);
-      expect(numbers(rows.full()), part == 0 ? std::vector<double>{0, 1, 4, 5} : std::vector<double>{2, 3, 6, 7});
+      expect(numbers(rows.full_tensor()), part == 0 ? std::vector<double>{0, 1, 4, 5} : std::vector<double>{2, 3, 6, 7});
       Tensor mine = values.narrow(0, 4 * rank.rank() + 2 * part, 2).clone();
       RandomScope micro(number, {.seed = 5, .rows = rows});
       Moved moved(rank);
@@ -174,7 +174,7 @@ TEST_CASE("law 5: a permuted sequence has the masks of its positions") {
   Tensor values = iota({2, 8, 3});
   auto drop = [&](const Tensor& x, const DistributedTensor& positions) {
     RandomScope scope(step, {.seed = 5, .positions = positions});
-    return numbers(ops::dropout(one(x), 0.4).full());
+    return numbers(ops::dropout(one(x), 0.4).full_tensor());
   };
   DistributedTensor positions = one(Tensor::of<int64_t>({8}, order));
   std::vector<double> whole = drop(values, {}),
@@ -183,7 +183,7 @@ TEST_CASE("law 5: a permuted sequence has the masks of its positions") {
     REQUIRE(permuted[i] == whole[i / 24 * 24 + size_t(order[i / 3 % 8]) * 3 + i % 3]);
   // What has no sequence keeps its own indices.
   RandomScope scope(step, {.seed = 5, .positions = positions});
-  CHECK(numbers(ops::dropout(one({2, 5}), 0.4).full()) == drop(iota({2, 5}), {}));
+  CHECK(numbers(ops::dropout(one({2, 5}), 0.4).full_tensor()) == drop(iota({2, 5}), {}));
 }
 
 TEST_CASE("RandomScope: what does not fit is an error") {

@@ -60,7 +60,7 @@ TEST_CASE("einsum equals the sum over all letters, for any number of operands") 
            {"ij,ik->jk", {&none, &none}, std::vector<double>(9, 0)},
        }) {
     INFO(t.equation);
-    CHECK(numbers(ops::einsum(t.equation, t.operands).full()) == t.values);
+    CHECK(numbers(ops::einsum(t.equation, t.operands).full_tensor()) == t.values);
   }
 }
 
@@ -81,15 +81,15 @@ TEST_CASE("einsum over a sharded contraction leaves Partial, and moves nothing")
 TEST_CASE("matmul of vectors, bmm, and what they refuse") {
   OneRank one;
   DistributedTensor v = one(Shape{3}), m = one({3, 2}), batch = one({2, 3, 2}), number = one(Shape{});
-  CHECK(numbers(ops::matmul(v, v).full()) == std::vector<double>{5});
+  CHECK(numbers(ops::matmul(v, v).full_tensor()) == std::vector<double>{5});
   CHECK(ops::matmul(v, v).dims() == 0);
-  CHECK(numbers(ops::matmul(v, m).full()) == std::vector<double>{10, 13});
-  CHECK(numbers(ops::matmul(ops::transpose(m, 0, 1), v).full()) == std::vector<double>{10, 13});
-  CHECK(numbers(ops::matmul(v, batch).full()) == std::vector<double>{10, 13, 28, 31});
+  CHECK(numbers(ops::matmul(v, m).full_tensor()) == std::vector<double>{10, 13});
+  CHECK(numbers(ops::matmul(ops::transpose(m, 0, 1), v).full_tensor()) == std::vector<double>{10, 13});
+  CHECK(numbers(ops::matmul(v, batch).full_tensor()) == std::vector<double>{10, 13, 28, 31});
   DistributedTensor w = one(Shape{2});
   CHECK(to_string(ops::matmul(batch, w).shape()) == "[2,3]");
   DistributedTensor turned = ops::transpose(batch, 1, 2);
-  CHECK(numbers(ops::bmm(turned, batch).full()) == std::vector<double>{20, 26, 26, 35, 200, 224, 224, 251});
+  CHECK(numbers(ops::bmm(turned, batch).full_tensor()) == std::vector<double>{20, 26, 26, 35, 200, 224, 224, 251});
   CHECK_THROWS_WITH(ops::matmul(v, number), Contains("[matmul] both operands need a dimension"));
   CHECK_THROWS_WITH(ops::matmul(m, m), Contains("[matmul] inner sizes 2 and 3 differ: f32[3,2]"));
   CHECK_THROWS_WITH(ops::bmm(batch, m), Contains("[bmm] operands are [b,m,k] and [b,k,n], not f32[2,3,2]"));

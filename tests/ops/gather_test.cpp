@@ -77,13 +77,13 @@ TEST_CASE("each rank looks up, or adds to, its range of an indexed dimension tha
           Row{ops::scatter_add(parts, 0, each, source), ops::scatter_add(table, 0, each, source), Shard(0)}}) {
       expect(moved.launches, 0);
       expect(r.got.layout(), Layout{r.placement});
-      expect(numbers(r.got.full()), numbers(r.expected.local()));
+      expect(numbers(r.got.full_tensor()), numbers(r.expected.local()));
       moved.launches = 0;
     }
     // Sharded indices: each rank adds its own; x is added once.
     DistributedTensor sum = ops::index_add(table, 0, at.redistribute({Shard(0)}), source.redistribute({Shard(0)}));
     expect(sum.layout(), Layout{Partial()});
-    expect(numbers(sum.full()), numbers(ops::index_add(table, 0, at, source).local()));
+    expect(numbers(sum.full_tensor()), numbers(ops::index_add(table, 0, at, source).local()));
   });
 }
 
@@ -93,12 +93,12 @@ TEST_CASE("additions to one place happen in the order of indices") {
   DistributedTensor source = one(Tensor::of<float>({4}, v)), x = one(Tensor::of<float>({2}, {0.0f, 0.0f}));
   DistributedTensor at = one(ids({4}, {1, 1, 1, 1}));
   for (const DistributedTensor& y : {ops::index_add(x, 0, at, source), ops::scatter_add(x, 0, at, source)})
-    CHECK(numbers(y.full()) == std::vector<double>{0, double(((1e8f + 1.0f) - 1e8f) + 1.0f)});
+    CHECK(numbers(y.full_tensor()) == std::vector<double>{0, double(((1e8f + 1.0f) - 1e8f) + 1.0f)});
 }
 
 TEST_CASE("one_hot is as wide as it is told, and its classes can be sharded") {
   OneRank one;
-  CHECK(numbers(ops::one_hot(one(ids({2}, {2, 0})), 3).full()) == std::vector<double>{0, 0, 1, 1, 0, 0});
+  CHECK(numbers(ops::one_hot(one(ids({2}, {2, 0})), 3).full_tensor()) == std::vector<double>{0, 0, 1, 1, 0, 0});
   CHECK(ops::one_hot(one(ids({0, 2}, {})), 0).shape() == Shape{0, 2, 0});
   launch(2, [](Rank& rank) {
     DeviceMesh mesh(rank, "x=2");
@@ -106,7 +106,7 @@ TEST_CASE("one_hot is as wide as it is told, and its classes can be sharded") {
     Layout wanted{Shard(1)};
     DistributedTensor y = call(ops::one_hot_op, {&x}, ops::OneHot{3}, {&wanted});
     expect(y.layout(), wanted);
-    expect(numbers(y.full()), std::vector<double>{0, 0, 1, 1, 0, 0});
+    expect(numbers(y.full_tensor()), std::vector<double>{0, 0, 1, 1, 0, 0});
   });
 }
 
@@ -172,7 +172,7 @@ TEST_CASE("index_copy_ leaves its first operand in its layout, whatever that is"
           DistributedTensor at = DistributedTensor::distribute(Tensor::of<int64_t>({2}, {3, 0}), mesh, Layout());
           ops::index_copy_(cache, 1, at, DistributedTensor::distribute(rows, mesh, {q}));
           expect(cache.layout(), Layout{p});
-          expect(numbers(cache.full()), numbers(expected.local()));
+          expect(numbers(cache.full_tensor()), numbers(expected.local()));
         }
     });
 }

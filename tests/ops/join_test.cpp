@@ -30,7 +30,7 @@ TEST_CASE("split and chunk give views of PyTorch's sizes, and cat puts them toge
                        Row{empty, ops::split(empty, 2), {0}}, Row{empty, ops::split(empty, 0), {0}},
                        Row{empty, ops::chunk(empty, 3), {0, 0, 0}}}) {
     CHECK(sizes_of(r.pieces, 0) == r.expected);
-    CHECK(numbers(ops::cat(r.pieces).full()) == numbers(r.from.full()));
+    CHECK(numbers(ops::cat(r.pieces).full_tensor()) == numbers(r.from.full_tensor()));
     for (const DistributedTensor& p : r.pieces) CHECK(p.local().shares_storage(r.from.local()));
   }
   CHECK(ops::cat({x}).id() == x.id());
@@ -48,7 +48,7 @@ TEST_CASE("any number of tensors are joined, and split again, whatever their siz
       Tensors pieces = ops::split(x, sizes, 1);
       INFO(count << " pieces of " << distinct << " sizes");
       CHECK(sizes_of(pieces, 1) == sizes);
-      CHECK(numbers(ops::cat(pieces, 1).full()) == numbers(x.full()));
+      CHECK(numbers(ops::cat(pieces, 1).full_tensor()) == numbers(x.full_tensor()));
     }
 }
 
@@ -80,7 +80,7 @@ TEST_CASE("a sharded dimension is gathered once for all pieces, the others stay 
       Moved moved(rank);
       Tensors pieces = ops::chunk(x, 100, 1);  // more than one call can give
       expect(moved.launches, 1);               // to Shard(0), or whole
-      expect(numbers(pieces[99].full())[0], 198.0);
+      expect(numbers(pieces[99].full_tensor())[0], 198.0);
     }
     Moved moved(rank);
     DistributedTensor rows = x.redistribute({Shard(0)});
@@ -89,7 +89,7 @@ TEST_CASE("a sharded dimension is gathered once for all pieces, the others stay 
     DistributedTensor y = ops::cat({pieces[1], pieces[0], pieces[2]}, 1);
     expect(moved.launches, before);
     expect(y.layout(), Layout{Shard(0)});
-    expect(numbers(ops::slice(y, 1, 77, 154).full()), numbers(ops::slice(x, 1, 0, 77).full()));
+    expect(numbers(ops::slice(y, 1, 77, 154).full_tensor()), numbers(ops::slice(x, 1, 0, 77).full_tensor()));
   });
 }
 
@@ -102,6 +102,6 @@ TEST_CASE("cat of Partial operands is Partial, and moves nothing") {
     DistributedTensor z = ops::cat({x, y, DistributedTensor::distribute(iota({1}), mesh, Layout())});
     expect(z.layout(), Layout{Partial()});
     expect(moved.launches, 0);
-    expect(numbers(z.full()), std::vector<double>{0, 1, 2, 0, 1, 0});
+    expect(numbers(z.full_tensor()), std::vector<double>{0, 1, 2, 0, 1, 0});
   });
 }

@@ -61,7 +61,7 @@ TEST_CASE("the mean of cross entropy is over the targets that are not ignored, N
   CHECK(ops::cross_entropy(logits, target).item() == Approx(loss));
   CHECK(ops::cross_entropy(logits, target, {.reduction = ops::Reduction::sum}).item() == Approx(loss));
   DistributedTensor each = ops::cross_entropy(logits, target, {.reduction = ops::Reduction::none});
-  CHECK(numbers(each.full())[1] == 0);
+  CHECK(numbers(each.full_tensor())[1] == 0);
   CHECK(std::isnan(ops::cross_entropy(logits, none).item()));
 }
 

@@ -9,12 +9,12 @@ using List = std::vector<double>;
 TEST_CASE("operands broadcast as in NumPy") {
   OneRank one;
   DistributedTensor row = one({3}), column = one({2, 1}), number = one(Shape{});
-  CHECK(numbers(ops::add(column, row).full()) == List{0, 1, 2, 1, 2, 3});
+  CHECK(numbers(ops::add(column, row).full_tensor()) == List{0, 1, 2, 1, 2, 3});
   CHECK(ops::add(one({4, 1, 3}), column).shape() == Shape{4, 2, 3});
-  CHECK(numbers((one({2, 2}) + number).full()) == List{0, 1, 2, 3});
+  CHECK(numbers((one({2, 2}) + number).full_tensor()) == List{0, 1, 2, 3});
   CHECK(ops::add(one({1}), one({0})).shape() == Shape{0});
   CHECK(ops::mul(number, number).shape() == Shape{});
-  CHECK(numbers((-(row * 2 - row) / one({1, 3}) + 1.0).full())[1] == 0);
+  CHECK(numbers((-(row * 2 - row) / one({1, 3}) + 1.0).full_tensor())[1] == 0);
 }
 
 // Large enough for several threads and odd places; every element against a plain loop over indices.
@@ -54,7 +54,7 @@ TEST_CASE("broadcast dimensions of size 1 are whole on every rank") {
     DistributedTensor y = ops::add(a, bias);
     expect(y.layout(), Layout{Shard(0)});
     expect(moved.log, "");
-    expect(numbers(y.full())[4], 5);
+    expect(numbers(y.full_tensor())[4], 5);
   });
 }
 
@@ -90,7 +90,7 @@ TEST_CASE("numbers stand on either side of operators") {
                                                    {"maximum(x, 2)", ops::maximum(x, 2), {2, 2, 3}},
                                                    {"minimum(i, 1)", ops::minimum(i, 1), {0, 1, 1}}}) {
     INFO(c.text);
-    CHECK(numbers(c.got.full()) == c.expected);
+    CHECK(numbers(c.got.full_tensor()) == c.expected);
   }
 }
 
@@ -134,7 +134,7 @@ TEST_CASE("Partial placements pass what they may, and an addend is counted once"
     auto check = [&](const DistributedTensor& y, Reduce r, double value) {
       expect(moved.log, "");
       expect(y.layout(), Layout{Partial(r)});
-      expect(numbers(y.full())[0], value);
+      expect(numbers(y.full_tensor())[0], value);
       moved.log.clear();
     };
     check(sum + sum, Reduce::sum, 14);
@@ -159,7 +159,7 @@ TEST_CASE("Partial placements pass what they may, and an addend is counted once"
     check(ops::clamp(max, -1, 2), Reduce::max, 2);
     check(ops::where(ten > 1, sum, sum), Reduce::sum, 7);
     check(ops::masked_fill(sum, ten < 1, 0), Reduce::sum, 7);
-    expect(numbers((1 - sum).full())[0], -6);  // reduced first, or 1 would count twice
+    expect(numbers((1 - sum).full_tensor())[0], -6);  // reduced first, or 1 would count twice
     if (moved.log.empty()) fail("nothing moved");
   });
 }
@@ -171,19 +171,19 @@ TEST_CASE("what a rank without elements contributes does not wrap around, and is
     DistributedTensor two = DistributedTensor::distribute(Tensor::of<int64_t>({}, {2}), mesh, Layout());
     for (const DistributedTensor& y : {ops::amax(x), ops::amin(x)}) {
       expect(to_string(y.layout()[0]).substr(0, 8), "Partial(");
-      expect(numbers((y + two).full())[0], -1);
-      expect(numbers((y - two).full())[0], -5);
-      expect(numbers((two - y).full())[0], 5);
-      expect(numbers((y + 2).full())[0], -1);
-      expect(numbers((y - 2).full())[0], -5);
-      expect(numbers((2 - y).full())[0], 5);
-      expect(numbers((y * 2).full())[0], -6);
-      expect(numbers((y * -2).full())[0], 6);
-      expect(numbers((-y).full())[0], 3);
+      expect(numbers((y + two).full_tensor())[0], -1);
+      expect(numbers((y - two).full_tensor())[0], -5);
+      expect(numbers((two - y).full_tensor())[0], 5);
+      expect(numbers((y + 2).full_tensor())[0], -1);
+      expect(numbers((y - 2).full_tensor())[0], -5);
+      expect(numbers((2 - y).full_tensor())[0], 5);
+      expect(numbers((y * 2).full_tensor())[0], -6);
+      expect(numbers((y * -2).full_tensor())[0], 6);
+      expect(numbers((-y).full_tensor())[0], 3);
     }
     DistributedTensor sum = DistributedTensor::distribute(Tensor::of<float>({1}, {-3}), mesh, {Partial()});
-    expect(numbers((sum * INFINITY).full())[0], -INFINITY);
-    expect(numbers((sum / 0).full())[0], -INFINITY);
+    expect(numbers((sum * INFINITY).full_tensor())[0], -INFINITY);
+    expect(numbers((sum / 0).full_tensor())[0], -INFINITY);
   });
 }
 
@@ -210,19 +210,19 @@ TEST_CASE("integers are exact, and wrap around") {
   launch(2, [big](Rank& rank) {
     DeviceMesh mesh(rank, "x=2");
     Tensor part = Tensor::of<int64_t>({1}, {big});
-    expect(*DistributedTensor::from_local(part, mesh, {Partial()}, {1}).full().data<int64_t>(), -2);
+    expect(*DistributedTensor::from_local(part, mesh, {Partial()}, {1}).full_tensor().data<int64_t>(), -2);
   });
 }
 
 TEST_CASE("cast changes types, and nothing else does") {
   OneRank one;
   DistributedTensor x = ops::mul(one({4}), 0.75);
-  CHECK(numbers(ops::cast(x, DType::i64).full()) == List{0, 0, 1, 2});
-  CHECK(numbers(ops::cast(x, DType::boolean).full()) == List{0, 1, 1, 1});
-  CHECK(numbers(ops::cast(x > 1, DType::f32).full()) == List{0, 0, 1, 1});
-  CHECK(numbers(ops::cast(one(Tensor::of<float>({3}, {NAN, 1e30f, -2.5f})), DType::i64).full()) ==
+  CHECK(numbers(ops::cast(x, DType::i64).full_tensor()) == List{0, 0, 1, 2});
+  CHECK(numbers(ops::cast(x, DType::boolean).full_tensor()) == List{0, 1, 1, 1});
+  CHECK(numbers(ops::cast(x > 1, DType::f32).full_tensor()) == List{0, 0, 1, 1});
+  CHECK(numbers(ops::cast(one(Tensor::of<float>({3}, {NAN, 1e30f, -2.5f})), DType::i64).full_tensor()) ==
         List{-0x1p63, -0x1p63, -2});
   CHECK(ops::cast(x, DType::f64).dtype() == DType::f64);
   CHECK(ops::cast(x, DType::f32).id() == x.id());
-  CHECK(numbers(ops::add(one({3}, DType::i64), one({3}, DType::i64)).full()) == List{0, 2, 4});
+  CHECK(numbers(ops::add(one({3}, DType::i64), one({3}, DType::i64)).full_tensor()) == List{0, 2, 4});
 }

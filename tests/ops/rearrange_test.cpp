@@ -26,8 +26,8 @@ TEST_CASE("what cannot be repeated, turned or cut is an error that shows it") {
 TEST_CASE("shifts of any size are taken modulo the dimension's") {
   OneRank one;
   DistributedTensor x = one({4, 6});
-  auto expected = numbers(ops::roll(x, {2}, {1}).full());
-  CHECK(numbers(ops::roll(x, {INT64_MIN, INT64_MIN}, {1, 1}).full()) == expected);  // -2^63 is -2 modulo 6
+  auto expected = numbers(ops::roll(x, {2}, {1}).full_tensor());
+  CHECK(numbers(ops::roll(x, {INT64_MIN, INT64_MIN}, {1, 1}).full_tensor()) == expected);  // -2^63 is -2 modulo 6
   CHECK(ops::roll(one({0}), {INT64_MIN}).shape() == Shape{0});
 }
 
@@ -45,8 +45,8 @@ TEST_CASE("triangles know the rows and columns of their part, a diagonal may lie
             upper.push_back(c - r >= k ? double(r * 7 + c) : 0);
           }
         expect(ops::tril(x, k).layout(), l);
-        expect(numbers(ops::tril(x, k).full()), lower);
-        expect(numbers(ops::triu(x, k).full()), upper);
+        expect(numbers(ops::tril(x, k).full_tensor()), lower);
+        expect(numbers(ops::triu(x, k).full_tensor()), upper);
       }
   });
 }

@@ -1,5 +1,6 @@
 // docs/ops.md is what the cards and functions say of themselves.
 #include <catch2/catch.hpp>
+#include <fmt/format.h>
 #include <fstream>
 #include <sstream>
 

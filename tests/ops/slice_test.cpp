@@ -21,7 +21,7 @@ TEST_CASE("slices have Python's bounds, for all bounds of small sizes") {
         for (int64_t step : {1, 2, 3, 9}) {
           DistributedTensor x = one({n}), y = ops::slice(x, 0, start, end, step);
           INFO(n << " [" << start << ":" << end << ":" << step << "]");
-          CHECK(numbers(y.full()) == expected_slice(n, start, end, step));
+          CHECK(numbers(y.full_tensor()) == expected_slice(n, start, end, step));
         }
 }
 
@@ -33,8 +33,8 @@ TEST_CASE("slices are views, the whole is the tensor itself") {
     CHECK(y.local().shares_storage(x.local()));
   CHECK(ops::slice(x, 1).id() == x.id());
   CHECK(ops::slice(x, 0, -9, 9).id() == x.id());
-  CHECK(numbers(ops::narrow(x, 0, -3, 1).full()) == std::vector<double>{6, 7, 8, 9, 10, 11});
-  CHECK(numbers(ops::select(x, 1, -1).full()) == std::vector<double>{5, 11, 17, 23});
+  CHECK(numbers(ops::narrow(x, 0, -3, 1).full_tensor()) == std::vector<double>{6, 7, 8, 9, 10, 11});
+  CHECK(numbers(ops::select(x, 1, -1).full_tensor()) == std::vector<double>{5, 11, 17, 23});
 }
 
 TEST_CASE("index takes numbers, slices, an ellipsis and new axes, as brackets do in Python") {
@@ -92,11 +92,11 @@ TEST_CASE(
       expect(ops::select(x, 0, 3).layout(), Layout{Partial()});
       expect(moved.launches, 0);
     }
-    expect(numbers(ops::select(x, 0, 3).full()), std::vector<double>{18, 19, 20, 21, 22, 23});
+    expect(numbers(ops::select(x, 0, 3).full_tensor()), std::vector<double>{18, 19, 20, 21, 22, 23});
     Moved moved(rank);
     DistributedTensor y = ops::slice(x, 0, 1, 3);
     expect(moved.launches, 1);
-    expect(numbers(y.full()), numbers(ops::slice(x.redistribute({Replicate()}), 0, 1, 3).local()));
+    expect(numbers(y.full_tensor()), numbers(ops::slice(x.redistribute({Replicate()}), 0, 1, 3).local()));
   });
 }
 
@@ -107,6 +107,6 @@ TEST_CASE("of a bool tensor the rank that has an index shows it") {
     for (int i = 0; i < 8; ++i) flags.data<bool>()[i] = i % 3 == 0;
     DistributedTensor x = DistributedTensor::distribute(flags, mesh, {Shard(0)}), y = ops::select(x, 0, 3);
     expect(y.layout(), Layout{Partial(Reduce::max)});
-    expect(numbers(y.full()), std::vector<double>{1, 0});
+    expect(numbers(y.full_tensor()), std::vector<double>{1, 0});
   });
 }

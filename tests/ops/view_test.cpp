@@ -15,7 +15,7 @@ TEST_CASE("views share storage, and say what does not fit") {
   }
   CHECK(ops::view(x, {8, 3}).local().shares_storage(x.local()));
   CHECK(ops::transpose(x, 0, 1).local().shares_storage(x.local()));
-  CHECK(numbers(ops::transpose(x, 0, 1).local()) == numbers(ops::permute(x, {1, 0}).full()));
+  CHECK(numbers(ops::transpose(x, 0, 1).local()) == numbers(ops::permute(x, {1, 0}).full_tensor()));
   CHECK(numbers(ops::transpose(x, 0, 1).local())[1] == 6);
   CHECK(ops::view(x, {3, -1}).shape() == Shape{3, 8});
   CHECK_THROWS_WITH(ops::view(x, {5, -1}), Contains("[view] f32[4,6]") && Contains("does not divide into [5,-1]"));
@@ -31,7 +31,7 @@ TEST_CASE("reshape copies where strides do not allow a view") {
       ops::view(t, {24}),
       Contains("[view] the local part [6,4] with strides [1,6] has no view of shape [24]: use reshape()"));
   DistributedTensor y = ops::reshape(t, {24});
-  CHECK(numbers(y.full())[1] == 6);
+  CHECK(numbers(y.full_tensor())[1] == 6);
   CHECK(!y.local().shares_storage(t.local()));
 }
 
@@ -60,7 +60,7 @@ TEST_CASE("a view that cannot keep its sharding is an error that says what to do
     Moved moved(rank);
     DistributedTensor y = ops::reshape(x, {4, 3, 2});
     expect(moved.launches, 1);
-    expect(numbers(y.full()), numbers(iota({24})));
+    expect(numbers(y.full_tensor()), numbers(iota({24})));
   });
 }
 
@@ -107,7 +107,7 @@ TEST_CASE("a sharded size stays sharded when it is split into a size that the ra
     expect(ops::unflatten(x, 1, {4, 4}).layout(), Layout{Shard(1)});
     expect(ops::flatten(heads, 1).layout(), Layout{Shard(1)});
     expect(ops::unsqueeze(x, 0).layout(), Layout{Shard(2)});
-    expect(numbers(heads.full()), numbers(iota({128})));
+    expect(numbers(heads.full_tensor()), numbers(iota({128})));
   });
   CHECK_THROWS_WITH(launch(4,
                            [](Rank& rank) {
@@ -163,7 +163,7 @@ TEST_CASE("view is right or refused, and reshape always right: random shapes, la
         Layout layout = random_layout(shape.axes(), from.dims(), random);
         auto x = DistributedTensor::distribute(iota(from), mesh, layout);
         auto check_values = [&](const DistributedTensor& y, const char* what) {
-          if (y.shape() != to || numbers(y.full()) != numbers(iota({n})))
+          if (y.shape() != to || numbers(y.full_tensor()) != numbers(iota({n})))
             fail("seed {} on {}: {} of {} to {} is wrong", seed, text, what, to_string(x), to_string(to));
         };
         check_values(ops::reshape(x, to), "reshape");

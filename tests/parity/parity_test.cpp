@@ -128,8 +128,8 @@ Pass forward_backward(const Reference& reference, const std::string& mesh_shape,
     for (size_t i = 0; i < parameters.size(); ++i) {
       mine.names.push_back(parameters[i]->path());
       mine.shapes.push_back(parameters[i]->shape());
-      mine.weights.push_back(values(parameters[i]->stored().full()));
-      mine.gradients.push_back(values(gradients[i].full()));
+      mine.weights.push_back(values(parameters[i]->stored().full_tensor()));
+      mine.gradients.push_back(values(gradients[i].full_tensor()));
     }
     if (rank.rank() == shape.world() - 1) pass = std::move(mine);
   });
@@ -265,7 +265,7 @@ std::vector<std::vector<double>> run(const Json& c, DType dtype) {
   autograd.backward(ops::sum(ops::mul(out, tensor_of(mesh, c["of_output"], dtype))));
   std::vector<std::vector<double>> results{values(out.local())};
   for (const DistributedTensor& t : x)
-    if (is_floating(t.dtype())) results.push_back(values(autograd.gradient(t).full()));
+    if (is_floating(t.dtype())) results.push_back(values(autograd.gradient(t).full_tensor()));
   return results;
 }
 

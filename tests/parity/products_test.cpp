@@ -61,7 +61,7 @@ std::vector<Values> run(const Json& c, DType dtype) {
   autograd.backward(ops::sum(ops::mul(y, one(dy))));
   std::vector<Values> results{numbers(y.local())};
   for (const DistributedTensor& t : x)
-    if (is_floating(t.dtype())) results.push_back(numbers(autograd.gradient(t).full()));
+    if (is_floating(t.dtype())) results.push_back(numbers(autograd.gradient(t).full_tensor()));
   return results;
 }
 

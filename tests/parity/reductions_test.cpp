@@ -85,13 +85,13 @@ void run(const DeviceMesh& mesh, const Json& c, int d) {
     check(wrong.empty(), "{} {} of {} (Shard({}) of {}): {}: {}", c["function"].dump(), c["attributes"].dump(),
           c["inputs"].dump(), d, mesh.shape().world(), what, wrong);
   };
-  for (size_t o = 0; o < outputs.size(); ++o) compare(fmt::format("output {}", o), outputs[o].full(), c["outputs"][o]);
+  for (size_t o = 0; o < outputs.size(); ++o) compare(fmt::format("output {}", o), outputs[o].full_tensor(), c["outputs"][o]);
   if (!c.contains("gradients")) return;
   DistributedTensor weights = DistributedTensor::distribute(tensor_of(c["weights"]), mesh, Layout());
   autograd.backward(ops::sum(ops::mul(outputs[0], weights)).redistribute(Layout()));
   for (size_t i = 0, g = 0; i < x.size(); ++i)
     if (is_floating(x[i].dtype()))
-      compare(fmt::format("gradient {}", i), autograd.gradient(x[i]).full(), c["gradients"][g++]);
+      compare(fmt::format("gradient {}", i), autograd.gradient(x[i]).full_tensor(), c["gradients"][g++]);
 }
 
 Json cases() {

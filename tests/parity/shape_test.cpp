@@ -1,6 +1,7 @@
 // Ops that move elements, against PyTorch: torch_shape.py wrote the reference values. All of them are exact.
 #include <catch2/catch.hpp>
 #include <cmath>
+#include <fmt/format.h>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
@@ -68,7 +69,7 @@ std::vector<std::string> run(const DeviceMesh& mesh, const Json& c, Layout (*lay
   std::vector<std::string> results;
   DistributedTensor loss;
   for (size_t i = 0; i < outputs.size(); ++i) {
-    results.push_back(shown(outputs[i].full().contiguous(), sharded));
+    results.push_back(shown(outputs[i].full_tensor().contiguous(), sharded));
     if (i >= c["given"].size() || c["given"][i].is_null()) continue;
     auto given = DistributedTensor::distribute(tensor_of(c["given"][i]), mesh, Layout());
     DistributedTensor part = ops::sum(ops::mul(outputs[i], given));
@@ -80,7 +81,7 @@ std::vector<std::string> run(const DeviceMesh& mesh, const Json& c, Layout (*lay
     if (!is_floating(t.dtype())) continue;
     DistributedTensor g = autograd.gradient(t);
     results.push_back(
-        shown(g.defined() ? g.full().contiguous() : Tensor::zeros(std::make_shared<Allocator>(), t.dtype(), t.shape()),
+        shown(g.defined() ? g.full_tensor().contiguous() : Tensor::zeros(std::make_shared<Allocator>(), t.dtype(), t.shape()),
               sharded));
   }
   return results;

@@ -93,12 +93,30 @@ std::vector<Case> all_errors() {
   layout("=Shard(0)", "[parse_layout] the mesh has no axis \"\": it is dp=2,tp=4");
   layout("Shard(0)", "[parse_layout] \"Shard(0)\" is no axis and placement: write as in tp=Shard(0)");
   layout("dp=Shard(0) dp=Replicate", "[parse_layout] axis \"dp\" is named twice");
+  layout("*=Replicate tp=Replicate *=Shard(0)", "[parse_layout] axis \"*\" is named twice");
+  layout("t*=Replicate", "[parse_layout] the mesh has no axis \"t*\": it is dp=2,tp=4");
   layout("dp=Shard(2)", "[parse_layout] dimension 2 is out of range for 2 dimensions");
   layout("dp=Shard(-3)", "[parse_layout] dimension -3 is out of range for 2 dimensions");
   layout("dp=",
          "[parse_layout] \"\" is no placement: write Replicate, Shard(dim), or Partial(sum|avg|product|min|max)");
   layout("dp=Partial(sum) tp=Partial(min)",
          "[Layout] Partial(sum) and Partial(min) do not mix: reduce one of them first");
+  Layout from{Partial(), Shard(0)};
+  auto target = [&](const char* text, const char* message) { add([=] { parse_target(text, mesh, 2, from); }, message); };
+  for (const char* text : {"", "  "})
+    add([=] { parse_target(text, mesh, 2, from); },
+        fmt::format("[redistribute] \"{}\" names no axis of dp=2,tp=4: write as in dp=Replicate", text));
+  target("pp=Shard(0)", "[redistribute] the mesh has no axis \"pp\": it is dp=2,tp=4");
+  target("Replicate", "[redistribute] \"Replicate\" is no axis and placement: write as in tp=Shard(0)");
+  target("tp=Shard(0) tp=Replicate", "[redistribute] axis \"tp\" is named twice");
+  target("*=Shard(2)", "[redistribute] dimension 2 is out of range for 2 dimensions");
+  target("*=Shrd(0)",
+         "[redistribute] \"Shrd(0)\" is no placement: write Replicate, Shard(dim), or Partial(sum|avg|product|min|max)");
+  target("tp=Partial(max)", "[Layout] Partial(sum) and Partial(max) do not mix: reduce one of them first");
+  add([=] { from.with(mesh, "pp", Replicate()); }, "[Layout::with] the mesh has no axis \"pp\": it is dp=2,tp=4");
+  const MeshShape named = MeshShape::parse("data=2,tensor=4");
+  add([=] { from.with(named, "tensro", Replicate()); },
+      "[Layout::with] the mesh has no axis \"tensro\": it is data=2,tensor=4; the nearest is \"tensor\"");
   auto spec = [&](std::string text, std::string message) { add([=] { parse_spec(text, mesh); }, message); };
   for (const char* text :
        {"", " ", "f32", "f32[", "f32]", "f32[8", "f32[8,]", "f32[,8]", "f32[8,,4]", "f32[-1]", "f32[a]", "f32[8 ,4]",

@@ -138,6 +138,7 @@ TEST_CASE("law 4: sharding order is explicit") {
     CHECK(order(outside_in.with(0, Shard(0)), 0) == "ba");  // already so
     CHECK(order(outside_in.with(2, Shard(0)), 0) == "bac");
     CHECK(outside_in.with(1, Replicate()) == Layout{Shard(0)});
+    CHECK(outside_in.with(MeshShape::parse("a=2,b=2"), "b", Replicate()) == Layout{Shard(0)});
     CHECK(outside_in.with(0, Shard(1)) == Layout{Shard(1), Shard(0)});
     CHECK(outside_in.with_innermost(1, 0) == in_order);
   }

@@ -42,6 +42,56 @@ TEST_CASE("law 4: every layout is read as it was written") {
     }
 }
 
+TEST_CASE("law 4: a target is read as it was written, whatever it changes") {
+  MeshShape mesh = MeshShape::parse("dp=2,cp=3,tp=4");
+  std::vector<Layout> layouts = all_layouts(3, 2, true, Reduce::sum);
+  for (const Layout& from : layouts)
+    for (const Layout& to : layouts) {
+      INFO(to_string(from, mesh) << " -> " << to_string(to, mesh));
+      REQUIRE(parse_target(to_string(to, mesh), mesh, 2, from) == to);  // names all
+      for (int a = 0; a < 3; ++a) {  // names one: the others keep their placements and their order
+        Layout one = parse_target(fmt::format("{}={}", mesh.name(a), to_string(to[a])), mesh, 2, from.with(a, Replicate()));
+        REQUIRE(one[a] == to[a]);
+        REQUIRE(one.with(a, Replicate()) == from.with(a, Replicate()));
+      }
+    }
+}
+
+TEST_CASE("a target leaves axes alone that it does not name") {
+  struct Case {
+    const char *from, *target, *to;
+  };
+  MeshShape mesh = MeshShape::parse("dp=2,cp=3,tp=4");
+  for (const Case& c : std::vector<Case>{
+           {"dp=Shard(0) tp=Shard(1)", "tp=Replicate", "dp=Shard(0) cp=Replicate tp=Replicate"},
+           {"dp=Shard(0) tp=Shard(1)", "tp=Replicate *=Replicate", "dp=Replicate cp=Replicate tp=Replicate"},
+           {"dp=Shard(0) tp=Shard(1)", "*=Replicate", "dp=Replicate cp=Replicate tp=Replicate"},
+           {"dp=Shard(0) tp=Shard(1)", "*=Partial tp=Shard(-1)", "dp=Partial(sum) cp=Partial(sum) tp=Shard(1)"},
+           {"dp=Partial", "tp=Partial", "dp=Partial(sum) cp=Replicate tp=Partial(sum)"},
+           {"dp=Partial", "dp=Partial(max) tp=Partial(max)", "dp=Partial(max) cp=Replicate tp=Partial(max)"},
+           // Several axes of one dimension. Left alone: their order stays, whichever axis comes or goes.
+           {"tp=Shard(0) dp=Shard(0)", "cp=Shard(1)", "tp=Shard(0) cp=Shard(1) dp=Shard(0)"},
+           {"tp=Shard(0) cp=Shard(0) dp=Shard(0)", "cp=Replicate", "tp=Shard(0) cp=Replicate dp=Shard(0)"},
+           {"tp=Shard(0) cp=Shard(0) dp=Shard(0)", "cp=Shard(0)", "tp=Shard(0) cp=Shard(0) dp=Shard(0)"},
+           // One that is new stands where mesh order puts it.
+           {"tp=Shard(0)", "dp=Shard(0)", "dp=Shard(0) cp=Replicate tp=Shard(0)"},
+           {"dp=Shard(0) tp=Shard(0)", "cp=Shard(0)", "dp=Shard(0) cp=Shard(0) tp=Shard(0)"},
+           {"tp=Shard(0) dp=Shard(0)", "cp=Shard(0)", "cp=Shard(0) tp=Shard(0) dp=Shard(0)"},
+           // Those named stand in the order of the text.
+           {"dp=Shard(0) tp=Shard(0)", "tp=Shard(0) dp=Shard(0)", "tp=Shard(0) cp=Replicate dp=Shard(0)"},
+           {"dp=Shard(0) cp=Shard(0) tp=Shard(0)", "tp=Shard(0) dp=Shard(0)", "cp=Shard(0) tp=Shard(0) dp=Shard(0)"},
+           {"tp=Shard(0)", "cp=Shard(0) dp=Shard(0)", "cp=Shard(0) dp=Shard(0) tp=Shard(0)"},
+           {"", "tp=Shard(0) *=Shard(0)", "tp=Shard(0) dp=Shard(0) cp=Shard(0)"},
+           {"tp=Shard(0) dp=Shard(0)", "*=Shard(0) cp=Shard(0)", "dp=Shard(0) tp=Shard(0) cp=Shard(0)"},
+       }) {
+    INFO(c.from << ", " << c.target);
+    CHECK(to_string(parse_target(c.target, mesh, 2, parse_layout(c.from, mesh, 2)), mesh) == c.to);
+  }
+  CHECK(parse_target("", MeshShape(), 2, {}) == Layout());
+  CHECK(parse_layout("*=Shard(1) cp=Replicate", mesh, 2) == Layout{Shard(1), Replicate(), Shard(1)});
+  CHECK(parse_layout("dp=Shard(0) cp=Shard(0) tp=Shard(0) *=Replicate", mesh, 2) == Layout{Shard(0), Shard(0), Shard(0)});
+}
+
 TEST_CASE("the notation by example") {
   MeshShape mesh = MeshShape::parse("dp=2,tp=4"), three = MeshShape::parse("dp=2,cp=3,tp=4");
   auto text = [](const char* in, const MeshShape& m) { return to_string(parse_spec(in, m), m); };

@@ -1,6 +1,7 @@
 #include "placement/rule.h"
 
 #include <catch2/catch.hpp>
+#include <fmt/format.h>
 
 #include "placement/notation.h"
 #include "tests/placement/operands.h"

@@ -1,0 +1,17 @@
+// What a reduction over the ranks of one process computes.
+#pragma once
+
+#include <span>
+#include <string_view>
+
+#include "dtensor/local/tensor.h"
+
+namespace dtensor {
+
+// Elements [out_at, out_at + n) of `out` become the reduction of elements [at, at + n) of each rank's tensor, in a
+// balanced binary tree over rank order (see Communicator), on the host or the device, wherever they are. All are
+// contiguous and of one element type. Errors: bf16 on the host; `who` is the collective.
+void reduce_ranks(std::string_view who, std::span<const Tensor* const> ranks, int64_t at, int64_t n, Reduce reduce,
+                  const Tensor& out, int64_t out_at);
+
+}  // namespace dtensor
