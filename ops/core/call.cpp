@@ -57,8 +57,8 @@ void run_kernel(const Op& op, Rank& rank, OpsState& state, const Decision& d, co
   d.kernel(context, std::span<const Tensor>(in.data(), in.size()), locals);
   for (size_t o = 0; o < locals.size(); ++o)
     if (locals[o].shape() != d.outputs[o]->local_shape)
-      fail("[{}] the kernel left output {} with shape {}, not {}", op.name, o, to_string(locals[o].shape()),
-           to_string(d.outputs[o]->local_shape));
+      fail("[{}] the kernel left output {} with shape {}, not {}", op.name, o, locals[o].shape(),
+           d.outputs[o]->local_shape);
 }
 
 // Brings the inputs that the decision moves to their layouts, all in as few launches as possible.
@@ -105,8 +105,7 @@ bool is_reached(const Tensor& t, const Rank& rank) {
 [[noreturn]] void fail_device(const Op& op, const DistributedTensor& x, size_t i, const Rank& rank) {
   Device on = x.local().device();
   fail("[{}] operand {}, {}, is on {}{} and this rank's kernels on {}; bring its part here, .to(rank.allocator())",
-       op.name, i, to_string(x), on == rank.device() ? "another device or stream of " : "", name(on),
-       name(rank.device()));
+       op.name, i, x, on == rank.device() ? "another device or stream of " : "", name(on), name(rank.device()));
 }
 
 // A tensor that is written in place is no other operand.

@@ -55,7 +55,7 @@ std::unique_ptr<Decision> decide(const Op& op, const DeviceMesh& mesh, std::span
         "[{}] {} ({}) cannot keep its sharding on mesh {}: the sharded dimension is not the leading one of its group, "
         "or "
         "the ranks do not divide it; redistribute to {} first",
-        op.name, to_string(*inputs[0]), attributes.to_string(), to_string(mesh.shape()), need);
+        op.name, *inputs[0], attributes.to_string(), mesh.shape(), need);
   }
   auto d = std::make_unique<Decision>();
   d->card = lasting(op);

@@ -31,7 +31,7 @@ DType same_types(std::string_view op, std::span<const TensorSpec* const> inputs,
     if (!in) continue;
     if (!first) first = in;
     check(in->dtype == first->dtype, "[{}] element types differ: {}{} and {}{}; use cast()", op, name(first->dtype),
-          to_string(first->shape), name(in->dtype), to_string(in->shape));
+          first->shape, name(in->dtype), in->shape);
   }
   return first ? first->dtype : DType::f32;
 }
@@ -39,9 +39,7 @@ DType same_types(std::string_view op, std::span<const TensorSpec* const> inputs,
 DType floating_types(std::string_view op, std::span<const TensorSpec* const> in, const Attributes& a, int output) {
   DType t = same_types(op, in, a, output);
   for (const TensorSpec* x : in)
-    if (x)
-      check(is_floating(t), "[{}] element type {} of {}: use cast() to a floating type", op, name(t),
-            to_string(x->shape));
+    if (x) check(is_floating(t), "[{}] element type {} of {}: use cast() to a floating type", op, name(t), x->shape);
   return t;
 }
 

@@ -96,7 +96,7 @@ DType rows_type(std::string_view op, std::span<const TensorSpec* const> in, cons
     if (!in[i] || rows[i]) continue;
     DType wanted = indices >> i & 1 ? DType::i64 : statistics_type(t);
     check(in[i]->dtype == wanted, "[{}] operand {} is {}{}, not {}: use cast()", op, i, name(in[i]->dtype),
-          to_string(in[i]->shape), name(wanted));
+          in[i]->shape, name(wanted));
   }
   return t;
 }

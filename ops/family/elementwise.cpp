@@ -9,9 +9,7 @@ using Kind = SampleInput::Kind;
 DType number_types(std::string_view op, std::span<const TensorSpec* const> in, const Attributes& a, int output) {
   DType t = same_types(op, in, a, output);
   for (const TensorSpec* x : in)
-    if (x)
-      check(t != DType::boolean, "[{}] element type bool of {}: use cast() to a type of numbers", op,
-            to_string(x->shape));
+    if (x) check(t != DType::boolean, "[{}] element type bool of {}: use cast() to a type of numbers", op, x->shape);
   return t;
 }
 
@@ -24,8 +22,7 @@ DType bool_types(std::string_view op, std::span<const TensorSpec* const> in, con
   DType t = same_types(op, in, a, output);
   for (const TensorSpec* x : in)
     if (x)
-      check(t == DType::boolean, "[{}] element type {} of {}: use ne(x, 0) or cast() to bool", op, name(t),
-            to_string(x->shape));
+      check(t == DType::boolean, "[{}] element type {} of {}: use ne(x, 0) or cast() to bool", op, name(t), x->shape);
   return t;
 }
 

@@ -78,8 +78,8 @@ inline void check_rows(const Context& c, std::span<const Tensor> in, std::initia
   };
   Shape first = leading(*list.begin());
   for (const Rows& r : list)
-    check(leading(r) == first, "[{}] leading dimensions {} and {} differ; they do not broadcast here", c.op,
-          to_string(first), to_string(leading(r)));
+    check(leading(r) == first, "[{}] leading dimensions {} and {} differ; they do not broadcast here", c.op, first,
+          leading(r));
 }
 
 // All dimensions but the last `kept`: how many rows.

@@ -434,7 +434,7 @@ void check_positions(std::string_view who, std::string_view what, const Distribu
   if (!positions.defined()) return;
   const Shape& s = positions.shape();
   check(positions.dtype() == DType::i64 && (s == Shape{n} || s == Shape{batch, n}),
-        "[{}] {} are {}, not i64[{}] or i64[{},{}]", who, what, to_string(positions), n, batch, n);
+        "[{}] {} are {}, not i64[{}] or i64[{},{}]", who, what, positions, n, batch, n);
 }
 
 }  // namespace
@@ -464,14 +464,14 @@ DistributedTensor mask_of(const DistributedTensor& q, const DistributedTensor& k
         "[scaled_dot_product_attention] attn_mask and is_causal are both given: put the triangle into the mask");
   check(mask.dtype() == DType::boolean || mask.dtype() == q.dtype(),
         "[scaled_dot_product_attention] attn_mask is bool or of the queries' type, not {}: {}", name(mask.dtype()),
-        to_string(mask));
-  check(mask.dims() <= 4, "[scaled_dot_product_attention] attn_mask {} has more than 4 dimensions", to_string(mask));
+        mask);
+  check(mask.dims() <= 4, "[scaled_dot_product_attention] attn_mask {} has more than 4 dimensions", mask);
   Shape shape = Shape::filled(4, 1);
   for (int d = 0; d < mask.dims(); ++d) shape[4 - mask.dims() + d] = mask.shape()[d];
   for (int d = 0; d < 4; ++d)
     check(shape[d] == 1 || shape[d] == scores[d],
-          "[scaled_dot_product_attention] attn_mask {} does not broadcast to [batch, heads, queries, keys] {}",
-          to_string(mask), to_string(scores));
+          "[scaled_dot_product_attention] attn_mask {} does not broadcast to [batch, heads, queries, keys] {}", mask,
+          scores);
   return mask.dims() < 4 ? view(mask, shape) : mask;
 }
 
@@ -483,11 +483,10 @@ DistributedTensor scaled_dot_product_attention(const DistributedTensor& q, const
   check_defined("scaled_dot_product_attention", k, 1);
   check_defined("scaled_dot_product_attention", v, 2);
   check(q.dims() == 4 && k.dims() == 4 && v.dims() == 4,
-        "[scaled_dot_product_attention] operands are [batch, heads, sequence, head_dim]: {}, {}, {}", to_string(q),
-        to_string(k), to_string(v));
+        "[scaled_dot_product_attention] operands are [batch, heads, sequence, head_dim]: {}, {}, {}", q, k, v);
   check(k.shape() == v.shape() && q.size(0) == k.size(0) && q.size(3) == k.size(3),
-        "[scaled_dot_product_attention] q {}, k {} and v {}: k and v have one shape, and q's batch and head_dim",
-        to_string(q), to_string(k), to_string(v));
+        "[scaled_dot_product_attention] q {}, k {} and v {}: k and v have one shape, and q's batch and head_dim", q, k,
+        v);
   check(k.size(1) > 0 && q.size(1) % k.size(1) == 0,
         "[scaled_dot_product_attention] {} query heads are no multiple of {} key/value heads", q.size(1), k.size(1));
   const char* who = "scaled_dot_product_attention";
@@ -501,7 +500,7 @@ DistributedTensor scaled_dot_product_attention(const DistributedTensor& q, const
   const DistributedTensor& lengths = options.k_lengths;
   if (lengths.defined())
     check(lengths.dtype() == DType::i64 && (lengths.dims() == 0 || lengths.shape() == Shape{q.size(0)}),
-          "[{}] k_lengths is {}, not i64[] or i64[{}]", who, to_string(lengths), q.size(0));
+          "[{}] k_lengths is {}, not i64[] or i64[{}]", who, lengths, q.size(0));
   check_probability(who, options.dropout_p);
   std::optional<Draw> d;
   if (options.dropout_p > 0)

@@ -59,7 +59,7 @@ void dropout_kernel(const Context& c, std::span<const Tensor> in, std::span<Tens
 
 DType dropout_types(std::string_view op, std::span<const TensorSpec* const> in, const Attributes&, int) {
   check(is_floating(in[0]->dtype), "[{}] drops elements of floating types, not {}{}; use cast()", op,
-        name(in[0]->dtype), to_string(in[0]->shape));
+        name(in[0]->dtype), in[0]->shape);
   return in[0]->dtype;
 }
 
@@ -140,12 +140,11 @@ DistributedTensor dropout(const DistributedTensor& x, double p) {
   if (!d) return x;
   if (d->rows.defined())
     check(x.dims() > 0 && x.size(0) == d->rows.size(0),
-          "[dropout] x is {}, but the open RandomScope has {} rows: those of dimension 0", to_string(x),
-          d->rows.size(0));
+          "[dropout] x is {}, but the open RandomScope has {} rows: those of dimension 0", x, d->rows.size(0));
   if (x.dims() < 3) d->positions = {};
   if (d->positions.defined())
     check(x.size(1) == d->positions.size(0),
-          "[dropout] x is {}, but the open RandomScope has {} positions: those of dimension 1", to_string(x),
+          "[dropout] x is {}, but the open RandomScope has {} positions: those of dimension 1", x,
           d->positions.size(0));
   return dropped(x, p, *d);
 }

@@ -13,7 +13,7 @@ namespace dtensor::ops {
 namespace {
 
 DType table_type(std::string_view op, std::span<const TensorSpec* const> in, const Attributes&, int) {
-  check(in[0]->dtype == DType::i64, "[{}] indices are i64, not {}{}", op, name(in[0]->dtype), to_string(in[0]->shape));
+  check(in[0]->dtype == DType::i64, "[{}] indices are i64, not {}{}", op, name(in[0]->dtype), in[0]->shape);
   return in[1]->dtype;
 }
 DType gradient_type(std::string_view, std::span<const TensorSpec* const> in, const Attributes&, int) {

@@ -289,10 +289,10 @@ DistributedTensor layer_norm(const DistributedTensor& x, const Shape& normalized
   check_defined("layer_norm", x);
   int n = normalized_shape.dims();
   check(n > 0 && x.dims() >= n && std::equal(normalized_shape.begin(), normalized_shape.end(), x.shape().end() - n),
-        "[layer_norm] normalized_shape {} is not the end of {}", to_string(normalized_shape), to_string(x));
+        "[layer_norm] normalized_shape {} is not the end of {}", normalized_shape, x);
   for (const DistributedTensor* p : {&weight, &bias})
     check(!p->defined() || p->shape() == normalized_shape, "[layer_norm] {} {} is not of normalized_shape {}",
-          p == &weight ? "weight" : "bias", p->defined() ? to_string(*p) : "", to_string(normalized_shape));
+          p == &weight ? "weight" : "bias", p->defined() ? to_string(*p) : "", normalized_shape);
   Dims dims;
   for (int d = x.dims() - n; d < x.dims(); ++d) dims.push_back(d);
   return call(sharded_along(x, dims) ? sharded_layer_norm_op : layer_norm_op, {&x, &weight, &bias},

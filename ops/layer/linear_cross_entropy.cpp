@@ -164,12 +164,10 @@ DistributedTensor linear_cross_entropy(const DistributedTensor& hidden, const Di
   check_defined("linear_cross_entropy", weight, 1);
   check_defined("linear_cross_entropy", target, 2);
   check(hidden.dims() > 0 && weight.dims() == 2 && hidden.size(-1) == weight.size(1) && weight.size(0) > 0,
-        "[linear_cross_entropy] hidden {} and weight {}: they are [..., k] and [classes, k]", to_string(hidden),
-        to_string(weight));
+        "[linear_cross_entropy] hidden {} and weight {}: they are [..., k] and [classes, k]", hidden, weight);
   Shape rows(hidden.shape().begin(), hidden.shape().end() - 1);
   check(target.shape() == rows && target.dtype() == DType::i64,
-        "[linear_cross_entropy] hidden {} and targets {}: one i64 target for each row", to_string(hidden),
-        to_string(target));
+        "[linear_cross_entropy] hidden {} and targets {}: one i64 target for each row", hidden, target);
   check(o.reduction != Reduction::none,
         "[linear_cross_entropy] reduction=none needs the logits of all rows: use cross_entropy(linear(...))");
   check(o.label_smoothing >= 0 && o.label_smoothing <= 1, "[linear_cross_entropy] label_smoothing {} is outside [0,1]",

@@ -299,16 +299,16 @@ DistributedTensor cross_entropy(const DistributedTensor& logits, const Distribut
   check(!is_floating(target.dtype()),
         "[cross_entropy] targets are i64, not {}{}: class indices; of class probabilities take "
         "-(probabilities * log_softmax(logits)).sum(class_dim) instead",
-        name(target.dtype()), to_string(target.shape()));
-  check(logits.dims() > 0, "[cross_entropy] logits {} have no dimension of classes", to_string(logits));
+        name(target.dtype()), target.shape());
+  check(logits.dims() > 0, "[cross_entropy] logits {} have no dimension of classes", logits);
   int classes = normalize_dim("cross_entropy", options.class_dim, logits.dims());
-  check(logits.shape()[classes] > 0, "[cross_entropy] logits {} have no classes in dimension {} (class_dim)",
-        to_string(logits), classes);
+  check(logits.shape()[classes] > 0, "[cross_entropy] logits {} have no classes in dimension {} (class_dim)", logits,
+        classes);
   Shape rows = logits.shape();
   rows.erase(classes);
   check(target.shape() == rows,
         "[cross_entropy] logits {} and targets {}: one target for each row, the classes are dimension {} (class_dim)",
-        to_string(logits), to_string(target), classes);
+        logits, target, classes);
   check(options.label_smoothing >= 0 && options.label_smoothing <= 1,
         "[cross_entropy] label_smoothing {} is outside [0,1]", options.label_smoothing);
   DistributedTensor x = reduced_once("cross_entropy", logits);
@@ -326,9 +326,9 @@ DistributedTensor cross_entropy(const DistributedTensor& logits, const Distribut
 DistributedTensor mse_loss(const DistributedTensor& input, const DistributedTensor& target, Reduction reduction) {
   check_defined("mse_loss", input);
   check_defined("mse_loss", target, 1);
-  check(input.shape() == target.shape(), "[mse_loss] input {} and target {} have two shapes; use expand()",
-        to_string(input), to_string(target));
-  check(is_floating(input.dtype()), "[mse_loss] input {} is of no floating type; use cast()", to_string(input));
+  check(input.shape() == target.shape(), "[mse_loss] input {} and target {} have two shapes; use expand()", input,
+        target);
+  check(is_floating(input.dtype()), "[mse_loss] input {} is of no floating type; use cast()", input);
   bool alike = input.layout().partial == target.layout().partial;  // then the difference is reduced, not both
   DistributedTensor difference =
       alike ? sub(input, target) : sub(reduced_once("mse_loss", input), reduced_once("mse_loss", target));

@@ -180,8 +180,8 @@ class Equation {
     if (x) {
       open = x->dims() - int(named.size());
       bool fits = dots == std::string_view::npos ? open == 0 : open >= 0;
-      check(fits, "[einsum] \"{}\": {} has {} dimensions, {}, and \"{}\" names {}", text_, where, x->dims(),
-            to_string(*x), term, named.size());
+      check(fits, "[einsum] \"{}\": {} has {} dimensions, {}, and \"{}\" names {}", text_, where, x->dims(), *x, term,
+            named.size());
       most_dots_ = std::max(most_dots_, open);
     }
     if (dots == std::string_view::npos) return named;

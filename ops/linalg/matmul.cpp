@@ -78,7 +78,7 @@ void multiply(const Context& c, const Tensor& x, const Tensor& z, const Tensor& 
 
 DType product_types(std::string_view op, std::span<const TensorSpec* const> in, const Attributes& a, int output) {
   DType t = same_types(op, in, a, output);
-  check(is_floating(t), "[{}] multiplies floating types, not {}{}; use cast()", op, name(t), to_string(in[0]->shape));
+  check(is_floating(t), "[{}] multiplies floating types, not {}{}; use cast()", op, name(t), in[0]->shape);
   return t;
 }
 
@@ -252,11 +252,10 @@ const Cards matmul_cards = list;
 DistributedTensor matmul(const DistributedTensor& a, const DistributedTensor& b) {
   check_defined("matmul", a);
   check_defined("matmul", b, 1);
-  check(a.dims() > 0 && b.dims() > 0, "[matmul] both operands need a dimension: {} and {}; use mul() for a number",
-        to_string(a), to_string(b));
+  check(a.dims() > 0 && b.dims() > 0, "[matmul] both operands need a dimension: {} and {}; use mul() for a number", a,
+        b);
   if (a.dims() > 1 && b.dims() > 1) {
-    check(a.size(-1) == b.size(-2), "[matmul] inner sizes {} and {} differ: {} and {}", a.size(-1), b.size(-2),
-          to_string(a), to_string(b));
+    check(a.size(-1) == b.size(-2), "[matmul] inner sizes {} and {} differ: {} and {}", a.size(-1), b.size(-2), a, b);
     return call(matmul_op, {&a, &b});
   }
   // A vector is a matrix of one row on the left, of one column on the right, and its dimension goes again.
@@ -271,7 +270,7 @@ DistributedTensor bmm(const DistributedTensor& a, const DistributedTensor& b) {
   check_defined("bmm", a);
   check_defined("bmm", b, 1);
   check(a.dims() == 3 && b.dims() == 3 && a.size(0) == b.size(0) && a.size(2) == b.size(1),
-        "[bmm] operands are [b,m,k] and [b,k,n], not {} and {}; matmul() broadcasts", to_string(a), to_string(b));
+        "[bmm] operands are [b,m,k] and [b,k,n], not {} and {}; matmul() broadcasts", a, b);
   return matmul(a, b);
 }
 DistributedTensor linear(const DistributedTensor& x, const DistributedTensor& weight, const DistributedTensor& bias) {

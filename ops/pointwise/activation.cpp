@@ -47,7 +47,7 @@ void swiglu_gradient(Gradient& g) {
 // Operands that may not broadcast: it would cost their gradients a sum.
 Rule same_shapes(std::span<const Shape* const> in, const Attributes&) {
   for (const Shape* s : in)
-    if (s && in[0] && *s != *in[0]) fail("[swiglu] shapes differ: {} and {}", to_string(*in[0]), to_string(*s));
+    if (s && in[0] && *s != *in[0]) fail("[swiglu] shapes differ: {} and {}", *in[0], *s);
   return {in.size() == 3 ? "...,...,...->...,..." : "...,...->..."};
 }
 
@@ -176,7 +176,7 @@ DistributedTensor swiglu(const DistributedTensor& gate, const DistributedTensor&
 
 DistributedTensor clamp(const DistributedTensor& x, std::optional<double> min, std::optional<double> max) {
   check_defined("clamp", x);
-  check(min || max, "[clamp] neither min nor max is given for {}", to_string(x));
+  check(min || max, "[clamp] neither min nor max is given for {}", x);
   return call(clamp_op, {&x}, Clamp{min, max});
 }
 

@@ -50,7 +50,7 @@ DType selected_types(std::string_view op, std::span<const TensorSpec* const> in,
   bool fills = !a.empty();  // masked_fill(x, mask) or where(condition, a, b)
   const TensorSpec* choice = in[fills ? 1 : 0];
   check(choice->dtype == DType::boolean, "[{}] the {} is bool, not {}{}: compare, or use cast()", op,
-        fills ? "mask" : "condition", name(choice->dtype), to_string(choice->shape));
+        fills ? "mask" : "condition", name(choice->dtype), choice->shape);
   return same_types(op, fills ? in.first(1) : in.subspan(1), a, output);
 }
 

@@ -105,7 +105,7 @@ DistributedTensor arg(const Op& whole, const Op& sharded, const DistributedTenso
                       bool keepdim) {
   check_defined(whole.name, x);
   Dims dims = normalized_dims(whole.name, dim ? Dims{*dim} : Dims{}, x.dims());
-  check(slice_size(x.shape(), dims) > 0, "[{}] {} has no elements along {}", whole.name, to_string(x),
+  check(slice_size(x.shape(), dims) > 0, "[{}] {} has no elements along {}", whole.name, x,
         dim ? fmt::format("dimension {}", *dim) : "all dimensions");
   DistributedTensor y = call(sharded_along(x, dims) ? sharded : whole, {&x}, Over{dims});
   return keepdim ? reshape(y, kept_shape(x.shape(), dims)) : y;
@@ -151,7 +151,7 @@ Rule sort_rule(std::span<const Shape* const> in, const Attributes& a) {
 Rule topk_rule(std::span<const Shape* const> in, const Attributes& a) {
   int64_t k = a.as<TopK>().k, n = slice_size(*in[0], dims_of(a));
   check(k >= 0 && k <= n && (k || in[0]->dims()), "[topk] k={} of {} elements along dimension {} of {}", k, n,
-        fmt::join(dims_of(a), ","), to_string(*in[0]));
+        fmt::join(dims_of(a), ","), *in[0]);
   std::string from = factors(in[0]->dims(), dims_of(a)), to = from;
   if (in[0]->dims()) to[from.find('[') + 1] = 'z';
   Rule r{from + "->" + to + "," + to};

@@ -278,8 +278,7 @@ DistributedTensor reduce(const Op& op, const DistributedTensor& x, const Dims& d
 DistributedTensor extreme(const Op& op, const DistributedTensor& x, const Dims& dims, bool keepdim) {
   check_defined(op.name, x);
   for (int64_t d : normalized_dims(op.name, dims, x.dims()))
-    check(x.size(d) > 0, "[{}] dimension {} of {} has no elements, of which none is an extreme one", op.name, d,
-          to_string(x));
+    check(x.size(d) > 0, "[{}] dimension {} of {} has no elements, of which none is an extreme one", op.name, d, x);
   return reduce(op, x, dims, keepdim, op.name);
 }
 
@@ -392,8 +391,7 @@ DistributedTensor sum(const DistributedTensor& x, const Dims& dims, bool keepdim
 }
 DistributedTensor mean(const DistributedTensor& x, const Dims& dims, bool keepdim) {
   check_defined("mean", x);
-  check(is_floating(x.dtype()), "[mean] element type {} of {}: use cast() to a floating type", name(x.dtype()),
-        to_string(x));
+  check(is_floating(x.dtype()), "[mean] element type {} of {}: use cast() to a floating type", name(x.dtype()), x);
   Dims all = normalized_dims("mean", dims, x.dims());
   return mul(reduce(sum_op, x, all, keepdim, "mean"), 1 / double(slice_size(x.shape(), all)));
 }

@@ -139,7 +139,7 @@ Rule sharded_backward_rule(std::span<const Shape* const> in, const Attributes& a
 DistributedTensor along(const Op& whole, const Op& sharded, const DistributedTensor& x, int64_t dim) {
   check_defined(whole.name, x);
   check(is_floating(x.dtype()), "[{}] element type {} of {}: use cast() to a floating type", whole.name,
-        name(x.dtype()), to_string(x));
+        name(x.dtype()), x);
   Dims dims = normalized_dims(whole.name, {dim}, x.dims());
   return call(sharded_along(x, dims) ? sharded : whole, {&x}, Over{dims});
 }

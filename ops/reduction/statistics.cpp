@@ -254,7 +254,7 @@ DistributedTensor along(const Op& whole, const Op& sharded, const DistributedTen
                         const Attributes& a) {
   check_defined(whole.name, x);
   check(is_floating(x.dtype()), "[{}] element type {} of {}: use cast() to a floating type", whole.name,
-        name(x.dtype()), to_string(x));
+        name(x.dtype()), x);
   DistributedTensor y = call(sharded_along(x, dims) ? sharded : whole, {&x}, a);
   return keepdim ? reshape(y, kept_shape(x.shape(), dims)) : y;
 }
@@ -396,8 +396,7 @@ DistributedTensor norm(const DistributedTensor& x, double p, const Dims& dims, b
   check_defined("norm", x);
   Dims all = normalized_dims("norm", dims, x.dims());
   if (p < 0 || p == INFINITY)
-    check(slice_size(x.shape(), all) > 0, "[norm] p={} of no elements: {} over {}", p, to_string(x),
-          fmt::join(all, ","));
+    check(slice_size(x.shape(), all) > 0, "[norm] p={} of no elements: {} over {}", p, x, fmt::join(all, ","));
   if (std::isinf(p)) return p > 0 ? amax(abs(x), all, keepdim) : amin(abs(x), all, keepdim);
   return along(norm_op, sharded_norm_op, x, all, keepdim, norm_of(all, p));
 }

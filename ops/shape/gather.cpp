@@ -34,7 +34,7 @@ void check_index(const Context& c, int64_t i) {
   if (i < 0 || i >= n) fail("[{}] index {} is outside [0,{}) of dimension {}", c.op, i, n, dim_of(c.attributes));
 }
 void check_i64(std::string_view op, const TensorSpec& index) {
-  check(index.dtype == DType::i64, "[{}] indices are i64, not {}{}", op, name(index.dtype), to_string(index.shape));
+  check(index.dtype == DType::i64, "[{}] indices are i64, not {}{}", op, name(index.dtype), index.shape);
 }
 
 DType taken_type(std::string_view op, std::span<const TensorSpec* const> in, const Attributes& a, int) {
@@ -45,7 +45,7 @@ DType taken_type(std::string_view op, std::span<const TensorSpec* const> in, con
 DType added_type(std::string_view op, std::span<const TensorSpec* const> in, const Attributes& a, int output) {
   check_i64(op, *in[1]);
   check(in[2]->dtype != DType::boolean, "[{}] adds numbers, not {}{}; use cast()", op, name(in[2]->dtype),
-        to_string(in[2]->shape));
+        in[2]->shape);
   const TensorSpec* values[] = {in[0], in[2]};
   return same_types(op, values, a, output);
 }
@@ -212,7 +212,7 @@ Rule one_hot_rule(std::span<const Shape* const>, const Attributes& a) {
   return r;
 }
 DType one_hot_type(std::string_view op, std::span<const TensorSpec* const> in, const Attributes&, int) {
-  check(in[0]->dtype == DType::i64, "[{}] classes are i64, not {}{}", op, name(in[0]->dtype), to_string(in[0]->shape));
+  check(in[0]->dtype == DType::i64, "[{}] classes are i64, not {}{}", op, name(in[0]->dtype), in[0]->shape);
   return DType::i64;
 }
 void one_hot_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
@@ -328,15 +328,14 @@ AtIndex taking(const DistributedTensor& x, int64_t dim) {
 
 int checked_dim(const char* who, const DistributedTensor& x, int64_t dim, const DistributedTensor& index) {
   int d = normalize_dim(who, dim, x.dims());
-  check(index.dims() == x.dims(), "[{}] {} and index {}: both have as many dimensions", who, to_string(x),
-        to_string(index));
+  check(index.dims() == x.dims(), "[{}] {} and index {}: both have as many dimensions", who, x, index);
   for (int k = 0; k < x.dims(); ++k)
-    check(k == d || index.shape()[k] <= x.shape()[k], "[{}] index {} is larger than {} in dimension {}", who,
-          to_string(index), to_string(x), k);
+    check(k == d || index.shape()[k] <= x.shape()[k], "[{}] index {} is larger than {} in dimension {}", who, index, x,
+          k);
   return d;
 }
 int checked_dim_1d(const char* who, const DistributedTensor& x, int64_t dim, const DistributedTensor& index) {
-  check(index.dims() == 1, "[{}] index {}: it has one dimension; flatten() it", who, to_string(index));
+  check(index.dims() == 1, "[{}] index {}: it has one dimension; flatten() it", who, index);
   return normalize_dim(who, dim, x.dims());
 }
 
@@ -388,12 +387,11 @@ DistributedTensor scatter_add(const DistributedTensor& x, int64_t dim, const Dis
   if (x.dims() == 0 && index.dims() == 0 && source.dims() == 0)  // as of one dimension of size 1
     return squeeze(scatter_add(unsqueeze(x, 0), dim, unsqueeze(index, 0), unsqueeze(source, 0)));
   int d = checked_dim("scatter_add", x, dim, index);
-  check(source.dims() == x.dims(), "[scatter_add] {} and source {}: both have as many dimensions", to_string(x),
-        to_string(source));
+  check(source.dims() == x.dims(), "[scatter_add] {} and source {}: both have as many dimensions", x, source);
   DistributedTensor at = index, from = source;
   for (int k = 0; k < x.dims(); ++k) {
     check(index.shape()[k] <= source.shape()[k], "[scatter_add] index {} is larger than source {} in dimension {}",
-          to_string(index), to_string(source), k);
+          index, source, k);
     from = slice(from, k, 0, index.shape()[k]);
   }
   if (numel(index.shape()) == 0) return x;

@@ -80,7 +80,7 @@ void cat_gradient(Gradient& g) {
 Rule split_rule(std::span<const Shape* const> in, const Attributes& a) {
   int64_t n = (*in[0])[dim_of(a)];
   check(total(sizes_of(a)) == n, "[split] sizes {} do not sum to {}, dimension {} of {}", fmt::join(sizes_of(a), ","),
-        n, dim_of(a), to_string(*in[0]));
+        n, dim_of(a), *in[0]);
   Rule r = pieces_rule(in[0]->dims(), a);
   std::string from("abcdefgh", size_t(in[0]->dims()));
   from.replace(size_t(dim_of(a)), 1, fmt::format("[{}]", char('a' + dim_of(a))));
@@ -177,8 +177,7 @@ DistributedTensor cat(const std::vector<DistributedTensor>& tensors, int64_t dim
   if (tensors.size() == 1) return tensors[0];
   Sizes sizes;
   for (const DistributedTensor& t : tensors) {
-    check(t.dims() == tensors[0].dims(), "[cat] {} and {}: all have as many dimensions", to_string(tensors[0]),
-          to_string(t));
+    check(t.dims() == tensors[0].dims(), "[cat] {} and {}: all have as many dimensions", tensors[0], t);
     sizes.push_back(t.shape()[d]);
   }
   size_t at_once = pieces_at_once(sizes);
@@ -199,8 +198,7 @@ DistributedTensor stack(const std::vector<DistributedTensor>& tensors, int64_t d
   int d = normalize_dim("stack", dim, tensors[0].dims() + 1);
   std::vector<DistributedTensor> list;
   for (const DistributedTensor& t : tensors) {
-    check(t.shape() == tensors[0].shape(), "[stack] {} and {}: all have one shape", to_string(tensors[0]),
-          to_string(t));
+    check(t.shape() == tensors[0].shape(), "[stack] {} and {}: all have one shape", tensors[0], t);
     list.push_back(unsqueeze(t, d));
   }
   return cat(list, d);
@@ -211,8 +209,7 @@ std::vector<DistributedTensor> split(const DistributedTensor& x, const std::vect
   int d = normalize_dim("split", dim, x.dims());
   auto fits = [n = x.shape()[d]](int64_t size) { return size >= 0 && size <= n; };  // so that the sum does not overflow
   check(!sizes.empty() && std::all_of(sizes.begin(), sizes.end(), fits) && total(sizes) == x.shape()[d],
-        "[split] sizes {} do not sum to {}, dimension {} of {}", fmt::join(sizes, ","), x.shape()[d], dim,
-        to_string(x));
+        "[split] sizes {} do not sum to {}, dimension {} of {}", fmt::join(sizes, ","), x.shape()[d], dim, x);
   if (sizes.size() == 1) return {x};
   std::vector<DistributedTensor> list;
   split_into(x, sizes, d, list);
@@ -221,7 +218,7 @@ std::vector<DistributedTensor> split(const DistributedTensor& x, const std::vect
 std::vector<DistributedTensor> split(const DistributedTensor& x, int64_t size, int64_t dim) {
   check_defined("split", x);
   int64_t n = x.shape()[normalize_dim("split", dim, x.dims())];
-  check(size > 0 || (size == 0 && n == 0), "[split] pieces of {} along dimension {} of {}", size, dim, to_string(x));
+  check(size > 0 || (size == 0 && n == 0), "[split] pieces of {} along dimension {} of {}", size, dim, x);
   Sizes sizes(n ? size_t(largest_piece(n, std::min(size, n))) : 1, size);
   sizes.back() = n - size * int64_t(sizes.size() - 1);
   return split(x, sizes, dim);
@@ -229,7 +226,7 @@ std::vector<DistributedTensor> split(const DistributedTensor& x, int64_t size, i
 std::vector<DistributedTensor> chunk(const DistributedTensor& x, int64_t chunks, int64_t dim) {
   check_defined("chunk", x);
   int64_t n = x.shape()[normalize_dim("chunk", dim, x.dims())];
-  check(chunks > 0, "[chunk] {} into {} chunks: at least one is needed", to_string(x), chunks);
+  check(chunks > 0, "[chunk] {} into {} chunks: at least one is needed", x, chunks);
   return n ? split(x, largest_piece(n, std::min(chunks, n)), dim) : split(x, Sizes(size_t(chunks), 0), dim);
 }
 

@@ -234,11 +234,10 @@ DistributedTensor repeat(const DistributedTensor& x, const std::vector<int64_t>&
   bool fits = repeats.size() >= size_t(x.dims()) && repeats.size() <= size_t(max_dims) &&
               std::all_of(repeats.begin(), repeats.end(), [](int64_t n) { return n >= 0; });
   check(fits, "[repeat] repeats {} for {}: one for each dimension, none negative, at most {}", fmt::join(repeats, ","),
-        to_string(x), max_dims);
+        x, max_dims);
   for (int d = 0; d < x.dims(); ++d)
     if (int64_t size; __builtin_mul_overflow(x.size(d), repeats[repeats.size() - size_t(x.dims() - d)], &size))
-      fail("[repeat] repeats {} make dimension {} of {} longer than can be counted", fmt::join(repeats, ","), d,
-           to_string(x));
+      fail("[repeat] repeats {} make dimension {} of {} longer than can be counted", fmt::join(repeats, ","), d, x);
   return call(repeat_op, {&x}, Repeat{repeats});
 }
 

@@ -170,8 +170,7 @@ DistributedTensor slice(const DistributedTensor& x, int64_t dim, std::optional<i
   check_defined("slice", x);
   int d = normalize_dim("slice", dim, x.dims());
   if (step < 1)
-    fail("[slice] step {} along dimension {} of {}: it is at least 1; flip() turns a dimension round", step, dim,
-         to_string(x));
+    fail("[slice] step {} along dimension {} of {}: it is at least 1; flip() turns a dimension round", step, dim, x);
   int64_t n = x.shape()[d];
   auto bound = [&](int64_t i) { return std::clamp<int64_t>(i < 0 ? i + n : i, 0, n); };
   int64_t first = bound(start.value_or(0)), behind = std::max(first, bound(end.value_or(n)));
@@ -183,14 +182,14 @@ DistributedTensor narrow(const DistributedTensor& x, int64_t dim, int64_t start,
   check_defined("narrow", x);
   int64_t n = x.shape()[normalize_dim("narrow", dim, x.dims())], first = start < 0 ? start + n : start;
   if (first < 0 || length < 0 || length > n - first)
-    fail("[narrow] {} elements from {} on are not within dimension {} of {}", length, start, dim, to_string(x));
+    fail("[narrow] {} elements from {} on are not within dimension {} of {}", length, start, dim, x);
   return slice(x, dim, first, first + length);
 }
 DistributedTensor select(const DistributedTensor& x, int64_t dim, int64_t index) {
   check_defined("select", x);
   int d = normalize_dim("select", dim, x.dims());
   int64_t n = x.shape()[d];
-  if (index < -n || index >= n) fail("[select] index {} is not within dimension {} of {}", index, dim, to_string(x));
+  if (index < -n || index >= n) fail("[select] index {} is not within dimension {} of {}", index, dim, x);
   return call(select_op, {&x}, At{d, index < 0 ? index + n : index, x.dtype() == DType::boolean});
 }
 
@@ -201,8 +200,8 @@ DistributedTensor index(const DistributedTensor& x, const std::vector<Index>& in
     named += std::holds_alternative<int64_t>(i) || std::holds_alternative<Slice>(i);
     ellipses += std::holds_alternative<Ellipsis>(i);
   }
-  check(named <= x.dims(), "[index] {} indices for {}", named, to_string(x));
-  check(ellipses <= 1, "[index] {} ellipses for {}; one is enough", ellipses, to_string(x));
+  check(named <= x.dims(), "[index] {} indices for {}", named, x);
+  check(ellipses <= 1, "[index] {} ellipses for {}; one is enough", ellipses, x);
   DistributedTensor y = x;
   for (const Index& i : indices) {
     if (const auto* at = std::get_if<int64_t>(&i))

@@ -106,8 +106,7 @@ class ViewRule {
 };
 
 void check_elements(const char* who, const Shape& from, const Shape& to) {
-  check(numel(to) == numel(from), "[{}] {} elements of {} do not fit {}", who, numel(from), to_string(from),
-        to_string(to));
+  check(numel(to) == numel(from), "[{}] {} elements of {} do not fit {}", who, numel(from), from, to);
 }
 
 Rule view_rule(std::span<const Shape* const> in, const Attributes& a) {
@@ -119,8 +118,8 @@ Rule view_rule(std::span<const Shape* const> in, const Attributes& a) {
 void view_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   Tensor y = in[0].view(out[0].shape());
   if (!y.defined())
-    fail("[{}] the local part {} with strides {} has no view of shape {}: use reshape()", c.op,
-         to_string(in[0].shape()), to_string(in[0].strides()), to_string(out[0].shape()));
+    fail("[{}] the local part {} with strides {} has no view of shape {}: use reshape()", c.op, in[0].shape(),
+         in[0].strides(), out[0].shape());
   out[0] = y;
 }
 void reshape_kernel(const Context&, std::span<const Tensor> in, std::span<Tensor> out) {
@@ -156,7 +155,7 @@ void permute_gradient(Gradient& g) {
 Rule expand_rule(std::span<const Shape* const> in, const Attributes& a) {
   Shape to = a.as<To>().shape;
   int ahead = to.dims() - in[0]->dims();
-  check(ahead >= 0, "[expand] {} has more dimensions than {}", to_string(*in[0]), to_string(to));
+  check(ahead >= 0, "[expand] {} has more dimensions than {}", *in[0], to);
   Rule r;
   std::string from, out;
   char next = 'a';
@@ -166,8 +165,7 @@ Rule expand_rule(std::span<const Shape* const> in, const Attributes& a) {
     if (d >= ahead && size == to[d]) {
       from += c;
     } else {  // a new factor, on the output only
-      check(size == 1, "[expand] dimension {} of {} is not 1 and differs from {}", d - ahead, to_string(*in[0]),
-            to_string(to));
+      check(size == 1, "[expand] dimension {} of {} is not 1 and differs from {}", d - ahead, *in[0], to);
       if (d >= ahead) from += fmt::format("[{}]", next++);
       r.sizes.emplace_back(c, to[d]);
     }
@@ -189,12 +187,12 @@ Shape complete(const char* who, const DistributedTensor& x, int64_t n, Shape siz
     if (sizes[d] == -1 && open < 0)
       open = d;
     else if (sizes[d] < 0)
-      fail("[{}] {} is no shape", who, to_string(sizes));
+      fail("[{}] {} is no shape", who, sizes);
     else
       known *= sizes[d];
   }
   if (open >= 0) {
-    check(known && n % known == 0, "[{}] {} does not divide into {}", who, to_string(x), to_string(sizes));
+    check(known && n % known == 0, "[{}] {} does not divide into {}", who, x, sizes);
     sizes[open] = n / known;
   }
   return sizes;
@@ -293,7 +291,7 @@ DistributedTensor flatten(const DistributedTensor& x, int64_t start_dim, int64_t
   check_defined("flatten", x);
   int dims = std::max(x.dims(), 1);  // without dimensions: as one of size 1
   int first = normalize_dim("flatten", start_dim, dims), last = normalize_dim("flatten", end_dim, dims);
-  check(first <= last, "[flatten] start_dim {} lies behind end_dim {} in {}", start_dim, end_dim, to_string(x));
+  check(first <= last, "[flatten] start_dim {} lies behind end_dim {} in {}", start_dim, end_dim, x);
   const Shape& from = x.shape();
   Shape to(from.begin(), from.begin() + first);
   to.push_back(std::accumulate(from.begin() + first, from.begin() + std::min(last + 1, x.dims()), int64_t(1),
@@ -306,8 +304,7 @@ DistributedTensor unflatten(const DistributedTensor& x, int64_t dim, const Shape
   int d = normalize_dim("unflatten", dim, x.dims());
   Shape parts = complete("unflatten", x, x.shape()[d], sizes);
   check(!sizes.empty() && numel(parts) == x.shape()[d],
-        "[unflatten] sizes {} do not multiply to {}, dimension {} of {}", to_string(sizes), x.shape()[d], d,
-        to_string(x));
+        "[unflatten] sizes {} do not multiply to {}, dimension {} of {}", sizes, x.shape()[d], d, x);
   Shape to = x.shape();
   to.erase(d);
   for (int k = 0; k < parts.dims(); ++k) to.insert(d + k, parts[k]);
@@ -342,8 +339,7 @@ DistributedTensor expand(const DistributedTensor& x, const Shape& shape) {
   int ahead = to.dims() - x.dims();
   for (int d = 0; d < to.dims(); ++d) {
     if (to[d] == -1 && d >= ahead) to[d] = x.shape()[d - ahead];
-    check(to[d] >= 0, "[expand] {} is no shape for {}: -1 keeps the size of a dimension that is there",
-          to_string(shape), to_string(x));
+    check(to[d] >= 0, "[expand] {} is no shape for {}: -1 keeps the size of a dimension that is there", shape, x);
   }
   return show(expand_op, x, to);
 }

@@ -318,7 +318,7 @@ std::vector<Tensor> Simulation::run(const MeshShape& mesh, uint64_t sharded, int
   op.cpu(Context(op.name, case_.attributes, ranges, pool_, scratch_, allocator_), in, out);
   for (size_t o = 0; o < out.size(); ++o)
     dtensor::check(out[o].shape() == shapes[o], "[{}] the kernel left output {} with shape {}, not {}", op.name, o,
-                   to_string(out[o].shape()), to_string(shapes[o]));
+                   out[o].shape(), shapes[o]);
   return out;
 }
 
