@@ -101,6 +101,9 @@ TEST_CASE("explain redistribute: the steps and their bytes") {
   CHECK(only("tp=4", "f32[8,16] tp=Partial", "tp=Shard(0)") == "reduce_scatter 384");  // 3 of them
   CHECK(only("tp=4", "f32[8,16] tp=Shard(0)", "tp=Shard(1)") == "all_to_all 96");      // 3 of the 4 quarters of a part
   CHECK(only("tp=4", "f32[5] tp=Shard(0)", "tp=Replicate") == "all_gather 20");        // to the rank that has nothing
+  // Axes that are not named stay as they are, and * names them.
+  CHECK(only("dp=2,tp=4", "f32[8,16] dp=Shard(0) tp=Shard(1)", "tp=Replicate") == "all_gather 192");  // 3 of 64 bytes
+  CHECK(only("dp=2,tp=4", "f32[8,16] dp=Shard(0) tp=Shard(1)", "tp=Replicate *=Replicate") == "all_gather 448");
   // The two axes change places: ranks 0 and 3 keep what they have, 1 and 2 swap their quarters.
   CHECK(only("x=2,y=2", "f32[4,4] x=Shard(0) y=Shard(1)", "x=Shard(1) y=Shard(0)") == "permute 16");
 }

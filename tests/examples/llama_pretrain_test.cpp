@@ -278,8 +278,9 @@ TEST_CASE("a dry run lists the collectives of a step, for a mesh of any size, as
   REQUIRE(text.code == 0);
   CHECK(text.err.empty());
   CHECK_THAT(text.out, StartsWith("One step on dp=64,tp=4, bytes as the busiest rank receives them\n"));
-  CHECK_THAT(text.out, Contains("\nphase     collective     axes          bytes  tensor             for\n"));
-  CHECK_THAT(text.out, Contains("f32[128,128,128]   model.layers.3.mlp.down_proj  [\"model.layers.*.mlp.down_proj\": RowwiseParallel]\n"));
+  CHECK_THAT(text.out, Contains("\nphase      collective  axes    bytes  tensor            for\n"));
+  CHECK_THAT(text.out, Contains("\nphase      collective  launches  tensors    bytes\nforward    all_reduce"));
+  CHECK_THAT(text.out, Contains("f32[128,128,128]  model.layers.3.mlp.down_proj  [\"model.layers.*.mlp.down_proj\": RowwiseParallel]\n"));
   CHECK_THAT(text.out, Contains("model.layers.0.post_attention_layernorm: gradient of add_rms_norm\n"));
   CHECK_THAT(text.out, Contains("gradient of model.embed_tokens.weight and 38 more\n"));
   CHECK_THAT(text.out, !Contains("(implicit)"));
