@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-packages=(g++ cmake ninja-build ccache git catch2 libboost-context-dev libcli11-dev libeigen3-dev libfmt-dev libhwy-dev nlohmann-json3-dev)
+packages=(g++ cmake ninja-build ccache git catch2 clang-format libboost-context-dev libcli11-dev libeigen3-dev libfmt-dev libhwy-dev nlohmann-json3-dev)
 
 install_missing() {
   if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
