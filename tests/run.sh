@@ -1,20 +1,21 @@
 #!/usr/bin/env bash
 # tests/run.sh [CTEST OPTION...]: installs what is missing (Debian, Ubuntu), builds into build/ and runs the tests.
-# tests/run.sh --install: only installs.
+# tests/run.sh --install: only installs what a build needs.
 # For example `tests/run.sh -L ops` (one folder's tests), `tests/run.sh -C nightly` (also the long ones).
 # The exit code is ctest's, or that of the step that failed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-packages=(g++ cmake ninja-build ccache git catch2 clang-format libboost-context-dev libcli11-dev libeigen3-dev libfmt-dev libhwy-dev nlohmann-json3-dev)
+packages=(g++ cmake ninja-build ccache git catch2 libboost-context-dev libcli11-dev libeigen3-dev libfmt-dev libhwy-dev nlohmann-json3-dev)
+for_tests=(clang-format)  # which only tests need
 
 install_missing() {
   if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
-    echo "tests/run.sh: not Debian or Ubuntu, nothing installed; needed are these or their like: ${packages[*]}" >&2
+    echo "tests/run.sh: not Debian or Ubuntu, nothing installed; needed are these or their like: $*" >&2
     return
   fi
   local missing=() root=()
-  for package in "${packages[@]}"; do
+  for package in "$@"; do
     [[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || missing+=("$package")
   done
   ((${#missing[@]})) || return 0
@@ -27,8 +28,9 @@ install_missing() {
   "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"
 }
 
-install_missing
+install_missing "${packages[@]}"
 [[ ${1:-} != --install ]] || exit 0
+install_missing "${for_tests[@]}"
 
 cmake --preset default
 cmake --build --preset default
