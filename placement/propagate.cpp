@@ -87,16 +87,16 @@ class Combinations {
                       : nullptr);
   }
 
-  // Calls found(choice) for those with a strategy for each of `axes` whose cost may be up to limit(), in order.
-  template <class Limit, class F>
-  void each_order(const std::vector<int>& chosen, Limit limit, F found) {
+  // Calls found(choice) for those with a strategy for each of `axes`, in order; what they cost is left to the caller.
+  template <class F>
+  void each_order(const std::vector<int>& chosen, F found) const {
     Choice c;
     c.factors.resize(p_.rule.factors().size());
     for (size_t k = 0; k < chosen.size(); ++k)
       if (int factor = strategies[size_t(chosen[k])].factor; factor >= 0) c.factors[size_t(factor)].push_back(axes[k]);
     for (size_t f = 0; f < c.factors.size(); ++f)
       if (p_.rule.factors()[f].even && p_.rule.factors()[f].size % p_.mesh.product(c.factors[f].set())) return;
-    order_of_factor(0, chosen, c, limit, found);
+    order_of_factor(0, chosen, c, found);
   }
 
   std::vector<Strategy> strategies;
@@ -113,12 +113,12 @@ class Combinations {
   }
 
   // Mesh order, and every order in which an input has the factor's axes already.
-  template <class Limit, class F>
-  void order_of_factor(size_t f, const std::vector<int>& chosen, Choice& c, Limit& limit, F& found) {
+  template <class F>
+  void order_of_factor(size_t f, const std::vector<int>& chosen, Choice& c, F& found) const {
     while (f < c.factors.size() && c.factors[f].count < 2) ++f;
     if (f == c.factors.size()) {
       Choice complete = c;
-      if (finish(chosen, complete, limit())) found(std::move(complete));
+      if (finish(chosen, complete)) found(std::move(complete));
       return;
     }
     std::vector<AxisList> tried{c.factors[f]};
@@ -134,7 +134,7 @@ class Combinations {
     }
     for (const AxisList& order : tried) {
       c.factors[f] = order;
-      order_of_factor(f + 1, chosen, c, limit, found);
+      order_of_factor(f + 1, chosen, c, found);
     }
     c.factors[f] = tried[0];
   }
@@ -155,8 +155,8 @@ class Combinations {
     return true;
   }
 
-  // Layouts and cost; false where reductions would mix or the cost is above the limit.
-  bool finish(const std::vector<int>& chosen, Choice& c, const Cost& limit) {
+  // Layouts and moves; false where reductions would mix.
+  bool finish(const std::vector<int>& chosen, Choice& c) const {
     c.inputs.resize(p_.inputs.size());
     c.outputs.resize(p_.rule.outputs().size());
     for (size_t o = 0; o < c.outputs.size(); ++o)
@@ -168,20 +168,7 @@ class Combinations {
     }
     for (size_t o = 0; o < outputs.size(); ++o)
       if (outputs[o]) c.output_moves += c.outputs[o] != outputs[o]->end().layout;
-    return pay(inputs, c.inputs, c, c.bytes, limit) && pay(outputs, c.outputs, c, c.output_bytes, limit);
-  }
-
-  // Adds up prices: first what is surely paid, then what is; false as soon as that is above the limit.
-  static bool pay(const std::vector<std::shared_ptr<Prices>>& prices, const std::vector<Layout>& layouts,
-                  const Choice& c, int64_t& bytes, const Cost& limit) {
-    std::vector<int64_t> sure(prices.size());
-    for (size_t i = 0; i < prices.size(); ++i)
-      if (prices[i]) bytes += sure[i] = prices[i]->at_least(layouts[i]);
-    for (size_t i = 0; i < prices.size(); ++i) {
-      if (cost_of(c) > limit) return false;
-      if (prices[i]) bytes += prices[i]->exact(layouts[i]) - sure[i];
-    }
-    return cost_of(c) <= limit;
+    return true;
   }
 
   const Propagation& p_;
@@ -202,11 +189,12 @@ struct Effect {
   }
 };
 
-// Branch and bound over the strategies on each axis, that which leaves the fewest ways first. Finds the first `count`
-// choices of an exhaustive search: by cost, then by the order of strategies.
+// A best-first search over the strategies on each axis: what could be cheapest by lower bounds is looked at first, be
+// it strategies on some axes or a choice not all of whose prices are known. So only what could beat the answer is
+// priced. Finds the first `count` choices of an exhaustive search: by cost, then by the order of strategies.
 class Search {
  public:
-  Search(const Propagation& p, size_t count) : p_(p), all_(p), count_(count) {
+  explicit Search(const Propagation& p) : p_(p), all_(p) {
     for (size_t i = 0; i < all_.inputs.size(); ++i)
       if (all_.inputs[i]) add(*all_.inputs[i], [i](const Strategy& s) { return s.inputs[i]; });
     first_output_ = moves_.size();
@@ -214,19 +202,18 @@ class Search {
       if (all_.outputs[o]) add(*all_.outputs[o], [o](const Strategy& s) { return s.outputs[o]; });
   }
 
-  std::vector<Choice> run() {
-    Node root;
-    root.strategy.assign(all_.axes.size(), undecided);
-    std::vector<int> every(all_.strategies.size());
-    for (size_t s = 0; s < every.size(); ++s) every[s] = int(s);
-    root.open.assign(all_.axes.size(), every);
-    root.effects.resize(moves_.size());
-    for (size_t m = 0; m < moves_.size(); ++m) {
-      for (double d : moves_[m].may_divide) root.effects[m].divides *= d;
-    }
-    visit(std::move(root));
+  std::vector<Choice> run(size_t count) {
+    push_root();
     std::vector<Choice> found;
-    for (Found& f : best_) found.push_back(std::move(f.choice));
+    while (found.size() < count && !open_.empty()) {
+      State state = pop();
+      if (!state.candidate)
+        expand(std::move(state));
+      else if (state.candidate->priced == state.candidate->sure.size())
+        found.push_back(std::move(state.candidate->choice));
+      else
+        price(std::move(state));
+    }
     return found;
   }
 
@@ -240,16 +227,24 @@ class Search {
     std::vector<std::vector<Effect>> effects;  // [axis][strategy]
     std::vector<double> may_divide;            // [axis]: by any strategy
   };
-  struct Node {
-    std::vector<int> strategy;           // by axis
-    std::vector<std::vector<int>> open;  // by axis: strategies that may still be part of what is looked for
-    std::vector<Effect> effects;         // by move; axes that are undecided divide if they can
-  };
-  struct Found {
-    Cost cost;
-    std::vector<int> strategy;
+  // A choice, and of each tensor that it moves what it surely costs; of the first `priced` that is the price.
+  struct Candidate {
     Choice choice;
+    std::vector<int64_t> sure;
+    size_t priced = 0;
   };
+  // Choices of which some strategies are decided, or one choice.
+  struct State {
+    Cost cost;                    // at most that of all its choices
+    std::vector<int> first;       // strategies by axis: of its choices none is before these in order
+    size_t order = 0;             // among choices of the same strategies
+    std::vector<int> strategy;    // by axis
+    std::vector<Effect> effects;  // by move; axes that are undecided divide if they can
+    std::unique_ptr<Candidate> candidate;
+  };
+  static bool later(const State& a, const State& b) {
+    return std::tie(b.cost, b.first, b.order) < std::tie(a.cost, a.first, a.order);
+  }
 
   template <class F>
   void add(const Prices& prices, F placement) {
@@ -308,76 +303,113 @@ class Search {
     return int64_t(std::ceil(elements * (1 - 1e-12))) * m.itemsize;
   }
 
-  // At most the cost of all choices of the node in which `axis` has strategy `s`; without them, of all of its choices.
-  Cost least(const Node& node, size_t axis = 0, int s = undecided) const {
+  void push(State state) {
+    open_.push_back(std::move(state));
+    std::push_heap(open_.begin(), open_.end(), later);
+  }
+  State pop() {
+    std::pop_heap(open_.begin(), open_.end(), later);
+    State state = std::move(open_.back());
+    open_.pop_back();
+    return state;
+  }
+
+  void push_root() {
+    State root;
+    root.first.assign(all_.axes.size(), 0), root.strategy.assign(all_.axes.size(), undecided);
+    root.effects.resize(moves_.size());
+    for (size_t m = 0; m < moves_.size(); ++m)
+      for (double d : moves_[m].may_divide) root.effects[m].divides *= d;
+    push(std::move(root));
+  }
+
+  std::vector<Effect> effects_with(const State& state, size_t axis, int s) const {
+    std::vector<Effect> effects = state.effects;
+    for (size_t m = 0; m < moves_.size(); ++m)
+      effects[m].divides /= moves_[m].may_divide[axis], effects[m] *= moves_[m].effects[axis][size_t(s)];
+    return effects;
+  }
+
+  Cost least(const std::vector<Effect>& effects) const {
     Cost cost;
     for (size_t m = 0; m < moves_.size(); ++m) {
-      Effect e = node.effects[m];
-      if (s != undecided) e.divides /= moves_[m].may_divide[axis], e *= moves_[m].effects[axis][size_t(s)];
-      (m < first_output_ ? cost.bytes : cost.output_bytes) += least_bytes(moves_[m], e);
-      (m < first_output_ ? cost.moves : cost.output_moves) += e.moves;
+      (m < first_output_ ? cost.bytes : cost.output_bytes) += least_bytes(moves_[m], effects[m]);
+      (m < first_output_ ? cost.moves : cost.output_moves) += effects[m].moves;
     }
     return cost;
   }
 
-  // Whether a choice of this cost whose strategies are not before `first` would be kept.
-  bool wanted(const Cost& cost, const std::vector<int>& first) const {
-    if (best_.size() < count_) return true;
-    const Found& last = best_.back();
-    return cost < last.cost || (cost == last.cost && first < last.strategy);
-  }
-
-  // The first strategies in order that a node allows.
-  static std::vector<int> first_of(const Node& node) {
-    std::vector<int> first = node.strategy;
-    for (size_t a = 0; a < first.size(); ++a)
-      if (first[a] == undecided) first[a] = node.open[a][0];
-    return first;
-  }
-
-  void visit(Node node) {
-    // Closes strategies that cannot be part of what is wanted and finds the axis that leaves the fewest.
-    size_t next = node.strategy.size();
-    std::vector<std::pair<Cost, int>> ways;
-    for (size_t a = 0; a < node.strategy.size(); ++a) {
-      if (node.strategy[a] != undecided) continue;
-      std::vector<std::pair<Cost, int>> here;
-      std::vector<int> first = first_of(node);
-      std::vector<int> open;
-      for (int s : node.open[a]) {
-        first[a] = s;
-        Cost cost = least(node, a, s);
-        if (!allowed(node, a, s) || !wanted(cost, first)) continue;
-        here.emplace_back(cost, s), open.push_back(s);
-      }
+  // Decides the axis on which the cheapest strategy costs most, of several the one with the fewest such strategies.
+  void expand(State state) {
+    std::vector<State> children;
+    size_t fewest = 0;
+    Cost highest;
+    for (size_t a = 0; a < all_.axes.size(); ++a) {
+      if (state.strategy[a] != undecided) continue;
+      std::vector<State> here = children_of(state, a);
       if (here.empty()) return;
-      node.open[a] = std::move(open);
-      if (next == node.strategy.size() || here.size() < ways.size()) next = a, ways = std::move(here);
+      Cost least = any_cost;
+      for (const State& c : here) least = std::min(least, c.cost);
+      auto cheap = size_t(std::count_if(here.begin(), here.end(), [&](const State& c) { return c.cost == least; }));
+      if (children.empty() || highest < least || (highest == least && cheap < fewest))
+        children = std::move(here), highest = least, fewest = cheap;
     }
-    if (next == node.strategy.size()) return leaf(node);
-    std::stable_sort(ways.begin(), ways.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
-    for (const auto& [cost, s] : ways) {
-      Node child = node;
-      child.strategy[next] = s;
-      if (!wanted(cost, first_of(child))) continue;
-      for (size_t m = 0; m < moves_.size(); ++m) {
-        child.effects[m].divides /= moves_[m].may_divide[next];
-        child.effects[m] *= moves_[m].effects[next][size_t(s)];
-      }
-      visit(std::move(child));
+    if (children.empty()) return push_candidates(state);
+    for (State& c : children) push(std::move(c));
+  }
+
+  std::vector<State> children_of(const State& state, size_t axis) const {
+    std::vector<State> children;
+    for (size_t s = 0; s < all_.strategies.size(); ++s) {
+      if (!allowed(state, axis, int(s))) continue;
+      std::vector<Effect> effects = effects_with(state, axis, int(s));
+      State child{std::max(state.cost, least(effects)), state.first, 0, state.strategy, std::move(effects), nullptr};
+      child.first[axis] = child.strategy[axis] = int(s);
+      children.push_back(std::move(child));
     }
+    return children;
+  }
+
+  void push_candidates(const State& state) {
+    size_t order = 0;
+    all_.each_order(state.strategy, [&](Choice choice) {
+      auto candidate = std::make_unique<Candidate>(Candidate{std::move(choice), {}});
+      Choice& c = candidate->choice;
+      auto surely = [&](const auto& prices, const std::vector<Layout>& layouts, int64_t& bytes) {
+        for (size_t i = 0; i < prices.size(); ++i) {
+          candidate->sure.push_back(prices[i] ? prices[i]->at_least(layouts[i]) : 0);
+          bytes += candidate->sure.back();
+        }
+      };
+      surely(all_.inputs, c.inputs, c.bytes), surely(all_.outputs, c.outputs, c.output_bytes);
+      push({cost_of(c), state.strategy, order++, {}, {}, std::move(candidate)});
+    });
+  }
+
+  // Finds the price of one more tensor.
+  void price(State state) {
+    Candidate& c = *state.candidate;
+    size_t i = c.priced++, inputs = all_.inputs.size();
+    bool input = i < inputs;
+    const auto& prices = input ? all_.inputs[i] : all_.outputs[i - inputs];
+    if (prices) {
+      const Layout& layout = input ? c.choice.inputs[i] : c.choice.outputs[i - inputs];
+      (input ? c.choice.bytes : c.choice.output_bytes) += prices->exact(layout) - c.sure[i];
+    }
+    state.cost = cost_of(c.choice);
+    push(std::move(state));
   }
 
   // Not where a product would be split unevenly, or reductions would mix.
-  bool allowed(const Node& node, size_t axis, int s) const {
+  bool allowed(const State& state, size_t axis, int s) const {
     const Strategy& mine = all_.strategies[size_t(s)];
     int64_t ranks = p_.mesh.size(all_.axes[axis]);
     auto mix = [](const Placement& a, const Placement& b) {
       return a.is_partial() && b.is_partial() && a.reduce != b.reduce;
     };
-    for (size_t a = 0; a < node.strategy.size(); ++a) {
-      if (node.strategy[a] == undecided) continue;
-      const Strategy& other = all_.strategies[size_t(node.strategy[a])];
+    for (size_t a = 0; a < state.strategy.size(); ++a) {
+      if (state.strategy[a] == undecided) continue;
+      const Strategy& other = all_.strategies[size_t(state.strategy[a])];
       for (size_t i = 0; i < mine.inputs.size(); ++i)
         if (p_.inputs[i] && mix(mine.inputs[i], other.inputs[i])) return false;
       for (size_t o = 0; o < mine.outputs.size(); ++o)
@@ -389,38 +421,31 @@ class Search {
     return !f.even || f.size % ranks == 0;
   }
 
-  void leaf(const Node& node) {
-    auto limit = [&] { return best_.size() < count_ ? any_cost : best_.back().cost; };
-    all_.each_order(node.strategy, limit, [&](Choice c) {
-      Cost cost = cost_of(c);
-      if (!wanted(cost, node.strategy)) return;
-      auto later = [&](const Found& f) { return std::tie(cost, node.strategy) < std::tie(f.cost, f.strategy); };
-      best_.insert(std::find_if(best_.begin(), best_.end(), later), {cost, node.strategy, std::move(c)});
-      if (best_.size() > count_) best_.pop_back();
-    });
-  }
-
   const Propagation& p_;
   Combinations all_;
-  size_t count_;
   std::vector<Move> moves_;  // of inputs, then of outputs
   size_t first_output_ = 0;
-  std::vector<Found> best_;  // so far, the best first
+  std::vector<State> open_;  // a heap, the first on top
 };
 
 }  // namespace
 
 Choice choose(const Propagation& p) { return best_choices(p, 1)[0]; }  // all replicated is always among them
 
-std::vector<Choice> best_choices(const Propagation& p, size_t count) { return Search(p, count).run(); }
+std::vector<Choice> best_choices(const Propagation& p, size_t count) { return Search(p).run(count); }
 
 std::vector<Choice> all_choices(const Propagation& p) {
   std::vector<Choice> all;
   Combinations combinations(p);
   std::vector<int> chosen(combinations.axes.size());
   for (;;) {
-    combinations.each_order(
-        chosen, [] { return any_cost; }, [&](Choice c) { all.push_back(std::move(c)); });
+    combinations.each_order(chosen, [&](Choice c) {
+      for (size_t i = 0; i < c.inputs.size(); ++i)
+        if (combinations.inputs[i]) c.bytes += combinations.inputs[i]->exact(c.inputs[i]);
+      for (size_t o = 0; o < combinations.outputs.size(); ++o)
+        if (combinations.outputs[o]) c.output_bytes += combinations.outputs[o]->exact(c.outputs[o]);
+      all.push_back(std::move(c));
+    });
     size_t a = chosen.size();  // the last axis runs fastest
     while (a > 0 && chosen[a - 1] + 1 == int(combinations.strategies.size())) chosen[--a] = 0;
     if (a == 0) break;
