@@ -71,7 +71,8 @@ inline Result run(const std::string& program, const Words& arguments) {
     for (char c : word) command += c == '\'' ? "'\\''" : std::string(1, c);
     command += "' ";
   };
-  add(program.find('/') == std::string::npos ? std::string(DTENSOR_BIN_DIR) + "/" + program : program);
+  bool is_ours = program.find('/') == std::string::npos;
+  add(is_ours ? DTENSOR_BIN_DIR "/" + program : program);
   for (const std::string& a : arguments) add(a);
   int status = std::system((command + "</dev/null >" + folder / "out" + " 2>" + folder / "err").c_str());
   REQUIRE(WIFEXITED(status));
