@@ -46,27 +46,19 @@ Walk::Walk(const Shape& out, const std::array<Shape, max_elementwise>& steps) {
 
 namespace {
 
+// n elements, `step` elements apart, side by side.
 template <class T>
 void bring(const std::byte* from, int64_t step, int64_t n, std::byte* to) {
   const T* x = reinterpret_cast<const T*>(from);
   T* y = reinterpret_cast<T*>(to);
-  if (step == 1)
-    std::copy_n(x, n, y);
-  else if (step == 0)
-    std::fill_n(y, n, *x);
+  if (step == 0)
+    for (int64_t i = 0; i < n; ++i) y[i] = *x;
   else
     for (int64_t i = 0; i < n; ++i) y[i] = x[i * step];
 }
-// n elements of `size` bytes, `step` elements apart, side by side.
-void bring(int64_t size, const std::byte* from, int64_t step, int64_t n, std::byte* to) {
-  if (size == 8)
-    bring<uint64_t>(from, step, n, to);
-  else if (size == 4)
-    bring<uint32_t>(from, step, n, to);
-  else if (size == 2)
-    bring<uint16_t>(from, step, n, to);
-  else
-    bring<uint8_t>(from, step, n, to);
+using Bring = void (*)(const std::byte* from, int64_t step, int64_t n, std::byte* to);
+Bring bring_of(int64_t size) {
+  return size == 8 ? bring<uint64_t> : size == 4 ? bring<uint32_t> : size == 2 ? bring<uint16_t> : bring<uint8_t>;
 }
 
 }  // namespace
@@ -75,46 +67,60 @@ void for_elements(const Context& c, std::span<const ElementInput> in, const Tens
                   ElementLoop loop) {
   constexpr int64_t block = 512, largest = 8;  // elements at a time; bytes of one
   struct Input {
-    const std::byte* at = nullptr;
-    int64_t size = 0;
-    bool whole = false;  // lies as the output does
-    bool one = false;    // a single element
+    const std::byte* at;
+    int64_t size;
+    bool whole;  // lies as the output does
+    Bring bring;
   };
-  std::array<Input, max_elementwise> x;
+  std::array<Input, max_elementwise> x{};
   std::array<Shape, max_elementwise> strides;
   strides.fill(Shape::filled(out.dims(), 0));
   bool whole = true;
   for (size_t k = 0; k < in.size(); ++k) {
-    if (const Tensor* t = in[k].tensor) {
-      x[k] = {t->bytes_data(), itemsize(t->dtype()), t->shape() == out.shape() && t->is_contiguous(), t->numel() == 1};
-      strides[k] = broadcast_strides(*t, out.shape());
-    } else {
-      x[k] = {static_cast<const std::byte*>(in[k].element), in[k].size, false, true};
-    }
-    whole &= x[k].whole;
+    const Tensor* t = in[k].tensor;
+    int64_t size = t ? itemsize(t->dtype()) : in[k].size;
+    if (t) strides[k] = broadcast_strides(*t, out.shape());
+    whole &= t && t->shape() == out.shape() && t->is_contiguous();
+    x[k] = {t ? t->bytes_data() : static_cast<const std::byte*>(in[k].element), size,
+            t && t->shape() == out.shape() && t->is_contiguous(), bring_of(size)};
   }
+  std::byte* to = out.bytes_data();
+  int64_t to_size = itemsize(out.dtype());
   Walk walk(out.shape(), strides);
+  bool long_runs = walk.shape[0] >= 64;
   c.pool.parallel_for(out.numel(), pointwise_grain, [&](int64_t begin, int64_t end, int) {
     alignas(64) std::byte room[max_elementwise][block * largest];
     std::array<const void*, max_elementwise> from{};
-    bool apart = false;  // some operand is brought together, block by block
-    for (size_t k = 0; k < in.size(); ++k) {
-      if (!x[k].whole) from[k] = room[k];
-      if (!x[k].whole && x[k].one) bring(x[k].size, x[k].at, 0, std::min(block, end - begin), room[k]);
-      apart |= !x[k].whole && !x[k].one;
-    }
-    for (int64_t b = begin, e; b < end; b = e) {
-      e = whole ? end : std::min(end, b + block);
+    std::array<int64_t, max_elementwise> repeated{-1, -1, -1};  // the element that fills the operand's room
+    // Elements [b, e) of what lies as the output does.
+    auto compute = [&](int64_t b, int64_t e) {
       for (size_t k = 0; k < in.size(); ++k)
         if (x[k].whole) from[k] = x[k].at + b * x[k].size;
-      if (apart)
-        walk.runs(b, e, [&](int64_t first, int64_t n, const Walk::Offsets& offset) {
-          for (size_t k = 0; k < in.size(); ++k)
-            if (!x[k].whole && !x[k].one)
-              bring(x[k].size, x[k].at + offset[k] * x[k].size, walk.strides[k][0], n,
-                    room[k] + (first - b) * x[k].size);
-        });
-      loop(e - b, out.bytes_data() + b * itemsize(out.dtype()), f, from);
+      loop(e - b, to + b * to_size, f, from);
+    };
+    if (whole) return compute(begin, end);
+    if (long_runs)
+      return walk.runs(begin, end, block, [&](int64_t first, int64_t n, const Walk::Offsets& offset) {
+        for (size_t k = 0; k < in.size(); ++k) {
+          const std::byte* at = x[k].at + offset[k] * x[k].size;
+          int64_t step = walk.strides[k][0];
+          if (step == 0 && repeated[k] != offset[k])
+            x[k].bring(at, step, block, room[k]), repeated[k] = offset[k];
+          else if (step != 0 && step != 1)
+            x[k].bring(at, step, n, room[k]);
+          from[k] = step == 1 ? at : room[k];
+        }
+        loop(n, to + first * to_size, f, from);
+      });
+    for (size_t k = 0; k < in.size(); ++k) from[k] = room[k];
+    for (int64_t b = begin, e; b < end; b = e) {  // short runs, side by side
+      e = std::min(end, b + block);
+      walk.runs(b, e, block, [&](int64_t first, int64_t n, const Walk::Offsets& offset) {
+        for (size_t k = 0; k < in.size(); ++k)
+          if (!x[k].whole)
+            x[k].bring(x[k].at + offset[k] * x[k].size, walk.strides[k][0], n, room[k] + (first - b) * x[k].size);
+      });
+      compute(b, e);
     }
   });
 }

@@ -33,19 +33,25 @@ struct Walk {
 
   Walk(const Shape& out, const std::array<Shape, max_elementwise>& steps);
   // Calls f(first element, count, its offset in each operand) for runs along the innermost dimension that make up the
-  // elements [begin, end) of the output.
+  // elements [begin, end) of the output, each at most `most` long.
   template <class F>
-  void runs(int64_t begin, int64_t end, F f) const {
+  void runs(int64_t begin, int64_t end, int64_t most, F f) const {
+    Offsets offset{};
+    std::array<int64_t, max_dims> index{};
+    for (int64_t d = 0, rest = begin; d < shape.dims(); ++d) {
+      index[size_t(d)] = rest % shape[int(d)], rest /= shape[int(d)];
+      for (size_t k = 0; k < max_elementwise; ++k) offset[k] += index[size_t(d)] * strides[k][int(d)];
+    }
+    auto step = [&](int d, int64_t by) {
+      index[size_t(d)] += by;
+      for (size_t k = 0; k < max_elementwise; ++k) offset[k] += by * strides[k][d];
+    };
     while (begin < end) {
-      Offsets offset{};
-      int64_t rest = begin, inner = begin % shape[0];
-      for (int d = 0; d < shape.dims(); ++d) {
-        for (size_t k = 0; k < max_elementwise; ++k) offset[k] += rest % shape[d] * strides[k][d];
-        rest /= shape[d];
-      }
-      int64_t count = std::min(shape[0] - inner, end - begin);
+      int64_t count = std::min({shape[0] - index[0], end - begin, most});
       f(begin, count, offset);
       begin += count;
+      step(0, count);
+      for (int d = 0; d + 1 < shape.dims() && index[size_t(d)] == shape[d]; ++d) step(d, -shape[d]), step(d + 1, 1);
     }
   }
 };
