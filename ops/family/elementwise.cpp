@@ -78,11 +78,12 @@ void for_elements(const Context& c, std::span<const ElementInput> in, const Tens
   bool whole = true;
   for (size_t k = 0; k < in.size(); ++k) {
     const Tensor* t = in[k].tensor;
-    int64_t size = t ? itemsize(t->dtype()) : in[k].size;
     if (t) strides[k] = broadcast_strides(*t, out.shape());
-    whole &= t && t->shape() == out.shape() && t->is_contiguous();
-    x[k] = {t ? t->bytes_data() : static_cast<const std::byte*>(in[k].element), size,
-            t && t->shape() == out.shape() && t->is_contiguous(), bring_of(size)};
+    x[k].at = t ? t->bytes_data() : static_cast<const std::byte*>(in[k].element);
+    x[k].size = t ? itemsize(t->dtype()) : in[k].size;
+    x[k].whole = t && t->shape() == out.shape() && t->is_contiguous();
+    x[k].bring = bring_of(x[k].size);
+    whole &= x[k].whole;
   }
   std::byte* to = out.bytes_data();
   int64_t to_size = itemsize(out.dtype());
