@@ -207,23 +207,41 @@ class Planner {
   }
 
  private:
+  // The paths of "slice or pad, reduce, one exchange, slice or pad" that have one collective. A layout on the way is
+  // named by what was done last.
   void one_collective(const Ends& e) {
     const Layout &s = e.source, &t = e.target;
-    AxisSet slices = e.shard_t & ~e.shard_s & ~e.reduced;
-    attempt({s, t});
-    if (slices) attempt({s, e.layout(~0u, slices, e.reduced), t});
-    if (e.made) {
-      attempt({s, e.layout(~e.made, 0, e.reduced | e.made), t});
-      for (int d = 0; d < p_.shape.dims(); ++d) attempt({s, e.layout(0, ~0u, 0, e.made, d), t});
-    }
+    AxisSet slices = e.shard_t & ~e.shard_s & ~e.reduced;  // what the target splits besides, at no cost
+    Layout sliced = e.layout(~0u, slices, e.reduced);
+    attempt({s, t});  // one step
+    if (slices) attempt({s, sliced, t});
+    if (e.made) pad(e);
     if (!e.reduced) return;
-    attempt({s, e.layout(~0u, 0, 0), t});
-    attempt({s, e.layout(~0u, slices, e.reduced), e.layout(~0u, slices, 0), t});
-    Layout all_partial = e.layout(0, 0, e.reduced | e.made | e.shard_s);
-    attempt({s, all_partial, t});
-    attempt({s, all_partial, e.layout(0, 0, e.made), t});
-    if (slices)
-      attempt({s, all_partial, e.layout(0, slices, all_partial.partial & e.moving), e.layout(0, slices, e.made), t});
+    Layout reduced = e.layout(~0u, 0, 0), sliced_and_reduced = e.layout(~0u, slices, 0);
+    attempt({s, reduced, t});
+    attempt({s, sliced, sliced_and_reduced, t});
+    reduce_padded(e, slices);
+  }
+
+  // Axes that become Partial: the others' zeros are added first, or last, when a temporary shard has been exchanged.
+  void pad(const Ends& e) {
+    Layout padded = e.layout(~e.made, 0, e.reduced | e.made);
+    attempt({e.source, padded, e.target});
+    for (int d = 0; d < p_.shape.dims(); ++d) {
+      Layout exchanged = e.layout(0, ~0u, 0, e.made, d);
+      attempt({e.source, exchanged, e.target});
+    }
+  }
+
+  // Shards are padded, so that the one collective is a reduction over all that moves.
+  void reduce_padded(const Ends& e, AxisSet slices) {
+    const Layout &s = e.source, &t = e.target;
+    Layout padded = e.layout(0, 0, e.reduced | e.made | e.shard_s), reduced = e.layout(0, 0, e.made);
+    attempt({s, padded, t});
+    attempt({s, padded, reduced, t});
+    if (!slices) return;
+    Layout sliced = e.layout(0, slices, padded.partial & e.moving), sliced_and_reduced = e.layout(0, slices, e.made);
+    attempt({s, padded, sliced, sliced_and_reduced, t});
   }
 
   // The least that two collectives can take: two launches, and where n contributions are reduced, a whole new piece
@@ -250,26 +268,32 @@ class Planner {
     return dims;
   }
 
+  // A reduce_scatter leaves each rank a part: of the target, on the axes that have `arrived` there, or of a temporary
+  // dimension. The rest is reduced by an all_reduce, before or after; then one exchange, and zeros where axes are made.
   void more_collectives(const Ends& e) {
-    const Layout &s = e.source, &t = e.target;
-    attempt({s, e.layout(0, ~e.reduced, e.reduced), t});
+    Layout exchanged = e.layout(0, ~e.reduced, e.reduced);
+    attempt({e.source, exchanged, e.target});
     if (!e.reduced && !uneven_) return;
     AxisSet free = e.moving & ~e.shard_s;
     const std::vector<int> dims = dimensions(e);
     subsets(free & e.shard_t, [&](AxisSet arrived) {
       subsets(free & ~arrived, [&](AxisSet temporary) {
         if (least_reducing(e, arrived | temporary) >= best_time_) return;
-        for (int d : dims) {
-          if (!temporary && d != dims[0]) break;
-          AxisSet partial = e.reduced & ~arrived & ~temporary;
-          Layout scattered = e.layout(~0u, arrived, partial, temporary, d),
-                 reduced = e.layout(~0u, arrived, 0, temporary, d);
-          attempt({s, scattered, reduced, t});
-          attempt({s, e.layout(~0u, 0, e.reduced & ~partial), reduced, t});
-          if (e.made) attempt({s, scattered, reduced, e.layout(0, ~0u, 0, e.made, d), t});
-        }
+        for (int d : dims)
+          if (temporary || d == dims[0]) scatter(e, arrived, temporary, d);
       });
     });
+  }
+  void scatter(const Ends& e, AxisSet arrived, AxisSet temporary, int dim) {
+    const Layout &s = e.source, &t = e.target;
+    AxisSet later = e.reduced & ~arrived & ~temporary;  // what an all_reduce is for
+    Layout scattered = e.layout(~0u, arrived, later, temporary, dim), first = e.layout(~0u, 0, e.reduced & ~later),
+           reduced = e.layout(~0u, arrived, 0, temporary, dim);
+    attempt({s, scattered, reduced, t});
+    attempt({s, first, reduced, t});
+    if (!e.made) return;
+    Layout made_last = e.layout(0, ~0u, 0, e.made, dim);
+    attempt({s, scattered, reduced, made_last, t});
   }
 
   // The least that reductions can take where `joined` axes split meanwhile: at least that share of the source is

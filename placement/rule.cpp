@@ -1,5 +1,7 @@
 #include "placement/rule.h"
 
+#include <fmt/format.h>
+
 #include <bit>
 
 namespace dtensor {
@@ -70,6 +72,130 @@ std::string list(std::span<const Shape* const> shapes) {
   return text;
 }
 
+// A rule brought together with the shapes of its inputs, step by step.
+class Binding {
+ public:
+  Binding(std::string_view who, const Rule& rule, std::span<const Shape* const> shapes)
+      : who_(who), rule_(rule), shapes_(shapes), parsed_(parse(rule.text)) {
+    if (parsed_.inputs.empty() && shapes.size() == 1) parsed_.inputs.emplace_back();  // "->v" of one without dimensions
+    check(parsed_.inputs.size() == shapes.size(), "[{}] takes {} operands, not {}", who, parsed_.inputs.size(),
+          shapes.size());
+    name_dimensions();
+    find_sizes();
+    for (size_t i = 0; i < shapes.size(); ++i) inputs.push_back(shapes[i] ? operand(terms_[i], shapes[i]) : absent());
+    for (const Terms& out : parsed_.outputs) outputs.push_back(operand(expand(out, dots_, dots_), nullptr));
+  }
+
+  std::vector<Factor> factors;
+  std::vector<Operand> inputs, outputs;
+
+ private:
+  // Which dimensions of each input "..." stands for, and with that the names of all of them.
+  void name_dimensions() {
+    std::vector<int> own(shapes_.size());
+    for (size_t i = 0; i < shapes_.size(); ++i) {
+      if (!shapes_[i]) continue;
+      const Terms& terms = parsed_.inputs[i];
+      bool open = has_dots(terms);
+      int named = int(terms.size()) - open;
+      check(open ? shapes_[i]->dims() >= named : shapes_[i]->dims() == named,
+            "[{}] operand {} has {} dimensions, {}; it needs {}{} (rule {})", who_, i, shapes_[i]->dims(), *shapes_[i],
+            open ? "at least " : "", named, rule_.text);
+      if (open) dots_ = std::max(dots_, own[i] = shapes_[i]->dims() - named);
+    }
+    terms_.resize(shapes_.size());
+    for (size_t i = 0; i < shapes_.size(); ++i)
+      if (shapes_[i]) terms_[i] = expand(parsed_.inputs[i], own[i], dots_);
+  }
+
+  // The size of each factor: told by the card, or by the dimensions that have it.
+  void find_sizes() {
+    for (auto [name, size] : rule_.sizes) factors[size_t(factor(name))].size = size;
+    for (bool last : {false, true})  // a product may need sizes that a later operand tells
+      for (size_t i = 0; i < shapes_.size(); ++i)
+        for (size_t d = 0; d < terms_[i].size(); ++d) learn(i, int(d), terms_[i][d].names, last);
+  }
+
+  // A dimension tells one factor that it has; a broadcast one tells nothing.
+  void learn(size_t input, int d, const std::string& names, bool last) {
+    const Shape& shape = *shapes_[input];
+    int64_t size = shape[d], known = 1;
+    int open = -1, count = 0;
+    for (char c : names) {
+      int f = factor(c);
+      if (factors[size_t(f)].size == unknown)
+        open = f, ++count;
+      else
+        known *= factors[size_t(f)].size;
+    }
+    if (count > 1) {
+      check(!last, "[{}] the sizes of ({}) in {} cannot be told apart", who_, names, shape);
+    } else if (count == 1) {
+      check(known != 0 || size == 0, "[{}] dimension {} of {} does not divide", who_, d, shape);
+      check(known == 0 || size % known == 0, "[{}] dimension {} of {} does not divide into pieces of {}", who_, d,
+            shape, known);
+      factors[size_t(open)].size = known ? size / known : 0;
+    } else if (is_of_dots(names[0])) {
+      int64_t& f = factors[size_t(factor(names[0]))].size;
+      if (f == 1) f = size;
+      check(size == f || size == 1, "[{}] sizes {} and {} of one dimension do not broadcast: operand {} is {}", who_, f,
+            size, input, shape);
+    } else if (size != known) {
+      fail("[{}] sizes of {} differ: {} and {} in operands {} (rule {})", who_, names, known, size, list(shapes_),
+           rule_.text);
+    }
+  }
+
+  // An input of this shape, or an output, whose shape its factors tell.
+  Operand operand(const Terms& dims, const Shape* shape) {
+    check(dims.size() <= size_t(max_dims), "[{}] an output of {} dimensions; at most {} are supported (rule {})", who_,
+          dims.size(), max_dims, rule_.text);
+    Operand o = absent();
+    o.present = true;
+    for (size_t d = 0; d < dims.size(); ++d) {
+      int64_t size = 1;
+      bool first = true;
+      for (char c : dims[d].names) {
+        int f = factor(c);
+        Factor& info = factors[size_t(f)];
+        check(info.size != unknown, "[{}] the size of factor {} is not known (rule {})", who_, c, rule_.text);
+        size *= info.size;
+        bool broadcast = shape && is_of_dots(c) && (*shape)[int(d)] == 1 && info.size != 1;
+        if (broadcast) continue;
+        o.factors |= uint64_t(1) << f;
+        if (dims[d].whole || !first) info.shardable = false;
+        if (first && dims[d].names.size() > 1) info.even = true;
+        if (first) o.leading[d] = int8_t(f);
+        first = false;
+      }
+      o.shape.push_back(shape ? (*shape)[int(d)] : size);
+    }
+    return o;
+  }
+
+  static Operand absent() {
+    Operand o;
+    o.present = false;
+    o.leading.fill(-1);
+    return o;
+  }
+  static bool is_of_dots(char name) { return name <= 'Z'; }
+  // The factor of that name, which may be new.
+  int factor(char name) {
+    for (size_t f = 0; f < factors.size(); ++f)
+      if (factors[f].name == name) return int(f);
+    factors.push_back({name, unknown});
+    return int(factors.size()) - 1;
+  }
+
+  std::string_view who_;
+  const Rule& rule_;
+  std::span<const Shape* const> shapes_;
+  Parsed parsed_;
+  int dots_ = 0;              // of the operand in which "..." is the most dimensions
+  std::vector<Terms> terms_;  // of the inputs, without "..."
+};
+
 }  // namespace
 
 int Operand::dim_of(int f) const {
@@ -86,101 +212,8 @@ int BoundRule::find(char name) const {
 
 BoundRule::BoundRule(std::string_view who, Rule rule, std::span<const Shape* const> shapes) : rule_(std::move(rule)) {
   if (const char* error = rule_error(rule_.text)) fail("[{}] the rule \"{}\" is malformed: {}", who, rule_.text, error);
-  Parsed parsed = parse(rule_.text);
-  if (parsed.inputs.empty() && shapes.size() == 1) parsed.inputs.emplace_back();  // "->v" of one without dimensions
-  check(parsed.inputs.size() == shapes.size(), "[{}] takes {} operands, not {}", who, parsed.inputs.size(),
-        shapes.size());
-
-  // How many dimensions "..." stands for in each operand.
-  int dots = 0;
-  std::vector<int> own(shapes.size());
-  for (size_t i = 0; i < shapes.size(); ++i) {
-    if (!shapes[i]) continue;
-    const Terms& terms = parsed.inputs[i];
-    bool open = has_dots(terms);
-    int named = int(terms.size()) - open;
-    check(open ? shapes[i]->dims() >= named : shapes[i]->dims() == named,
-          "[{}] operand {} has {} dimensions, {}; it needs {}{} (rule {})", who, i, shapes[i]->dims(),
-          to_string(*shapes[i]), open ? "at least " : "", named, rule_.text);
-    if (open) dots = std::max(dots, own[i] = shapes[i]->dims() - named);
-  }
-
-  auto factor = [&](char name) {
-    int f = find(name);
-    if (f >= 0) return f;
-    factors_.push_back({name, unknown});
-    return int(factors_.size()) - 1;
-  };
-  for (auto [name, size] : rule_.sizes) factors_[size_t(factor(name))].size = size;
-
-  // Sizes of factors: a dimension tells one factor it has; a broadcast dimension tells nothing.
-  std::vector<Terms> terms(shapes.size());
-  for (size_t i = 0; i < shapes.size(); ++i)
-    if (shapes[i]) terms[i] = expand(parsed.inputs[i], own[i], dots);
-  for (int pass = 0; pass < 2; ++pass)  // a product may need sizes that a later operand tells
-    for (size_t i = 0; i < shapes.size(); ++i) {
-      for (size_t d = 0; d < terms[i].size(); ++d) {
-        const Term& t = terms[i][d];
-        int64_t size = (*shapes[i])[int(d)], known = 1;
-        int open = -1, count = 0;
-        for (char c : t.names) {
-          int f = factor(c);
-          if (factors_[size_t(f)].size == unknown)
-            open = f, ++count;
-          else
-            known *= factors_[size_t(f)].size;
-        }
-        bool broadcast = t.names[0] <= 'Z';
-        if (count > 1) {
-          check(pass == 0, "[{}] the sizes of ({}) in {} cannot be told apart", who, t.names, to_string(*shapes[i]));
-        } else if (count == 1) {
-          check(known != 0 || size == 0, "[{}] dimension {} of {} does not divide", who, d, to_string(*shapes[i]));
-          check(known == 0 || size % known == 0, "[{}] dimension {} of {} does not divide into pieces of {}", who, d,
-                to_string(*shapes[i]), known);
-          factors_[size_t(open)].size = known ? size / known : 0;
-        } else if (broadcast) {
-          int64_t& f = factors_[size_t(find(t.names[0]))].size;
-          if (f == 1) f = size;
-          check(size == f || size == 1, "[{}] sizes {} and {} of one dimension do not broadcast: operand {} is {}", who,
-                f, size, i, to_string(*shapes[i]));
-        } else {
-          check(size == known, "[{}] sizes of {} differ: {} and {} in operands {} (rule {})", who, t.names, known, size,
-                list(shapes), rule_.text);
-        }
-      }
-    }
-
-  auto operand = [&](const Terms& dims, const Shape* shape) {
-    check(dims.size() <= size_t(max_dims), "[{}] an output of {} dimensions; at most {} are supported (rule {})", who,
-          dims.size(), max_dims, rule_.text);
-    Operand o;
-    o.leading.fill(-1);
-    for (size_t d = 0; d < dims.size(); ++d) {
-      int64_t size = 1;
-      bool first = true;
-      for (char c : dims[d].names) {
-        int f = factor(c);
-        Factor& info = factors_[size_t(f)];
-        check(info.size != unknown, "[{}] the size of factor {} is not known (rule {})", who, c, rule_.text);
-        size *= info.size;
-        bool broadcast = shape && c <= 'Z' && (*shape)[int(d)] == 1 && info.size != 1;
-        if (broadcast) continue;
-        o.factors |= uint64_t(1) << f;
-        if (dims[d].whole || !first) info.shardable = false;
-        if (first && dims[d].names.size() > 1) info.even = true;
-        if (first) o.leading[d] = int8_t(f);
-        first = false;
-      }
-      o.shape.push_back(shape ? (*shape)[int(d)] : size);
-    }
-    return o;
-  };
-  for (size_t i = 0; i < shapes.size(); ++i) {
-    inputs_.push_back(shapes[i] ? operand(terms[i], shapes[i]) : Operand{});
-    inputs_.back().present = shapes[i] != nullptr;
-    if (!shapes[i]) inputs_.back().leading.fill(-1);
-  }
-  for (const Terms& out : parsed.outputs) outputs_.push_back(operand(expand(out, dots, dots), nullptr));
+  Binding bound(who, rule_, shapes);
+  factors_ = std::move(bound.factors), inputs_ = std::move(bound.inputs), outputs_ = std::move(bound.outputs);
 }
 
 void BoundRule::strategies_by_factor(std::vector<Strategy>& found) const {
