@@ -100,12 +100,12 @@ void softplus_kernel(const Context& c, In in, Out out) {
 }  // namespace
 
 extern const KernelTable elementwise_kernels = {
-#define UNARY(name, ...) {&ops::name##_op, plain<name, 1>},
-#define BACKWARD(name, ...) {&ops::name##_op, plain<name, 2>},
+#define DTENSOR_UNARY(name, ...) {&ops::name##_op, plain<name, 1>},
+#define DTENSOR_BACKWARD(name, ...) {&ops::name##_op, plain<name, 2>},
 #include "ops/pointwise/trigonometry.inc"
 #include "ops/pointwise/unary.inc"
-#undef BACKWARD
-#undef UNARY
+#undef DTENSOR_BACKWARD
+#undef DTENSOR_UNARY
     {&ops::add_op, plain<add, 2>},
     {&ops::sub_op, plain<subtract, 2>},
     {&ops::mul_op, plain<multiply, 2>},

@@ -36,12 +36,12 @@ ElementwiseFunction lerp;              // (a, b, weight)
 ElementwiseFunction add_multiple;      // (x, a, b), factor: x + factor * a * b
 ElementwiseFunction power_of;          // (x), exponent
 // (x), and (dy, x)
-#define UNARY(name, ...) ElementwiseFunction name;
-#define BACKWARD(name, ...) ElementwiseFunction name;
+#define DTENSOR_UNARY(name, ...) ElementwiseFunction name;
+#define DTENSOR_BACKWARD(name, ...) ElementwiseFunction name;
 #include "ops/pointwise/trigonometry.inc"
 #include "ops/pointwise/unary.inc"
-#undef BACKWARD
-#undef UNARY
+#undef DTENSOR_BACKWARD
+#undef DTENSOR_UNARY
 ElementwiseFunction clamp;           // (x), low, high: infinite where there is no bound
 ElementwiseFunction clamp_backward;  // (dy, x), low, high, whether there are a low and a high
 // (x), and (dy, x)

@@ -4,17 +4,17 @@
 #include "ops/cuda/compare.cuh"
 
 // `types`(e, f) launches f for the element types.
-#define UNARY(name, types, value, ...)      \
-  namespace {                               \
-  struct value_of_##name {                  \
-    template <class T>                      \
-    __device__ auto operator()(T x) const { \
-      return value;                         \
-    }                                       \
-  };                                        \
-  }                                         \
+#define DTENSOR_UNARY(name, types, value, ...) \
+  namespace {                                  \
+  struct value_of_##name {                     \
+    template <class T>                         \
+    __device__ auto operator()(T x) const {    \
+      return value;                            \
+    }                                          \
+  };                                           \
+  }                                            \
   bool name(const Elementwise& e) { return types<1>(e, value_of_##name{}); }
-#define BACKWARD(name, value, ...)             \
+#define DTENSOR_BACKWARD(name, value, ...)     \
   namespace {                                  \
   struct value_of_##name {                     \
     template <class T>                         \

@@ -7,13 +7,13 @@
 
 namespace dtensor::ops {
 
-#define UNARY(name, ...)     \
-  extern const Op name##_op; \
+#define DTENSOR_UNARY(name, ...) \
+  extern const Op name##_op;     \
   DistributedTensor name(const DistributedTensor& x);
-#define BACKWARD(name, ...) extern const Op name##_op;
+#define DTENSOR_BACKWARD(name, ...) extern const Op name##_op;
 #include "ops/pointwise/trigonometry.inc"
 #include "ops/pointwise/unary.inc"
-#undef BACKWARD
-#undef UNARY
+#undef DTENSOR_BACKWARD
+#undef DTENSOR_UNARY
 
 }  // namespace dtensor::ops
