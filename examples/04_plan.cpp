@@ -22,12 +22,13 @@
 #include <nlohmann/json.hpp>
 
 #include "dtensor/comm_log.h"
+#include "dtensor/creation.h"
 #include "dtensor/launch.h"
-#include "dtensor/random.h"
 #include "nn/layers.h"
-#include "nn/optim.h"
 #include "nn/parallel/plan.h"
 #include "nn/record.h"
+#include "nn/train/adamw.h"
+#include "nn/train/gradients.h"
 
 using namespace dtensor;
 
@@ -51,8 +52,7 @@ void step(Rank& rank) {
   nn::ParallelPlan::from_json(nlohmann::ordered_json::parse(plan)).apply(network);
   nn::materialize(network, /*seed=*/1);
 
-  DistributedTensor x = DistributedTensor::empty(mesh, parse_spec("f32[8,16] dp=Shard(0)", mesh.shape()));
-  fill_normal(x, {.seed = 1, .path = "x"}, 0, 1);
+  DistributedTensor x = randn(mesh, "f32[8,16] dp=Shard(0)", {.seed = 1, .path = "x"});
 
   CommLog log(rank);
   nn::AdamW optimizer(network.parameters(), {});

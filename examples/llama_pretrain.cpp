@@ -21,7 +21,7 @@
 #include "dtensor/table.h"
 #include "examples/progress.h"
 #include "nn/json.h"
-#include "nn/trainer.h"
+#include "nn/train/causal_lm.h"
 #include "ops/cuda/gemm.h"
 #include "placement/nearest.h"
 
@@ -36,7 +36,7 @@ struct Options {
   double deadline = 600;
   std::vector<std::string> data;
   int64_t batch_size = 16, seq_len = 128;
-  nn::TrainerOptions train{
+  nn::LlamaTrainingOptions train{
       .seed = 42, .steps = 0, .lr = 1e-3, .warmup_steps = 0, .clip = 1.0, .adamw = {.weight_decay = 0.1}};
   int threads = 0;
   bool tf32 = false, strict = false, dry_run = false, check = false, json = false;
@@ -156,7 +156,7 @@ struct Run {
   MeshShape mesh;
   nn::LlamaConfig model;
   nn::ParallelPlan plan;
-  nn::TrainerOptions train;
+  nn::LlamaTrainingOptions train;
   Device device = Device::cpu;
   std::optional<Environment> processes = {};  // with NCCL
 };
@@ -261,9 +261,9 @@ std::vector<CommLog::Entry> dry_run(const Options& o, const Run& run) {
   auto rank = Rank::recorded(run.mesh.world());
   rank->strict = o.strict;
   DeviceMesh mesh(*rank, run.mesh);
-  nn::Trainer trainer(mesh, run.model, run.plan, run.train);
+  nn::LlamaTraining training(mesh, run.model, run.plan, run.train);
   CommLog log(*rank, std::numeric_limits<int64_t>::max());  // all of them, however many
-  trainer.step(nn::meta_batch(mesh, nn::batch_layout(run.mesh, run.plan), o.batch_size, o.seq_len));
+  training.trainer.step(nn::meta_batch(mesh, nn::batch_layout(run.mesh, run.plan), o.batch_size, o.seq_len));
   return log.entries();
 }
 
@@ -329,19 +329,19 @@ void train(const Options& o, const Run& run, const nn::PackedText& text, std::of
   auto body = [&](Rank& rank) {
     rank.strict = o.strict;
     DeviceMesh mesh(rank, run.mesh);
-    nn::Trainer trainer(mesh, run.model, run.plan, run.train);
+    nn::LlamaTraining training(mesh, run.model, run.plan, run.train);
     bool first = rank.rank() == 0;
     rank.tf32 = o.tf32;
     bool tuned = o.tune_gemm.empty() || std::filesystem::exists(o.tune_gemm);
     if (tuned && !o.tune_gemm.empty()) cuda::gemm(rank).load(o.tune_gemm);
     int64_t tokens = o.batch_size * o.seq_len;
     if (first)
-      fmt::print("{} parameters, mesh {}, {} tokens per step\n", trainer.parameter_count(), to_string(run.mesh),
+      fmt::print("{} parameters, mesh {}, {} tokens per step\n", training.model.parameter_count(), to_string(run.mesh),
                  tokens);
     Layout layout = nn::batch_layout(run.mesh, run.plan);
     for (int64_t i = 0; i < o.train.steps; ++i) {
       auto begin = std::chrono::steady_clock::now();
-      nn::Trainer::Step s = trainer.step(text.batch(mesh, layout, i, o.batch_size));
+      nn::Trainer::Step s = training.trainer.step(text.batch(mesh, layout, i, o.batch_size));
       double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
       if (!tuned) {
         int products = cuda::gemm(rank).tune();
@@ -351,7 +351,7 @@ void train(const Options& o, const Run& run, const nn::PackedText& text, std::of
       }
       if (!first) continue;
       progress.step(s, tokens, seconds);
-      if (i == 1 && run.device == Device::cuda) progress.note("CUDA graph: " + trainer.graph_status());
+      if (i == 1 && run.device == Device::cuda) progress.note("CUDA graph: " + training.trainer.graph_status());
       if (!metrics.is_open()) continue;
       metrics << metrics_line(s, tokens, seconds, rank.allocator()->peak_bytes()) << std::flush;
       check(metrics.good(), "[llama_pretrain] cannot write to --metrics {}: is the disk full?", o.metrics);

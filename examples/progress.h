@@ -11,7 +11,7 @@
 #include <cstdlib>
 #include <string>
 
-#include "nn/trainer.h"
+#include "nn/train/trainer.h"
 
 namespace dtensor {
 

@@ -152,6 +152,12 @@ std::vector<Parameter*> Module::parameters() {
   return all;
 }
 
+int64_t Module::parameter_count() {
+  int64_t n = 0;
+  for (const Parameter* p : parameters()) n += numel(p->shape());
+  return n;
+}
+
 Parameter* Module::find_parameter(std::string_view name) {
   for (Parameter* p : parameters_)
     if (std::string_view(p->path()).substr(path_.empty() ? 0 : path_.size() + 1) == name) return p;

@@ -130,6 +130,7 @@ class Module {
   // This module and all below it, in the order of declaration.
   std::vector<Module*> modules();
   std::vector<Parameter*> parameters();
+  int64_t parameter_count();  // the elements of all of them
   // Parameters of this module alone.
   const std::vector<Parameter*>& own_parameters() const { return parameters_; }
   // The own parameter of that name, or nullptr.

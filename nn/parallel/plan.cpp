@@ -403,4 +403,22 @@ void ParallelPlan::apply(Module& model) const {
   }
 }
 
+Layout batch_layout(const MeshShape& mesh, const ParallelPlan& plan) {
+  std::vector<std::string> axes = plan.data_axes();
+  axes.insert(axes.end(), {"dp", "dp_replicate", "dp_shard"});
+  Layout l;
+  for (int a = 0; a < mesh.axes(); ++a)
+    if (std::find(axes.begin(), axes.end(), mesh.name(a)) != axes.end()) l = l.with(a, Shard(0));
+  return l;
+}
+
+void ParallelPlan::check_uses(const MeshShape& mesh) const {
+  std::vector<std::string> used = axes();
+  AxisSet of_batch = batch_layout(mesh, *this).sharded();
+  for (int a = 0; a < mesh.axes(); ++a)
+    check(mesh.size(a) == 1 || has(of_batch, a) || std::find(used.begin(), used.end(), mesh.name(a)) != used.end(),
+          "[mesh] nothing uses axis \"{}\" of {}: give a plan that does, or name it dp to divide the batch",
+          mesh.name(a), to_string(mesh));
+}
+
 }  // namespace dtensor::nn

@@ -44,9 +44,15 @@ struct ParallelPlan {
   std::vector<std::string> data_axes() const;
   // Mesh axes that the plan uses.
   std::vector<std::string> axes() const;
+  // Errors: an axis of several ranks that neither the plan uses nor the batch (batch_layout).
+  void check_uses(const MeshShape& mesh) const;
   // Places the parameters and adds the hooks; before materialize(). Errors: an axis that the mesh lacks, a key that
   // matches no module (with the nearest name), a module matched twice on one axis, a style that does not fit a module.
   void apply(Module& model) const;
 };
+
+// The layout of a batch, whose dimension 0 is rows: axes dp, dp_replicate and dp_shard shard the rows, and so do those
+// that the plan names for data parallelism or fully sharding.
+Layout batch_layout(const MeshShape& mesh, const ParallelPlan& plan = {});
 
 }  // namespace dtensor::nn

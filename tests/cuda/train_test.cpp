@@ -2,7 +2,7 @@
 #include <catch2/catch.hpp>
 
 #include "dtensor/launch.h"
-#include "nn/trainer.h"
+#include "nn/train/causal_lm.h"
 #include "tests/nn/helpers.h"
 
 using namespace dtensor;
@@ -46,7 +46,7 @@ Outcome train(const Run& run) {
   launch(shape.world(),
          [&](Rank& rank) {
            DeviceMesh mesh(rank, shape);
-           nn::Trainer trainer(
+           nn::LlamaTraining training(
                mesh, small_model(), plan,
                {.steps = run.steps,
                 .lr = 3e-3,
@@ -56,10 +56,10 @@ Outcome train(const Run& run) {
                 .graph = run.graph});
            Outcome& o = outcomes[size_t(rank.rank())];
            for (int i = 0; i < run.steps; ++i) {
-             auto s = trainer.step(text.batch(mesh, nn::batch_layout(shape, plan), i, 4));
+             auto s = training.trainer.step(text.batch(mesh, nn::batch_layout(shape, plan), i, 4));
              o.loss.push_back(s.loss), o.norm.push_back(s.grad_norm);
            }
-           o.graph = trainer.graph_status();
+           o.graph = training.trainer.graph_status();
          },
          {.deadline = std::chrono::minutes(2), .threads = 1, .device = run.device});
   for (const Outcome& o : outcomes) CHECK(o == outcomes[0]);
@@ -109,9 +109,9 @@ TEST_CASE("cuda: the first value that is not finite is found") {
   auto rank = Rank::single(Device::cuda);
   DeviceMesh mesh(*rank, "dp=1");
   nn::PackedText text({text_file()}, 16);
-  nn::Trainer trainer(mesh, small_model(), {}, {});
-  fill(trainer.model().model.layers[1].mlp.up_proj.weight.stored().local_for_writing(), NAN);
-  CHECK_THAT(error_of([&] { trainer.step(text.batch(mesh, Layout(), 0, 4)); }),
+  nn::LlamaTraining training(mesh, small_model(), {}, {});
+  fill(training.model.model.layers[1].mlp.up_proj.weight.stored().local_for_writing(), NAN);
+  CHECK_THAT(error_of([&] { training.trainer.step(text.batch(mesh, Layout(), 0, 4)); }),
              Contains("the first value that is not finite is the output of linear in model.layers.1.mlp.up_proj"));
 }
 
@@ -119,11 +119,13 @@ TEST_CASE("cuda: a captured step is of one batch size") {
   nn::PackedText text({text_file()}, 16);
   auto rank = Rank::single(Device::cuda);
   DeviceMesh mesh(*rank, "dp=1");
-  nn::Trainer trainer(mesh, small_model(), {}, {.steps = 4});
-  for (int i = 0; i < 2; ++i) trainer.step(text.batch(mesh, {}, i, 4));
+  nn::LlamaTraining training(mesh, small_model(), {}, {.steps = 4});
+  for (int i = 0; i < 2; ++i) training.trainer.step(text.batch(mesh, {}, i, 4));
   CHECK_THAT(
-      error_of([&] { trainer.step(text.batch(mesh, {}, 2, 8)); }),
-      Contains("[train] the batch is i64[8,16] dp=Replicate, but the step was captured of i64[4,16] dp=Replicate"));
+      error_of([&] { training.trainer.step(text.batch(mesh, {}, 2, 8)); }),
+      Contains("[Trainer] the batch is i64[8,16] dp=Replicate, but the step was captured of i64[4,16] dp=Replicate"));
+  CHECK(error_of([&] { training.trainer.step({text.batch(mesh, {}, 2, 4).inputs}); }) ==
+        "[Trainer] the batch has 1 tensors, but the step was captured of 2");
 }
 
 TEST_CASE("cuda: training in bf16 stays near float32, with the same bits every time") {

@@ -348,6 +348,6 @@ TEST_CASE("a run whose loss is no number ends with exit code 1 and names the ste
   Result r = small(mesh + Words{"--steps", "5", "--lr", "1e30", "--metrics", file});
   CHECK(r.code == 1);
   CHECK_THAT(r.out, Contains("step 1/5  loss ") && !Contains("done"));
-  CHECK_THAT(r.err, StartsWith("llama_pretrain: [train] step 2: the loss is ") && Contains("; the first value that is not finite is the "));
+  CHECK_THAT(r.err, StartsWith("llama_pretrain: [Trainer] step 2: the loss is ") && Contains("; the first value that is not finite is the "));
   CHECK(read_metrics(file).loss.size() == 1);
 }

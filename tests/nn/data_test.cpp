@@ -1,4 +1,4 @@
-#include "nn/data.h"
+#include "nn/data/packed_text.h"
 
 #include "tests/nn/helpers.h"
 

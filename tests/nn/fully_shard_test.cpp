@@ -67,9 +67,9 @@ TEST_CASE("a group is gathered in one launch and its gradients are reduced in on
       rank->strict = true;
       DeviceMesh m(*rank, mesh);
       std::string plan = fmt::format(R"({{"fully_shard": {{"axis": "dp", "modules": ["model.layers.*", ""], "reshard_after_forward": {}}}}})", c.reshard);
-      Trainer trainer(m, small_llama(), ParallelPlan::from_json(json(plan)), {});
+      LlamaTraining training(m, small_llama(), ParallelPlan::from_json(json(plan)), {});
       CommLog log(*rank);
-      trainer.step(meta_batch(m, batch_layout(m.shape()), 8, 16));
+      training.trainer.step(meta_batch(m, batch_layout(m.shape()), 8, 16));
       INFO(mesh << ", reshard_after_forward " << c.reshard << "\n" << listing(log.entries()));
       Entries forward_gathers;
       std::map<Phase, std::map<std::string, std::set<int>>> groups;

@@ -12,7 +12,8 @@
 #include "dtensor/comm_log.h"
 #include "dtensor/launch.h"
 #include "dtensor/redistribute.h"
-#include "nn/trainer.h"
+#include "nn/train/causal_lm.h"
+#include "nn/train/gradients.h"
 #include "tests/autograd.h"
 
 namespace dtensor::testing {

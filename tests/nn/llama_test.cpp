@@ -1,4 +1,4 @@
-#include "nn/llama.h"
+#include "nn/models/llama.h"
 
 #include "tests/nn/helpers.h"
 

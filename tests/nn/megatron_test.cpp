@@ -17,9 +17,9 @@ Entries dry_run(const std::string& plan, const std::string& mesh, int64_t layers
   DeviceMesh m(*rank, shape);
   LlamaConfig c = small_llama();
   c.num_hidden_layers = layers;
-  Trainer trainer(m, c, ParallelPlan::load(plan_file(plan)), {});
+  LlamaTraining training(m, c, ParallelPlan::load(plan_file(plan)), {});
   CommLog log(*rank);
-  trainer.step(meta_batch(m, batch_layout(shape), 8, 16));
+  training.trainer.step(meta_batch(m, batch_layout(shape), 8, 16));
   return log.entries();
 }
 

@@ -33,16 +33,16 @@ Result step(const std::string& mesh, const std::string& plan, int64_t rows, int6
   return on_mesh(mesh, [&](const DeviceMesh& m) {
     Rank& rank = m.rank_state();
     rank.strict = true;
-    TrainerOptions o;
+    LlamaTrainingOptions o;
     o.micro_batch_size = micro_batch_size;
     o.clip = 0, o.lr = 1, o.adamw.eps = 1;  // so that the update is nearly the gradient
-    Trainer trainer(m, small_llama(4, 64), plan.empty() ? ParallelPlan{} : ParallelPlan::load(plan_file(plan)), o);
+    LlamaTraining training(m, small_llama(4, 64), plan.empty() ? ParallelPlan{} : ParallelPlan::load(plan_file(plan)), o);
     PackedText::Batch batch = made_up(m, rows, seq, 64);
     CommLog log(rank);
     m.communicator(m.shape().all()).barrier();
     rank.allocator()->reset_peak();
-    Result r{trainer.step(batch).loss, {}, log.entries(), rank.allocator()->peak_bytes()};
-    for (Parameter* p : trainer.model().parameters()) {
+    Result r{training.trainer.step(batch).loss, {}, log.entries(), rank.allocator()->peak_bytes()};
+    for (Parameter* p : training.model.parameters()) {
       Tensor t = p->stored().full_tensor();
       r.parameters.emplace_back(t.data<float>(), t.data<float>() + t.numel());
     }
@@ -113,5 +113,5 @@ TEST_CASE("micro-batches need the memory of one and of their sums") {
 
 TEST_CASE("a batch that does not divide into micro-batches is an error") {
   for (int64_t size : {3, 16, -1, 1})
-    CHECK_THAT(error_of([&] { step("dp=2", "", 8, size); }), Contains(" ranks: --micro-batch-size divides --batch-size, and the data axes divide it"));
+    CHECK_THAT(error_of([&] { step("dp=2", "", 8, size); }), Contains(" ranks: the micro-batch size divides the batch size, and the ranks divide it"));
 }

@@ -1,4 +1,4 @@
-#include "nn/optim.h"
+#include "nn/train/adamw.h"
 
 #include <map>
 #include <numbers>
@@ -227,7 +227,7 @@ TEST_CASE("AdamW's states are named distributed tensors, which another mesh can 
   Weights w(m);
   AdamW adamw(w.parameters(), {});
   CHECK(error_of([&] { adamw.state(); }) == "[AdamW] a has no values yet: materialize() the model first");
-  CHECK(error_of([&] { adamw.set_steps(-1); }) == "[AdamW] -1 steps cannot have been taken");
+  CHECK(error_of([&] { adamw.set_steps(-1); }) == "[Optimizer] -1 steps cannot have been taken");
 }
 
 TEST_CASE("the learning rate warms up and falls as a cosine") {
@@ -251,7 +251,7 @@ TEST_CASE("the learning rate warms up and falls as a cosine") {
                         {12, 10, 5, 1}};
   for (const Case& c : cases) {
     INFO("step " << c.step << " of " << c.total << ", warm-up " << c.warmup);
-    CHECK(warmup_cosine(c.step, 3e-4, c.warmup, c.total) == Approx(3e-4 * c.factor).epsilon(1e-12).margin(1e-18));
+    CHECK(warmup_cosine(3e-4, c.warmup, c.total)(c.step) == Approx(3e-4 * c.factor).epsilon(1e-12).margin(1e-18));
   }
 }
 

@@ -1,4 +1,4 @@
-#include "nn/trainer.h"
+#include "nn/train/causal_lm.h"
 
 #include "tests/nn/helpers.h"
 
@@ -41,34 +41,34 @@ struct Result {
 
 using MakeBatch = std::function<PackedText::Batch(const DeviceMesh&, int64_t step)>;
 
-std::vector<std::vector<float>> gathered(Trainer& trainer) {
+std::vector<std::vector<float>> gathered(Module& model) {
   std::vector<std::vector<float>> all;
-  for (Parameter* p : trainer.model().parameters()) {
+  for (Parameter* p : model.parameters()) {
     Tensor t = p->stored().full_tensor();
     all.emplace_back(t.data<float>(), t.data<float>() + t.numel());
   }
   return all;
 }
 
-std::vector<Result> train(const Setup& setup, const LlamaConfig& config, const TrainerOptions& options, int steps, const MakeBatch& batch) {
+std::vector<Result> train(const Setup& setup, const LlamaConfig& config, const LlamaTrainingOptions& options, int steps, const MakeBatch& batch) {
   return on_mesh(setup.mesh, [&](const DeviceMesh& m) {
     m.rank_state().strict = true;  // law 7
-    Trainer trainer(m, config, plan_of(setup), options);
-    Result r{{}, {}, gathered(trainer), {}, {}};
+    LlamaTraining training(m, config, plan_of(setup), options);
+    Result r{{}, {}, gathered(training.model), {}, {}};
     CommLog log(m.rank_state());
     for (int i = 0; i < steps; ++i) {
-      Trainer::Step s = trainer.step(batch(m, i));
+      Trainer::Step s = training.trainer.step(batch(m, i));
       check(s.step == i + 1, "step {} is {}", i, s.step);
       r.loss.push_back(s.loss), r.norm.push_back(s.grad_norm);
     }
     r.entries = log.entries();
-    r.last = gathered(trainer);
+    r.last = gathered(training.model);
     return r;
   });
 }
 
-TrainerOptions ten_steps() {
-  TrainerOptions o;
+LlamaTrainingOptions ten_steps() {
+  LlamaTrainingOptions o;
   o.steps = 20, o.lr = 3e-3, o.warmup_steps = 3;
   return o;
 }
@@ -151,7 +151,7 @@ TEST_CASE("law 6: gradients have the same bits on every mesh where one op gives 
   // By rounding differ: on dp the embedding's, which is added in the order of tokens; on tp whatever comes after the sum of
   // gate's and up's gradients of their input, whose parts are added before the ranks' are.
   MakeBatch batch = [&](const DeviceMesh& m, int64_t step) { return made_up(m, step, 8, 64); };
-  TrainerOptions options = ten_steps();
+  LlamaTrainingOptions options = ten_steps();
   options.clip = 0, options.lr = 1, options.warmup_steps = 0;
   options.adamw.eps = 1;  // so that the update is nearly the gradient
   Result one = train({"", "dp=1"}, small_llama(4, 64), options, 1, batch)[0];
@@ -194,10 +194,10 @@ TEST_CASE("law 8: the dry run's list of collectives is the run's") {
     auto rank = Rank::recorded(shape.world());
     rank->strict = true;
     DeviceMesh m(*rank, shape);
-    Trainer trainer(m, small_llama(), plan_of(s), ten_steps());
+    LlamaTraining training(m, small_llama(), plan_of(s), ten_steps());
     CommLog log(*rank);
     for (int i = 0; i < steps; ++i) {
-      Trainer::Step step = trainer.step(meta_batch(m, batch_layout(shape), 8, 16));
+      Trainer::Step step = training.trainer.step(meta_batch(m, batch_layout(shape), 8, 16));
       CHECK(std::isnan(step.loss));
       CHECK(std::isnan(step.grad_norm));
     }
@@ -216,9 +216,9 @@ TEST_CASE("law 7: every collective of a training step has its reason") {
   for (const Setup& s : setups()) {
     auto rank = Rank::recorded(MeshShape::parse(s.mesh).world());
     DeviceMesh m(*rank, s.mesh);
-    Trainer trainer(m, small_llama(), plan_of(s), ten_steps());
+    LlamaTraining training(m, small_llama(), plan_of(s), ten_steps());
     CommLog log(*rank);
-    trainer.step(meta_batch(m, batch_layout(m.shape()), 8, 16));
+    training.trainer.step(meta_batch(m, batch_layout(m.shape()), 8, 16));
     for (const auto& e : log.entries()) {
       INFO(s.plan << " on " << s.mesh << ": " << to_string(e));
       CHECK(e.asked_for);
@@ -233,17 +233,17 @@ TEST_CASE("clipping scales by the norm before it and the learning rate follows i
   auto run = [&](double clip, std::vector<double>& lr) {
     auto rank = Rank::single();
     DeviceMesh m(*rank, "dp=1");
-    TrainerOptions o = ten_steps();
+    LlamaTrainingOptions o = ten_steps();
     o.clip = clip, o.adamw.eps = 1;  // so that the update is in proportion to the gradient
     o.adamw.weight_decay = 0;
-    Trainer trainer(m, small_llama(4, 61), {}, o);
-    auto before = gathered(trainer);
+    LlamaTraining training(m, small_llama(4, 61), {}, o);
+    auto before = gathered(training.model);
     Trainer::Step s;
     for (int i = 0; i < 4; ++i) {
-      s = trainer.step(batch(m, 0));
+      s = training.trainer.step(batch(m, 0));
       lr.push_back(s.lr);
       if (i == 0) {
-        auto after = gathered(trainer);
+        auto after = gathered(training.model);
         double moved = 0;
         for (size_t p = 0; p < before.size(); ++p)
           for (size_t j = 0; j < before[p].size(); ++j) moved += std::pow(double(after[p][j]) - double(before[p][j]), 2);
@@ -266,19 +266,19 @@ TEST_CASE("clipping scales by the norm before it and the learning rate follows i
   }
 }
 
-TEST_CASE("a trainer counts parameters once on every mesh") {
+TEST_CASE("a model counts parameters once on every mesh") {
   for (const Setup& s : setups()) {
     auto rank = Rank::recorded(MeshShape::parse(s.mesh).world());
     DeviceMesh m(*rank, s.mesh);
-    CHECK(Trainer(m, small_llama(), plan_of(s), {}).parameter_count() == 2 * 259 * 32 + 32 + 2 * (2 * 32 + 4 * 32 * 32 + 3 * 32 * 64));
+    CHECK(LlamaTraining(m, small_llama(), plan_of(s), {}).model.parameter_count() == 2 * 259 * 32 + 32 + 2 * (2 * 32 + 4 * 32 * 32 + 3 * 32 * 64));
   }
 }
 
-TEST_CASE("errors of the trainer") {
+TEST_CASE("errors of training") {
   auto make = [](const char* mesh, const char* plan) {
     return error_of([&] {
       auto rank = Rank::recorded(MeshShape::parse(mesh).world());
-      Trainer(DeviceMesh(*rank, mesh), small_llama(), ParallelPlan::from_json(json(plan)), {});
+      LlamaTraining(DeviceMesh(*rank, mesh), small_llama(), ParallelPlan::from_json(json(plan)), {});
     });
   };
   CHECK(make("dp=2,tp=2", "{}") == "[mesh] nothing uses axis \"tp\" of dp=2,tp=2: give a plan that does, or name it dp to divide the batch");
@@ -289,22 +289,22 @@ TEST_CASE("errors of the trainer") {
   // A loss that is not a number ends the run and names the step.
   CHECK_THAT(error_of([&] {
     on_mesh("dp=2", [&](const DeviceMesh& m) {
-      Trainer trainer(m, small_llama(4, 61), {}, {});
-      trainer.step(made_up(m, 0, 4, 61));
+      LlamaTraining training(m, small_llama(4, 61), {}, {});
+      training.trainer.step(made_up(m, 0, 4, 61));
       auto batch = made_up(m, 0, 4, 61);
       fill(batch.targets.local_for_writing(), ByteTokenizer::pad);  // nothing counts: 0 / 0
-      trainer.step(batch);
+      training.trainer.step(batch);
     });
-  }), Contains("[train] step 2: the loss is ") && Contains("nan and the gradient norm 0"));
+  }), Contains("[Trainer] step 2: the loss is ") && Contains("nan and the gradient norm 0"));
 }
 
 TEST_CASE("no memory grows from step to step") {
   for (const Setup& s : setups()) {
     auto growth = on_mesh(s.mesh, [&](const DeviceMesh& m) {
-      Trainer trainer(m, small_llama(4, 61), plan_of(s), ten_steps());
+      LlamaTraining training(m, small_llama(4, 61), plan_of(s), ten_steps());
       std::vector<int64_t> bytes;
       for (int i = 0; i < 4; ++i) {
-        trainer.step(made_up(m, i, 4, 61));
+        training.trainer.step(made_up(m, i, 4, 61));
         m.communicator(m.shape().all()).barrier();  // others may hold parts of ours until they leave their last collective
         bytes.push_back(m.rank_state().allocator()->bytes_in_use());
       }

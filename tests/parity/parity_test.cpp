@@ -11,7 +11,8 @@
 
 #include "dtensor/launch.h"
 #include "tests/autograd.h"
-#include "nn/trainer.h"
+#include "nn/train/causal_lm.h"
+#include "nn/train/gradients.h"
 
 using namespace dtensor;
 
@@ -67,7 +68,7 @@ Shape shape_of(const Json& j) {
 struct Reference {
   Json json = read("llama.json");
   nn::LlamaConfig config = nn::LlamaConfig::from_json(json["config"]);
-  nn::TrainerOptions options;
+  nn::LlamaTrainingOptions options;
   std::vector<double> float64, float32;  // gradients, by offset
 
   Reference() {
@@ -175,9 +176,9 @@ void check_training(const std::string& mesh_shape, const std::string& plan) {
   MeshShape shape = MeshShape::parse(mesh_shape);
   launch(shape.world(), [&](Rank& rank) {
     DeviceMesh mesh(rank, shape);
-    nn::Trainer trainer(mesh, reference.config, plan_of(plan), reference.options);
+    nn::LlamaTraining training(mesh, reference.config, plan_of(plan), reference.options);
     std::vector<nn::Trainer::Step> mine;
-    for (size_t step = 0; step < size_t(reference.options.steps); ++step) mine.push_back(trainer.step(reference.batch(mesh, step)));
+    for (size_t step = 0; step < size_t(reference.options.steps); ++step) mine.push_back(training.trainer.step(reference.batch(mesh, step)));
     if (rank.rank() == shape.world() - 1) steps = std::move(mine);
   });
   int clipped = 0;

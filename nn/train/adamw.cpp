@@ -1,94 +1,14 @@
-#include "nn/optim.h"
+#include "nn/train/adamw.h"
 
 #include <cmath>
-#include <numbers>
 
 #include "dtensor/creation.h"
-#include "dtensor/redistribute.h"
-#include "ops/all.h"
+#include "nn/train/gradients.h"
 #include "ops/cpu/fused.h"
 #include "ops/cuda/optim.h"
-#include "ops/family/dims.h"
 #include "ops/family/kernel.h"
 
 namespace dtensor::nn {
-
-void watch_parameters(GradientStore& store, const std::vector<Parameter*>& parameters) {
-  for (Parameter* p : parameters) {
-    if (!p->group()) store.watch(p->value(), p->stored().dtype(), p->path());
-    if (!p->group() || p->group()->parameters.front() != p) continue;
-    std::vector<DistributedTensor> leaves;
-    std::vector<std::string> names;
-    for (const Parameter* q : p->group()->parameters) leaves.push_back(q->value()), names.push_back(q->path());
-    store.watch_together(leaves, names, p->stored().dtype());
-  }
-}
-
-std::vector<DistributedTensor> reduce_gradients(GradientStore& store, const std::vector<Parameter*>& parameters) {
-  std::vector<DistributedTensor> leaves;
-  for (const Parameter* p : parameters) leaves.push_back(p->value());
-  return store.reduce(leaves);
-}
-
-namespace {
-
-// 16-byte aligned, as the kernels on CUDA need it.
-Tensor aligned(const Tensor& t) {
-  Tensor whole = t.contiguous();
-  return reinterpret_cast<uintptr_t>(whole.bytes_data()) % 16 ? whole.clone() : whole;
-}
-
-// The sum of the squares of tensors that are sharded along the same axes, none of them Partial: f64, Partial there.
-DistributedTensor sum_squares(const std::vector<DistributedTensor>& list) {
-  const DistributedTensor& first = list[0];
-  Rank& rank = first.mesh().rank_state();
-  if (rank.device() != Device::cuda || first.is_meta()) {
-    DistributedTensor sum = ops::sum_squares(first);
-    for (size_t i = 1; i < list.size(); ++i) sum = ops::add(sum, ops::sum_squares(list[i]));
-    return sum;
-  }
-  std::vector<Tensor> parts;
-  std::vector<cuda::ConstTensor> tensors;
-  for (const DistributedTensor& x : list) {
-    parts.push_back(aligned(x.local()));
-    tensors.push_back({parts.back().bytes_data(), parts.back().numel()});
-  }
-  int count = int(tensors.size());
-  Tensor scratch(rank.allocator(), DType::f64, {cuda::sum_squares_scratch(tensors.data(), count)}),
-      out(rank.allocator(), DType::f64, {});
-  cuda::sum_squares(rank.allocator()->stream(), first.dtype(), tensors.data(), count,
-                    reinterpret_cast<double*>(scratch.bytes_data()), reinterpret_cast<double*>(out.bytes_data()));
-  Layout layout;
-  layout.partial = first.layout().sharded();
-  return DistributedTensor::from_local(out, first.mesh(), layout, {});
-}
-
-}  // namespace
-
-DistributedTensor global_norm(const std::vector<DistributedTensor>& gradients) {
-  check(!gradients.empty(), "[global_norm] no gradients");
-  for (size_t i = 0; i < gradients.size(); ++i)
-    check(gradients[i].defined(),
-          "[global_norm] gradient {} of {} is undefined: nothing led to it; leave it out, or give zeros", i,
-          gradients.size());
-  Rank& rank = gradients[0].mesh().rank_state();
-  NoGrad scope(rank);
-  LabelScope reason(rank, Label::Kind::reason, "gradient norm");
-  std::vector<std::vector<DistributedTensor>> alike;  // those whose sums are Partial on the same axes
-  for (const DistributedTensor& g : ops::reduced(gradients)) {
-    auto same = std::find_if(alike.begin(), alike.end(), [&](const auto& list) {
-      return list[0].layout().sharded() == g.layout().sharded() && list[0].dtype() == g.dtype();
-    });
-    if (same == alike.end()) same = alike.insert(alike.end(), std::vector<DistributedTensor>());
-    same->push_back(g);
-  }
-  std::vector<DistributedTensor> sums;
-  for (const auto& list : alike) sums.push_back(sum_squares(list));
-  sums = redistribute(sums, std::vector<Layout>(sums.size()));
-  DistributedTensor total = sums[0];
-  for (size_t i = 1; i < sums.size(); ++i) total = ops::add(total, sums[i]);
-  return ops::sqrt(total);
-}
 
 // This rank's part of a parameter, its states and its gradient; and of its copy for computing, where the update writes
 // that one too.
@@ -97,9 +17,7 @@ struct AdamW::Piece {
 };
 
 AdamW::AdamW(std::vector<Parameter*> parameters, const AdamWOptions& options)
-    : parameters_(std::move(parameters)), options_(options) {}
-
-std::string AdamW::State::path() const { return fmt::format("{}.{}", name, parameter->path()); }
+    : Optimizer(std::move(parameters)), options_(options) {}
 
 void AdamW::make_states() {
   if (!exp_avg_.empty()) return;
@@ -122,17 +40,6 @@ std::vector<AdamW::State> AdamW::state() {
     list.push_back({parameters_[i], "exp_avg_sq", exp_avg_sq_[i]});
   }
   return list;
-}
-
-void AdamW::set_steps(int64_t steps) {
-  check(steps >= 0, "[AdamW] {} steps cannot have been taken", steps);
-  steps_ = steps;
-}
-
-void AdamW::step(const std::vector<DistributedTensor>& gradients, double lr, const DistributedTensor& norm,
-                 double clip) {
-  begin_step(lr);
-  apply(gradients, norm, clip);
 }
 
 void AdamW::begin_step(double lr) {
@@ -217,13 +124,6 @@ void AdamW::apply_on_device(const std::vector<Piece>& pieces, const DistributedT
               {float(options_.beta1), float(options_.beta2), float(options_.eps)},
               reinterpret_cast<const cuda::AdamWNumbers*>(numbers_.bytes_data()),
               reinterpret_cast<const double*>(of_gradients.bytes_data()), float(clip));
-}
-
-double warmup_cosine(int64_t step, double peak, int64_t warmup, int64_t total) {
-  if (step < warmup) return peak * (0.1 + 0.9 * double(step) / double(warmup));
-  if (total <= warmup) return peak;
-  double done = std::min(1.0, double(step - warmup) / double(total - warmup));
-  return peak * 0.5 * (1 + std::cos(std::numbers::pi * done));
 }
 
 }  // namespace dtensor::nn

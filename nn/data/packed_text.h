@@ -25,6 +25,7 @@ class PackedText {
 
   struct Batch {
     DistributedTensor inputs, targets;  // i64 [batch, seq_len]
+    operator std::vector<DistributedTensor>() const { return {inputs, targets}; }
   };
   // Windows step * batch_size .. of the text, round and round. Each rank reads the rows of its part of `layout` only.
   Batch batch(const DeviceMesh& mesh, const Layout& layout, int64_t step, int64_t batch_size) const;

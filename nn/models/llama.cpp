@@ -1,4 +1,4 @@
-#include "nn/llama.h"
+#include "nn/models/llama.h"
 
 #include <fmt/format.h>
 #include <filesystem>

@@ -1,0 +1,35 @@
+// The optimizer AdamW.
+#pragma once
+
+#include "nn/train/optimizer.h"
+
+namespace dtensor::nn {
+
+struct AdamWOptions {
+  double beta1 = 0.9, beta2 = 0.99, eps = 1e-8;
+  double weight_decay = 0.1;
+};
+
+// Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019); the same as torch.optim.AdamW.
+class AdamW : public Optimizer {
+ public:
+  AdamW(std::vector<Parameter*> parameters, const AdamWOptions& options);
+  void begin_step(double lr) override;
+  // On CUDA one launch.
+  void apply(const std::vector<DistributedTensor>& gradients, const DistributedTensor& norm, double clip) override;
+  // "exp_avg" and "exp_avg_sq".
+  std::vector<State> state() override;
+
+ private:
+  void make_states();
+  struct Piece;
+  void apply_on_host(const std::vector<Piece>& pieces, const DistributedTensor& norm, double clip);
+  void apply_on_device(const std::vector<Piece>& pieces, const DistributedTensor& norm, double clip);
+
+  AdamWOptions options_;
+  std::vector<DistributedTensor> exp_avg_, exp_avg_sq_;  // by parameter, made when they are asked for
+  Tensor numbers_;                                       // of this step, on the device
+  double lr_ = 0;
+};
+
+}  // namespace dtensor::nn

@@ -1,0 +1,41 @@
+#include "nn/train/causal_lm.h"
+
+namespace dtensor::nn {
+namespace {
+
+// Makes the model ready before the optimizer sees its parameters.
+std::vector<Parameter*> prepare(LlamaForCausalLM& model, const ParallelPlan& plan,
+                                const LlamaTrainingOptions& options) {
+  plan.check_uses(model.mesh().shape());
+  for (Parameter* p : model.parameters()) p->compute_in(options.dtype);
+  plan.apply(model);
+  materialize(model, options.seed);
+  return model.parameters();
+}
+
+}  // namespace
+
+Loss causal_lm_loss(Callable<DistributedTensor(const DistributedTensor&)>& model, int64_t ignored) {
+  auto terms = [&model, ignored](const Batch& batch) {
+    DistributedTensor logits = model(batch[0]);
+    LabelScope reason(model.mesh().rank_state(), Label::Kind::reason, "loss");
+    return ops::cross_entropy(logits, batch[1], {.ignore_index = ignored, .reduction = ops::Reduction::none});
+  };
+  auto count = [ignored](const Batch& batch) {
+    return ops::sum(ops::cast(ops::ne(batch[1], double(ignored)), DType::f32));
+  };
+  return Loss(terms, count);
+}
+
+LlamaTraining::LlamaTraining(const DeviceMesh& mesh, const LlamaConfig& config, const ParallelPlan& plan,
+                             const LlamaTrainingOptions& options)
+    : model(mesh, config),
+      optimizer(prepare(model, plan, options), options.adamw),
+      trainer(model, causal_lm_loss(model), optimizer,
+              {.lr = warmup_cosine(options.lr, options.warmup_steps, options.steps),
+               .clip = options.clip,
+               .micro_batch_size = options.micro_batch_size,
+               .seed = options.seed,
+               .graph = options.graph}) {}
+
+}  // namespace dtensor::nn

@@ -1,0 +1,39 @@
+// Training of causal language models on packed text, and of the Llama as llama_pretrain does it.
+#pragma once
+
+#include "nn/data/packed_text.h"
+#include "nn/models/llama.h"
+#include "nn/parallel/plan.h"
+#include "nn/train/adamw.h"
+#include "nn/train/trainer.h"
+
+namespace dtensor::nn {
+
+// The cross entropy of each next token, of batches {inputs, targets} (PackedText::Batch). A target that is `ignored`
+// does not count. `model` gives logits of ids and outlives the loss.
+Loss causal_lm_loss(Callable<DistributedTensor(const DistributedTensor&)>& model, int64_t ignored = ByteTokenizer::pad);
+
+struct LlamaTrainingOptions {
+  uint64_t seed = 42;  // of the initial parameters, and of what is random in a step
+  int64_t steps = 1;   // of the whole schedule: warmup_cosine
+  double lr = 1e-3;
+  int64_t warmup_steps = 0;
+  double clip = 1.0;  // TrainerOptions has the meaning of this and the next
+  int64_t micro_batch_size = 0;
+  DType dtype = DType::f32;  // to compute in, with f32 parameters and states: bf16 on CUDA
+  bool graph = true;         // TrainerOptions
+  AdamWOptions adamw;
+};
+
+// A Llama built on meta, its plan applied, its parts filled; its optimizer; and what trains it. Every rank makes one.
+struct LlamaTraining {
+  // Errors: a plan that does not fit; a mesh axis of several ranks that nothing uses.
+  LlamaTraining(const DeviceMesh& mesh, const LlamaConfig& config, const ParallelPlan& plan,
+                const LlamaTrainingOptions& options);
+
+  LlamaForCausalLM model;
+  AdamW optimizer;
+  Trainer trainer;
+};
+
+}  // namespace dtensor::nn
