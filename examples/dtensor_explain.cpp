@@ -9,6 +9,8 @@
 // prints who holds what, as a list or a picture; the steps and their bytes; what an op makes of its operands, why, and
 // the ways it did not take; the names and arguments of ops. Attributes of an op follow its operands: dim=-1,
 // shape=8,4,4, keepdim=true. Exit codes: 0 done, 2 bad input.
+#include <fmt/format.h>
+
 #include <CLI/CLI.hpp>
 #include <charconv>
 #include <cstdio>

@@ -1,7 +1,9 @@
 #include "nn/record.h"
 
-#include "ops/pointwise/cast.h"
+#include <fmt/format.h>
+
 #include "ops/pointwise/binary.h"
+#include "ops/pointwise/cast.h"
 
 namespace dtensor::nn {
 

@@ -10,10 +10,10 @@ namespace dtensor::nn {
 void watch_parameters(GradientStore& store, const std::vector<Parameter*>& parameters) {
   for (Parameter* p : parameters) {
     if (!p->group()) store.watch(p->value(), p->stored().dtype(), p->path());
-    if (!p->group() || p->group()->parameters.front() != p) continue;
+    if (!p->group() || p->group()->parameters().front() != p) continue;
     std::vector<DistributedTensor> leaves;
     std::vector<std::string> names;
-    for (const Parameter* q : p->group()->parameters) leaves.push_back(q->value()), names.push_back(q->path());
+    for (const Parameter* q : p->group()->parameters()) leaves.push_back(q->value()), names.push_back(q->path());
     store.watch_together(leaves, names, p->stored().dtype());
   }
 }

@@ -1,5 +1,7 @@
 #include "nn/train/trainer.h"
 
+#include <fmt/format.h>
+
 #include <chrono>
 #include <cmath>
 #include <limits>

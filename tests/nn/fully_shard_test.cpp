@@ -1,5 +1,7 @@
 #include "nn/parallel/fully_shard.h"
 
+#include <fmt/format.h>
+
 #include <set>
 
 #include "tests/nn/helpers.h"
@@ -252,4 +254,39 @@ TEST_CASE("errors of fully_shard") {
     });
   });
   CHECK_THAT(error, Contains("[fully_shard] scale has no dimension to shard"));
+}
+
+namespace {
+
+// Data and a scale for each of its rows, as rowwise float8 has them.
+struct RowScaled : Callable<DistributedTensor(const DistributedTensor&)> {
+  explicit RowScaled(const DeviceMesh& mesh) : Callable(mesh) {
+    weight.compute_with({.names = {"data", "scale"}, .make = [](const DistributedTensor& w) {
+                           DistributedTensor scale = ops::amax(ops::abs(w), {1}, true);
+                           return std::vector{w / scale, scale};
+                         }});
+  }
+  std::string_view kind() const override { return "RowScaled"; }
+  DistributedTensor forward(const DistributedTensor& x) override { return ops::linear(x, weight() * weight("scale")); }
+  Parameter weight{*this, "weight", {8, 6}, Init::normal(0.5)};
+};
+
+}  // namespace
+
+TEST_CASE("all tensors of a parameter's form are gathered with its group in one launch") {
+  auto run = [](const char* mesh) {
+    return on_mesh(mesh, [&](const DeviceMesh& m) {
+      RowScaled model(m);
+      fully_shard(model, {{0}, true});
+      materialize(model, 3);
+      DistributedTensor x = DistributedTensor::distribute(f32({4, 6}, 2), m, Layout());
+      CommLog log(m.rank_state());
+      std::vector<double> y = values(model(x).full_tensor());
+      if (m.shape().world() > 1) check(launches(log.entries(), Phase::none, "all_gather", "") == "2 in 1", "{}", listing(log.entries()));
+      return y;
+    })[0];
+  };
+  std::vector<double> one = run("dp=1");
+  CHECK(run("dp=2") == one);
+  CHECK(run("dp=4") == one);
 }

@@ -1,5 +1,7 @@
 #include "nn/models/llama.h"
 
+#include <fmt/format.h>
+
 #include "tests/nn/helpers.h"
 
 using namespace dtensor;

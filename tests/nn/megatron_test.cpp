@@ -1,4 +1,6 @@
 // The collectives of a transformer block are those of Megatron.
+#include <fmt/format.h>
+
 #include <set>
 
 #include "tests/nn/helpers.h"

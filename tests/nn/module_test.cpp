@@ -1,5 +1,7 @@
 #include "nn/module.h"
 
+#include <fmt/format.h>
+
 #include <map>
 
 #include "nn/parallel/fully_shard.h"

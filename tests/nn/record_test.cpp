@@ -1,5 +1,7 @@
 #include "nn/record.h"
 
+#include <fmt/format.h>
+
 #include <optional>
 
 #include "tests/nn/helpers.h"
