@@ -49,8 +49,8 @@ struct RedistributeEvent {
   const DistributedTensor& from;
   const DistributedTensor& to;
   const Plan& plan;  // its steps; none where every rank holds its new part already
-  bool remake;     // the result need not be kept for the gradient: it can be remade from `from`
-  uint64_t batch;  // tensors redistributed by one call have one number
+  bool remake;       // the result need not be kept for the gradient: it can be remade from `from`
+  uint64_t batch;    // tensors redistributed by one call have one number
 };
 
 class Observer {

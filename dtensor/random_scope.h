@@ -37,8 +37,8 @@ struct RandomScopeOptions {
 
 // While it is open, Rank::random_scope. Modules drop by the streams (seed, "dropout", the path of the innermost module,
 // the step, how often that path has drawn in this scope): so one scope is open for each forward pass, of a micro-batch
-// too, and the numbers depend neither on the mesh nor on how the batch is cut. `step` must outlive it, and where a graph
-// is captured, step, rows and positions must outlive that.
+// too, and the numbers depend neither on the mesh nor on how the batch is cut. `step` must outlive it, and where a
+// graph is captured, step, rows and positions must outlive that.
 class RandomScope {
  public:
   RandomScope(const StepNumber& step, RandomScopeOptions options);

@@ -17,8 +17,8 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
-#include "ops/explain.h"
 #include "ops/cards.h"
+#include "ops/explain.h"
 #include "placement/redistribution.h"
 #include "placement/visualize.h"
 
@@ -168,7 +168,7 @@ CallWords parse_call(const MeshShape& mesh, std::span<const std::string> words) 
     bool attribute = word.find('[') == std::string::npos && equals != std::string::npos;
     if (attribute && is_identifier(std::string_view(word).substr(0, equals)))
       call.values.set(word.substr(0, equals),
-                          parse_value(std::string_view(word).substr(0, equals), word.substr(equals + 1)));
+                      parse_value(std::string_view(word).substr(0, equals), word.substr(equals + 1)));
     else
       call.operands.push_back(word == "none" ? std::nullopt : std::optional(parse_spec(word, mesh)));
   }

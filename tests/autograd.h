@@ -6,9 +6,12 @@
 namespace dtensor::testing {
 
 struct Autograd {
-  explicit Autograd(Rank& rank, const nn::RecordOptions& options = {}) : store(rank), record(store, options), scope(record) {}
+  explicit Autograd(Rank& rank, const nn::RecordOptions& options = {})
+      : store(rank), record(store, options), scope(record) {}
   void watch(const DistributedTensor& leaf) { store.watch(leaf); }
-  void backward(const DistributedTensor& loss, const nn::BackwardOptions& options = {}) { record.backward(loss, options); }
+  void backward(const DistributedTensor& loss, const nn::BackwardOptions& options = {}) {
+    record.backward(loss, options);
+  }
   DistributedTensor gradient(const DistributedTensor& leaf) const { return store.gradient(leaf); }
   bool tracks(const DistributedTensor& x) const { return record.tracks(x); }
   size_t nodes() const { return record.nodes(); }

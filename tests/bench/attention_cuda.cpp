@@ -32,7 +32,8 @@ int program(const bench::Options& o) {
       });
       auto backward = [&](int) {
         gradients = call_all(ops::attention_backward_op,
-                             {&gradient, &q, &k, &v, &out[0], &out[1], &none, &none, &none, &none, &none, &none}, ops::AttentionBackward{a, false});
+                             {&gradient, &q, &k, &v, &out[0], &out[1], &none, &none, &none, &none, &none, &none},
+                             ops::AttentionBackward{a, false});
       };
       double same_order = gpu.median_us(o.calls, backward);
       a.deterministic = false;

@@ -4,8 +4,8 @@
 //     build/gpu/bench/kernels_cuda [--json FILE] [--only TEXT] [--calls N] [--tokens N]
 #include <functional>
 
-#include "tests/autograd.h"
 #include "ops/cuda/optim.h"
+#include "tests/autograd.h"
 #include "tests/bench/cuda_timing.h"
 
 using namespace dtensor;
@@ -56,9 +56,7 @@ void add_norms(std::vector<Case>& list, Gpu& gpu, int64_t tokens) {
                   [=] {
                     return Tensors{rows(), rows(), weight()};
                   },
-                  [](const Tensors& t) {
-                    return call(ops::add_rms_norm_op, t, ops::RmsNorm{eps});
-                  }});
+                  [](const Tensors& t) { return call(ops::add_rms_norm_op, t, ops::RmsNorm{eps}); }});
   list.push_back({"add + RMSNorm backward",
                   [=] {
                     Tensors t{rows(), rows(), weight()}, out = call(ops::add_rms_norm_op, t, ops::RmsNorm{eps});
@@ -162,9 +160,7 @@ void add_vocabulary(std::vector<Case>& list, Gpu& gpu, int64_t tokens) {
                   [=, &gpu] {
                     return Tensors{ids(), gpu.random(DType::bf16, {tokens, hidden})};
                   },
-                  [](const Tensors& t) {
-                    return call(ops::embedding_backward_op, t, ops::TableSize{vocab});
-                  },
+                  [](const Tensors& t) { return call(ops::embedding_backward_op, t, ops::TableSize{vocab}); },
                   row_bytes + table + 8 * double(tokens)});
 }
 

@@ -334,7 +334,8 @@ TEST_CASE("conformance finds what is sound and not offered, and parts with other
   testing::Report r = testing::check({.name = "total", .rule = "...[n]->...", .cpu = sum, .sample = {{{{4, 5}}}}});
   CHECK(r.ok());
   CHECK(r.not_offered == std::vector<std::string>{"Partial(sum)->Partial(sum)", "Shard(n)->Partial(sum)"});
-  r = testing::check({.name = "total", .rule = "...n->...", .passes = {linear_in({0})}, .cpu = sum, .sample = {{{{4, 5}}}}});
+  r = testing::check(
+      {.name = "total", .rule = "...n->...", .passes = {linear_in({0})}, .cpu = sum, .sample = {{{{4, 5}}}}});
   CHECK(r.ok());
   CHECK(r.not_offered.empty());
   CHECK(r.other_bits == std::vector<std::string>{"n of sample 0 f64[4,5]: output 0"});

@@ -282,7 +282,8 @@ TEST_CASE("cuda: attention in bf16 keeps the logarithms of its sums in float32")
   DistributedTensor q = distribute(as_bf16(values)), x = distribute(values);
   DistributedTensor y = ops::scaled_dot_product_attention(q, q, q, {.causal = true});
   CHECK(outputs.types == std::vector<DType>{bf16, f32});
-  check_near(y.full_tensor().cpu(), ops::scaled_dot_product_attention(x, x, x, {.causal = true}).full_tensor().cpu(), 2e-2);
+  check_near(y.full_tensor().cpu(), ops::scaled_dot_product_attention(x, x, x, {.causal = true}).full_tensor().cpu(),
+             2e-2);
   rank->remove(outputs);
 }
 

@@ -84,8 +84,9 @@ TEST_CASE("CUDA: what a card's types do not let pass is an error of its kernel t
   Attributes none, half = ops::Dropout{0.5, 1};
   std::vector<Context::FactorRange> factors{{'A', {0, 3}, 3}, {'a', {0, 3}, 3}};
   std::vector<Tensor> in{flags, flags}, out{flags};
-  CHECK_THROWS_WITH(cuda::find_kernel(ops::add_op)({"add", none, factors, pool, scratch, ranks.cuda->allocator()}, in, out),
-                    Contains("[add] has no CUDA kernel for bool"));
+  CHECK_THROWS_WITH(
+      cuda::find_kernel(ops::add_op)({"add", none, factors, pool, scratch, ranks.cuda->allocator()}, in, out),
+      Contains("[add] has no CUDA kernel for bool"));
   CHECK_THROWS_WITH(
       cuda::find_kernel(ops::dropout_op)({"dropout", half, factors, pool, scratch, ranks.cuda->allocator()}, in, out),
       Contains("[dropout] has no CUDA kernel for bool"));

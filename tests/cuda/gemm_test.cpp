@@ -1,17 +1,17 @@
 // Products on CUDA against plain loops, and the cards that they serve against their CPU kernels.
 #include "ops/cuda/gemm.h"
 
+#include <fmt/format.h>
 #include <catch2/catch.hpp>
 #include <cmath>
 #include <filesystem>
-#include <fmt/format.h>
 #include <fstream>
 #include <sstream>
 
 #include "dtensor/launch.h"
 #include "ops/all.h"
-#include "ops/cuda/kernels.h"
 #include "ops/cards.h"
+#include "ops/cuda/kernels.h"
 
 using namespace dtensor;
 using namespace dtensor::cuda;

@@ -318,11 +318,10 @@ TEST_CASE("cuda rows: ids and targets that do not exist make their rows NaN") {
   SampleInput ids(Kind::index, {4}), table{2, 2}, each{4};
   const Rows bad{1, -1, 2, 0};
   CHECK(run(ops::embedding_op, {ids, table}, {bad, {1, 2, 3, 4}})[0] == Rows{3, 4, -99, -99, -99, -99, 1, 2});
-  CHECK(run(ops::embedding_backward_op, {ids, {4, 2}}, {bad, {1, 2, 3, 4, 5, 6, 7, 8}},
-            ops::TableSize{2})[0] == Rows{7, 8, 1, 2});
+  CHECK(run(ops::embedding_backward_op, {ids, {4, 2}}, {bad, {1, 2, 3, 4, 5, 6, 7, 8}}, ops::TableSize{2})[0] ==
+        Rows{7, 8, 1, 2});
   ops::Smoothed a{{-1}, 0};
-  CHECK(run(ops::pick_op, {{4, 2}, ids}, {{1, 2, 3, 4, 5, 6, 7, 8}, bad}, ops::Ignore{-1})[0] ==
-        Rows{2, 0, -99, 7});
+  CHECK(run(ops::pick_op, {{4, 2}, ids}, {{1, 2, 3, 4, 5, 6, 7, 8}, bad}, ops::Ignore{-1})[0] == Rows{2, 0, -99, 7});
   auto loss = run(ops::cross_entropy_forward_op, {{4, 1}, ids}, {{1, 2, 3, 4}, bad}, a);
   CHECK(loss[0] == Rows{-99, 0, -99, 0});
   CHECK(loss[3] == Rows{1, 0, 1, 1});

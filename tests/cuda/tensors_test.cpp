@@ -203,18 +203,18 @@ TEST_CASE("cuda: ranks that share a device redistribute as on the CPU, to the bi
 
 TEST_CASE("cuda: a rank that fails frees the others, and calls that disagree are errors on all") {
   auto options = LaunchOptions{.deadline = std::chrono::seconds(20), .threads = 1, .device = Device::cuda};
-  CHECK_THAT(
-      error_of([&] {
-        launch(
-            3,
-            [](Rank& rank) {
-              DeviceMesh m(rank, "x=3");
-              if (rank.rank() == 1) fail("stop here");
-              DistributedTensor::empty(m, {DType::f32, {3}, parse_layout("x=Partial(sum)", m.shape(), 1)}).full_tensor();
-            },
-            options);
-      }),
-      Contains("stop here (rank 1 of 3)"));
+  CHECK_THAT(error_of([&] {
+               launch(
+                   3,
+                   [](Rank& rank) {
+                     DeviceMesh m(rank, "x=3");
+                     if (rank.rank() == 1) fail("stop here");
+                     DistributedTensor::empty(m, {DType::f32, {3}, parse_layout("x=Partial(sum)", m.shape(), 1)})
+                         .full_tensor();
+                   },
+                   options);
+             }),
+             Contains("stop here (rank 1 of 3)"));
   CHECK_THAT(
       error_of([&] {
         launch(
@@ -236,11 +236,13 @@ TEST_CASE("cuda: a part is on its rank's device") {
   CHECK_THROWS_WITH(
       DistributedTensor::from_local(host, mesh, {}, {2, 3}),
       "[from_local] the part f32[2,3] is on cpu, but the tensors of rank 0 are on cuda:0: use .to(rank.allocator())");
-  CHECK(elements(DistributedTensor::from_local(host.to(rank->allocator()), mesh, {}, {2, 3}).full_tensor()) == elements(host));
+  CHECK(elements(DistributedTensor::from_local(host.to(rank->allocator()), mesh, {}, {2, 3}).full_tensor()) ==
+        elements(host));
   if (cuda::device_count() < 2) return;
   Tensor elsewhere = host.to(cuda::make_allocator(1));
   cuda::use_device(0);
-  CHECK_THROWS_WITH(DistributedTensor::from_local(elsewhere, mesh, {}, {2, 3}), Contains("is on cuda:1, but the tensors of rank 0 are on cuda:0"));
+  CHECK_THROWS_WITH(DistributedTensor::from_local(elsewhere, mesh, {}, {2, 3}),
+                    Contains("is on cuda:1, but the tensors of rank 0 are on cuda:0"));
 }
 
 TEST_CASE("cuda: an asynchronous copy is in order with the kernels of its rank") {
@@ -320,15 +322,18 @@ TEST_CASE("cuda: an asynchronous copy that cannot be one is an error") {
   auto rank = Rank::single(Device::cuda);
   const auto &device = rank->allocator(), &pinned = rank->host_allocator();
   Tensor x(device, DType::f32, {4}), host = counted(DType::f32, {4});
-  CHECK_THROWS_WITH(copy_async(x, host), "[copy_async] f32[4] on cuda to f32[4] on cpu: the host tensor is not in pinned "
-                                         "memory; make it with the rank's host_allocator()");
-  CHECK_THROWS_WITH(copy_async(x, x), "[copy_async] f32[4] on cuda to f32[4] on cuda: on one device copy() is in order "
-                                      "with kernels already");
+  CHECK_THROWS_WITH(copy_async(x, host),
+                    "[copy_async] f32[4] on cuda to f32[4] on cpu: the host tensor is not in pinned "
+                    "memory; make it with the rank's host_allocator()");
+  CHECK_THROWS_WITH(copy_async(x, x),
+                    "[copy_async] f32[4] on cuda to f32[4] on cuda: on one device copy() is in order "
+                    "with kernels already");
   Tensor out(pinned, DType::f32, {4});
   cuda::Graph::begin(device->stream());
   CHECK_THROWS_WITH(copy_async(x, out), Contains("not while a graph is captured; use copy()"));
   cuda::Graph::abandon(device->stream());
-  CHECK_THROWS_WITH(Tensor(pinned, DType::f32, {int64_t(1) << 48}),
-                    Contains("[cuda] no pinned host memory for 1125899906842624 bytes: the tensors there hold 16; offload "
-                             "less"));
+  CHECK_THROWS_WITH(
+      Tensor(pinned, DType::f32, {int64_t(1) << 48}),
+      Contains("[cuda] no pinned host memory for 1125899906842624 bytes: the tensors there hold 16; offload "
+               "less"));
 }

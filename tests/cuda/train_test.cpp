@@ -46,14 +46,13 @@ Outcome train(const Run& run) {
   launch(shape.world(),
          [&](Rank& rank) {
            DeviceMesh mesh(rank, shape);
-           nn::LlamaTraining training(
-               mesh, small_model(), plan,
-               {.steps = run.steps,
-                .lr = 3e-3,
-                .warmup_steps = 2,
-                .micro_batch_size = run.micro_batch_size,
-                .dtype = run.dtype,
-                .graph = run.graph});
+           nn::LlamaTraining training(mesh, small_model(), plan,
+                                      {.steps = run.steps,
+                                       .lr = 3e-3,
+                                       .warmup_steps = 2,
+                                       .micro_batch_size = run.micro_batch_size,
+                                       .dtype = run.dtype,
+                                       .graph = run.graph});
            Outcome& o = outcomes[size_t(rank.rank())];
            for (int i = 0; i < run.steps; ++i) {
              auto s = training.trainer.step(text.batch(mesh, nn::batch_layout(shape, plan), i, 4));

@@ -114,9 +114,10 @@ TEST_CASE("a communication log of a loop keeps totals, and the list as long as t
     CHECK(l->totals({}) == std::vector<CommTotal>{{{}, 400, 600, 28000}});
   }
   CHECK(totals(all.entries(), {By::phase, By::tensor}) == want);
-  CHECK_THROWS_WITH(log.entries(), "[CommLog::entries] there were 600 collectives, and the list has room for 300: ask "
-                                   "for totals(), clear() it between steps, or give CommLog(rank, most_entries) a "
-                                   "larger one");
+  CHECK_THROWS_WITH(log.entries(),
+                    "[CommLog::entries] there were 600 collectives, and the list has room for 300: ask "
+                    "for totals(), clear() it between steps, or give CommLog(rank, most_entries) a "
+                    "larger one");
   log.clear();
   step(Phase::forward);
   CHECK(log.entries().size() == 3);

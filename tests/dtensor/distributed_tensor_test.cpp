@@ -82,7 +82,8 @@ TEST_CASE("a local part becomes a tensor") {
       int64_t rows = rank.rank() ? 2 : 3;
       auto x = DistributedTensor::from_local(tensor_of(rank.allocator(), {rows, 2}, counting(rows * 2)), mesh,
                                              {Shard(0)}, {5, 2});
-      check(values<float>(x.full_tensor()) == std::vector<float>{1, 2, 3, 4, 5, 6, 1, 2, 3, 4}, "the parts of both ranks");
+      check(values<float>(x.full_tensor()) == std::vector<float>{1, 2, 3, 4, 5, 6, 1, 2, 3, 4},
+            "the parts of both ranks");
       auto y = DistributedTensor::from_local(scattered(rank.allocator(), {rows, 2}, counting(rows * 2)), mesh,
                                              {Shard(0)}, {5, 2});
       check(values<float>(y.full_tensor()) == values<float>(x.full_tensor()), "strides do not matter");
@@ -216,9 +217,9 @@ TEST_CASE("law 9: a part is on the device of its rank") {
   auto real = Rank::single(), dry = Rank::recorded(1);
   DeviceMesh on_cpu(*real, "x=1"), on_meta(*dry, "x=1");
   Tensor host = tensor_of(real->allocator(), {2, 3}, counting(6));
-  CHECK_THROWS_WITH(
-      DistributedTensor::from_local(host, on_meta, {}, {2, 3}),
-      Equals("[from_local] the part f32[2,3] is on cpu, but the tensors of rank 0 are on meta: use .to(rank.allocator())"));
+  CHECK_THROWS_WITH(DistributedTensor::from_local(host, on_meta, {}, {2, 3}),
+                    Equals("[from_local] the part f32[2,3] is on cpu, but the tensors of rank 0 are on meta: use "
+                           ".to(rank.allocator())"));
   CHECK(DistributedTensor::from_local(host.to(dry->allocator()), on_meta, {}, {2, 3}).is_meta());
   CHECK(dry->allocator()->bytes_in_use() == 0);
   CHECK(DistributedTensor::from_local(Tensor::placeholder(DType::f32, {2, 3}), on_cpu, {}, {2, 3}).is_meta());

@@ -81,7 +81,9 @@ TEST_CASE("law 9: an environment that makes no sense is an error that names the 
     const char* error;
   };
   for (const Case& c : std::vector<Case>{
-           {{}, "[environment] no launcher has started this process: run `torchrun --no-python --nproc-per-node=N PROGRAM`, `mpirun -n N PROGRAM` or `srun -n N PROGRAM`, or set RANK and WORLD_SIZE"},
+           {{},
+            "[environment] no launcher has started this process: run `torchrun --no-python --nproc-per-node=N "
+            "PROGRAM`, `mpirun -n N PROGRAM` or `srun -n N PROGRAM`, or set RANK and WORLD_SIZE"},
            {{{"MASTER_ADDR", "h0"}}, "set RANK and WORLD_SIZE"},
            {{{"RANK", "0"}}, "[environment] WORLD_SIZE is not set, though other variables of its launcher are"},
            {torchrun({{"LOCAL_RANK", ""}}), "[environment] LOCAL_RANK is not set"},

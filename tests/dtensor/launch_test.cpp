@@ -90,7 +90,8 @@ TEST_CASE("law 9: whatever a rank throws is reported") {
     });
   });
   CHECK_THAT(memory, StartsWith("[launch] no host memory is left beside the ") &&
-                         Contains(" bytes of this rank's tensors: take a smaller --batch-size") && Contains("(rank 1 of 2)"));
+                         Contains(" bytes of this rank's tensors: take a smaller --batch-size") &&
+                         Contains("(rank 1 of 2)"));
 }
 
 TEST_CASE("ranks may launch other ranks") {
@@ -141,8 +142,9 @@ TEST_CASE("law 9: a rank that has ended is missed at once") {
     if (rank.rank() == 1) x = y;
   });
   CHECK(x.local().data<float>()[1] == 4);
-  CHECK_THROWS_WITH(x.full_tensor(), Equals("[all_gather] rank 0 has ended (its function returned), but rank 1 waits for it in "
-                                     "all_gather f32[2+2]"));
+  CHECK_THROWS_WITH(x.full_tensor(),
+                    Equals("[all_gather] rank 0 has ended (its function returned), but rank 1 waits for it in "
+                           "all_gather f32[2+2]"));
   launch(1, [&](Rank& rank) {
     alone = DistributedTensor::distribute(Tensor::of<float>({1}, {7}), DeviceMesh(rank, "tp=1"), "tp=Shard(0)");
   });
@@ -218,7 +220,8 @@ TEST_CASE("ranks run on a device that is there") {
     CHECK_THROWS_WITH(cuda::use_device(1000), Contains(" failed: "));
   } else {
     CHECK(error(Device::cuda) == "[launch] " + cuda::unavailable());
-    CHECK_THROWS_WITH(Rank::single(Device::cuda), Contains("[cuda] tensors cannot be there: ") || Contains("this build has no CUDA"));
+    CHECK_THROWS_WITH(Rank::single(Device::cuda),
+                      Contains("[cuda] tensors cannot be there: ") || Contains("this build has no CUDA"));
   }
   if (cuda::is_built()) return;
   CHECK_THROWS_WITH(cuda::Stream(), "[cuda] this build has no CUDA: configure it where nvcc is found, or use the CPU");

@@ -115,9 +115,10 @@ TEST_CASE("nccl: our declarations are those of nccl.h") {
 #endif
 
 TEST_CASE("law 9: a library that is not there, or is no NCCL, is an error with the remedy") {
-  CHECK_THROWS_WITH(nccl::load("libno_such_library.so"),
-                    Contains("[nccl] libno_such_library.so") &&
-                        Contains(": install NCCL 2.18 or later, or add its folder to LD_LIBRARY_PATH; --comm threads needs none"));
+  CHECK_THROWS_WITH(
+      nccl::load("libno_such_library.so"),
+      Contains("[nccl] libno_such_library.so") &&
+          Contains(": install NCCL 2.18 or later, or add its folder to LD_LIBRARY_PATH; --comm threads needs none"));
   CHECK_THROWS_WITH(nccl::load("libm.so.6"),
                     Contains("[nccl] the NCCL library has no ncclGetVersion: version 2.18 or a "
                              "later one of 2 is needed"));

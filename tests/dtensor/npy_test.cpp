@@ -2,9 +2,9 @@
 
 #include <catch2/catch.hpp>
 
+#include <fmt/format.h>
 #include <cstring>
 #include <filesystem>
-#include <fmt/format.h>
 #include <fstream>
 
 #include "tests/dtensor/ranks.h"

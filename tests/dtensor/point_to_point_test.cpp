@@ -124,8 +124,7 @@ TEST_CASE("law 8: point-to-point communication is in the log, of a dry run as of
 TEST_CASE("law 9: what cannot be sent is an error that says why") {
   auto rank = Rank::recorded(5);
   DeviceMesh mesh(*rank, "pp=5,tp=1");
-  Tensor meta(rank->allocator(), DType::f32, {2, 3}, Device::meta),
-      one = Tensor::of<float>({2}, {0, 0});
+  Tensor meta(rank->allocator(), DType::f32, {2, 3}, Device::meta), one = Tensor::of<float>({2}, {0, 0});
   Tensor whole(rank->allocator(), DType::i64, {2, 3}, Device::meta);
   CHECK_THROWS_WITH(send(mesh, "pp", 2, {meta}),
                     Equals("[send] coordinates 0 and 2 on pp=5 are not next to each other: lanes lead to neighbours on "

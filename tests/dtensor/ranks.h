@@ -68,8 +68,8 @@ struct Log : Observer {
   void on_collective(const CollectiveEvent& e) override {
     std::string layouts;
     if (e.step)
-      layouts = fmt::format(" {} to {}", to_string(e.step->from, e.mesh.shape()),
-                            to_string(e.step->to, e.mesh.shape()));
+      layouts =
+          fmt::format(" {} to {}", to_string(e.step->from, e.mesh.shape()), to_string(e.step->to, e.mesh.shape()));
     lines.push_back(fmt::format("{}({}) {}{}{}{}, {} bytes", collective_name(e.kind), e.mesh.shape().names(e.axes),
                                 name(e.dtype), to_string(e.shape), layouts,
                                 e.peer < 0 ? "" : fmt::format(" peer {}", e.peer), e.bytes));

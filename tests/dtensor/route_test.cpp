@@ -85,15 +85,15 @@ TEST_CASE("ranks that hold the same piece share those who ask for it") {
   };
   for (const Case& c : {
            Case{"a=4", "f32[8,8] a=Shard(0)", "a=Shard(1)", 12},
-           Case{"a=4,b=2", "f32[16] a=Shard(0)", "b=Shard(0) a=Shard(0)", 2},   // a quarter each to at most one other
-           Case{"a=2,b=4", "f32[64] a=Shard(0)", "b=Shard(0) a=Shard(0)", 8},   // half asked for by 2 of 4 on each side
+           Case{"a=4,b=2", "f32[16] a=Shard(0)", "b=Shard(0) a=Shard(0)", 2},  // a quarter each to at most one other
+           Case{"a=2,b=4", "f32[64] a=Shard(0)", "b=Shard(0) a=Shard(0)", 8},  // half asked for by 2 of 4 on each side
            Case{"a=2,b=4", "f32[64] a=Shard(0)", "b=Shard(0)", 16},
            Case{"a=2,b=2,c=2", "f32[8,8] a=Shard(0)", "b=Shard(0) a=Shard(1) c=Shard(1)", 8},
        }) {
     MeshShape mesh = MeshShape::parse(c.mesh);
     TensorSpec from = parse_spec(c.from, mesh);
-    Plan plan = plan_redistribution(mesh, from.shape, 4, from.layout, parse_layout(c.to, mesh, from.shape.dims()),
-                                    bytes_only);
+    Plan plan =
+        plan_redistribution(mesh, from.shape, 4, from.layout, parse_layout(c.to, mesh, from.shape.dims()), bytes_only);
     INFO(c.mesh << " " << c.from << " to " << c.to << ": " << show(plan, mesh));
     REQUIRE(plan.steps.size() == 1);
     std::vector<int64_t> sent;

@@ -4,8 +4,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <catch2/catch.hpp>
 #include <atomic>
+#include <catch2/catch.hpp>
 #include <csignal>
 #include <functional>
 #include <numeric>
@@ -178,11 +178,17 @@ TEST_CASE("law 9: to a counter that is none, nothing is added") {
     std::string value;
     int64_t more;
   };
-  for (auto [value, more] : {Case{"x", 1}, {"", 1}, {"1x", 1}, {" 1", 1}, {"9223372036854775807", 1}, {"-2", INT64_MIN},
+  for (auto [value, more] : {Case{"x", 1},
+                             {"", 1},
+                             {"1x", 1},
+                             {" 1", 1},
+                             {"9223372036854775807", 1},
+                             {"-2", INT64_MIN},
                              {"99999999999999999999", 0}}) {
     store.set("k", value);
-    CHECK_THROWS_WITH(store.add("k", more), Equals(where + " cannot add " + std::to_string(more) + " to \"k\", which is \"" +
-                                                   value + "\": they make no number of 64 bits"));
+    CHECK_THROWS_WITH(store.add("k", more),
+                      Equals(where + " cannot add " + std::to_string(more) + " to \"k\", which is \"" + value +
+                             "\": they make no number of 64 bits"));
     CHECK(store.try_get("k") == value);  // the server lives, and the client can go on
   }
   store.set("k", std::string(100'000, '7'));
@@ -220,9 +226,10 @@ TEST_CASE("law 9: a client for which the store has no file is told so, and the o
       error = e.what();
     }
   CHECK(clients.size() > 20);
-  CHECK_THAT(error, Equals("[store] 127.0.0.1:" + std::to_string(port) +
-                           " has no room for another client: its process, that of rank 0, may open 40 files; raise that "
-                           "with `ulimit -n` to more than the number of ranks"));
+  CHECK_THAT(error,
+             Equals("[store] 127.0.0.1:" + std::to_string(port) +
+                    " has no room for another client: its process, that of rank 0, may open 40 files; raise that "
+                    "with `ulimit -n` to more than the number of ranks"));
   std::vector<std::thread> threads;  // who comes at once is told in turn
   std::atomic<int> told = 0;
   for (int i = 0; i < 5; ++i)

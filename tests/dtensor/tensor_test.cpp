@@ -339,10 +339,12 @@ TEST_CASE("law 9: memory that is exhausted is an error with what was asked and w
   CHECK_NOTHROW(held.clone());
   int64_t large = int64_t(1) << 40;
   for (Device device : {Device::cpu, Device::meta})
-    for (const Shape& shape : {Shape{large, large}, Shape{large, large, large}, Shape{-1}, Shape{4, -2}, Shape{large << 21}})
-      CHECK_THROWS_WITH(Tensor(make_allocator(device), DType::f64, shape),
-                        Equals(fmt::format("[Tensor] f64{} is no tensor: sizes are not negative, and make at most 2^62 bytes",
-                                           to_string(shape))));
+    for (const Shape& shape :
+         {Shape{large, large}, Shape{large, large, large}, Shape{-1}, Shape{4, -2}, Shape{large << 21}})
+      CHECK_THROWS_WITH(
+          Tensor(make_allocator(device), DType::f64, shape),
+          Equals(fmt::format("[Tensor] f64{} is no tensor: sizes are not negative, and make at most 2^62 bytes",
+                             to_string(shape))));
 }
 
 TEST_CASE("storage is unique while one handle holds it") {

@@ -76,8 +76,8 @@ TEST_CASE("a thread pool calls every part once, and throws the first error again
 
 TEST_CASE("law 9: a number of threads that nobody can want is an error") {
   for (int size : {-5, 0, 1025, 20000})
-    CHECK_THROWS_WITH(ThreadPool(size), Equals(fmt::format(
-                                            "[ThreadPool] {} threads of a rank's kernels; 1 to 1024 are possible", size)));
+    CHECK_THROWS_WITH(ThreadPool(size),
+                      Equals(fmt::format("[ThreadPool] {} threads of a rank's kernels; 1 to 1024 are possible", size)));
   CHECK_THROWS_WITH(Rank::single(Device::cpu, 0),
                     Equals("[Rank] 0 threads of a rank's kernels; 1 to 1024 are possible"));
   for (int threads : {-5, 1025, 20000})

@@ -29,8 +29,8 @@ namespace emulator {
 // work that has not run. Done before every test case.
 void reset();
 void set_peer_access(bool possible);  // between devices; true to begin with
-void set_devices(int count);     // 0: as without a driver
-void set_memory(int64_t bytes);  // of each device
+void set_devices(int count);          // 0: as without a driver
+void set_memory(int64_t bytes);       // of each device
 
 // lazy: described above. eager: every piece of work runs at once. random: after every call some pieces of some streams
 // run. The environment variable EMULATOR_SCHEDULE (lazy, eager, or a seed) chooses what reset() sets.

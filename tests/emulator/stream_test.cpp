@@ -290,7 +290,8 @@ TEST_CASE("emulator: devices and their memory are the test's choice") {
   Event of_second;
   enable_peer_access(0, 1);
   emulator::set_peer_access(false);
-  CHECK_THROWS_WITH(enable_peer_access(0, 1), "[cuda] device 0 cannot read the memory of device 1: run one process per device with --comm nccl");
+  CHECK_THROWS_WITH(enable_peer_access(0, 1),
+                    "[cuda] device 0 cannot read the memory of device 1: run one process per device with --comm nccl");
   emulator::set_peer_access(true);
   use_device(0);
   CHECK_THROWS_WITH(give(second, nullptr, 1), Contains("cudaErrorInvalidResourceHandle"));

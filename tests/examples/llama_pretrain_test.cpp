@@ -29,7 +29,8 @@ TEST_CASE("bad input ends llama_pretrain with exit code 2 and an error that name
     std::string error;  // after "llama_pretrain: "
   };
   const std::string misspelt = small.folder.write(
-      "misspelt.json", R"({"tensor_parallel": {"axis": "tp", "plan": {"model.layers.*.self_atn.q_proj": "ColwiseParallel"}}})");
+      "misspelt.json",
+      R"({"tensor_parallel": {"axis": "tp", "plan": {"model.layers.*.self_atn.q_proj": "ColwiseParallel"}}})");
   const std::string config = small.folder.write("config.json", R"({"warmup_steps": 3})");
   const Case cases[] = {
       {{"--mesh", "dp=2", "--plan", plans + "tp.json", "--steps", "1"},
@@ -42,7 +43,8 @@ TEST_CASE("bad input ends llama_pretrain with exit code 2 and an error that name
        R"([model.layers.0.self_attn] 4 heads do not divide over 8 ranks (tp): use fewer ranks on that axis, or let the projection's plan line have "output_layouts": "Replicate")"},
       {{"--data", small.folder / "nothing.txt", "--steps", "1"},
        "[data] cannot read " + small.folder / "nothing.txt" + ": no such file, or no permission"},
-      {{"--mesh", "dp=3", "--steps", "1"}, "[llama_pretrain] --batch-size 8 does not divide over the 3 data ranks of mesh dp=3"},
+      {{"--mesh", "dp=3", "--steps", "1"},
+       "[llama_pretrain] --batch-size 8 does not divide over the 3 data ranks of mesh dp=3"},
       {{"--mesh", "dp", "--steps", "1"}, R"([mesh] "dp" is no mesh: write axes and sizes as in dp=2,tp=4)"},
       {{"--mesh", "dp=0", "--steps", "1"}, R"([MeshShape] axis "dp" has size 0; a size is at least 1)"},
       {{"--mesh", "dp=2,dp=2", "--steps", "1"}, R"([MeshShape] axis "dp" is named twice)"},
@@ -65,18 +67,27 @@ TEST_CASE("bad input ends llama_pretrain with exit code 2 and an error that name
       {{"--deadline", "nan"}, "--deadline: nan is no number; see --help"},
       {{"--steps", "1", "--json"}, "[llama_pretrain] --json is how --dry-run prints: give --dry-run too"},
       {{"--check", "--dry-run"}, "[llama_pretrain] --dry-run finds what --check finds: give one of them"},
-      {{"--steps", "1", "--metrics", small.folder / "."}, "[llama_pretrain] cannot write --metrics " + small.folder / "." + ": it is a folder; name a file in it"},
-      {{"--config", small.folder.write("overflow.json", R"({"lr": 1e999})")}, "[config] " + small.folder / "overflow.json" + " is not JSON: "},
-      {{"--config", small.folder.write("deadline.json", R"({"deadline": -2})")}, "--deadline: -2 is not above 0; see --help"},
+      {{"--steps", "1", "--metrics", small.folder / "."},
+       "[llama_pretrain] cannot write --metrics " + small.folder / "." + ": it is a folder; name a file in it"},
+      {{"--config", small.folder.write("overflow.json", R"({"lr": 1e999})")},
+       "[config] " + small.folder / "overflow.json" + " is not JSON: "},
+      {{"--config", small.folder.write("deadline.json", R"({"deadline": -2})")},
+       "--deadline: -2 is not above 0; see --help"},
       {{}, "[llama_pretrain] --steps is missing: give a number of steps, or --dry-run"},
-      {{"--config", config}, R"([config] there is no option "warmup_steps"; the nearest is "warmup-steps" (in )" + config + ")"},
+      {{"--config", config},
+       R"([config] there is no option "warmup_steps"; the nearest is "warmup-steps" (in )" + config + ")"},
       {{"--steps", "1", "--metrics", small.folder / "no/m.jsonl"},
        "[llama_pretrain] cannot write --metrics " + small.folder / "no/m.jsonl" + ": does the folder exist?"},
-      {{"--steps", "1", "--plan", plan(R"({"tensor_paralel": {}})")}, R"([plan] the file: there is no field "tensor_paralel"; the nearest is "tensor_parallel")"},
-      {{"--steps", "1", "--mesh", "dp=2", "--plan", small.folder / "none.json"}, "[plan] cannot read " + small.folder / "none.json" + ": no such file"},
-      {{"--steps", "1", "--config", small.folder.write("broken.json", "{\"lr\": }")}, "[config] " + small.folder / "broken.json" + " is not JSON: "},
-      {{"--steps", "1", "--dtype", "bf16"}, "[llama_pretrain] --dtype bf16 needs --device cuda: the CPU computes in fp32"},
-      {{"--steps", "1", "--mesh", "dp=2", "--plan", small.folder.write("bf16.json", R"({"fully_shard": {"axis": "dp", "modules": [""], "param_dtype": "bf16"}})")},
+      {{"--steps", "1", "--plan", plan(R"({"tensor_paralel": {}})")},
+       R"([plan] the file: there is no field "tensor_paralel"; the nearest is "tensor_parallel")"},
+      {{"--steps", "1", "--mesh", "dp=2", "--plan", small.folder / "none.json"},
+       "[plan] cannot read " + small.folder / "none.json" + ": no such file"},
+      {{"--steps", "1", "--config", small.folder.write("broken.json", "{\"lr\": }")},
+       "[config] " + small.folder / "broken.json" + " is not JSON: "},
+      {{"--steps", "1", "--dtype", "bf16"},
+       "[llama_pretrain] --dtype bf16 needs --device cuda: the CPU computes in fp32"},
+      {{"--steps", "1", "--mesh", "dp=2", "--plan",
+        small.folder.write("bf16.json", R"({"fully_shard": {"axis": "dp", "modules": [""], "param_dtype": "bf16"}})")},
        "[llama_pretrain] the plan's param_dtype bf16 needs --device cuda"},
       {{"--steps", "1", "--comm", "nccl"}, "[llama_pretrain] --comm nccl needs --device cuda"},
       {{"--steps", "1", "--tune-gemm", "f"}, "[llama_pretrain] --tune-gemm needs --device cuda"},
@@ -93,21 +104,29 @@ TEST_CASE("bad input ends llama_pretrain with exit code 2 and an error that name
     CHECK(lines_of(r.err).size() == 1);
   }
   // One call says all that is wrong where one fault does not hide another.
-  Result several = run("llama_pretrain", {"--model", small.folder / "none.json", "--mesh", "dp", "--plan", small.folder / "none.json"});
+  Result several = run("llama_pretrain",
+                       {"--model", small.folder / "none.json", "--mesh", "dp", "--plan", small.folder / "none.json"});
   CHECK(several.code == 2);
-  CHECK_THAT(several.err, Contains("llama_pretrain: [llama config] cannot read ") && Contains("\nllama_pretrain: [mesh] ") && Contains("\nllama_pretrain: [plan] cannot read "));
-  several = run("llama_pretrain", model + Words{"--data", small.text, "--mesh", "dp=3", "--batch-size", "8", "--seq-len", "4096", "--tf32"});
+  CHECK_THAT(several.err, Contains("llama_pretrain: [llama config] cannot read ") &&
+                              Contains("\nllama_pretrain: [mesh] ") &&
+                              Contains("\nllama_pretrain: [plan] cannot read "));
+  several = run("llama_pretrain", model + Words{"--data", small.text, "--mesh", "dp=3", "--batch-size", "8",
+                                                "--seq-len", "4096", "--tf32"});
   CHECK(several.code == 2);
-  CHECK_THAT(several.err, Contains("--tf32 needs") && Contains("--seq-len 4096 is more") && Contains("--batch-size 8 does not divide") && Contains("--steps is missing"));
+  CHECK_THAT(several.err, Contains("--tf32 needs") && Contains("--seq-len 4096 is more") &&
+                              Contains("--batch-size 8 does not divide") && Contains("--steps is missing"));
   CHECK(lines_of(several.err).size() == 4);
   Result no_model = run("llama_pretrain", {"--data", small.text, "--steps", "1"});
   CHECK(no_model.code == 2);
-  CHECK_THAT(no_model.err, StartsWith("llama_pretrain: [llama_pretrain] --model is missing: give a Hugging Face config.json, as examples/configs/llama_tiny.json"));
+  CHECK_THAT(no_model.err, StartsWith("llama_pretrain: [llama_pretrain] --model is missing: give a Hugging Face "
+                                      "config.json, as examples/configs/llama_tiny.json"));
   Result no_data = run("llama_pretrain", model + Words{"--steps", "1"});
   CHECK(no_data.code == 2);
-  CHECK_THAT(no_data.err, StartsWith("llama_pretrain: [llama_pretrain] --data is missing: give text files, or --dry-run"));
+  CHECK_THAT(no_data.err,
+             StartsWith("llama_pretrain: [llama_pretrain] --data is missing: give text files, or --dry-run"));
   const std::string small_vocabulary = small.folder.write(
-      "vocab.json", R"({"vocab_size": 100, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1})");
+      "vocab.json",
+      R"({"vocab_size": 100, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1})");
   Result vocabulary = run("llama_pretrain", {"--model", small_vocabulary, "--dry-run"});
   CHECK(vocabulary.code == 2);
   CHECK_THAT(vocabulary.err, Contains("the model's vocab_size 100 is smaller than the tokenizer's 259"));
@@ -136,17 +155,31 @@ TEST_CASE("llama_pretrain --check says that a step fits, or what a dry run finds
       {{"--mesh", "dp=2,pp=2"}, R"([mesh] nothing uses axis "pp" of dp=2,pp=2)"},
       {{"--mesh", "dp=3"}, "[llama_pretrain] --batch-size 8 does not divide over the 3 data ranks of mesh dp=3"},
       {{"--mesh", "dp=2", "--plan", plans + "tp.json"}, R"([plan] the plan uses axis "tp", which mesh dp=2 lacks)"},
-      {{"--mesh", "tp=8", "--plan", plans + "tp.json"}, "[model.layers.0.self_attn] 4 heads do not divide over 8 ranks (tp)"},
-      {{"--mesh", "tp=2", "--plan", plan("typo", R"({"tensor_parallel": {"axis": "tp", "plan": {"model.layers.*.mlp.up_porj": "ColwiseParallel"}}})")},
+      {{"--mesh", "tp=8", "--plan", plans + "tp.json"},
+       "[model.layers.0.self_attn] 4 heads do not divide over 8 ranks (tp)"},
+      {{"--mesh", "tp=2", "--plan",
+        plan("typo",
+             R"({"tensor_parallel": {"axis": "tp", "plan": {"model.layers.*.mlp.up_porj": "ColwiseParallel"}}})")},
        R"([plan] tensor_parallel.plan: "model.layers.*.mlp.up_porj" matches no module; the nearest is "model.layers.*.mlp.up_proj")"},
-      {{"--mesh", "tp=2", "--plan", plan("dim", R"({"tensor_parallel": {"axis": "tp", "plan": {"model.norm": {"style": "SequenceParallel", "sequence_dim": 4294967297}}}})")},
+      {{"--mesh", "tp=2", "--plan",
+        plan(
+            "dim",
+            R"({"tensor_parallel": {"axis": "tp", "plan": {"model.norm": {"style": "SequenceParallel", "sequence_dim": 4294967297}}}})")},
        R"([plan] tensor_parallel.plan."model.norm".sequence_dim: 4294967297 is no dimension)"},
-      {{"--mesh", "tp=2", "--plan", plan("claim", R"j({"tensor_parallel": {"axis": "tp", "plan": {"lm_head": {"style": "ColwiseParallel", "input_layouts": "Shard(1)"}}}})j")},
+      {{"--mesh", "tp=2", "--plan",
+        plan(
+            "claim",
+            R"j({"tensor_parallel": {"axis": "tp", "plan": {"lm_head": {"style": "ColwiseParallel", "input_layouts": "Shard(1)"}}}})j")},
        "[lm_head] lm_head: ColwiseParallel claims that input 0 arrives as tp=Shard(1), but it is "},
-      {{"--mesh", "tp=2", "--strict", "--plan", plan("implicit", R"({"tensor_parallel": {"axis": "tp", "plan": {"model.layers.*.mlp.gate_proj": "ColwiseParallel"}}})")}, "["},
+      {{"--mesh", "tp=2", "--strict", "--plan",
+        plan("implicit",
+             R"({"tensor_parallel": {"axis": "tp", "plan": {"model.layers.*.mlp.gate_proj": "ColwiseParallel"}}})")},
+       "["},
       {{"--seq-len", "4096"}, "[llama_pretrain] --seq-len 4096 is more than the model's max_position_embeddings 2048"},
-      {{"--model", plan("params", R"({"dim": 2048, "n_layers": 16})")}, "[llama config] this is no config.json of a Llama: it lacks vocab_size, and hidden_size"},
-      {{"--model", plan("overflow", R"({"vocab_size": 259, "rope_theta": 1e999})")}, "[llama config] " + folder / "overflow.json" + " is not JSON: "},
+      {{"--model", plan("params", R"({"dim": 2048, "n_layers": 16})")},
+       "[llama config] this is no config.json of a Llama: it lacks vocab_size, and hidden_size"},
+      {{"--model", plan("overflow", R"({"vocab_size": 259, "rope_theta": 1e999})")},
+       "[llama config] " + folder / "overflow.json" + " is not JSON: "},
       {{"--plan", folder / "none.json"}, "[plan] cannot read " + folder / "none.json"},
       {{"--mesh", "dp=0"}, R"([MeshShape] axis "dp" has size 0)"},
       {{"--lr", "nan"}, "--lr: nan is not finite; see --help"},
@@ -154,12 +187,15 @@ TEST_CASE("llama_pretrain --check says that a step fits, or what a dry run finds
   for (const Case& c : cases) {
     bool own = std::find(c.arguments.begin(), c.arguments.end(), "--model") != c.arguments.end();
     bool sized = std::find(c.arguments.begin(), c.arguments.end(), "--seq-len") != c.arguments.end();
-    Result r = run("llama_pretrain", (own ? Words{} : model) + (sized ? Words{"--batch-size", "8", "--check"} : sizes) + c.arguments);
+    Result r = run("llama_pretrain",
+                   (own ? Words{} : model) + (sized ? Words{"--batch-size", "8", "--check"} : sizes) + c.arguments);
     CAPTURE(c.arguments, r.err);
     CHECK(r.out == (c.error.empty() ? "fits\n" : ""));
     CHECK(r.code == (c.error.empty() ? 0 : 2));
-    if (c.error.empty()) CHECK(r.err.empty());
-    else CHECK_THAT(r.err, StartsWith("llama_pretrain: " + c.error));
+    if (c.error.empty())
+      CHECK(r.err.empty());
+    else
+      CHECK_THAT(r.err, StartsWith("llama_pretrain: " + c.error));
   }
 }
 
@@ -172,7 +208,9 @@ TEST_CASE("a deadline that is meant as never is none") {
   }
 }
 
-TEST_CASE("llama_pretrain --model takes a folder of Hugging Face, and numbers that no model can have are refused before a run") {
+TEST_CASE(
+    "llama_pretrain --model takes a folder of Hugging Face, and numbers that no model can have are refused before a "
+    "run") {
   Folder folder;
   Json good = Json::parse(read(model[1]));
   auto with = [&](const char* key, double value) {
@@ -183,7 +221,8 @@ TEST_CASE("llama_pretrain --model takes a folder of Hugging Face, and numbers th
   };
   folder.write("config.json", good.dump());
   CHECK(run("llama_pretrain", {"--model", folder / "", "--check"}).out == "fits\n");
-  for (const auto& [key, value, error] : {std::tuple("rope_theta", -10000.0, "rope_theta is -10000"), {"rms_norm_eps", 0.0, "rms_norm_eps is 0"},
+  for (const auto& [key, value, error] : {std::tuple("rope_theta", -10000.0, "rope_theta is -10000"),
+                                          {"rms_norm_eps", 0.0, "rms_norm_eps is 0"},
                                           {"initializer_range", -0.02, "initializer_range is -0.02"}}) {
     Result r = with(key, value);
     CHECK(r.code == 2);
@@ -196,13 +235,17 @@ TEST_CASE("without a CUDA device llama_pretrain on cuda ends with exit code 2, a
   if (!dtensor::cuda::unavailable().empty()) {
     Result r = small({"--device", "cuda", "--steps", "1"});
     CHECK(r.code == 2);
-    CHECK_THAT(r.err, StartsWith("llama_pretrain: [llama_pretrain] --device cuda: " + dtensor::cuda::unavailable() + "; use --device cpu"));
+    CHECK_THAT(r.err, StartsWith("llama_pretrain: [llama_pretrain] --device cuda: " + dtensor::cuda::unavailable() +
+                                 "; use --device cpu"));
   } else {  // processes are what is missing
     Result r = small({"--device", "cuda", "--comm", "nccl", "--steps", "1"});
     CHECK(r.code == 2);
-    CHECK_THAT(r.err, Contains("[llama_pretrain] --comm nccl needs processes: start this with torchrun, mpirun or srun, or use --comm threads"));
+    CHECK_THAT(r.err, Contains("[llama_pretrain] --comm nccl needs processes: start this with torchrun, mpirun or "
+                               "srun, or use --comm threads"));
   }
-  Result dry = run("llama_pretrain", model + Words{"--device", "cuda", "--dtype", "bf16", "--mesh", "dp=2,tp=2", "--plan", plans + "fsdp_tp.json", "--dry-run", "--batch-size", "8", "--seq-len", "16"});
+  Result dry =
+      run("llama_pretrain", model + Words{"--device", "cuda", "--dtype", "bf16", "--mesh", "dp=2,tp=2", "--plan",
+                                          plans + "fsdp_tp.json", "--dry-run", "--batch-size", "8", "--seq-len", "16"});
   CAPTURE(dry.err);
   CHECK(dry.code == 0);
   CHECK_THAT(dry.out, Contains("bf16["));
@@ -212,8 +255,10 @@ TEST_CASE("llama_pretrain --help ends with exit code 0 and names every option") 
   Result r = run("llama_pretrain", {"--help"});
   CHECK(r.code == 0);
   CHECK(r.err.empty());
-  for (const char* option : {"model", "mesh", "plan", "data", "steps", "batch-size", "seq-len", "seed", "lr", "warmup-steps", "weight-decay", "clip",
-                             "metrics", "config", "resume", "device", "dtype", "comm", "cuda-graph", "tune-gemm", "tf32", "deadline", "threads", "strict", "dry-run", "check", "json"})
+  for (const char* option :
+       {"model",        "mesh",         "plan", "data",     "steps",   "batch-size", "seq-len", "seed",  "lr",
+        "warmup-steps", "weight-decay", "clip", "metrics",  "config",  "resume",     "device",  "dtype", "comm",
+        "cuda-graph",   "tune-gemm",    "tf32", "deadline", "threads", "strict",     "dry-run", "check", "json"})
     CHECK_THAT(r.out, Contains("--" + std::string(option) + " "));
   CHECK_THAT(r.out, Contains("--mesh TEXT=dp=1"));
 }
@@ -227,7 +272,8 @@ TEST_CASE("a run prints a line per step and a summary, and its metrics read back
   Words out = lines_of(r.out), metrics = lines_of(read(file));
   REQUIRE(out.size() == 6);
   CHECK(out[0] == "1050496 parameters, mesh dp=2, 128 tokens per step");
-  CHECK_THAT(out[1], StartsWith("step 1/3  loss 5.") && Contains("  grad_norm ") && Contains("  lr 1.00e-03  ") && EndsWith(" tokens/s"));
+  CHECK_THAT(out[1], StartsWith("step 1/3  loss 5.") && Contains("  grad_norm ") && Contains("  lr 1.00e-03  ") &&
+                         EndsWith(" tokens/s"));
   CHECK_THAT(out[3], StartsWith("step 3/3  loss "));
   CHECK_THAT(out[4], StartsWith("done: loss 5.") && Contains(" at the last; 3 steps in "));
   CHECK(out[5] == "metrics of every step: " + file);
@@ -238,8 +284,8 @@ TEST_CASE("a run prints a line per step and a summary, and its metrics read back
     Json j = Json::parse(metrics[i]);
     Words keys;
     for (const auto& [key, value] : j.items()) keys.push_back(key);
-    CHECK(keys == Words{"step", "loss", "grad_norm", "lr", "tokens", "tokens_per_second", "step_seconds", "host_seconds",
-                        "peak_memory_bytes"});
+    CHECK(keys == Words{"step", "loss", "grad_norm", "lr", "tokens", "tokens_per_second", "step_seconds",
+                        "host_seconds", "peak_memory_bytes"});
     CHECK(j["peak_memory_bytes"].get<int64_t>() > 0);
     CHECK(j["step"] == i + 1);
     CHECK(j["tokens"] == 128);
@@ -257,15 +303,19 @@ TEST_CASE("a run prints a line per step and a summary, and its metrics read back
 
 TEST_CASE("options of --config hold unless the command line has them") {
   Small small;
-  std::string by_file = small.folder / "file.jsonl", by_flags = small.folder / "flags.jsonl", other = small.folder / "other.jsonl";
-  Json config = {{"model", model[1]}, {"data", {small.text}}, {"steps", 5}, {"batch-size", 8}, {"seq-len", 16}, {"lr", 0.005},
-                 {"warmup-steps", 2}, {"seed", 7},            {"mesh", "dp=2"}, {"strict", true}, {"metrics", by_file}};
+  std::string by_file = small.folder / "file.jsonl", by_flags = small.folder / "flags.jsonl",
+              other = small.folder / "other.jsonl";
+  Json config = {{"model", model[1]}, {"data", {small.text}}, {"steps", 5},        {"batch-size", 8},
+                 {"seq-len", 16},     {"lr", 0.005},          {"warmup-steps", 2}, {"seed", 7},
+                 {"mesh", "dp=2"},    {"strict", true},       {"metrics", by_file}};
   std::string file = small.folder.write("config.json", config.dump());
   Result r = run("llama_pretrain", {"--steps", "2", "--config", file});
   CAPTURE(r.err);
   REQUIRE(r.code == 0);
   CHECK_THAT(r.out, StartsWith("1050496 parameters, mesh dp=2, 128 tokens per step\nstep 1/2 "));
-  REQUIRE(small({"--steps", "2", "--lr", "0.005", "--warmup-steps", "2", "--seed", "7", "--mesh", "dp=2", "--metrics", by_flags}).code == 0);
+  REQUIRE(small({"--steps", "2", "--lr", "0.005", "--warmup-steps", "2", "--seed", "7", "--mesh", "dp=2", "--metrics",
+                 by_flags})
+              .code == 0);
   CHECK(read_metrics(by_file).loss == read_metrics(by_flags).loss);
   CHECK(read_metrics(by_file).grad_norm == read_metrics(by_flags).grad_norm);
   REQUIRE(run("llama_pretrain", {"--config", file, "--steps", "2", "--seed", "8", "--metrics", other}).code == 0);
@@ -273,14 +323,18 @@ TEST_CASE("options of --config hold unless the command line has them") {
 }
 
 TEST_CASE("a dry run lists the collectives of a step, for a mesh of any size, as text and as JSON") {
-  Words arguments = model + Words{"--plan", plans + "tp.json", "--mesh", "dp=64,tp=4", "--batch-size", "128", "--dry-run"};
+  Words arguments =
+      model + Words{"--plan", plans + "tp.json", "--mesh", "dp=64,tp=4", "--batch-size", "128", "--dry-run"};
   Result text = run("llama_pretrain", arguments);
   REQUIRE(text.code == 0);
   CHECK(text.err.empty());
   CHECK_THAT(text.out, StartsWith("One step on dp=64,tp=4, bytes as the busiest rank receives them\n"));
   CHECK_THAT(text.out, Contains("\nphase      collective  axes    bytes  tensor            for\n"));
   CHECK_THAT(text.out, Contains("\nphase      collective  launches  tensors    bytes\nforward    all_reduce"));
-  CHECK_THAT(text.out, Contains("f32[128,128,128]  model.layers.3.mlp.down_proj  [\"model.layers.*.mlp.down_proj\": RowwiseParallel]\n"));
+  CHECK_THAT(
+      text.out,
+      Contains(
+          "f32[128,128,128]  model.layers.3.mlp.down_proj  [\"model.layers.*.mlp.down_proj\": RowwiseParallel]\n"));
   CHECK_THAT(text.out, Contains("model.layers.0.post_attention_layernorm: gradient of add_rms_norm\n"));
   CHECK_THAT(text.out, Contains("gradient of model.embed_tokens.weight and 38 more\n"));
   CHECK_THAT(text.out, !Contains("(implicit)"));
@@ -293,7 +347,8 @@ TEST_CASE("a dry run lists the collectives of a step, for a mesh of any size, as
   int64_t bytes = 0;
   int forward = 0, backward = 0, listed = 0;
   for (const Json& c : j["collectives"]) {
-    for (const char* key : {"phase", "collective", "axes", "tensor", "from", "to", "bytes", "group", "module", "op", "reason", "plan_line", "asked_for"})
+    for (const char* key : {"phase", "collective", "axes", "tensor", "from", "to", "bytes", "group", "module", "op",
+                            "reason", "plan_line", "asked_for"})
       REQUIRE(c.contains(key));
     CHECK(c["asked_for"] == true);
     bytes += c["bytes"].get<int64_t>();
@@ -304,7 +359,7 @@ TEST_CASE("a dry run lists the collectives of a step, for a mesh of any size, as
   for (const auto& [kind, n] : j["counts"].items()) listed += n.get<int>();
   CHECK(j["bytes"] == bytes);
   CHECK(size_t(listed) == j["collectives"].size());
-  CHECK(forward == 2);   // Megatron's
+  CHECK(forward == 2);  // Megatron's
   CHECK(backward == 2);
 }
 
@@ -343,11 +398,13 @@ TEST_CASE("metrics that cannot be written end a run with exit code 1") {
 
 TEST_CASE("a run whose loss is no number ends with exit code 1 and names the step") {
   Small small;
-  auto mesh = GENERATE(as<Words>(), Words{"--mesh", "dp=1"}, Words{"--mesh", "dp=2,tp=2", "--plan", plans + "fsdp_tp.json"});
+  auto mesh =
+      GENERATE(as<Words>(), Words{"--mesh", "dp=1"}, Words{"--mesh", "dp=2,tp=2", "--plan", plans + "fsdp_tp.json"});
   std::string file = small.folder / "metrics.jsonl";
   Result r = small(mesh + Words{"--steps", "5", "--lr", "1e30", "--metrics", file});
   CHECK(r.code == 1);
   CHECK_THAT(r.out, Contains("step 1/5  loss ") && !Contains("done"));
-  CHECK_THAT(r.err, StartsWith("llama_pretrain: [Trainer] step 2: the loss is ") && Contains("; the first value that is not finite is the "));
+  CHECK_THAT(r.err, StartsWith("llama_pretrain: [Trainer] step 2: the loss is ") &&
+                        Contains("; the first value that is not finite is the "));
   CHECK(read_metrics(file).loss.size() == 1);
 }

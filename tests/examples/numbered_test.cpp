@@ -22,8 +22,10 @@ std::string promised(const std::string& code) {
   const std::string indent = "//     ";
   for (const std::string& line : lines_of(code)) {
     if (!line.starts_with("//")) break;
-    if (line.starts_with(indent)) block += line.substr(indent.size()) + "\n";
-    else if (line != "//") block.clear();
+    if (line.starts_with(indent))
+      block += line.substr(indent.size()) + "\n";
+    else if (line != "//")
+      block.clear();
   }
   return block;
 }

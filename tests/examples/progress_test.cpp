@@ -13,5 +13,6 @@ TEST_CASE("the progress line has a bar, time left, and never the terminal's last
   CHECK(progress_line(s, 1, 100, 5, 4000, 80).ends_with("  5 tokens/s  110:00:00 left"));
   CHECK(progress_line(s, 38, 100, 20113, 7.6, 40) == "step 38/100  loss 2.8313  grad norm 0.9");
   for (int columns = 1; columns < 150; ++columns)
-    for (int64_t done : {1, 50, 99, 100}) CHECK(progress_line(s, done, 100, 20113, 7.6, columns).size() <= size_t(std::max(1, columns - 1)));
+    for (int64_t done : {1, 50, 99, 100})
+      CHECK(progress_line(s, done, 100, 20113, 7.6, columns).size() <= size_t(std::max(1, columns - 1)));
 }

@@ -14,11 +14,19 @@ std::string real_text() {
   return std::filesystem::exists(file) ? file : "";
 }
 
-Metrics train(const std::string& text, const std::string& mesh, const std::string& plan, int steps, int batch, int sequence, const char* lr) {
+Metrics train(const std::string& text, const std::string& mesh, const std::string& plan, int steps, int batch,
+              int sequence, const char* lr) {
   Folder folder;
-  Words arguments = {"--model", source("examples/configs/llama_tiny.json"), "--data", text, "--mesh", mesh, "--metrics", folder / "metrics.jsonl",
-                     "--steps", std::to_string(steps), "--batch-size", std::to_string(batch), "--seq-len", std::to_string(sequence), "--lr", lr,
-                     "--warmup-steps", "5", "--strict"};
+  Words arguments = {"--model",        source("examples/configs/llama_tiny.json"),
+                     "--data",         text,
+                     "--mesh",         mesh,
+                     "--metrics",      folder / "metrics.jsonl",
+                     "--steps",        std::to_string(steps),
+                     "--batch-size",   std::to_string(batch),
+                     "--seq-len",      std::to_string(sequence),
+                     "--lr",           lr,
+                     "--warmup-steps", "5",
+                     "--strict"};
   if (!plan.empty()) arguments = arguments + Words{"--plan", source("examples/plans/" + plan)};
   Result r = run("llama_pretrain", arguments);
   CAPTURE(mesh, plan, r.err);
@@ -37,10 +45,20 @@ TEST_CASE("real text: every mesh and plan trains as one rank does") {
     return;
   }
   const std::pair<const char*, const char*> cases[] = {
-      {"dp=2", ""}, {"dp=4", ""}, {"dp=2", "fsdp.json"}, {"dp=4", "fsdp.json"}, {"dp=2", "ddp.json"},
-      {"tp=2", "tp.json"}, {"tp=4", "tp.json"}, {"dp=2,tp=2", "tp.json"},
-      {"tp=2", "tp_sp_loss.json"}, {"tp=4", "tp_sp_loss.json"}, {"dp=2,tp=2", "tp_sp_loss.json"},
-      {"tp=2", "tutorial_tp.json"}, {"dp=2,tp=2", "fsdp_tp.json"}, {"dp=4,tp=2", "fsdp_tp.json"},
+      {"dp=2", ""},
+      {"dp=4", ""},
+      {"dp=2", "fsdp.json"},
+      {"dp=4", "fsdp.json"},
+      {"dp=2", "ddp.json"},
+      {"tp=2", "tp.json"},
+      {"tp=4", "tp.json"},
+      {"dp=2,tp=2", "tp.json"},
+      {"tp=2", "tp_sp_loss.json"},
+      {"tp=4", "tp_sp_loss.json"},
+      {"dp=2,tp=2", "tp_sp_loss.json"},
+      {"tp=2", "tutorial_tp.json"},
+      {"dp=2,tp=2", "fsdp_tp.json"},
+      {"dp=4,tp=2", "fsdp_tp.json"},
   };
   Metrics one = train(text, "dp=1", "", 30, 8, 64, "0.001");
   CHECK(one.loss.front() == Approx(std::log(259)).margin(0.1));
@@ -52,8 +70,8 @@ TEST_CASE("real text: every mesh and plan trains as one rank does") {
     CHECK(difference(one.grad_norm, m.grad_norm, 8) < 1e-5);  // later, Adam amplifies rounding
     bool bits = m.loss == one.loss;
     if (std::getenv("DTENSOR_VERBOSE"))
-      WARN(mesh << " " << plan << ": losses within " << difference(one.loss, m.loss, 30) << (bits ? ", the same bits" : "") << "; norms within "
-                << difference(one.grad_norm, m.grad_norm, 8));
+      WARN(mesh << " " << plan << ": losses within " << difference(one.loss, m.loss, 30)
+                << (bits ? ", the same bits" : "") << "; norms within " << difference(one.grad_norm, m.grad_norm, 8));
   }
 }
 

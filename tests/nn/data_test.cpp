@@ -18,7 +18,8 @@ std::vector<int64_t> ints(const Tensor& t) {
 
 TEST_CASE("documents are wrapped, packed and cut into windows that overlap by one") {
   Folder folder;
-  std::vector<std::string> files{folder.write("a.txt", "abc"), folder.write("b.txt", std::string("\0\xff", 2)), folder.write("empty.txt", "")};
+  std::vector<std::string> files{folder.write("a.txt", "abc"), folder.write("b.txt", std::string("\0\xff", 2)),
+                                 folder.write("empty.txt", "")};
   // BOT a b c EOT BOT 0 255 EOT BOT EOT
   const std::vector<int64_t> tokens{256, 97, 98, 99, 257, 256, 0, 255, 257, 256, 257};
   auto rank = Rank::single();
@@ -50,7 +51,9 @@ TEST_CASE("law 3: each rank reads its rows of the same batch") {
     return on_mesh(mesh, [&](const DeviceMesh& m) {
       Layout l = parse_layout(layout, m.shape(), 2);
       auto batch = text.batch(m, l, 5, batch_size);
-      check(batch.inputs.layout() == strip_narrow_axes(m.shape(), l) && batch.inputs.local().shape() == batch.inputs.spec().local_shape, "{}", to_string(batch.inputs));
+      check(batch.inputs.layout() == strip_narrow_axes(m.shape(), l) &&
+                batch.inputs.local().shape() == batch.inputs.spec().local_shape,
+            "{}", to_string(batch.inputs));
       return std::pair(ints(batch.inputs.full_tensor()), ints(batch.targets.full_tensor()));
     });
   };
@@ -59,7 +62,10 @@ TEST_CASE("law 3: each rank reads its rows of the same batch") {
     struct Case {
       const char *mesh, *layout;
     };
-    for (Case c : {Case{"dp=2", "dp=Shard(0)"}, {"dp=4", "dp=Shard(0)"}, {"dp=2,tp=2", "dp=Shard(0)"}, {"dp=2,cp=3", "dp=Shard(0) cp=Shard(1)"}})
+    for (Case c : {Case{"dp=2", "dp=Shard(0)"},
+                   {"dp=4", "dp=Shard(0)"},
+                   {"dp=2,tp=2", "dp=Shard(0)"},
+                   {"dp=2,cp=3", "dp=Shard(0) cp=Shard(1)"}})
       for (const auto& rank : whole(c.mesh, batch_size, c.layout)) CHECK(rank == one);
   }
 }
@@ -79,7 +85,9 @@ TEST_CASE("the batch is sharded over the data axes") {
   struct Case {
     const char *mesh, *layout;
   };
-  for (Case c : {Case{"dp=2", "dp=Shard(0)"}, {"tp=2", "tp=Replicate"}, {"dp=2,tp=2", "dp=Shard(0) tp=Replicate"},
+  for (Case c : {Case{"dp=2", "dp=Shard(0)"},
+                 {"tp=2", "tp=Replicate"},
+                 {"dp=2,tp=2", "dp=Shard(0) tp=Replicate"},
                  {"dp_replicate=2,dp_shard=2,tp=2", "dp_replicate=Shard(0) dp_shard=Shard(0) tp=Replicate"}})
     CHECK(to_string(batch_layout(MeshShape::parse(c.mesh)), MeshShape::parse(c.mesh)) == c.layout);
   // and over those that a plan names
@@ -90,10 +98,14 @@ TEST_CASE("the batch is sharded over the data axes") {
 TEST_CASE("errors of the data") {
   Folder folder;
   std::string file = folder.write("a.txt", "abc"), missing = (folder.path / "b.txt").string();
-  CHECK(error_of([&] { PackedText({file, missing}, 2); }) == "[data] cannot read " + missing + ": no such file, or no permission");
+  CHECK(error_of([&] {
+          PackedText({file, missing}, 2);
+        }) == "[data] cannot read " + missing + ": no such file, or no permission");
   CHECK(error_of([&] { PackedText({file}, 5); }) ==
         "[data] 5 tokens are less than one sequence of 5 and its target: give more text, or a smaller --seq-len");
-  CHECK(error_of([&] { PackedText({}, 5); }) == "[data] 0 tokens are less than one sequence of 5 and its target: give more text, or a smaller --seq-len");
+  CHECK(error_of([&] { PackedText({}, 5); }) ==
+        "[data] 0 tokens are less than one sequence of 5 and its target: give more text, or a smaller --seq-len");
   CHECK(error_of([&] { PackedText({file}, 0); }) == "[data] a sequence length of 0");
-  CHECK_THAT(error_of([&] { PackedText({folder.path.string()}, 2); }), StartsWith("[data] cannot read " + folder.path.string()));  // a folder
+  CHECK_THAT(error_of([&] { PackedText({folder.path.string()}, 2); }),
+             StartsWith("[data] cannot read " + folder.path.string()));  // a folder
 }

@@ -26,7 +26,9 @@ std::string launches(const Entries& entries, Phase phase, std::string_view colle
   int n = 0;
   std::set<int> groups;
   for (const auto& e : entries)
-    if (e.phase == phase && e.collective == collective && below(e.module, module) && e.axes == "dp" && e.plan_line == "fully_shard") ++n, groups.insert(e.group);
+    if (e.phase == phase && e.collective == collective && below(e.module, module) && e.axes == "dp" &&
+        e.plan_line == "fully_shard")
+      ++n, groups.insert(e.group);
   return fmt::format("{} in {}", n, groups.size());
 }
 
@@ -68,7 +70,9 @@ TEST_CASE("a group is gathered in one launch and its gradients are reduced in on
       auto rank = Rank::recorded(MeshShape::parse(mesh).world());
       rank->strict = true;
       DeviceMesh m(*rank, mesh);
-      std::string plan = fmt::format(R"({{"fully_shard": {{"axis": "dp", "modules": ["model.layers.*", ""], "reshard_after_forward": {}}}}})", c.reshard);
+      std::string plan = fmt::format(
+          R"({{"fully_shard": {{"axis": "dp", "modules": ["model.layers.*", ""], "reshard_after_forward": {}}}}})",
+          c.reshard);
       LlamaTraining training(m, small_llama(), ParallelPlan::from_json(json(plan)), {});
       CommLog log(*rank);
       training.trainer.step(meta_batch(m, batch_layout(m.shape()), 8, 16));
@@ -76,7 +80,8 @@ TEST_CASE("a group is gathered in one launch and its gradients are reduced in on
       Entries forward_gathers;
       std::map<Phase, std::map<std::string, std::set<int>>> groups;
       std::map<Phase, std::map<std::string, int>> tensors;
-      for (const auto& e : log.entries()) groups[e.phase][e.collective].insert(e.group), ++tensors[e.phase][e.collective];
+      for (const auto& e : log.entries())
+        groups[e.phase][e.collective].insert(e.group), ++tensors[e.phase][e.collective];
       // Two blocks of nine parameters, and the root's three.
       CHECK(launches(log.entries(), Phase::forward, "all_gather", "model.layers.0") == "9 in 1");
       CHECK(launches(log.entries(), Phase::forward, "all_gather", "model.layers.1") == "9 in 1");
@@ -102,12 +107,15 @@ TEST_CASE("gathered weights are dropped after forward") {
   auto bytes = [](bool reshard) {
     return on_mesh("dp=2", [&](const DeviceMesh& m) {
       LlamaForCausalLM model(m, small_llama());
-      std::string plan = fmt::format(R"({{"fully_shard": {{"axis": "dp", "modules": ["model.layers.*", ""], "reshard_after_forward": {}}}}})", reshard);
+      std::string plan = fmt::format(
+          R"({{"fully_shard": {{"axis": "dp", "modules": ["model.layers.*", ""], "reshard_after_forward": {}}}}})",
+          reshard);
       ParallelPlan::from_json(json(plan)).apply(model);
       materialize(model, 1);
       Autograd autograd(m.rank_state());
       watch_parameters(autograd, model.parameters());
-      DistributedTensor y = model(DistributedTensor::distribute(Tensor::of<int64_t>({2, 2}, {1, 2, 3, 4}), m, {Shard(0)}));
+      DistributedTensor y =
+          model(DistributedTensor::distribute(Tensor::of<int64_t>({2, 2}, {1, 2, 3, 4}), m, {Shard(0)}));
       m.communicator(m.shape().all()).barrier();
       return m.rank_state().allocator()->bytes_in_use();
     })[0];
@@ -168,22 +176,24 @@ TEST_CASE("one rank of N holds a Nth of parameters, gradients and optimizer stat
 
 TEST_CASE("micro-batches add up in fully sharded gradients") {
   auto gradients = [](const char* mesh, const char* plan, int passes) {
-    return on_mesh(mesh, [&](const DeviceMesh& m) {
-      Mlp mlp(m, true);
-      ParallelPlan::from_json(json(plan)).apply(mlp);
-      materialize(mlp, 1);
-      Autograd autograd(m.rank_state());
-      watch_parameters(autograd, mlp.parameters());
-      for (int i = 0; i < passes; ++i) {
-        Layout rows = m.size() > 1 ? Layout{Shard(0)} : Layout();
-        DistributedTensor y = mlp(DistributedTensor::distribute(f32({4, 6}, i), m, rows));
-        autograd.backward(ops::sum(ops::square(y)).redistribute(Layout()));
-      }
-      std::vector<double> all;
-      for (const DistributedTensor& g : reduce_gradients(autograd, mlp.parameters()))
-        for (double v : values(g.full_tensor())) all.push_back(v);
-      return all;
-    }).back();
+    return on_mesh(mesh,
+                   [&](const DeviceMesh& m) {
+                     Mlp mlp(m, true);
+                     ParallelPlan::from_json(json(plan)).apply(mlp);
+                     materialize(mlp, 1);
+                     Autograd autograd(m.rank_state());
+                     watch_parameters(autograd, mlp.parameters());
+                     for (int i = 0; i < passes; ++i) {
+                       Layout rows = m.size() > 1 ? Layout{Shard(0)} : Layout();
+                       DistributedTensor y = mlp(DistributedTensor::distribute(f32({4, 6}, i), m, rows));
+                       autograd.backward(ops::sum(ops::square(y)).redistribute(Layout()));
+                     }
+                     std::vector<double> all;
+                     for (const DistributedTensor& g : reduce_gradients(autograd, mlp.parameters()))
+                       for (double v : values(g.full_tensor())) all.push_back(v);
+                     return all;
+                   })
+        .back();
   };
   for (int passes : {1, 2, 3})
     for (const char* mesh : {"dp=2", "dp=3"})
@@ -199,16 +209,20 @@ TEST_CASE("leaves that are watched together are reduced when the backward pass h
     Rank& rank = m.rank_state();
     rank.strict = true;
     auto weight = [&](int seed, Placement p) { return DistributedTensor::distribute(f64({4, 4}, seed), m, {p}); };
-    DistributedTensor a = weight(1, Shard(0)), b = weight(2, Replicate()), c = weight(3, Shard(1)), unused = weight(4, Shard(0));
+    DistributedTensor a = weight(1, Shard(0)), b = weight(2, Replicate()), c = weight(3, Shard(1)),
+                      unused = weight(4, Shard(0));
     Autograd autograd(rank);
     autograd.store.watch_together({a, b}, {"a", "b"});
     autograd.store.watch_together({c, unused}, {"c", "unused"});
     DistributedTensor x = DistributedTensor::distribute(f64({2, 4}, 5), m, {Shard(0)});
-    DistributedTensor h = ops::linear(ops::linear(ops::linear(x, a.redistribute({Replicate()})), c.redistribute({Replicate()})), b);
+    DistributedTensor h =
+        ops::linear(ops::linear(ops::linear(x, a.redistribute({Replicate()})), c.redistribute({Replicate()})), b);
     DistributedTensor loss = ops::sum(h).redistribute(Layout());
     CommLog log(rank);
     autograd.backward(loss);
-    check(autograd.gradient(a).layout() == a.layout() && autograd.gradient(b).layout() == b.layout() && autograd.gradient(c).layout() == c.layout(), "layouts");
+    check(autograd.gradient(a).layout() == a.layout() && autograd.gradient(b).layout() == b.layout() &&
+              autograd.gradient(c).layout() == c.layout(),
+          "layouts");
     check(!autograd.gradient(unused).defined(), "a gradient of what is not used");
     std::string error = error_of([&] { autograd.store.watch_together({a}, {}); });
     check(error == "[watch_together] 1 leaves and 0 names", "{}", error);
@@ -229,14 +243,21 @@ TEST_CASE("errors of fully_shard") {
   const Case cases[] = {
       {R"({"fully_shard": {"axis": "dp"}})", "[plan] fully_shard: \"modules\" is missing"},
       {R"({"fully_shard": {"modules": [""]}})", "[plan] fully_shard: \"axis\" is missing"},
-      {R"({"fully_shard": {"axis": "dp", "modules": [""], "reshard": true}})", "[plan] fully_shard: there is no field \"reshard\"; the nearest is"},
+      {R"({"fully_shard": {"axis": "dp", "modules": [""], "reshard": true}})",
+       "[plan] fully_shard: there is no field \"reshard\"; the nearest is"},
       {R"({"fully_shard": {"axis": "dp", "modules": [3]}})", "[plan] fully_shard.modules[0]: 3 is no string"},
-      {R"({"fully_shard": {"axis": "dp", "modules": [""], "reshard_after_forward": 1}})", "[plan] fully_shard.reshard_after_forward: true or false"},
-      {R"({"fully_shard": {"axis": "dp", "modules": [""], "param_dtype": "fp16"}})", "[plan] fully_shard.param_dtype: \"fp16\" is not supported; use \"fp32\" or \"bf16\""},
-      {R"({"fully_shard": {"axis": "dp", "modules": [""], "reduce_dtype": "bf16"}})", "[plan] fully_shard.reduce_dtype: \"bf16\" is not supported; gradients are reduced in \"fp32\""},
-      {R"({"fully_shard": {"axis": "fsdp", "modules": [""]}})", "[plan] the plan uses axis \"fsdp\", which mesh dp=2 lacks"},
-      {R"({"fully_shard": {"axis": "dp", "modules": ["model.layer.*"]}})", "[plan] fully_shard.modules: \"model.layer.*\" matches no module; the nearest is \"model.layers.*\""},
-      {R"({"fully_shard": {"axis": "dp", "modules": ["model.layers.*", "model.layers.1"]}})", "[plan] fully_shard.modules: module \"model.layers.1\" is named twice"},
+      {R"({"fully_shard": {"axis": "dp", "modules": [""], "reshard_after_forward": 1}})",
+       "[plan] fully_shard.reshard_after_forward: true or false"},
+      {R"({"fully_shard": {"axis": "dp", "modules": [""], "param_dtype": "fp16"}})",
+       "[plan] fully_shard.param_dtype: \"fp16\" is not supported; use \"fp32\" or \"bf16\""},
+      {R"({"fully_shard": {"axis": "dp", "modules": [""], "reduce_dtype": "bf16"}})",
+       "[plan] fully_shard.reduce_dtype: \"bf16\" is not supported; gradients are reduced in \"fp32\""},
+      {R"({"fully_shard": {"axis": "fsdp", "modules": [""]}})",
+       "[plan] the plan uses axis \"fsdp\", which mesh dp=2 lacks"},
+      {R"({"fully_shard": {"axis": "dp", "modules": ["model.layer.*"]}})",
+       "[plan] fully_shard.modules: \"model.layer.*\" matches no module; the nearest is \"model.layers.*\""},
+      {R"({"fully_shard": {"axis": "dp", "modules": ["model.layers.*", "model.layers.1"]}})",
+       "[plan] fully_shard.modules: module \"model.layers.1\" is named twice"},
   };
   for (const Case& c : cases) {
     INFO(c.plan);
@@ -282,7 +303,8 @@ TEST_CASE("all tensors of a parameter's form are gathered with its group in one 
       DistributedTensor x = DistributedTensor::distribute(f32({4, 6}, 2), m, Layout());
       CommLog log(m.rank_state());
       std::vector<double> y = values(model(x).full_tensor());
-      if (m.shape().world() > 1) check(launches(log.entries(), Phase::none, "all_gather", "") == "2 in 1", "{}", listing(log.entries()));
+      if (m.shape().world() > 1)
+        check(launches(log.entries(), Phase::none, "all_gather", "") == "2 in 1", "{}", listing(log.entries()));
       return y;
     })[0];
   };

@@ -1,5 +1,5 @@
-// What the tests of nn share. Catch's assertions are for one thread: ranks return what they find, or throw by check(), and
-// the test compares when launch() has returned.
+// What the tests of nn share. Catch's assertions are for one thread: ranks return what they find, or throw by check(),
+// and the test compares when launch() has returned.
 #pragma once
 
 #include <catch2/catch.hpp>
@@ -42,10 +42,12 @@ auto on_mesh(const std::string& mesh, F f) {
   using Result = std::invoke_result_t<F, const DeviceMesh&>;
   auto options = LaunchOptions{.deadline = std::chrono::minutes(1), .threads = 1};
   if constexpr (std::is_void_v<Result>) {
-    launch(shape.world(), [&](Rank& rank) { f(DeviceMesh(rank, shape)); }, options);
+    launch(
+        shape.world(), [&](Rank& rank) { f(DeviceMesh(rank, shape)); }, options);
   } else {
     std::vector<Result> results(size_t(shape.world()));
-    launch(shape.world(), [&](Rank& rank) { results[size_t(rank.rank())] = f(DeviceMesh(rank, shape)); }, options);
+    launch(
+        shape.world(), [&](Rank& rank) { results[size_t(rank.rank())] = f(DeviceMesh(rank, shape)); }, options);
     return results;
   }
 }
@@ -74,13 +76,16 @@ inline double difference(const std::vector<double>& a, const std::vector<double>
   if (a.size() != b.size()) return std::numeric_limits<double>::infinity();
   double most = 0, scale = 1e-300;
   for (size_t i = 0; i < a.size(); ++i) {
-    most = std::isnan(a[i]) || std::isnan(b[i]) ? std::numeric_limits<double>::infinity() : std::max(most, std::abs(a[i] - b[i]));
+    most = std::isnan(a[i]) || std::isnan(b[i]) ? std::numeric_limits<double>::infinity()
+                                                : std::max(most, std::abs(a[i] - b[i]));
     scale = std::max({scale, std::abs(a[i]), std::abs(b[i])});
   }
   return most / scale;
 }
 
-inline bool below(const std::string& module, const std::string& path) { return path.empty() || module == path || module.starts_with(path + "."); }
+inline bool below(const std::string& module, const std::string& path) {
+  return path.empty() || module == path || module.starts_with(path + ".");
+}
 
 // "all_gather 2, reduce_scatter 2": the collectives of one phase in one module and below it.
 inline std::string counts(const Entries& entries, Phase phase, const std::string& module = "") {
@@ -131,11 +136,14 @@ inline nn::LlamaConfig small_llama(int64_t kv_heads = 4, int64_t vocabulary = 25
   return c;
 }
 
-inline std::string plan_file(const std::string& name) { return std::string(DTENSOR_SOURCE_DIR) + "/examples/plans/" + name; }
+inline std::string plan_file(const std::string& name) {
+  return std::string(DTENSOR_SOURCE_DIR) + "/examples/plans/" + name;
+}
 
 // Two linear layers.
 struct Mlp : nn::Callable<DistributedTensor(const DistributedTensor&)> {
-  explicit Mlp(const DeviceMesh& mesh, bool bias = false) : Callable(mesh), up(*this, "up", 6, 8, bias, 0.5), down(*this, "down", 8, 6, bias, 0.5) {
+  explicit Mlp(const DeviceMesh& mesh, bool bias = false)
+      : Callable(mesh), up(*this, "up", 6, 8, bias, 0.5), down(*this, "down", 8, 6, bias, 0.5) {
     input_names = {"x"};
   }
   std::string_view kind() const override { return "Mlp"; }

@@ -17,7 +17,9 @@ struct Layers {
   std::shared_ptr<Rank> rank = Rank::single();
   DeviceMesh mesh{*rank, "x=1"};
   Root root{mesh};
-  DistributedTensor input(const Shape& shape, int seed) { return DistributedTensor::distribute(f32(shape, seed), mesh, Layout()); }
+  DistributedTensor input(const Shape& shape, int seed) {
+    return DistributedTensor::distribute(f32(shape, seed), mesh, Layout());
+  }
   std::vector<double> weight(Parameter& p) { return values(p.stored().local()); }
 };
 

@@ -12,7 +12,9 @@ namespace {
 
 // A config.json with these fields, and the ones that every file must have.
 nlohmann::ordered_json config_of(const std::string& text) {
-  nlohmann::ordered_json given = json(text), all = json(R"({"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+  nlohmann::ordered_json
+      given = json(text),
+      all = json(R"({"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
     "num_attention_heads": 32})");
   if (!given.is_object()) return given;
   all.update(given);
@@ -163,13 +165,17 @@ TEST_CASE("a field that changes the result and is not supported is an error") {
       {R"({"mlp_bias": true})", "[llama config] mlp_bias is true"},
       {R"({"attention_dropout": 0.1})", "[llama config] attention_dropout is 0.1; only 0 is supported"},
       {R"({"tie_word_embeddings": true})", "[llama config] tie_word_embeddings is true; only false is supported"},
-      {R"({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}})", "[llama config] rope_scaling is {\"rope_type\":\"llama3\",\"factor\":8.0}; only null"},
-      {R"({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1}})", "[llama config] rope_type is \"yarn\"; only \"default\" is supported"},
+      {R"({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}})",
+       "[llama config] rope_scaling is {\"rope_type\":\"llama3\",\"factor\":8.0}; only null"},
+      {R"({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1}})",
+       "[llama config] rope_type is \"yarn\"; only \"default\" is supported"},
       {R"({"pretraining_tp": 2})", "[llama config] pretraining_tp is 2; only 1 is supported"},
   };
   for (const Case& c : cases) CHECK_THAT(config_error(c.config), StartsWith(c.error));
   // Their supported values, and fields that change nothing.
-  CHECK(config_error(R"({"model_type": "llama", "hidden_act": "silu", "attention_bias": false, "mlp_bias": false, "attention_dropout": 0.0,
+  CHECK(
+      config_error(
+          R"({"model_type": "llama", "hidden_act": "silu", "attention_bias": false, "mlp_bias": false, "attention_dropout": 0.0,
     "tie_word_embeddings": false, "rope_scaling": null, "pretraining_tp": 1, "use_cache": true, "torch_dtype": "bfloat16", "bos_token_id": 1,
     "transformers_version": "4.40.0", "architectures": ["LlamaForCausalLM"]})") == "(no error)");
 }
@@ -180,24 +186,34 @@ TEST_CASE("values of a config that make no sense are errors") {
   };
   const Case cases[] = {
       {"[1]", "[llama config] the file is not a JSON object"},
-      {R"({"vocab_size": 4294967297})", "[llama config] vocab_size is 4294967297; it needs an integer from 1 to 2147483647"},
-      {R"({"hidden_size": 18446744073709551615})", "[llama config] hidden_size is 18446744073709551615; it needs an integer"},
+      {R"({"vocab_size": 4294967297})",
+       "[llama config] vocab_size is 4294967297; it needs an integer from 1 to 2147483647"},
+      {R"({"hidden_size": 18446744073709551615})",
+       "[llama config] hidden_size is 18446744073709551615; it needs an integer"},
       {R"({"rms_norm_eps": 0})", "[llama config] rms_norm_eps is 0; it needs a number above 0"},
       {R"({"rms_norm_eps": -1e-6})", "[llama config] rms_norm_eps is -1e-06; it needs a number above 0"},
       {R"({"rope_theta": -10000.0})", "[llama config] rope_theta is -10000; it needs a number above 0"},
       {R"({"rope_parameters": {"rope_theta": 0}})", "[llama config] rope_theta is 0; it needs a number above 0"},
-      {R"({"initializer_range": -0.02})", "[llama config] initializer_range is -0.02; a standard deviation is not negative"},
-      {R"({"architectures": ["MistralForCausalLM"]})", "[llama config] architectures is [\"MistralForCausalLM\"]; only \"LlamaForCausalLM\" is supported"},
+      {R"({"initializer_range": -0.02})",
+       "[llama config] initializer_range is -0.02; a standard deviation is not negative"},
+      {R"({"architectures": ["MistralForCausalLM"]})",
+       "[llama config] architectures is [\"MistralForCausalLM\"]; only \"LlamaForCausalLM\" is supported"},
       {R"({"architectures": "LlamaForCausalLM"})", "[llama config] architectures is \"LlamaForCausalLM\"; only"},
       {R"({"vocab_size": 0})", "[llama config] vocab_size is 0; it needs an integer from 1 to 2147483647"},
       {R"({"hidden_size": -4})", "[llama config] hidden_size is -4; it needs an integer from 1 to 2147483647"},
-      {R"({"intermediate_size": 10.5})", "[llama config] intermediate_size is 10.5; it needs an integer from 1 to 2147483647"},
-      {R"({"num_hidden_layers": "2"})", "[llama config] num_hidden_layers is \"2\"; it needs an integer from 1 to 2147483647"},
+      {R"({"intermediate_size": 10.5})",
+       "[llama config] intermediate_size is 10.5; it needs an integer from 1 to 2147483647"},
+      {R"({"num_hidden_layers": "2"})",
+       "[llama config] num_hidden_layers is \"2\"; it needs an integer from 1 to 2147483647"},
       {R"({"rms_norm_eps": "small"})", "[llama config] rms_norm_eps is \"small\"; it needs a number"},
-      {R"({"hidden_size": 50, "num_attention_heads": 6})", "[llama config] hidden_size 50 does not divide into 6 heads"},
-      {R"({"num_attention_heads": 6, "num_key_value_heads": 4, "head_dim": 8})", "[llama config] 6 attention heads are no multiple of 4 key/value heads"},
-      {R"({"quantization_config": {"bits": 4}})", "[llama config] quantization_config is {\"bits\":4}; only null is supported"},
-      {R"({"rope_parameters": {"partial_rotary_factor": 0.5}})", "[llama config] partial_rotary_factor is 0.5; only 1 is supported"},
+      {R"({"hidden_size": 50, "num_attention_heads": 6})",
+       "[llama config] hidden_size 50 does not divide into 6 heads"},
+      {R"({"num_attention_heads": 6, "num_key_value_heads": 4, "head_dim": 8})",
+       "[llama config] 6 attention heads are no multiple of 4 key/value heads"},
+      {R"({"quantization_config": {"bits": 4}})",
+       "[llama config] quantization_config is {\"bits\":4}; only null is supported"},
+      {R"({"rope_parameters": {"partial_rotary_factor": 0.5}})",
+       "[llama config] partial_rotary_factor is 0.5; only 1 is supported"},
       {R"({"head_dim": 7})", "[llama config] head_dim 7 is odd; rotary embeddings turn pairs"},
       {R"({"rope_parameters": {"rope_type": 3}})", "[llama config] rope_type is 3"},
       {R"({"rope_parameters": {"rope_theta": "10000"}})", "[llama config] rope_theta is \"10000\"; it needs a number"},
@@ -207,13 +223,16 @@ TEST_CASE("values of a config that make no sense are errors") {
     CHECK_THAT(config_error(c.config), StartsWith(c.error));
   }
   Folder folder;
-  CHECK_THAT(error_of([] { LlamaConfig::load("/nowhere/config.json"); }), StartsWith("[llama config] cannot read /nowhere/config.json"));
-  CHECK_THAT(error_of([&] { LlamaConfig::load(folder.path.string()); }), StartsWith("[llama config] cannot read " + folder.path.string() + "/config.json: no such file"));
+  CHECK_THAT(error_of([] { LlamaConfig::load("/nowhere/config.json"); }),
+             StartsWith("[llama config] cannot read /nowhere/config.json"));
+  CHECK_THAT(error_of([&] { LlamaConfig::load(folder.path.string()); }),
+             StartsWith("[llama config] cannot read " + folder.path.string() + "/config.json: no such file"));
   std::string file = folder.write("config.json", config_of(R"({"mlp_bias": true})").dump());
   CHECK_THAT(error_of([&] { LlamaConfig::load(file); }), EndsWith("(in " + file + ")"));
   CHECK_THAT(error_of([&] { LlamaConfig::load(folder.path.string()); }), EndsWith("(in " + file + ")"));  // a folder's
   file = folder.write("config.json", R"({"hidden_size": 1e999})");
-  CHECK_THAT(error_of([&] { LlamaConfig::load(file); }), StartsWith("[llama config] " + file + " is not JSON: ") && Contains("number overflow"));
+  CHECK_THAT(error_of([&] { LlamaConfig::load(file); }),
+             StartsWith("[llama config] " + file + " is not JSON: ") && Contains("number overflow"));
   folder.write("config.json", config_of(R"({"vocab_size": 77})").dump());
   CHECK(LlamaConfig::load(folder.path.string()).vocab_size == 77);
   file = folder.write("config.json", "{");
@@ -236,7 +255,8 @@ TEST_CASE("a JSON file that is no Llama's config is an error that names what it 
        "vocab_size; the nearest is \"vocabsize\", and hidden_size; the nearest is \"hiden_size\""},
       {R"({"tensor_parallel": {"axis": "tp", "plan": {}}})", "vocab_size, and hidden_size"},
   };
-  for (const Case& c : cases) CHECK_THAT(error_of([&] { LlamaConfig::from_json(json(c.file)); }), StartsWith(none + c.error));
+  for (const Case& c : cases)
+    CHECK_THAT(error_of([&] { LlamaConfig::from_json(json(c.file)); }), StartsWith(none + c.error));
   CHECK(config_error(R"({"architectures": null})") == "(no error)");
   CHECK(config_error(R"({"architectures": ["LlamaForCausalLM"]})") == "(no error)");
 }
@@ -250,15 +270,17 @@ TEST_CASE("parameters have the names and shapes of Hugging Face's checkpoints") 
   std::vector<std::string> names, expected{"model.embed_tokens.weight[259,32]"};
   for (nn::Parameter* p : model.parameters()) names.push_back(p->path() + to_string(p->shape()));
   for (int l : {0, 1})
-    for (const char* s : {"input_layernorm.weight[32]", "self_attn.q_proj.weight[24,32]", "self_attn.k_proj.weight[12,32]", "self_attn.v_proj.weight[12,32]",
-                          "self_attn.o_proj.weight[32,24]", "post_attention_layernorm.weight[32]", "mlp.gate_proj.weight[64,32]", "mlp.up_proj.weight[64,32]",
-                          "mlp.down_proj.weight[32,64]"})
+    for (const char* s :
+         {"input_layernorm.weight[32]", "self_attn.q_proj.weight[24,32]", "self_attn.k_proj.weight[12,32]",
+          "self_attn.v_proj.weight[12,32]", "self_attn.o_proj.weight[32,24]", "post_attention_layernorm.weight[32]",
+          "mlp.gate_proj.weight[64,32]", "mlp.up_proj.weight[64,32]", "mlp.down_proj.weight[32,64]"})
       expected.push_back(fmt::format("model.layers.{}.{}", l, s));
   expected.push_back("model.norm.weight[32]"), expected.push_back("lm_head.weight[259,32]");
   CHECK(names == expected);
   CHECK(model.input_names == std::vector<std::string>{"input_ids"});
   for (nn::Module* x : model.modules())
-    if (!x->path().empty() && x->kind() != "ModuleList") CHECK(x->input_names.size() == (x->kind() == "RMSNorm" ? 2u : 1u));
+    if (!x->path().empty() && x->kind() != "ModuleList")
+      CHECK(x->input_names.size() == (x->kind() == "RMSNorm" ? 2u : 1u));
 }
 
 TEST_CASE("the logits are those of a plain implementation in double") {
@@ -271,7 +293,8 @@ TEST_CASE("the logits are those of a plain implementation in double") {
       nn::LlamaForCausalLM model(m, c);
       nn::materialize(model, 11);
       for (nn::Parameter* p : model.parameters()) {
-        if (p->path().find("norm") != std::string::npos) p->stored().copy_(DistributedTensor::distribute(f32(p->shape(), 3), m, Layout()));
+        if (p->path().find("norm") != std::string::npos)
+          p->stored().copy_(DistributedTensor::distribute(f32(p->shape(), 3), m, Layout()));
         reference.w[p->path()] = values(p->stored().local());
       }
       DistributedTensor y = model(DistributedTensor::distribute(Tensor::of<int64_t>({1, 11}, ids), m, Layout()));
@@ -286,8 +309,10 @@ TEST_CASE("the logits are those of a plain implementation in double") {
 TEST_CASE("heads that do not divide are an error that says so") {
   // Key and value heads may stay whole: then any number of ranks will do.
   auto error = [](int64_t kv_heads, const char* mesh, const char* kv_style) {
-    std::string plan = fmt::format(R"j({{"tensor_parallel": {{"axis": "tp", "plan": {{"model.layers.*.self_attn.q_proj": {0}, "model.layers.*.self_attn.k_proj": {0},
-        "model.layers.*.self_attn.v_proj": {0}}}}}}})j", kv_style);
+    std::string plan = fmt::format(
+        R"j({{"tensor_parallel": {{"axis": "tp", "plan": {{"model.layers.*.self_attn.q_proj": {0}, "model.layers.*.self_attn.k_proj": {0},
+        "model.layers.*.self_attn.v_proj": {0}}}}}}})j",
+        kv_style);
     return error_of([&] {
       on_mesh(mesh, [&](const DeviceMesh& m) {
         nn::LlamaForCausalLM model(m, small_llama(kv_heads));
@@ -297,10 +322,15 @@ TEST_CASE("heads that do not divide are an error that says so") {
       });
     });
   };
-  const char *sharded = R"("ColwiseParallel")", *gathered = R"j({"style": "ColwiseParallel", "output_layouts": "Replicate"})j";
-  CHECK_THAT(error(2, "tp=4", sharded), StartsWith("[model.layers.0.self_attn] 2 heads do not divide over 4 ranks (tp): use fewer ranks on that axis, or let "
-                                                   "the projection's plan line have \"output_layouts\": \"Replicate\""));
-  CHECK_THAT(error(4, "tp=3", sharded), StartsWith("[model.layers.0.self_attn] 4 heads do not divide over 3 ranks (tp)"));
+  const char *sharded = R"("ColwiseParallel")",
+             *gathered = R"j({"style": "ColwiseParallel", "output_layouts": "Replicate"})j";
+  CHECK_THAT(
+      error(2, "tp=4", sharded),
+      StartsWith(
+          "[model.layers.0.self_attn] 2 heads do not divide over 4 ranks (tp): use fewer ranks on that axis, or let "
+          "the projection's plan line have \"output_layouts\": \"Replicate\""));
+  CHECK_THAT(error(4, "tp=3", sharded),
+             StartsWith("[model.layers.0.self_attn] 4 heads do not divide over 3 ranks (tp)"));
   CHECK(error(2, "tp=4", gathered) == "(no error)");
   CHECK(error(4, "tp=3", gathered) == "(no error)");
 }

@@ -69,7 +69,8 @@ TEST_CASE("cross entropy: at most three launches of small all-reduces forward an
         log.clear();
         autograd.backward(loss);
         check(log.entries().empty(), "{}: backward\n{}", c.what, seen(log).log);
-        check(autograd.gradient(logits).layout() == logits.layout(), "{}: {}", c.what, to_string(autograd.gradient(logits)));
+        check(autograd.gradient(logits).layout() == logits.layout(), "{}: {}", c.what,
+              to_string(autograd.gradient(logits)));
       }
   });
 }
@@ -154,7 +155,8 @@ TEST_CASE(
           if (chunked)
             check(seen(log).launches == c.launches, "{}: {} launches\n{}", c.what, seen(log).launches, seen(log).log);
           autograd.backward(ops::mul(loss, 2));
-          results[chunked] = {loss.full_tensor(), autograd.gradient(hidden).full_tensor(), autograd.gradient(weight).full_tensor()};
+          results[chunked] = {loss.full_tensor(), autograd.gradient(hidden).full_tensor(),
+                              autograd.gradient(weight).full_tensor()};
         }
         for (size_t i = 0; i < 3; ++i)
           for (int64_t k = 0; k < results[0][i].numel(); ++k) {

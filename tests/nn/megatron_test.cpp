@@ -31,10 +31,11 @@ TEST_CASE("collectives per transformer block and step") {
   struct Case {
     const char *plan, *forward, *backward;
   };
-  const Case cases[] = {{"tp.json", "all_reduce 2", "all_reduce 2"},
-                        {"tp_sp_loss.json", "all_gather 2, reduce_scatter 2", "all_gather 2, reduce_scatter 2"},
-                        // q, k and v gathered, their gradients sliced; the gradient of the attention, whose value is whole, gathered
-                        {"tutorial_tp.json", "all_gather 5, reduce_scatter 2", "all_gather 3, reduce_scatter 2"}};
+  const Case cases[] = {
+      {"tp.json", "all_reduce 2", "all_reduce 2"},
+      {"tp_sp_loss.json", "all_gather 2, reduce_scatter 2", "all_gather 2, reduce_scatter 2"},
+      // q, k and v gathered, their gradients sliced; the gradient of the attention, whose value is whole, gathered
+      {"tutorial_tp.json", "all_gather 5, reduce_scatter 2", "all_gather 3, reduce_scatter 2"}};
   for (const Case& c : cases)
     for (const char* mesh : {"tp=2", "tp=4", "dp=2,tp=2"}) {
       Entries entries = dry_run(c.plan, mesh);
@@ -45,7 +46,9 @@ TEST_CASE("collectives per transformer block and step") {
         CHECK(counts(entries, Phase::backward, block) == c.backward);
         CHECK(counts(entries, Phase::optimizer, block) == "");
         // Attention and MLP have half of them each, forward.
-        if (std::string(c.plan) != "tutorial_tp.json") CHECK(counts(entries, Phase::forward, block + ".self_attn") == counts(entries, Phase::forward, block + ".mlp"));
+        if (std::string(c.plan) != "tutorial_tp.json")
+          CHECK(counts(entries, Phase::forward, block + ".self_attn") ==
+                counts(entries, Phase::forward, block + ".mlp"));
       }
       for (const auto& e : entries) {
         if (below(e.module, "model.layers")) CHECK(e.axes == "tp");
@@ -66,7 +69,8 @@ TEST_CASE("a step's collectives outside of the blocks") {
       {"tp.json", "dp=2,tp=2", "all_gather 1, all_reduce 3", "all_reduce 1"},
       // the embedding; the head's input; the loss: maxima, sums of two kinds
       {"tp_sp_loss.json", "tp=2", "all_gather 1, all_reduce 3, reduce_scatter 1", "all_gather 1, reduce_scatter 1"},
-      {"tp_sp_loss.json", "dp=2,tp=2", "all_gather 1, all_reduce 5, reduce_scatter 1", "all_gather 1, reduce_scatter 1"},
+      {"tp_sp_loss.json", "dp=2,tp=2", "all_gather 1, all_reduce 5, reduce_scatter 1",
+       "all_gather 1, reduce_scatter 1"},
   };
   for (const Case& c : cases) {
     Entries entries = dry_run(c.plan, c.mesh), outside;
@@ -83,20 +87,30 @@ TEST_CASE("collectives of a block name their module, their plan line and their v
   std::vector<std::string> lines;
   for (const auto& e : entries)
     if (below(e.module, "model.layers"))
-      lines.push_back(fmt::format("{} {} {} {} -> {} [{}] {}", name(e.phase), e.collective, e.module, e.from, e.to, e.plan_line, e.reason));
+      lines.push_back(fmt::format("{} {} {} {} -> {} [{}] {}", name(e.phase), e.collective, e.module, e.from, e.to,
+                                  e.plan_line, e.reason));
   const std::string block = "model.layers.0", line = " [model.layers.*";
   std::vector<std::string> forward(lines.begin(), lines.begin() + 4);
-  CHECK(forward == std::vector<std::string>{
-      "forward all_gather " + block + ".self_attn tp=Shard(1) -> tp=Replicate [\"model.layers.*.self_attn\": PrepareModuleInput] ",
-      "forward reduce_scatter " + block + ".self_attn.o_proj tp=Partial(sum) -> tp=Shard(1) [\"model.layers.*.self_attn.o_proj\": RowwiseParallel] ",
-      "forward all_gather " + block + ".mlp tp=Shard(1) -> tp=Replicate [\"model.layers.*.mlp\": PrepareModuleInput] ",
-      "forward reduce_scatter " + block + ".mlp.down_proj tp=Partial(sum) -> tp=Shard(1) [\"model.layers.*.mlp.down_proj\": RowwiseParallel] "});
+  CHECK(forward ==
+        std::vector<std::string>{
+            "forward all_gather " + block +
+                ".self_attn tp=Shard(1) -> tp=Replicate [\"model.layers.*.self_attn\": PrepareModuleInput] ",
+            "forward reduce_scatter " + block +
+                ".self_attn.o_proj tp=Partial(sum) -> tp=Shard(1) [\"model.layers.*.self_attn.o_proj\": "
+                "RowwiseParallel] ",
+            "forward all_gather " + block +
+                ".mlp tp=Shard(1) -> tp=Replicate [\"model.layers.*.mlp\": PrepareModuleInput] ",
+            "forward reduce_scatter " + block +
+                ".mlp.down_proj tp=Partial(sum) -> tp=Shard(1) [\"model.layers.*.mlp.down_proj\": RowwiseParallel] "});
   std::vector<std::string> backward;
   for (const auto& e : entries)
-    if (below(e.module, "model.layers") && e.phase == Phase::backward) backward.push_back(fmt::format("{} {}: {}", e.collective, e.module, e.reason));
-  CHECK(backward == std::vector<std::string>{
-      "all_gather " + block + ".mlp.down_proj: gradient of linear", "reduce_scatter " + block + ".post_attention_layernorm: gradient of add_rms_norm",
-      "all_gather " + block + ".self_attn.o_proj: gradient of linear", "reduce_scatter " + block + ".input_layernorm: gradient of rms_norm"});
+    if (below(e.module, "model.layers") && e.phase == Phase::backward)
+      backward.push_back(fmt::format("{} {}: {}", e.collective, e.module, e.reason));
+  CHECK(backward ==
+        std::vector<std::string>{"all_gather " + block + ".mlp.down_proj: gradient of linear",
+                                 "reduce_scatter " + block + ".post_attention_layernorm: gradient of add_rms_norm",
+                                 "all_gather " + block + ".self_attn.o_proj: gradient of linear",
+                                 "reduce_scatter " + block + ".input_layernorm: gradient of rms_norm"});
 }
 
 TEST_CASE("parameter gradients are reduced in one launch per kind and only over the axes that hold contributions") {
@@ -104,8 +118,8 @@ TEST_CASE("parameter gradients are reduced in one launch per kind and only over 
     const char *plan, *mesh;
     std::vector<std::string> axes;  // that occur
   };
-  const Case cases[] = {{"tp.json", "tp=2", {}},                        // all whole or sharded
-                        {"tp_sp_loss.json", "tp=2", {"tp"}},            // norm weights, which see a part of the sequence
+  const Case cases[] = {{"tp.json", "tp=2", {}},              // all whole or sharded
+                        {"tp_sp_loss.json", "tp=2", {"tp"}},  // norm weights, which see a part of the sequence
                         {"tp.json", "dp=2,tp=2", {"dp"}},
                         {"tp_sp_loss.json", "dp=2,tp=2", {"dp", "dp,tp"}}};
   for (const Case& c : cases) {

@@ -29,14 +29,16 @@ struct Result {
   int64_t peak;
 };
 
-Result step(const std::string& mesh, const std::string& plan, int64_t rows, int64_t micro_batch_size, int64_t seq = 16) {
+Result step(const std::string& mesh, const std::string& plan, int64_t rows, int64_t micro_batch_size,
+            int64_t seq = 16) {
   return on_mesh(mesh, [&](const DeviceMesh& m) {
     Rank& rank = m.rank_state();
     rank.strict = true;
     LlamaTrainingOptions o;
     o.micro_batch_size = micro_batch_size;
     o.clip = 0, o.lr = 1, o.adamw.eps = 1;  // so that the update is nearly the gradient
-    LlamaTraining training(m, small_llama(4, 64), plan.empty() ? ParallelPlan{} : ParallelPlan::load(plan_file(plan)), o);
+    LlamaTraining training(m, small_llama(4, 64), plan.empty() ? ParallelPlan{} : ParallelPlan::load(plan_file(plan)),
+                           o);
     PackedText::Batch batch = made_up(m, rows, seq, 64);
     CommLog log(rank);
     m.communicator(m.shape().all()).barrier();
@@ -57,20 +59,23 @@ TEST_CASE("law 6: a step in micro-batches has the bits of one whole batch on one
     const char *mesh, *plan;
     int64_t micro_batch_size;
   };
-  const Case cases[] = {{"dp=1", "", 4},  {"dp=1", "", 2},         {"dp=1", "", 1},         {"dp=2", "", 4},
-                        {"dp=2", "", 2},  {"dp=4", "", 4},         {"dp=1", "fsdp.json", 2}, {"dp=2", "fsdp.json", 8},
-                        {"dp=2", "fsdp.json", 4}, {"dp=2", "fsdp.json", 2}, {"dp=4", "fsdp.json", 4}};
+  const Case cases[] = {{"dp=1", "", 4},          {"dp=1", "", 2},          {"dp=1", "", 1},
+                        {"dp=2", "", 4},          {"dp=2", "", 2},          {"dp=4", "", 4},
+                        {"dp=1", "fsdp.json", 2}, {"dp=2", "fsdp.json", 8}, {"dp=2", "fsdp.json", 4},
+                        {"dp=2", "fsdp.json", 2}, {"dp=4", "fsdp.json", 4}};
   auto rank = Rank::recorded(1);
   LlamaForCausalLM model(DeviceMesh(*rank, "dp=1"), small_llama(4, 64));
   for (int64_t seq : {16, 65}) {
     Result one = step("dp=1", "", 8, 0, seq);
     for (const Case& c : cases) {
-      INFO(c.plan << " on " << c.mesh << ", 8 rows in micro-batches of " << c.micro_batch_size << ", " << seq << " tokens");
+      INFO(c.plan << " on " << c.mesh << ", 8 rows in micro-batches of " << c.micro_batch_size << ", " << seq
+                  << " tokens");
       Result r = step(c.mesh, c.plan, 8, c.micro_batch_size, seq);
       CHECK(std::memcmp(&r.loss, &one.loss, sizeof(double)) == 0);
       for (size_t p = 0; p < one.parameters.size(); ++p) {
         INFO(model.parameters()[p]->path());
-        CHECK(std::memcmp(r.parameters[p].data(), one.parameters[p].data(), one.parameters[p].size() * sizeof(float)) == 0);
+        CHECK(std::memcmp(r.parameters[p].data(), one.parameters[p].data(), one.parameters[p].size() * sizeof(float)) ==
+              0);
       }
     }
   }
@@ -102,10 +107,12 @@ TEST_CASE("four micro-batches of a fully sharded model are reduced once per grou
 TEST_CASE("micro-batches need the memory of one and of their sums") {
   for (const char* mesh : {"dp=1", "dp=2"}) {
     const int64_t seq = 128;
-    Result whole = step(mesh, "fsdp.json", 16, 0, seq), quarter = step(mesh, "fsdp.json", 4, 0, seq), four = step(mesh, "fsdp.json", 16, 4, seq);
+    Result whole = step(mesh, "fsdp.json", 16, 0, seq), quarter = step(mesh, "fsdp.json", 4, 0, seq),
+           four = step(mesh, "fsdp.json", 16, 4, seq);
     int64_t gradients = 0;
     for (const auto& p : whole.parameters) gradients += int64_t(p.size() * sizeof(float));
-    INFO(mesh << ": whole " << whole.peak << ", quarter " << quarter.peak << ", four " << four.peak << ", gradients " << gradients);
+    INFO(mesh << ": whole " << whole.peak << ", quarter " << quarter.peak << ", four " << four.peak << ", gradients "
+              << gradients);
     CHECK(four.peak < quarter.peak + 2 * gradients + 3 * 16 * seq * 8);  // two sums, and the whole batch's tokens
     CHECK(four.peak < whole.peak);
   }
@@ -113,5 +120,6 @@ TEST_CASE("micro-batches need the memory of one and of their sums") {
 
 TEST_CASE("a batch that does not divide into micro-batches is an error") {
   for (int64_t size : {3, 16, -1, 1})
-    CHECK_THAT(error_of([&] { step("dp=2", "", 8, size); }), Contains(" ranks: the micro-batch size divides the batch size, and the ranks divide it"));
+    CHECK_THAT(error_of([&] { step("dp=2", "", 8, size); }),
+               Contains(" ranks: the micro-batch size divides the batch size, and the ranks divide it"));
 }

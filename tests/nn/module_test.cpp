@@ -19,10 +19,13 @@ struct Root : Module {
 };
 
 // Takes tensors and others, gives a tuple of tensors and others.
-struct Mixed : Callable<std::tuple<DistributedTensor, int, DistributedTensor>(const DistributedTensor&, int, const DistributedTensor&, std::string&)> {
+struct Mixed : Callable<std::tuple<DistributedTensor, int, DistributedTensor>(const DistributedTensor&, int,
+                                                                              const DistributedTensor&, std::string&)> {
   using Callable::Callable;
   std::string_view kind() const override { return "Mixed"; }
-  std::tuple<DistributedTensor, int, DistributedTensor> forward(const DistributedTensor& a, int k, const DistributedTensor& b, std::string& note) override {
+  std::tuple<DistributedTensor, int, DistributedTensor> forward(const DistributedTensor& a, int k,
+                                                                const DistributedTensor& b,
+                                                                std::string& note) override {
     note = fmt::format("{} in {}", k, a.mesh().rank_state().label(Label::Kind::module));
     return {a + b, k + 1, a * b};
   }
@@ -43,12 +46,16 @@ struct Nested : Callable<DistributedTensor(const DistributedTensor&)> {
 struct Labels : Observer {
   explicit Labels(Rank& r) : rank(r) { rank.add(*this); }
   ~Labels() override { rank.remove(*this); }
-  void on_call(const CallEvent& e) override { seen.push_back(fmt::format("{}:{}", rank.label(Label::Kind::module), e.op.name)); }
+  void on_call(const CallEvent& e) override {
+    seen.push_back(fmt::format("{}:{}", rank.label(Label::Kind::module), e.op.name));
+  }
   Rank& rank;
   std::vector<std::string> seen;
 };
 
-DistributedTensor make(const DeviceMesh& m, const Shape& shape, int seed) { return DistributedTensor::distribute(f32(shape, seed), m, Layout()); }
+DistributedTensor make(const DeviceMesh& m, const Shape& shape, int seed) {
+  return DistributedTensor::distribute(f32(shape, seed), m, Layout());
+}
 
 }  // namespace
 
@@ -59,8 +66,10 @@ TEST_CASE("modules and parameters have paths, in the order of declaration") {
   std::vector<std::string> modules, parameters;
   for (Module* x : model.modules()) modules.push_back(fmt::format("{}:{}", x->path(), x->kind()));
   for (Parameter* p : model.parameters()) parameters.push_back(p->path() + to_string(p->shape()));
-  CHECK(modules == std::vector<std::string>{":Nested", "blocks:ModuleList", "blocks.0:Linear", "blocks.1:Linear", "norm:RMSNorm"});
-  CHECK(parameters == std::vector<std::string>{"scale[2]", "blocks.0.weight[2,3]", "blocks.1.weight[2,4]", "norm.weight[5]"});
+  CHECK(modules ==
+        std::vector<std::string>{":Nested", "blocks:ModuleList", "blocks.0:Linear", "blocks.1:Linear", "norm:RMSNorm"});
+  CHECK(parameters ==
+        std::vector<std::string>{"scale[2]", "blocks.0.weight[2,3]", "blocks.1.weight[2,4]", "norm.weight[5]"});
   CHECK(model.own_parameters().size() == 1);
   CHECK(model.find_parameter("scale") == &model.scale);
   CHECK(model.find_parameter("weight") == nullptr);
@@ -100,7 +109,8 @@ TEST_CASE("a call runs before-hooks and after-hooks on its tensors, under its la
     CHECK(values(sum.local())[i] == Approx(2 * va[i] + vb[i] + 1).epsilon(1e-6));
     CHECK(values(product.local())[i] == Approx(-2 * va[i] * (vb[i] + 1)).epsilon(1e-6));
   }
-  CHECK(labels.seen == std::vector<std::string>{"mixed:mul_scalar", "mixed:add_scalar", "mixed:add", "mixed:mul", "mixed:neg"});
+  CHECK(labels.seen ==
+        std::vector<std::string>{"mixed:mul_scalar", "mixed:add_scalar", "mixed:add", "mixed:mul", "mixed:neg"});
   CHECK(values(a.local()) == va);  // the caller's handles are not replaced
   CHECK(values(b.local()) == vb);
   CHECK(rank->labels().empty());
@@ -123,7 +133,8 @@ TEST_CASE("a parameter is born on meta, is placed, and gets values") {
     Nested model(m);
     Parameter& p = model.blocks[1].weight;
     check(p.stored().is_meta() && p.stored().layout() == Layout(), "{}", to_string(p.stored()));
-    check(m.rank_state().allocator()->bytes_in_use() == 0, "{} bytes before materialize", m.rank_state().allocator()->bytes_in_use());
+    check(m.rank_state().allocator()->bytes_in_use() == 0, "{} bytes before materialize",
+          m.rank_state().allocator()->bytes_in_use());
     p.place(1, Shard(-1));
     check(to_string(p.stored()) == "f32[2,4] dp=Replicate tp=Shard(1)", "{}", to_string(p.stored()));
     p.place(0, Shard(1));
@@ -159,17 +170,19 @@ TEST_CASE("law 5: initial values belong to global indices") {
     Linear first{*this, "first", 37, 41, true, 0.02}, second{*this, "second", 41, 37, false, 0.5};
   };
   auto initial = [](const char* mesh, uint64_t seed, Placement a, Placement b) {
-    return on_mesh(mesh, [&](const DeviceMesh& m) {
-      Wide model(m);
-      for (int axis = 0; axis < m.shape().axes(); ++axis) {
-        model.first.weight.place(axis, axis ? b : a);
-        model.second.weight.place(axis, axis ? a : b);
-      }
-      materialize(model, seed);
-      std::vector<std::vector<double>> v;
-      for (Parameter* p : model.parameters()) v.push_back(values(p->stored().full_tensor()));
-      return v;
-    }).back();
+    return on_mesh(mesh,
+                   [&](const DeviceMesh& m) {
+                     Wide model(m);
+                     for (int axis = 0; axis < m.shape().axes(); ++axis) {
+                       model.first.weight.place(axis, axis ? b : a);
+                       model.second.weight.place(axis, axis ? a : b);
+                     }
+                     materialize(model, seed);
+                     std::vector<std::vector<double>> v;
+                     for (Parameter* p : model.parameters()) v.push_back(values(p->stored().full_tensor()));
+                     return v;
+                   })
+        .back();
   };
   auto one = initial("x=1", 5, Replicate(), Replicate());
   for (const char* mesh : {"x=2", "x=3", "x=4", "x=2,y=2", "x=3,y=2"})
@@ -200,7 +213,8 @@ std::vector<std::vector<double>> output_and_gradients(Module& model, const std::
   DistributedTensor y = call();
   autograd.backward(ops::sum(ops::square(y)).redistribute(Layout()));
   std::vector<std::vector<double>> all{values(y.full_tensor())};
-  for (const DistributedTensor& g : reduce_gradients(autograd, model.parameters())) all.push_back(values(g.full_tensor()));
+  for (const DistributedTensor& g : reduce_gradients(autograd, model.parameters()))
+    all.push_back(values(g.full_tensor()));
   return all;
 }
 
@@ -230,7 +244,8 @@ struct Gated : Callable<DistributedTensor(const DistributedTensor&)> {
     return down(ops::swiglu(g, u));
   }
   bool joint_;
-  Linear gate{*this, "gate", 6, 8, false, 0.5}, up{*this, "up", 6, 8, false, 0.5}, down{*this, "down", 8, 6, false, 0.5};
+  Linear gate{*this, "gate", 6, 8, false, 0.5}, up{*this, "up", 6, 8, false, 0.5},
+      down{*this, "down", 8, 6, false, 0.5};
 };
 
 }  // namespace
@@ -244,19 +259,24 @@ TEST_CASE("a joint projection by the hooks of two Linears is the two calls under
       R"({"tensor_parallel": {"axis": "tp", "plan": {"gate": "ColwiseParallel", "up": "ColwiseParallel", "down": "RowwiseParallel"}},
           "fully_shard": {"axis": "dp", "modules": ["gate", "up", ""]}})"};
   auto run = [](const char* mesh, const char* plan, bool joint) {
-    return on_mesh(mesh, [&](const DeviceMesh& m) {
-      m.rank_state().strict = true;
-      Gated model(m, joint);
-      ParallelPlan::from_json(json(plan)).apply(model);
-      materialize(model, 1);
-      Layout rows = m.shape().find("dp") >= 0 ? Layout{Shard(0)} : Layout();
-      CommLog log(m.rank_state());
-      auto result = output_and_gradients(model, [&] { return model(DistributedTensor::distribute(f32({4, 3, 6}, 2), m, rows)); });
-      std::string gathers;  // of the outputs: by the modules' own lines, under their own labels
-      for (const auto& e : log.entries())
-        if (e.plan_line.find("Colwise") != std::string::npos && e.phase != Phase::backward) gathers += e.module + " " + e.plan_line + ";";
-      return std::pair(result, gathers);
-    }).back();
+    return on_mesh(mesh,
+                   [&](const DeviceMesh& m) {
+                     m.rank_state().strict = true;
+                     Gated model(m, joint);
+                     ParallelPlan::from_json(json(plan)).apply(model);
+                     materialize(model, 1);
+                     Layout rows = m.shape().find("dp") >= 0 ? Layout{Shard(0)} : Layout();
+                     CommLog log(m.rank_state());
+                     auto result = output_and_gradients(model, [&] {
+                       return model(DistributedTensor::distribute(f32({4, 3, 6}, 2), m, rows));
+                     });
+                     std::string gathers;  // of the outputs: by the modules' own lines, under their own labels
+                     for (const auto& e : log.entries())
+                       if (e.plan_line.find("Colwise") != std::string::npos && e.phase != Phase::backward)
+                         gathers += e.module + " " + e.plan_line + ";";
+                     return std::pair(result, gathers);
+                   })
+        .back();
   };
   auto one = run("tp=1", plans[0], false).first;
   for (const char* plan : plans)
@@ -274,25 +294,34 @@ TEST_CASE("a joint projection by the hooks of two Linears is the two calls under
 
 TEST_CASE("a replaced forward runs between the hooks and gives the same values and gradients") {
   auto run = [](const char* mesh, bool replace) {
-    return on_mesh(mesh, [&](const DeviceMesh& m) {
-      m.rank_state().strict = true;
-      Mlp mlp(m, true);
-      ParallelPlan::from_json(json(R"({"tensor_parallel": {"axis": "tp", "plan": {"up": "ColwiseParallel", "down": "RowwiseParallel"}}})")).apply(mlp);
-      materialize(mlp, 1);
-      int calls = 0;
-      if (replace)
-        for (Linear* linear : {&mlp.up, &mlp.down})
-          linear->replace_forward([linear, &calls](const DistributedTensor& x) {  // in two halves
-            ++calls;
-            std::vector<DistributedTensor> halves = ops::chunk(x, 2, 1);
-            return ops::cat({linear->forward(halves[0]), linear->forward(halves[1])}, 1);
-          });
-      Labels labels(m.rank_state());
-      auto result = output_and_gradients(mlp, [&] { return mlp(DistributedTensor::distribute(f32({4, 4, 6}, 2), m, Layout())); });
-      check(calls == (replace ? 2 : 0), "{} calls", calls);
-      if (replace) check(std::find(labels.seen.begin(), labels.seen.end(), "up:cat") != labels.seen.end(), "no label");
-      return result;
-    }).back();
+    return on_mesh(
+               mesh,
+               [&](const DeviceMesh& m) {
+                 m.rank_state().strict = true;
+                 Mlp mlp(m, true);
+                 ParallelPlan::from_json(
+                     json(
+                         R"({"tensor_parallel": {"axis": "tp", "plan": {"up": "ColwiseParallel", "down": "RowwiseParallel"}}})"))
+                     .apply(mlp);
+                 materialize(mlp, 1);
+                 int calls = 0;
+                 if (replace)
+                   for (Linear* linear : {&mlp.up, &mlp.down})
+                     linear->replace_forward([linear, &calls](const DistributedTensor& x) {  // in two halves
+                       ++calls;
+                       std::vector<DistributedTensor> halves = ops::chunk(x, 2, 1);
+                       return ops::cat({linear->forward(halves[0]), linear->forward(halves[1])}, 1);
+                     });
+                 Labels labels(m.rank_state());
+                 auto result = output_and_gradients(mlp, [&] {
+                   return mlp(DistributedTensor::distribute(f32({4, 4, 6}, 2), m, Layout()));
+                 });
+                 check(calls == (replace ? 2 : 0), "{} calls", calls);
+                 if (replace)
+                   check(std::find(labels.seen.begin(), labels.seen.end(), "up:cat") != labels.seen.end(), "no label");
+                 return result;
+               })
+        .back();
   };
   auto one = run("tp=1", false);
   for (const char* mesh : {"tp=1", "tp=2", "tp=4"}) CHECK(near_to(run(mesh, true), one));
@@ -330,15 +359,20 @@ TEST_CASE("a class derived from a module is called as itself") {
     ModuleList<Linear> list{*this, "list"};
   };
   auto run = [](const char* mesh, const char* plan) {
-    return on_mesh(mesh, [&](const DeviceMesh& m) {
-      Model model(m);
-      ParallelPlan::from_json(json(plan)).apply(model);
-      materialize(model, 1);
-      DistributedTensor x = DistributedTensor::distribute(f32({4, 6}, 2), m, Layout());
-      DistributedTensor y = model(x);
-      check(difference(values(y.full_tensor()), values((ops::linear(x, model.list[0].weight()) * 2).full_tensor())) < 1e-6, "called as Linear");
-      return std::pair(to_string(model.list[0].weight.stored().layout(), m.shape()), values(y.full_tensor()));
-    }).back();
+    return on_mesh(mesh,
+                   [&](const DeviceMesh& m) {
+                     Model model(m);
+                     ParallelPlan::from_json(json(plan)).apply(model);
+                     materialize(model, 1);
+                     DistributedTensor x = DistributedTensor::distribute(f32({4, 6}, 2), m, Layout());
+                     DistributedTensor y = model(x);
+                     check(difference(values(y.full_tensor()),
+                                      values((ops::linear(x, model.list[0].weight()) * 2).full_tensor())) < 1e-6,
+                           "called as Linear");
+                     return std::pair(to_string(model.list[0].weight.stored().layout(), m.shape()),
+                                      values(y.full_tensor()));
+                   })
+        .back();
   };
   // A plan's styles fit what is derived as they fit the base.
   auto [layout, sharded] = run("tp=2", R"({"tensor_parallel": {"axis": "tp", "plan": {"list.0": "ColwiseParallel"}}})");
@@ -392,8 +426,9 @@ TEST_CASE("what a constructor that throws has made is forgotten, and its name is
     Failing child(root, "child", false);
     Parameter scale(root, "scale", {2}, Init::ones());
     list.emplace_back(false);
-    CHECK(paths() == std::vector<std::string>{"", "list", "list.0", "list.0.inner", "child", "child.inner", "scale", "list.0.weight", "list.0.inner.weight",
-                                              "list.0.inner.bias", "child.weight", "child.inner.weight", "child.inner.bias"});
+    CHECK(paths() == std::vector<std::string>{"", "list", "list.0", "list.0.inner", "child", "child.inner", "scale",
+                                              "list.0.weight", "list.0.inner.weight", "list.0.inner.bias",
+                                              "child.weight", "child.inner.weight", "child.inner.bias"});
   }
   CHECK(paths().size() == 4 + 3);  // what has left its scope is gone too
 }
@@ -428,12 +463,14 @@ TEST_CASE("two parts of one name, and names that are none, are errors") {
   auto child = [&](const char* name) { return error_of([&] { RMSNorm(model, name, 4, 1e-5); }); };
   auto parameter = [&](const char* name) { return error_of([&] { Parameter(model, name, {2}, Init::ones()); }); };
   for (const char* name : {"norm", "scale"}) {
-    std::string error = fmt::format("[Module] there is a model.{} already: give this child or parameter another name", name);
+    std::string error =
+        fmt::format("[Module] there is a model.{} already: give this child or parameter another name", name);
     CHECK(child(name) == error);
     CHECK(parameter(name) == error);
   }
   for (const char* name : {"", "a.b", "."}) {
-    std::string error = fmt::format("[Module] \"{}\" is no name for a part of model: a name has letters, and no dots", name);
+    std::string error =
+        fmt::format("[Module] \"{}\" is no name for a part of model: a name has letters, and no dots", name);
     CHECK(child(name) == error);
     CHECK(parameter(name) == error);
   }
@@ -459,7 +496,8 @@ TEST_CASE("a list that begins at another index has the names and initial values 
       all[layer.weight.path()] = values(layer.weight.stored().local());
     }
     CHECK(index == first + count);
-    std::string none = fmt::format("[ModuleList] there is no layers.{}: the list has {} of them, from {} on", first + count, count, first);
+    std::string none = fmt::format("[ModuleList] there is no layers.{}: the list has {} of them, from {} on",
+                                   first + count, count, first);
     CHECK(error_of([&] { layers[first + count]; }) == none);
     CHECK_THAT(error_of([&] { layers[first - 1]; }), Contains(fmt::format("there is no layers.{}", first - 1)));
     return all;
@@ -470,7 +508,8 @@ TEST_CASE("a list that begins at another index has the names and initial values 
   auto rank = Rank::single();
   DeviceMesh m(*rank, "x=1");
   Root root(m);
-  CHECK(error_of([&] { ModuleList<Linear>(root, "layers", -1); }) == "[ModuleList] the first index of layers is -1, which is negative");
+  CHECK(error_of([&] { ModuleList<Linear>(root, "layers", -1); }) ==
+        "[ModuleList] the first index of layers is -1, which is negative");
 }
 
 namespace {
@@ -500,45 +539,50 @@ struct Scaled : Callable<DistributedTensor(const DistributedTensor&)> {
 
 TEST_CASE("a parameter's form for computing may be several tensors") {
   auto run = [](const char* mesh, bool scaled, bool shard) {
-    return on_mesh(mesh, [&](const DeviceMesh& m) {
-      Scaled model(m, scaled);
-      Parameter& w = model.weight;
-      if (shard) {
-        w.place(m.shape().axis("tp"), Shard(0));
-        fully_shard(model, {{m.shape().axis("dp")}, true});
-      }
-      materialize(model, 3);
-      auto is_made_of_stored = [&] {
-        double scale = w("scale").item();
-        std::vector<double> data = values(w.value().full_tensor()), stored = values(w.stored().full_tensor());
-        for (double& v : data) v *= scale;
-        double most = 0;
-        for (double v : stored) most = std::max(most, std::abs(v));
-        return scale == most && difference(data, stored) < 1e-6;
-      };
-      if (scaled) {
-        check(w.value().layout() == w.stored().layout() && w.value().id() != w.stored().id(), "data lies as stored");
-        check(w().layout() == w.used_layout() && w("data").layout() == w.used_layout(), "data for use");
-        check(w("scale").layout().is_replicated() && is_made_of_stored(), "scale");
-      }
-      uint64_t id = w.value().id();
-      uint32_t version = w.value().version();
-      DistributedTensor x = DistributedTensor::distribute(f32({4, 6}, 2), m, Layout());
-      std::vector<double> output = values(model(x).full_tensor());
-      w.stored().copy_(w.stored() * 3);
-      w.renew();
-      check(w.value().id() == id, "another value: tapes watch the first");
-      check(w.value().version() > version, "the version stays");
-      if (scaled) check(is_made_of_stored(), "not renewed");
-      for (double v : values(model(x).full_tensor())) output.push_back(v);
-      // An optimizer renews it too; its gradient is the first tensor's.
-      auto gradients = output_and_gradients(model, [&] { return model(x); });
-      AdamW(model.parameters(), {}).step({DistributedTensor::distribute(f32({8, 6}, 5), m, w.stored().layout())}, 0.1);
-      if (scaled) check(is_made_of_stored(), "not renewed by the optimizer");
-      for (double v : values(model(x).full_tensor())) output.push_back(v);
-      check(gradients.at(1).size() == 48, "{} elements of a gradient", gradients.at(1).size());
-      return output;
-    }).back();
+    return on_mesh(mesh,
+                   [&](const DeviceMesh& m) {
+                     Scaled model(m, scaled);
+                     Parameter& w = model.weight;
+                     if (shard) {
+                       w.place(m.shape().axis("tp"), Shard(0));
+                       fully_shard(model, {{m.shape().axis("dp")}, true});
+                     }
+                     materialize(model, 3);
+                     auto is_made_of_stored = [&] {
+                       double scale = w("scale").item();
+                       std::vector<double> data = values(w.value().full_tensor()),
+                                           stored = values(w.stored().full_tensor());
+                       for (double& v : data) v *= scale;
+                       double most = 0;
+                       for (double v : stored) most = std::max(most, std::abs(v));
+                       return scale == most && difference(data, stored) < 1e-6;
+                     };
+                     if (scaled) {
+                       check(w.value().layout() == w.stored().layout() && w.value().id() != w.stored().id(),
+                             "data lies as stored");
+                       check(w().layout() == w.used_layout() && w("data").layout() == w.used_layout(), "data for use");
+                       check(w("scale").layout().is_replicated() && is_made_of_stored(), "scale");
+                     }
+                     uint64_t id = w.value().id();
+                     uint32_t version = w.value().version();
+                     DistributedTensor x = DistributedTensor::distribute(f32({4, 6}, 2), m, Layout());
+                     std::vector<double> output = values(model(x).full_tensor());
+                     w.stored().copy_(w.stored() * 3);
+                     w.renew();
+                     check(w.value().id() == id, "another value: tapes watch the first");
+                     check(w.value().version() > version, "the version stays");
+                     if (scaled) check(is_made_of_stored(), "not renewed");
+                     for (double v : values(model(x).full_tensor())) output.push_back(v);
+                     // An optimizer renews it too; its gradient is the first tensor's.
+                     auto gradients = output_and_gradients(model, [&] { return model(x); });
+                     AdamW(model.parameters(), {})
+                         .step({DistributedTensor::distribute(f32({8, 6}, 5), m, w.stored().layout())}, 0.1);
+                     if (scaled) check(is_made_of_stored(), "not renewed by the optimizer");
+                     for (double v : values(model(x).full_tensor())) output.push_back(v);
+                     check(gradients.at(1).size() == 48, "{} elements of a gradient", gradients.at(1).size());
+                     return output;
+                   })
+        .back();
   };
   auto plain = run("dp=1,tp=1", false, false);
   CHECK(difference(run("dp=1,tp=1", true, false), plain) < 1e-6);
@@ -551,13 +595,20 @@ TEST_CASE("errors of a parameter's form") {
   DeviceMesh m(*rank, "x=1");
   Scaled model(m, true), plain(m, false);
   CHECK(error_of([&] { model.weight("scale"); }) == "[Parameter] weight has no values yet: materialize() it first");
-  CHECK(error_of([&] { model.weight("zero"); }) == "[Parameter] weight is not computed with a tensor \"zero\"; its form has [data, scale]");
-  CHECK(error_of([&] { plain.weight("scale"); }) == "[Parameter] weight is not computed with a tensor \"scale\"; its form has []");
-  CHECK(error_of([&] { model.weight.compute_with({}); }) == "[Parameter] weight: a form needs names and a function that makes its tensors");
+  CHECK(error_of([&] { model.weight("zero"); }) ==
+        "[Parameter] weight is not computed with a tensor \"zero\"; its form has [data, scale]");
+  CHECK(error_of([&] { plain.weight("scale"); }) ==
+        "[Parameter] weight is not computed with a tensor \"scale\"; its form has []");
+  CHECK(error_of([&] { model.weight.compute_with({}); }) ==
+        "[Parameter] weight: a form needs names and a function that makes its tensors");
   model.weight.compute_with({.names = {"a", "b"}, .make = [](const DistributedTensor& w) { return std::vector{w}; }});
-  CHECK(error_of([&] { materialize(model, 1); }) == "[Parameter] weight: its form makes 1 tensors, but has the names [a, b]");
-  plain.weight.compute_with({.names = {"a"}, .make = [](const DistributedTensor& w) { return std::vector{ops::sum(w)}; }});
+  CHECK(error_of([&] { materialize(model, 1); }) ==
+        "[Parameter] weight: its form makes 1 tensors, but has the names [a, b]");
+  plain.weight.compute_with(
+      {.names = {"a"}, .make = [](const DistributedTensor& w) { return std::vector{ops::sum(w)}; }});
   CHECK(error_of([&] { materialize(plain, 1); }) ==
-        "[Parameter] weight: the first tensor of its form is f32[] x=Replicate; it needs the shape and layout of f32[8,6] x=Replicate");
-  CHECK(error_of([&] { plain.weight.compute_with(data_and_scale()); }) == "[Parameter] weight has values already: choose its form before materialize()");
+        "[Parameter] weight: the first tensor of its form is f32[] x=Replicate; it needs the shape and layout of "
+        "f32[8,6] x=Replicate");
+  CHECK(error_of([&] { plain.weight.compute_with(data_and_scale()); }) ==
+        "[Parameter] weight has values already: choose its form before materialize()");
 }

@@ -159,10 +159,12 @@ TEST_CASE("a parameter that is computed with in bf16 has a copy, which the optim
   CHECK(error_of([&] { w.a.compute_in(DType::i64); }) == "[Parameter] a cannot be computed with in i64");
   w.a.compute_in(DType::bf16), w.b.compute_in(DType::bf16), w.b.compute_in(DType::f32);
   materialize(w, 3);
-  CHECK((w.a.value().dtype() == DType::bf16 && w.a.stored().dtype() == DType::f32 && w.b.value().id() == w.b.stored().id()));
+  CHECK((w.a.value().dtype() == DType::bf16 && w.a.stored().dtype() == DType::f32 &&
+         w.b.value().id() == w.b.stored().id()));
   auto copied = [&] { return values(w.a.value().local()) == values(ops::cast(w.a.stored(), DType::bf16).local()); };
   CHECK(copied());
-  CHECK(error_of([&] { w.a.compute_in(DType::f32); }) == "[Parameter] a has values already: choose its form before materialize()");
+  CHECK(error_of([&] { w.a.compute_in(DType::f32); }) ==
+        "[Parameter] a has values already: choose its form before materialize()");
   uint64_t id = w.a.value().id();
   auto before = values(w.a.value().local());
   AdamW(w.parameters(), {}).step(gradients_of(w, 1), 0.1);
@@ -183,32 +185,41 @@ TEST_CASE("AdamW's states are named distributed tensors, which another mesh can 
   };
   // Goes on from what was saved, if anything, until step `to`.
   auto run = [&](const char* mesh, Placement place, const Saved* from, int to) {
-    return on_mesh(mesh, [&](const DeviceMesh& m) {
-      Weights w(m);
-      w.a.place(0, place), w.c.place(0, place);
-      materialize(w, 3);
-      AdamW adamw(w.parameters(), {});
-      auto load = [&](DistributedTensor& x, const std::string& path) {
-        x.copy_(DistributedTensor::distribute(Tensor::of<float>(x.shape(), from->tensors.at(path)), m, x.layout()));
-      };
-      std::vector<AdamW::State> states = adamw.state();
-      check(states.size() == 6 && states[2].path() == "exp_avg.b" && states[5].path() == "exp_avg_sq.c", "{} states", states.size());
-      for (AdamW::State& s : states) {
-        check(&s.tensor.spec() == &s.parameter->stored().spec(), "{} is {}", s.path(), to_string(s.tensor));
-        check(s.name == "exp_avg" || s.name == "exp_avg_sq", "a state {}", s.name);
-        if (from) load(s.tensor, s.path());
-        else check(values(s.tensor.full_tensor()) == std::vector<double>(size_t(numel(s.tensor.shape())), 0), "{} begins with zeros", s.path());
-      }
-      if (from) {
-        for (Parameter* p : w.parameters()) load(p->stored(), p->path());
-        adamw.set_steps(from->steps);
-      }
-      for (int t = int(adamw.steps()) + 1; t <= to; ++t) adamw.step(gradients_of(w, t), 0.01, norm_of(m, 0.7), 1);
-      Saved s{adamw.steps(), {}, all_values(w)};
-      for (AdamW::State& x : adamw.state()) s.tensors[x.path()] = floats(x.tensor);
-      for (Parameter* p : w.parameters()) s.tensors[p->path()] = floats(p->stored());
-      return s;
-    }).back();
+    return on_mesh(
+               mesh,
+               [&](const DeviceMesh& m) {
+                 Weights w(m);
+                 w.a.place(0, place), w.c.place(0, place);
+                 materialize(w, 3);
+                 AdamW adamw(w.parameters(), {});
+                 auto load = [&](DistributedTensor& x, const std::string& path) {
+                   x.copy_(DistributedTensor::distribute(Tensor::of<float>(x.shape(), from->tensors.at(path)), m,
+                                                         x.layout()));
+                 };
+                 std::vector<AdamW::State> states = adamw.state();
+                 check(states.size() == 6 && states[2].path() == "exp_avg.b" && states[5].path() == "exp_avg_sq.c",
+                       "{} states", states.size());
+                 for (AdamW::State& s : states) {
+                   check(&s.tensor.spec() == &s.parameter->stored().spec(), "{} is {}", s.path(), to_string(s.tensor));
+                   check(s.name == "exp_avg" || s.name == "exp_avg_sq", "a state {}", s.name);
+                   if (from)
+                     load(s.tensor, s.path());
+                   else
+                     check(values(s.tensor.full_tensor()) == std::vector<double>(size_t(numel(s.tensor.shape())), 0),
+                           "{} begins with zeros", s.path());
+                 }
+                 if (from) {
+                   for (Parameter* p : w.parameters()) load(p->stored(), p->path());
+                   adamw.set_steps(from->steps);
+                 }
+                 for (int t = int(adamw.steps()) + 1; t <= to; ++t)
+                   adamw.step(gradients_of(w, t), 0.01, norm_of(m, 0.7), 1);
+                 Saved s{adamw.steps(), {}, all_values(w)};
+                 for (AdamW::State& x : adamw.state()) s.tensors[x.path()] = floats(x.tensor);
+                 for (Parameter* p : w.parameters()) s.tensors[p->path()] = floats(p->stored());
+                 return s;
+               })
+        .back();
   };
   Saved whole = run("x=1", Replicate(), nullptr, 6);
   for (const char* first : {"x=1", "x=3"})
@@ -298,7 +309,9 @@ TEST_CASE("the global norm counts each element once on every mesh") {
   CHECK(error_of([] { global_norm({}); }) == "[global_norm] no gradients");
   auto rank = Rank::single();
   DistributedTensor g = DistributedTensor::distribute(f32({3}, 1), DeviceMesh(*rank, "x=1"), Layout());
-  CHECK_THAT(error_of([&] { global_norm({g, DistributedTensor()}); }),
+  CHECK_THAT(error_of([&] {
+               global_norm({g, DistributedTensor()});
+             }),
              Contains("[global_norm] gradient 1 of 2 is undefined: nothing led to it"));
 }
 

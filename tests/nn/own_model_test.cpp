@@ -31,12 +31,14 @@ class Sgd : public Optimizer {
 // Rows that are sharded over dp; x [rows, 6] and y [rows, 6].
 Batch made_up(const DeviceMesh& m, int64_t rows) {
   Layout layout = batch_layout(m.shape());
-  return {DistributedTensor::distribute(f32({rows, 6}, 1), m, layout), DistributedTensor::distribute(f32({rows, 6}, 2), m, layout)};
+  return {DistributedTensor::distribute(f32({rows, 6}, 1), m, layout),
+          DistributedTensor::distribute(f32({rows, 6}, 2), m, layout)};
 }
 
 ParallelPlan plan_of(const MeshShape& mesh) {
   if (mesh.find("tp") < 0) return {};
-  return ParallelPlan::from_json(json(R"({"tensor_parallel": {"axis": "tp", "plan": {"up": "ColwiseParallel", "down": "RowwiseParallel"}}})"));
+  return ParallelPlan::from_json(
+      json(R"({"tensor_parallel": {"axis": "tp", "plan": {"up": "ColwiseParallel", "down": "RowwiseParallel"}}})"));
 }
 
 struct Result {
@@ -105,7 +107,8 @@ TEST_CASE("law 6: the mean of a loss's terms has the same bits in one pass and i
     }
   }
   // One number of each micro-batch: their mean.
-  CHECK(train("dp=2", Terms::one, {.lr = 0.5, .micro_batch_size = 2})[0].loss[3] == Approx(train("dp=1", Terms::one, {.lr = 0.5})[0].loss[3]));
+  CHECK(train("dp=2", Terms::one, {.lr = 0.5, .micro_batch_size = 2})[0].loss[3] ==
+        Approx(train("dp=1", Terms::one, {.lr = 0.5})[0].loss[3]));
 }
 
 TEST_CASE("law 8: the dry run of an own model is the run") {
@@ -118,7 +121,8 @@ TEST_CASE("law 8: the dry run of an own model is the run") {
         AdamW optimizer(model.parameters(), {});
         Trainer trainer(model, loss_of(model, Terms::rows), optimizer, {.micro_batch_size = size});
         Layout layout = batch_layout(m.shape());
-        Batch batch = meta ? Batch{empty(m, {DType::f32, {8, 6}, layout}), empty(m, {DType::f32, {8, 6}, layout})} : made_up(m, 8);
+        Batch batch = meta ? Batch{empty(m, {DType::f32, {8, 6}, layout}), empty(m, {DType::f32, {8, 6}, layout})}
+                           : made_up(m, 8);
         CommLog log(m.rank_state());
         bool number = std::isfinite(trainer.step(batch).loss);
         check(number != meta, "the loss is a number: {}", number);
@@ -138,7 +142,8 @@ TEST_CASE("a trainer takes the optimizer's parameters alone and any schedule") {
   materialize(model, 3);
   CHECK(model.parameter_count() == 6 * 8 + 8 + 8 * 6 + 6);
   Sgd optimizer(model.down.parameters());
-  Trainer trainer(model, loss_of(model, Terms::all), optimizer, {.lr = [](int64_t step) { return 0.1 / double(step + 1); }});
+  Trainer trainer(model, loss_of(model, Terms::all), optimizer,
+                  {.lr = [](int64_t step) { return 0.1 / double(step + 1); }});
   std::vector<double> up = values(model.up.weight.stored().local()), down = values(model.down.weight.stored().local());
   CHECK(trainer.step(made_up(m, 8)).lr == 0.1);
   CHECK(trainer.step(made_up(m, 8)).lr == 0.05);
@@ -155,22 +160,28 @@ TEST_CASE("errors of a trainer") {
   auto step = [&](Loss loss, int64_t size, const Batch& batch) {
     return error_of([&] { Trainer(model, loss, optimizer, {.micro_batch_size = size}).step(batch); });
   };
-  CHECK(error_of([&] { Trainer(other, loss_of(model, Terms::all), optimizer, {}); }) == "[Trainer] the optimizer has up.weight, which is no parameter of the model");
-  Loss ids = [](const Batch& b) { return ops::cast(b[0], DType::i64); }, nothing = [](const Batch&) { return DistributedTensor(); };
+  CHECK(error_of([&] { Trainer(other, loss_of(model, Terms::all), optimizer, {}); }) ==
+        "[Trainer] the optimizer has up.weight, which is no parameter of the model");
+  Loss ids = [](const Batch&b) { return ops::cast(b[0], DType::i64); },
+       nothing = [](const Batch&) { return DistributedTensor(); };
   CHECK(step(ids, 0, made_up(m, 8)) == "[Trainer] the loss is i64[8,6] dp=Replicate; it needs floating numbers");
   CHECK(step(nothing, 0, made_up(m, 8)) == "[Trainer] the loss is undefined; it needs floating numbers");
   Batch uneven{made_up(m, 8)[0], made_up(m, 4)[1]};
   CHECK(step(loss_of(model, Terms::all), 2, uneven) ==
-        "[Trainer] micro-batches are rows of all tensors of a batch, but one is f32[8,6] dp=Replicate and another f32[4,6] dp=Replicate: give dimension 0 of all the same size and layout");
+        "[Trainer] micro-batches are rows of all tensors of a batch, but one is f32[8,6] dp=Replicate and another "
+        "f32[4,6] dp=Replicate: give dimension 0 of all the same size and layout");
   CHECK(step(loss_of(model, Terms::all), 2, {}) == "[Trainer] a batch without tensors has no micro-batches");
   int calls = 0;
-  Loss unlike = [&](const Batch& b) { return ++calls == 1 ? ops::square(model(b[0])) : ops::mean(ops::square(model(b[0]))); };
+  Loss unlike = [&](const Batch& b) {
+    return ++calls == 1 ? ops::square(model(b[0])) : ops::mean(ops::square(model(b[0])));
+  };
   CHECK(step(unlike, 4, made_up(m, 8)) == "[Trainer] the loss has 1 terms in micro-batch 1, but 24 in the first");
 
   // What is not finite is found in its micro-batch; nothing was changed.
   std::vector<double> before = values(model.up.weight.stored().local());
   Batch bad = made_up(m, 8);
   bad[0].local_for_writing().data<float>()[6 * 6] = NAN;
-  CHECK_THAT(step(loss_of(model, Terms::all), 4, bad), Contains("the first value that is not finite is the output of linear in up. Lower the learning rate"));
+  CHECK_THAT(step(loss_of(model, Terms::all), 4, bad),
+             Contains("the first value that is not finite is the output of linear in up. Lower the learning rate"));
   CHECK(values(model.up.weight.stored().local()) == before);
 }

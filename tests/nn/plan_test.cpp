@@ -44,7 +44,8 @@ std::map<std::string, std::string> placed(const std::string& text, const std::st
   return result;
 }
 
-const std::string columns = R"("model.layers.*.self_attn.q_proj": "ColwiseParallel", "model.layers.*.self_attn.k_proj": "ColwiseParallel",
+const std::string columns =
+    R"("model.layers.*.self_attn.q_proj": "ColwiseParallel", "model.layers.*.self_attn.k_proj": "ColwiseParallel",
   "model.layers.*.self_attn.v_proj": "ColwiseParallel", "model.layers.*.self_attn.o_proj": "RowwiseParallel")";
 
 }  // namespace
@@ -56,44 +57,75 @@ TEST_CASE("plans that cannot be read: the error names the place and what is near
   };
   const Case cases[] = {
       {R"(["tensor_parallel"])", {"[plan] the file: ", "is no object"}},
-      {R"({"tensor_paralel": {}})", {"[plan] the file: there is no field \"tensor_paralel\"; the nearest is \"tensor_parallel\""}},
+      {R"({"tensor_paralel": {}})",
+       {"[plan] the file: there is no field \"tensor_paralel\"; the nearest is \"tensor_parallel\""}},
       {R"({"tensor_parallel": {"plan": {}}})", {"[plan] tensor_parallel: \"axis\" is missing"}},
       {R"({"tensor_parallel": {"axis": "tp"}})", {"[plan] tensor_parallel: \"plan\" is missing"}},
-      {R"({"tensor_parallel": {"axes": "tp", "plan": {}}})", {"[plan] tensor_parallel: there is no field \"axes\"; the nearest is \"axis\""}},
+      {R"({"tensor_parallel": {"axes": "tp", "plan": {}}})",
+       {"[plan] tensor_parallel: there is no field \"axes\"; the nearest is \"axis\""}},
       {R"({"tensor_parallel": {"axis": 1, "plan": {}}})", {"[plan] tensor_parallel.axis: 1 is no string"}},
-      {R"({"tensor_parallel": {"axis": "tp", "plan": ["lm_head"]}})", {"[plan] tensor_parallel.plan: a plan is an object"}},
+      {R"({"tensor_parallel": {"axis": "tp", "plan": ["lm_head"]}})",
+       {"[plan] tensor_parallel.plan: a plan is an object"}},
       {R"({"tensor_parallel": "tp"})", {"[plan] tensor_parallel: \"tp\" is no object"}},
-      {R"({"tensor_parallel": [{"axis": "tp", "plan": {}}, {"axis": "tp2"}]})", {"[plan] tensor_parallel[1]: \"plan\" is missing"}},
-      {tp(R"("lm_head": "ColumnParallel")"), {"[plan] tensor_parallel.plan.lm_head: there is no style \"ColumnParallel\"; the nearest is \"ColwiseParallel\""}},
-      {tp(R"("lm_head": {"style": "colwize"})"), {"[plan] tensor_parallel.plan.lm_head: there is no style \"colwize\""}},
+      {R"({"tensor_parallel": [{"axis": "tp", "plan": {}}, {"axis": "tp2"}]})",
+       {"[plan] tensor_parallel[1]: \"plan\" is missing"}},
+      {tp(R"("lm_head": "ColumnParallel")"),
+       {"[plan] tensor_parallel.plan.lm_head: there is no style \"ColumnParallel\"; the nearest is "
+        "\"ColwiseParallel\""}},
+      {tp(R"("lm_head": {"style": "colwize"})"),
+       {"[plan] tensor_parallel.plan.lm_head: there is no style \"colwize\""}},
       {tp(R"("lm_head": 3)"), {"[plan] tensor_parallel.plan.lm_head: 3 is no string"}},
-      {tp(R"("lm_head": {"output_layouts": "Replicate"})"), {"[plan] tensor_parallel.plan.lm_head: a style object needs \"style\""}},
+      {tp(R"("lm_head": {"output_layouts": "Replicate"})"),
+       {"[plan] tensor_parallel.plan.lm_head: a style object needs \"style\""}},
       {tp(R"("lm_head": {"style": "ColwiseParallel", "output_layout": "Replicate"})"),
        {"[plan] tensor_parallel.plan.lm_head: there is no field \"output_layout\"; the nearest is \"output_layouts\""}},
-      {tp(R"("lm_head": {"style": "ColwiseParallel", "desired_input_layouts": "Replicate"})"), {"there is no field \"desired_input_layouts\""}},
-      {tp(R"("lm_head": {"style": "SequenceParallel", "input_layouts": "Replicate"})"), {"there is no field \"input_layouts\""}},
-      {tp(R"j("lm_head": {"style": "ColwiseParallel", "output_layouts": "Shard"})j"), {"[plan] tensor_parallel.plan.lm_head.output_layouts: ", "Shard"}},
-      {tp(R"j("lm_head": {"style": "ColwiseParallel", "output_layouts": "Sharded(0)"})j"), {"[plan] tensor_parallel.plan.lm_head.output_layouts: ", "Sharded(0)"}},
-      {tp(R"j("model.norm": "PrepareModuleInput")j"), {"[plan] tensor_parallel.plan.\"model.norm\": PrepareModuleInput needs input_layouts and"}},
+      {tp(R"("lm_head": {"style": "ColwiseParallel", "desired_input_layouts": "Replicate"})"),
+       {"there is no field \"desired_input_layouts\""}},
+      {tp(R"("lm_head": {"style": "SequenceParallel", "input_layouts": "Replicate"})"),
+       {"there is no field \"input_layouts\""}},
+      {tp(R"j("lm_head": {"style": "ColwiseParallel", "output_layouts": "Shard"})j"),
+       {"[plan] tensor_parallel.plan.lm_head.output_layouts: ", "Shard"}},
+      {tp(R"j("lm_head": {"style": "ColwiseParallel", "output_layouts": "Sharded(0)"})j"),
+       {"[plan] tensor_parallel.plan.lm_head.output_layouts: ", "Sharded(0)"}},
+      {tp(R"j("model.norm": "PrepareModuleInput")j"),
+       {"[plan] tensor_parallel.plan.\"model.norm\": PrepareModuleInput needs input_layouts and"}},
       {tp(R"j("model.norm": {"style": "PrepareModuleInput", "input_layouts": ["Shard(1)", "Replicated"], "desired_input_layouts": [null, null]})j"),
        {"[plan] tensor_parallel.plan.\"model.norm\".input_layouts[1]: ", "Replicated"}},
-      {tp(R"j("lm_head": {"style": "ColwiseParallel", "output_layouts": 5})j"), {"[plan] tensor_parallel.plan.lm_head.output_layouts: 5 is no string"}},
-      {tp(R"j("model.norm": {"style": "SequenceParallel", "sequence_dim": "1"})j"), {"[plan] tensor_parallel.plan.\"model.norm\".sequence_dim: \"1\" is no dimension: a dimension is an integer"}},
-      {tp(R"j("model.norm": {"style": "SequenceParallel", "sequence_dim": 7.0})j"), {"[plan] tensor_parallel.plan.\"model.norm\".sequence_dim: 7.0 is no dimension: a dimension is an integer"}},
-      {tp(R"j("model.norm": {"style": "SequenceParallel", "sequence_dim": 8})j"), {"[plan] tensor_parallel.plan.\"model.norm\".sequence_dim: 8 is no dimension: tensors have at most 8, so it is from -8 to 7"}},
-      {tp(R"j("model.norm": {"style": "SequenceParallel", "sequence_dim": 257})j"), {"[plan] tensor_parallel.plan.\"model.norm\".sequence_dim: 257 is no dimension"}},
-      {tp(R"j("model.norm": {"style": "SequenceParallel", "sequence_dim": 4294967297})j"), {"[plan] tensor_parallel.plan.\"model.norm\".sequence_dim: 4294967297 is no dimension"}},
-      {tp(R"j("model.norm": {"style": "SequenceParallel", "sequence_dim": 99999999999})j"), {"[plan] tensor_parallel.plan.\"model.norm\".sequence_dim: 99999999999 is no dimension"}},
-      {tp(R"j("model.norm": {"style": "SequenceParallel", "sequence_dim": 18446744073709551615})j"), {"[plan] tensor_parallel.plan.\"model.norm\".sequence_dim: 18446744073709551615 is no dimension: tensors"}},
-      {tp(R"j("model.norm": {"style": "SequenceParallel", "sequence_dim": -9})j"), {"[plan] tensor_parallel.plan.\"model.norm\".sequence_dim: -9 is no dimension"}},
-      {tp(R"j("model.norm": {"style": "SequenceParallel", "sequence_dim": -4294967295})j"), {"[plan] tensor_parallel.plan.\"model.norm\".sequence_dim: -4294967295 is no dimension"}},
-      {R"({"fully_shard": {"axis": "dp", "modules": []}})", {"[plan] fully_shard.modules: an empty list shards nothing: write [\"\"] for the whole model"}},
-      {R"({"fully_shard": {"axis": [], "modules": [""]}})", {"[plan] fully_shard.axis: an empty list shards over nothing: name an axis"}},
-      {tp(R"j("lm_head": "embedding_rowwise")j"), {"[plan] tensor_parallel.plan.lm_head: there is no style \"embedding_rowwise\"; the nearest is \"rowwise\" (styles: "}},
+      {tp(R"j("lm_head": {"style": "ColwiseParallel", "output_layouts": 5})j"),
+       {"[plan] tensor_parallel.plan.lm_head.output_layouts: 5 is no string"}},
+      {tp(R"j("model.norm": {"style": "SequenceParallel", "sequence_dim": "1"})j"),
+       {"[plan] tensor_parallel.plan.\"model.norm\".sequence_dim: \"1\" is no dimension: a dimension is an integer"}},
+      {tp(R"j("model.norm": {"style": "SequenceParallel", "sequence_dim": 7.0})j"),
+       {"[plan] tensor_parallel.plan.\"model.norm\".sequence_dim: 7.0 is no dimension: a dimension is an integer"}},
+      {tp(R"j("model.norm": {"style": "SequenceParallel", "sequence_dim": 8})j"),
+       {"[plan] tensor_parallel.plan.\"model.norm\".sequence_dim: 8 is no dimension: tensors have at most 8, so it is "
+        "from -8 to 7"}},
+      {tp(R"j("model.norm": {"style": "SequenceParallel", "sequence_dim": 257})j"),
+       {"[plan] tensor_parallel.plan.\"model.norm\".sequence_dim: 257 is no dimension"}},
+      {tp(R"j("model.norm": {"style": "SequenceParallel", "sequence_dim": 4294967297})j"),
+       {"[plan] tensor_parallel.plan.\"model.norm\".sequence_dim: 4294967297 is no dimension"}},
+      {tp(R"j("model.norm": {"style": "SequenceParallel", "sequence_dim": 99999999999})j"),
+       {"[plan] tensor_parallel.plan.\"model.norm\".sequence_dim: 99999999999 is no dimension"}},
+      {tp(R"j("model.norm": {"style": "SequenceParallel", "sequence_dim": 18446744073709551615})j"),
+       {"[plan] tensor_parallel.plan.\"model.norm\".sequence_dim: 18446744073709551615 is no dimension: tensors"}},
+      {tp(R"j("model.norm": {"style": "SequenceParallel", "sequence_dim": -9})j"),
+       {"[plan] tensor_parallel.plan.\"model.norm\".sequence_dim: -9 is no dimension"}},
+      {tp(R"j("model.norm": {"style": "SequenceParallel", "sequence_dim": -4294967295})j"),
+       {"[plan] tensor_parallel.plan.\"model.norm\".sequence_dim: -4294967295 is no dimension"}},
+      {R"({"fully_shard": {"axis": "dp", "modules": []}})",
+       {"[plan] fully_shard.modules: an empty list shards nothing: write [\"\"] for the whole model"}},
+      {R"({"fully_shard": {"axis": [], "modules": [""]}})",
+       {"[plan] fully_shard.axis: an empty list shards over nothing: name an axis"}},
+      {tp(R"j("lm_head": "embedding_rowwise")j"),
+       {"[plan] tensor_parallel.plan.lm_head: there is no style \"embedding_rowwise\"; the nearest is \"rowwise\" "
+        "(styles: "}},
       {tp(R"j("lm_head": "ring")j"), {"[plan] tensor_parallel.plan.lm_head: there is no style \"ring\" (styles: "}},
-      {tp(R"j("model.norm": "PrepareModuleInput")j"), {"[plan] tensor_parallel.plan.\"model.norm\": PrepareModuleInput needs input_layouts and"}},
-      {tp(R"j("model.norm": {"style": "PrepareModuleInput", "input_layouts": ["Shard(1)"]})j"), {"[plan] tensor_parallel.plan.\"model.norm\": PrepareModuleInput needs as many"}},
-      {tp(R"j("model.norm": {"style": "PrepareModuleOutput", "output_layouts": ["Shard(1)"]})j"), {"[plan] tensor_parallel.plan.\"model.norm\": PrepareModuleOutput needs as many"}},
+      {tp(R"j("model.norm": "PrepareModuleInput")j"),
+       {"[plan] tensor_parallel.plan.\"model.norm\": PrepareModuleInput needs input_layouts and"}},
+      {tp(R"j("model.norm": {"style": "PrepareModuleInput", "input_layouts": ["Shard(1)"]})j"),
+       {"[plan] tensor_parallel.plan.\"model.norm\": PrepareModuleInput needs as many"}},
+      {tp(R"j("model.norm": {"style": "PrepareModuleOutput", "output_layouts": ["Shard(1)"]})j"),
+       {"[plan] tensor_parallel.plan.\"model.norm\": PrepareModuleOutput needs as many"}},
       {tp(R"("lm_head": "ColwiseParallel")", R"(, "loss_parallel": 1)"), {"[plan] loss_parallel: true or false"}},
       {R"({"loss_parallel": true})", {"[plan] loss_parallel: needs tensor_parallel"}},
       {R"({"data_parallel": {}})", {"[plan] data_parallel: \"axis\" is missing"}},
@@ -104,8 +136,10 @@ TEST_CASE("plans that cannot be read: the error names the place and what is near
     INFO(c.plan);
     CHECK_THAT(error, StartsWith("[plan] "));
     for (const char* text : c.error) CHECK_THAT(error, Contains(text));
-    for (size_t at = error.find("[plan]"); at != std::string::npos; at = error.find("[plan]", at + 1)) CHECK(at == 0);  // once
-    if (size_t at = error.find("tensor_parallel.plan."); at != std::string::npos) CHECK(error.find("tensor_parallel.plan.", at + 1) == std::string::npos);
+    for (size_t at = error.find("[plan]"); at != std::string::npos; at = error.find("[plan]", at + 1))
+      CHECK(at == 0);  // once
+    if (size_t at = error.find("tensor_parallel.plan."); at != std::string::npos)
+      CHECK(error.find("tensor_parallel.plan.", at + 1) == std::string::npos);
   }
 }
 
@@ -116,32 +150,59 @@ TEST_CASE("plans that do not fit the model or the mesh: the error says what woul
     std::vector<const char*> error;
   };
   const Case cases[] = {
-      {tp(R"("lm_head": "ColwiseParallel")"), "dp=2",
+      {tp(R"("lm_head": "ColwiseParallel")"),
+       "dp=2",
        {"[plan] the plan uses axis \"tp\", which mesh dp=2 lacks", "--mesh dp=2,tp=2"}},
       {R"({"data_parallel": {"axis": "dp"}})", "tp=2", {"[plan] the plan uses axis \"dp\", which mesh tp=2 lacks"}},
-      {tp(R"("lm_heat": "ColwiseParallel")"), "tp=2", {"[plan] tensor_parallel.plan: \"lm_heat\" matches no module; the nearest is \"lm_head\""}},
-      {tp(R"("model.layers.*.mlp.gate_poj": "ColwiseParallel")"), "tp=2",
+      {tp(R"("lm_heat": "ColwiseParallel")"),
+       "tp=2",
+       {"[plan] tensor_parallel.plan: \"lm_heat\" matches no module; the nearest is \"lm_head\""}},
+      {tp(R"("model.layers.*.mlp.gate_poj": "ColwiseParallel")"),
+       "tp=2",
        {"\"model.layers.*.mlp.gate_poj\" matches no module; the nearest is \"model.layers.*.mlp.gate_proj\""}},
-      {tp(R"("model.layers.7.mlp.up_proj": "ColwiseParallel")"), "tp=2", {"matches no module; the nearest is \"model.layers.0.mlp.up_proj\""}},
-      {tp(R"("model.layers.*": "SequenceParallel", "layers.*": "SequenceParallel")"), "tp=2", {"\"layers.*\" matches no module; the nearest is \"model.layers.*\""}},
-      {tp(R"("model.layers.*.mlp.up_proj": "ColwiseParallel", "model.layers.1.mlp.up_proj": "RowwiseParallel")"), "tp=2",
-       {"[plan] tensor_parallel.plan: module model.layers.1.mlp.up_proj is matched by \"model.layers.*.mlp.up_proj\" and \"model.layers.1.mlp.up_proj\"; keep one"}},
-      {tp(R"("*": "SequenceParallel", "lm_head": "ColwiseParallel")"), "tp=2", {"module lm_head is matched by \"*\" and \"lm_head\""}},
-      {R"({"tensor_parallel": [{"axis": "tp", "plan": {"lm_head": "ColwiseParallel"}}, {"axis": "tp", "plan": {"lm_head": "RowwiseParallel"}}]})", "tp=2",
+      {tp(R"("model.layers.7.mlp.up_proj": "ColwiseParallel")"),
+       "tp=2",
+       {"matches no module; the nearest is \"model.layers.0.mlp.up_proj\""}},
+      {tp(R"("model.layers.*": "SequenceParallel", "layers.*": "SequenceParallel")"),
+       "tp=2",
+       {"\"layers.*\" matches no module; the nearest is \"model.layers.*\""}},
+      {tp(R"("model.layers.*.mlp.up_proj": "ColwiseParallel", "model.layers.1.mlp.up_proj": "RowwiseParallel")"),
+       "tp=2",
+       {"[plan] tensor_parallel.plan: module model.layers.1.mlp.up_proj is matched by \"model.layers.*.mlp.up_proj\" "
+        "and \"model.layers.1.mlp.up_proj\"; keep one"}},
+      {tp(R"("*": "SequenceParallel", "lm_head": "ColwiseParallel")"),
+       "tp=2",
+       {"module lm_head is matched by \"*\" and \"lm_head\""}},
+      {R"({"tensor_parallel": [{"axis": "tp", "plan": {"lm_head": "ColwiseParallel"}}, {"axis": "tp", "plan": {"lm_head": "RowwiseParallel"}}]})",
+       "tp=2",
        {"lm_head is matched by \"lm_head\" and \"lm_head\""}},  // on one axis, in two objects
-      {tp(R"("model.norm": "ColwiseParallel")"), "tp=2", {"[model.norm] \"model.norm\": ", "ColwiseParallel fits Linear and Embedding, not RMSNorm"}},
-      {tp(R"j("lm_head": {"style": "ColwiseParallel", "input_layouts": "Shard(1)"})j"), "tp=2",
-       {"[lm_head] lm_head: ColwiseParallel claims that input 0 arrives as tp=Shard(1), but it is f32[2,8,32] tp=Replicate"}},
-      {tp(R"j("lm_head": {"style": "ColwiseParallel", "output_layouts": "Shard(3)"})j"), "tp=2",
+      {tp(R"("model.norm": "ColwiseParallel")"),
+       "tp=2",
+       {"[model.norm] \"model.norm\": ", "ColwiseParallel fits Linear and Embedding, not RMSNorm"}},
+      {tp(R"j("lm_head": {"style": "ColwiseParallel", "input_layouts": "Shard(1)"})j"),
+       "tp=2",
+       {"[lm_head] lm_head: ColwiseParallel claims that input 0 arrives as tp=Shard(1), but it is f32[2,8,32] "
+        "tp=Replicate"}},
+      {tp(R"j("lm_head": {"style": "ColwiseParallel", "output_layouts": "Shard(3)"})j"),
+       "tp=2",
        {"[lm_head] lm_head: ColwiseParallel: Shard(3) names no dimension of f32[2,8,259]"}},
-      {tp(R"j("": {"style": "PrepareModuleInput", "input_layouts": "Shard(1)", "desired_input_layouts": "Replicate"})j"), "tp=2",
-       {"[the root module] \"\": PrepareModuleInput claims that input 0 arrives as tp=Shard(1), but it is i64[2,8] tp=Replicate"}},
-      {tp(R"j("model.norm": "PrepareModuleInput")j"), {"[plan] tensor_parallel.plan.\"model.norm\": PrepareModuleInput needs input_layouts and"}},
-      {tp(R"j("model.norm": {"style": "PrepareModuleInput", "input_layouts": ["Replicate", null], "desired_input_layouts": ["Replicate", "Shard(0)"]})j"), "tp=2",
+      {tp(R"j("": {"style": "PrepareModuleInput", "input_layouts": "Shard(1)", "desired_input_layouts": "Replicate"})j"),
+       "tp=2",
+       {"[the root module] \"\": PrepareModuleInput claims that input 0 arrives as tp=Shard(1), but it is i64[2,8] "
+        "tp=Replicate"}},
+      {tp(R"j("model.norm": "PrepareModuleInput")j"),
+       {"[plan] tensor_parallel.plan.\"model.norm\": PrepareModuleInput needs input_layouts and"}},
+      {tp(R"j("model.norm": {"style": "PrepareModuleInput", "input_layouts": ["Replicate", null], "desired_input_layouts": ["Replicate", "Shard(0)"]})j"),
+       "tp=2",
        {"[model.norm] ", "gives layouts of 2 inputs, but the module has 1 tensor inputs"}},
-      {tp(R"j("lm_head": {"style": "ColwiseParallel", "output_layouts": "Replicate"})j", R"(, "loss_parallel": true)"), "tp=2",
-       {"[plan] loss_parallel: logits arrive as f32[2,8,259] tp=Replicate, not sharded over their classes on tp: give lm_head \"output_layouts\": \"Shard(-1)\""}},
-      {tp(columns), "tp=8", {"[model.layers.0.self_attn] 4 heads do not divide over 8 ranks (tp): use fewer ranks", "\"output_layouts\": \"Replicate\""}},
+      {tp(R"j("lm_head": {"style": "ColwiseParallel", "output_layouts": "Replicate"})j", R"(, "loss_parallel": true)"),
+       "tp=2",
+       {"[plan] loss_parallel: logits arrive as f32[2,8,259] tp=Replicate, not sharded over their classes on tp: give "
+        "lm_head \"output_layouts\": \"Shard(-1)\""}},
+      {tp(columns),
+       "tp=8",
+       {"[model.layers.0.self_attn] 4 heads do not divide over 8 ranks (tp): use fewer ranks",
+        "\"output_layouts\": \"Replicate\""}},
       {tp(columns), "dp=2,tp=3", {"[model.layers.0.self_attn] 4 heads do not divide over 3 ranks (tp)"}},
   };
   for (const Case& c : cases) {
@@ -149,31 +210,37 @@ TEST_CASE("plans that do not fit the model or the mesh: the error says what woul
     INFO(c.plan << " on " << c.mesh);
     for (const char* text : c.error) CHECK_THAT(error, Contains(text));
   }
-  CHECK_THAT(run_error(tp(columns), "tp=4", 2), Contains("[model.layers.0.self_attn] 2 heads do not divide over 4 ranks (tp)"));
+  CHECK_THAT(run_error(tp(columns), "tp=4", 2),
+             Contains("[model.layers.0.self_attn] 2 heads do not divide over 4 ranks (tp)"));
   CHECK(run_error(tp(columns), "tp=4") == "(no error)");
   CHECK(run_error(tp(columns), "tp=1") == "(no error)");
 }
 
 TEST_CASE("a plan file that cannot be read") {
   Folder folder;
-  CHECK_THAT(error_of([&] { ParallelPlan::load("/nowhere/plan.json"); }), StartsWith("[plan] cannot read /nowhere/plan.json: no such file, or no permission"));
+  CHECK_THAT(error_of([&] { ParallelPlan::load("/nowhere/plan.json"); }),
+             StartsWith("[plan] cannot read /nowhere/plan.json: no such file, or no permission"));
   std::string file = folder.write("plan.json", "{\"tensor_parallel\": ");
-  CHECK_THAT(error_of([&] { ParallelPlan::load(file); }), StartsWith("[plan] " + file + " is not JSON: ") && Contains("line 1"));
+  CHECK_THAT(error_of([&] { ParallelPlan::load(file); }),
+             StartsWith("[plan] " + file + " is not JSON: ") && Contains("line 1"));
   file = folder.write("twice.json", R"({"data_parallel": {"axis": "dp", "axis": "tp"}})");
   CHECK_THAT(error_of([&] { ParallelPlan::load(file); }), Contains("the key \"axis\" stands twice in one object"));
   file = folder.write("other.json", "{\"loss\": true}");
-  CHECK_THAT(error_of([&] { ParallelPlan::load(file); }), Contains("there is no field \"loss\"") && Contains("(in " + file + ")"));
+  CHECK_THAT(error_of([&] { ParallelPlan::load(file); }),
+             Contains("there is no field \"loss\"") && Contains("(in " + file + ")"));
 }
 
 TEST_CASE("an asterisk stands for one segment of a path") {
   auto at = [](const char* pattern) {
     std::vector<std::string> paths;
-    for (const auto& [path, layout] : placed(tp(fmt::format("\"{}\": \"ColwiseParallel\"", pattern)))) paths.push_back(path);
+    for (const auto& [path, layout] : placed(tp(fmt::format("\"{}\": \"ColwiseParallel\"", pattern))))
+      paths.push_back(path);
     return paths;
   };
   using Paths = std::vector<std::string>;
   CHECK(at("lm_head") == Paths{"lm_head.weight"});
-  CHECK(at("model.layers.*.mlp.up_proj") == Paths{"model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight"});
+  CHECK(at("model.layers.*.mlp.up_proj") ==
+        Paths{"model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight"});
   CHECK(at("*.layers.1.mlp.up_proj") == Paths{"model.layers.1.mlp.up_proj.weight"});
   CHECK(at("model.layers.0.mlp.*").size() == 3);
   CHECK(at("model.layers.*.*.*").size() == 14);
@@ -191,13 +258,19 @@ TEST_CASE("styles of Hugging Face are those of PyTorch") {
       {R"("rowwise")", R"("RowwiseParallel")", "model.layers.*.mlp.down_proj"},
       {R"("colwise_rep")", R"j({"style": "ColwiseParallel", "output_layouts": "Replicate"})j", "lm_head"},
       {R"("colwise_gather_output")", R"j({"style": "ColwiseParallel", "output_layouts": "Replicate"})j", "lm_head"},
-      {R"("rowwise_rep")", R"j({"style": "RowwiseParallel", "input_layouts": "Replicate"})j", "model.layers.*.mlp.down_proj"},
-      {R"("rowwise_split_input")", R"j({"style": "RowwiseParallel", "input_layouts": "Replicate"})j", "model.layers.*.mlp.down_proj"},
+      {R"("rowwise_rep")", R"j({"style": "RowwiseParallel", "input_layouts": "Replicate"})j",
+       "model.layers.*.mlp.down_proj"},
+      {R"("rowwise_split_input")", R"j({"style": "RowwiseParallel", "input_layouts": "Replicate"})j",
+       "model.layers.*.mlp.down_proj"},
       {R"("sequence_parallel")", R"("SequenceParallel")", "model.norm"},
       {R"({"style": "colwise"})", R"("ColwiseParallel")", "lm_head"},
   };
   for (const Case& c : cases) {
-    auto one = [&](const char* style) { return ParallelPlan::from_json(json(tp(fmt::format("\"{}\": {}", c.module, style)))).tensor_parallel.at(0).lines.at(0); };
+    auto one = [&](const char* style) {
+      return ParallelPlan::from_json(json(tp(fmt::format("\"{}\": {}", c.module, style))))
+          .tensor_parallel.at(0)
+          .lines.at(0);
+    };
     auto [path, a] = one(c.hugging_face);
     auto [same, b] = one(c.ours);
     INFO(c.hugging_face);
@@ -205,7 +278,8 @@ TEST_CASE("styles of Hugging Face are those of PyTorch") {
     CHECK(a == b);
   }
   // As a whole: Llama's base_model_tp_plan and lm_head's.
-  std::string plan = tp(R"("model.layers.*.self_attn.q_proj": "colwise", "model.layers.*.self_attn.k_proj": "colwise", "model.layers.*.self_attn.v_proj": "colwise",
+  std::string plan = tp(
+      R"("model.layers.*.self_attn.q_proj": "colwise", "model.layers.*.self_attn.k_proj": "colwise", "model.layers.*.self_attn.v_proj": "colwise",
     "model.layers.*.self_attn.o_proj": "rowwise", "model.layers.*.mlp.gate_proj": "colwise", "model.layers.*.mlp.up_proj": "colwise",
     "model.layers.*.mlp.down_proj": "rowwise", "lm_head": "colwise_rep")");
   CHECK(run_error(plan) == "(no error)");
@@ -241,7 +315,8 @@ TEST_CASE("what a plan says is read") {
 }
 
 TEST_CASE("a list of tensor parallel objects shards over several axes") {
-  std::string plan = R"({"tensor_parallel": [{"axis": "a", "plan": {"lm_head": "ColwiseParallel", "model.layers.*.mlp.up_proj": "ColwiseParallel"}},
+  std::string plan =
+      R"({"tensor_parallel": [{"axis": "a", "plan": {"lm_head": "ColwiseParallel", "model.layers.*.mlp.up_proj": "ColwiseParallel"}},
                                              {"axis": "b", "plan": {"lm_head": "ColwiseParallel"}}]})";
   auto at = placed(plan, "a=2,b=2");
   CHECK(at["lm_head.weight"] == "a=Shard(0) b=Shard(0)");
@@ -254,14 +329,18 @@ TEST_CASE("tensor parallelism over two axes gives the same logits") {
     {"axis": "a", "plan": {"model.layers.*.mlp.gate_proj": "colwise", "model.layers.*.mlp.up_proj": "colwise", "model.layers.*.mlp.down_proj": "rowwise"}},
     {"axis": "b", "plan": {"model.layers.*.mlp.gate_proj": "colwise", "model.layers.*.mlp.up_proj": "colwise", "model.layers.*.mlp.down_proj": "rowwise", "lm_head": "colwise"}}]})j";
   auto logits = [](const char* mesh, const std::string& text) {
-    return on_mesh(mesh, [&](const DeviceMesh& m) {
-      nn::LlamaForCausalLM model(m, small_llama());
-      ParallelPlan::from_json(json(text)).apply(model);
-      nn::materialize(model, 1);
-      std::vector<int64_t> ids;
-      for (int64_t i = 0; i < 16; ++i) ids.push_back(i * 16);
-      return values(model(DistributedTensor::distribute(Tensor::of<int64_t>({2, 8}, ids), m, Layout())).full_tensor());
-    }).back();
+    return on_mesh(
+               mesh,
+               [&](const DeviceMesh& m) {
+                 nn::LlamaForCausalLM model(m, small_llama());
+                 ParallelPlan::from_json(json(text)).apply(model);
+                 nn::materialize(model, 1);
+                 std::vector<int64_t> ids;
+                 for (int64_t i = 0; i < 16; ++i) ids.push_back(i * 16);
+                 return values(
+                     model(DistributedTensor::distribute(Tensor::of<int64_t>({2, 8}, ids), m, Layout())).full_tensor());
+               })
+        .back();
   };
   CHECK(difference(logits("a=2,b=2", plan), logits("a=1", "{}")) < 1e-6);
 }
@@ -285,7 +364,9 @@ TEST_CASE("loss_parallel false gathers the logits and true keeps them") {
 
 TEST_CASE("use_local_output has no effect") {
   for (const char* value : {"true", "false"}) {
-    std::string plan = tp(fmt::format(R"j("lm_head": {{"style": "ColwiseParallel", "output_layouts": "Replicate", "use_local_output": {}}})j", value));
+    std::string plan = tp(fmt::format(
+        R"j("lm_head": {{"style": "ColwiseParallel", "output_layouts": "Replicate", "use_local_output": {}}})j",
+        value));
     CHECK(run_error(plan) == "(no error)");
     CHECK(placed(plan).size() == 1);
   }
@@ -293,12 +374,13 @@ TEST_CASE("use_local_output has no effect") {
 
 TEST_CASE("a plan comes before the values") {
   CHECK_THAT(error_of([] {
-    auto rank = Rank::single();
-    DeviceMesh m(*rank, "tp=1");
-    nn::LlamaForCausalLM model(m, small_llama());
-    nn::materialize(model, 1);
-    ParallelPlan::from_json(json(tp(R"("lm_head": "ColwiseParallel")"))).apply(model);
-  }), Contains("lm_head.weight has values already: apply plans before materialize()"));
+               auto rank = Rank::single();
+               DeviceMesh m(*rank, "tp=1");
+               nn::LlamaForCausalLM model(m, small_llama());
+               nn::materialize(model, 1);
+               ParallelPlan::from_json(json(tp(R"("lm_head": "ColwiseParallel")"))).apply(model);
+             }),
+             Contains("lm_head.weight has values already: apply plans before materialize()"));
 }
 
 TEST_CASE("the shipped plans are read and fit the shipped model") {
@@ -314,7 +396,8 @@ TEST_CASE("the shipped plans are read and fit the shipped model") {
     for (const std::string& axis : plan.axes()) mesh += (mesh.empty() ? "" : ",") + axis + "=2";
     auto rank = Rank::recorded(MeshShape::parse(mesh).world());
     DeviceMesh m(*rank, mesh);
-    nn::LlamaForCausalLM model(m, nn::LlamaConfig::load(std::string(DTENSOR_SOURCE_DIR) + "/examples/configs/llama_tiny.json"));
+    nn::LlamaForCausalLM model(
+        m, nn::LlamaConfig::load(std::string(DTENSOR_SOURCE_DIR) + "/examples/configs/llama_tiny.json"));
     CHECK_NOTHROW(plan.apply(model));
   }
   CHECK(plans >= 3);
@@ -322,7 +405,8 @@ TEST_CASE("the shipped plans are read and fit the shipped model") {
 
 TEST_CASE("law 7: what a plan leaves to propagation is right and an error in strict mode where bytes move") {
   // Nothing says where the sum of the last MLP is taken; nothing after it makes a claim.
-  std::string plan = tp(R"("model.layers.1.mlp.gate_proj": "ColwiseParallel", "model.layers.1.mlp.up_proj": "ColwiseParallel")");
+  std::string plan =
+      tp(R"("model.layers.1.mlp.gate_proj": "ColwiseParallel", "model.layers.1.mlp.up_proj": "ColwiseParallel")");
   auto run = [&](const char* mesh, const std::string& text, bool strict) {
     return on_mesh(mesh, [&](const DeviceMesh& m) {
       m.rank_state().strict = strict;
@@ -340,7 +424,8 @@ TEST_CASE("law 7: what a plan leaves to propagation is right and an error in str
   CHECK(difference(run("tp=2", plan, false), run("tp=1", "{}", false)) < 1e-6);
   CHECK(run("tp=1", plan, true) == run("tp=1", "{}", true));
   std::string error = error_of([&] { run("tp=2", plan, true); });
-  CHECK_THAT(error, Contains("strict mode: ") && Contains("which nobody asked for; bring the operand to ") && Contains("plan line"));
+  CHECK_THAT(error, Contains("strict mode: ") && Contains("which nobody asked for; bring the operand to ") &&
+                        Contains("plan line"));
 }
 
 namespace {
@@ -383,14 +468,16 @@ class RandomPlan {
   std::vector<std::optional<Placement>> layouts(int n) {
     std::vector<std::optional<Placement>> list;
     for (; n > 0; --n) {
-      const std::optional<Placement> some[] = {std::nullopt, Replicate(), Shard(below(8)), Shard(-1 - below(8)), Partial(), Partial(Reduce::max)};
+      const std::optional<Placement> some[] = {std::nullopt,         Replicate(), Shard(below(8)),
+                                               Shard(-1 - below(8)), Partial(),   Partial(Reduce::max)};
       list.push_back(some[below(6)]);
     }
     return list;
   }
   Style style() {
     Style s{.kind = Style::Kind(below(5))};
-    if (s.kind == Style::Kind::colwise || s.kind == Style::Kind::rowwise) s.input_layouts = layouts(below(3)), s.output_layouts = layouts(below(3));
+    if (s.kind == Style::Kind::colwise || s.kind == Style::Kind::rowwise)
+      s.input_layouts = layouts(below(3)), s.output_layouts = layouts(below(3));
     if (s.kind == Style::Kind::sequence) s.sequence_dim = below(16) - 8;
     int n = 1 + below(3);
     if (s.kind == Style::Kind::prepare_input) s.input_layouts = layouts(n), s.desired_input_layouts = layouts(n);
@@ -441,5 +528,6 @@ TEST_CASE("to_json writes what people would") {
   for (const Case& c : cases) CHECK(ParallelPlan::from_json(json(c.from)).to_json().dump() == c.to);
   ParallelPlan twice;
   twice.tensor_parallel.push_back({"tp", {{"lm_head", {}}, {"lm_head", {.kind = Style::Kind::rowwise}}}});
-  CHECK(error_of([&] { twice.to_json(); }) == "[to_json] two lines of the plan for tp have the path \"lm_head\"; keep one of them");
+  CHECK(error_of([&] { twice.to_json(); }) ==
+        "[to_json] two lines of the plan for tp have the path \"lm_head\"; keep one of them");
 }

@@ -5,9 +5,9 @@
 #include <cstdlib>
 #include <functional>
 
-#include "tests/autograd.h"
 #include "ops/cards.h"
 #include "ops/testing/simulation.h"
+#include "tests/autograd.h"
 #include "tests/nn/helpers.h"
 
 using namespace dtensor;

@@ -31,7 +31,11 @@ void twice_thrice_gradient(Gradient& g) {
     }
   g.set(0, d);
 }
-const Op two_outputs_op = {.name = "two_outputs", .rule = "...->...,...", .passes = {linear_in({0})}, .cpu = twice_thrice, .gradient = twice_thrice_gradient};
+const Op two_outputs_op = {.name = "two_outputs",
+                           .rule = "...->...,...",
+                           .passes = {linear_in({0})},
+                           .cpu = twice_thrice,
+                           .gradient = twice_thrice_gradient};
 
 void identity(const Context&, std::span<const Tensor> in, std::span<Tensor> out) { copy(in[0], out[0]); }
 void ask_for_input(Gradient& g) { g.set(0, g.input(0)); }
@@ -101,7 +105,8 @@ TEST_CASE("the gradients of a value made by an op are summed as they arrive and 
     CommLog log(rank);
     autograd.backward(loss);
     std::string collectives = log.entries().empty() ? "" : counts(log.entries(), Phase::backward);
-    return Result{collectives, log.entries().empty() ? "" : log.entries()[0].reason, autograd.gradient(leaf).layout()[0], values(autograd.gradient(leaf).full_tensor())};
+    return Result{collectives, log.entries().empty() ? "" : log.entries()[0].reason,
+                  autograd.gradient(leaf).layout()[0], values(autograd.gradient(leaf).full_tensor())};
   };
   for (const Case& c : cases)
     for (int uses : {1, 2, 3})
@@ -165,7 +170,8 @@ TEST_CASE("law 1: the collectives of a two-layer MLP are those of Megatron") {
     Placement input;
     const char *forward, *backward, *parameters;  // collectives of each phase, loss and parameter gradients apart
   };
-  const char* tensor_parallel = R"json({"tensor_parallel": {"axis": "tp", "plan": {"up": "ColwiseParallel", "down": "RowwiseParallel"}}})json";
+  const char* tensor_parallel =
+      R"json({"tensor_parallel": {"axis": "tp", "plan": {"up": "ColwiseParallel", "down": "RowwiseParallel"}}})json";
   const char* sequence_parallel = R"json({"tensor_parallel": {"axis": "tp", "plan": {
       "": {"style": "PrepareModuleInput", "input_layouts": "Shard(1)", "desired_input_layouts": "Replicate"},
       "up": "ColwiseParallel", "down": {"style": "RowwiseParallel", "output_layouts": "Shard(1)"}}}})json";
@@ -173,8 +179,10 @@ TEST_CASE("law 1: the collectives of a two-layer MLP are those of Megatron") {
       {"alone", "dp=1", "{}", Replicate(), "", "", ""},
       {"tensor parallel", "tp=2", tensor_parallel, Replicate(), "all_reduce 1", "all_reduce 1", ""},
       {"tensor parallel", "tp=4", tensor_parallel, Replicate(), "all_reduce 1", "all_reduce 1", ""},
-      {"sequence parallel", "tp=2", sequence_parallel, Shard(1), "all_gather 1, reduce_scatter 1", "all_gather 1, reduce_scatter 1", ""},
-      {"sequence parallel", "tp=4", sequence_parallel, Shard(1), "all_gather 1, reduce_scatter 1", "all_gather 1, reduce_scatter 1", ""},
+      {"sequence parallel", "tp=2", sequence_parallel, Shard(1), "all_gather 1, reduce_scatter 1",
+       "all_gather 1, reduce_scatter 1", ""},
+      {"sequence parallel", "tp=4", sequence_parallel, Shard(1), "all_gather 1, reduce_scatter 1",
+       "all_gather 1, reduce_scatter 1", ""},
       {"data parallel", "dp=2", "{}", Shard(0), "", "", "all_reduce 2"},
       {"data parallel", "dp=3", "{}", Shard(0), "", "", "all_reduce 2"},
   };
@@ -248,12 +256,14 @@ TEST_CASE("a result that is remade is dropped after the forward pass") {
         PhaseScope phase(rank, Phase::forward);
         DistributedTensor full = w.redistribute({Replicate()}, {.remake = remake});
         // A recipe of a recipe starts from the first source.
-        if (twice) full = w.redistribute({Shard(1)}, {.remake = remake}).redistribute({Replicate()}, {.remake = remake});
+        if (twice)
+          full = w.redistribute({Shard(1)}, {.remake = remake}).redistribute({Replicate()}, {.remake = remake});
         loss = total(ops::square(ops::linear(x, full)));
       }
       int64_t bytes = rank.allocator()->bytes_in_use();
       autograd.backward(loss);
-      Result r{bytes, counts(log.entries(), Phase::backward), log.entries(), values(autograd.gradient(w).full_tensor())};
+      Result r{bytes, counts(log.entries(), Phase::backward), log.entries(),
+               values(autograd.gradient(w).full_tensor())};
       for (double v : values(autograd.gradient(x).full_tensor())) r.gradients.push_back(v);
       return r;
     })[0];
@@ -261,12 +271,14 @@ TEST_CASE("a result that is remade is dropped after the forward pass") {
   for (bool twice : {false, true}) {
     Result kept = run(false, twice), remade = run(true, twice);
     CHECK(kept.backward == "");
-    CHECK(remade.backward == "all_gather 1");  // of w, and no all-to-all
+    CHECK(remade.backward == "all_gather 1");        // of w, and no all-to-all
     CHECK(kept.bytes - remade.bytes > 60 * 64 * 8);  // the gathered weight
     CHECK(remade.gradients == kept.gradients);
     bool found = false;
     for (const auto& e : remade.entries)
-      if (e.phase == Phase::backward) found = e.reason == "remade for the gradient" && e.from == "dp=Shard(0)" && e.to == "dp=Replicate" && e.asked_for;
+      if (e.phase == Phase::backward)
+        found =
+            e.reason == "remade for the gradient" && e.from == "dp=Shard(0)" && e.to == "dp=Replicate" && e.asked_for;
     INFO(listing(remade.entries));
     CHECK(found);
   }
@@ -300,8 +312,13 @@ TEST_CASE("a kept value that was written in place since is an error") {
   auto add = [](auto& a, auto& b) { return ops::add(a, b); };
   auto exp = [](auto& a, auto&) { return ops::exp(a); };
   auto square = [](auto& a, auto&) { return ops::square(a); };
-  const Case cases[] = {{"mul", "gradient of mul", mul, 0},   {"mul", "gradient of mul", mul, 1},      {"mul", "", mul, 2}, {"add", "", add, 0},
-                        {"add", "", add, 2},                  {"exp", "gradient of exp", exp, 2},      {"exp", "", exp, 0},
+  const Case cases[] = {{"mul", "gradient of mul", mul, 0},
+                        {"mul", "gradient of mul", mul, 1},
+                        {"mul", "", mul, 2},
+                        {"add", "", add, 0},
+                        {"add", "", add, 2},
+                        {"exp", "gradient of exp", exp, 2},
+                        {"exp", "", exp, 0},
                         {"square", "gradient of square", square, 0}};
   for (const Case& c : cases) {
     INFO(c.name << ", value " << c.written);
@@ -312,9 +329,11 @@ TEST_CASE("a kept value that was written in place since is an error") {
     DistributedTensor loss = ops::sum(v[2]);
     v[c.written].copy_(other);
     std::string error = error_of([&] { autograd.backward(loss); });
-    if (!*c.error) CHECK(error == "(no error)");
+    if (!*c.error)
+      CHECK(error == "(no error)");
     else {
-      CHECK_THAT(error, StartsWith("[backward] f64[2,3] x=Replicate, which the " + std::string(c.error) + " needs, was written in place"));
+      CHECK_THAT(error, StartsWith("[backward] f64[2,3] x=Replicate, which the " + std::string(c.error) +
+                                   " needs, was written in place"));
     }
   }
   SECTION("the source of a recipe") {
@@ -345,7 +364,8 @@ TEST_CASE("a kept value that was written in place since is an error") {
 TEST_CASE("the shapes of graphs") {
   auto rank = Rank::single();
   DeviceMesh m(*rank, "x=1");
-  DistributedTensor x = DistributedTensor::distribute(f64({2, 3}, 1), m, whole), y = DistributedTensor::distribute(f64({2, 3}, 2), m, whole);
+  DistributedTensor x = DistributedTensor::distribute(f64({2, 3}, 1), m, whole),
+                    y = DistributedTensor::distribute(f64({2, 3}, 2), m, whole);
   std::vector<double> vx = values(x.local()), vy = values(y.local());
   Autograd autograd(*rank);
   autograd.watch(x);
@@ -521,34 +541,45 @@ TEST_CASE("errors of a record") {
   Autograd autograd(*rank);
   autograd.watch(x);
   auto backward = [&](const DistributedTensor& loss) { return error_of([&] { autograd.backward(loss); }); };
-  CHECK(backward(ops::square(x)) == "[backward] the loss f64[2,3] x=Replicate has 6 elements; it needs one, or give the gradients of the outputs");
-  CHECK(backward(DistributedTensor::distribute(f64({}, 1), m, whole)) == "[backward] no watched value leads to the loss");
+  CHECK(backward(ops::square(x)) ==
+        "[backward] the loss f64[2,3] x=Replicate has 6 elements; it needs one, or give the gradients of the outputs");
+  CHECK(backward(DistributedTensor::distribute(f64({}, 1), m, whole)) ==
+        "[backward] no watched value leads to the loss");
   CHECK(backward(ops::sum(call(ops::relu_backward_op, {&x, &x}))) == "[backward] relu_backward has no gradient");
-  CHECK(backward(ops::sum(call(forgetful_op, {&x}))) == "[forgetful] the gradient asks for input 0, which the card does not keep");
+  CHECK(backward(ops::sum(call(forgetful_op, {&x}))) ==
+        "[forgetful] the gradient asks for input 0, which the card does not keep");
   CHECK(backward(ops::sum(call(wrong_shape_op, {&x}))) ==
         "[backward] the gradient of wrong_shape gives f64[] x=Replicate for an input of shape [2,3]");
   CHECK(backward({}) == "[backward] the loss is undefined");
   nn::Record& record = autograd.record;
   DistributedTensor y = ops::square(x), one = DistributedTensor::distribute(f64({1}, 1), m, whole);
-  auto several = [&](std::vector<DistributedTensor> outputs, std::vector<DistributedTensor> gradients, nn::BackwardOptions o = {}) {
-    return error_of([&] { record.backward(outputs, gradients, o); });
-  };
+  auto several = [&](std::vector<DistributedTensor> outputs, std::vector<DistributedTensor> gradients,
+                     nn::BackwardOptions o = {}) { return error_of([&] { record.backward(outputs, gradients, o); }); };
   CHECK(several({y}, {}) == "[backward] 1 outputs and 0 gradients");
   CHECK(several({y, {}}, {y, y}) == "[backward] output 1 is undefined");
   CHECK(several({y, one}, {y, one}) == "[backward] no watched value leads to output 1");
-  CHECK(several({y}, {one}) == "[backward] the gradient of output 0 is f64[1] x=Replicate, not of the output's shape and type, f64[2,3] x=Replicate");
-  CHECK_THAT(several({y}, {y}, {.of = nn::BackwardOptions::Of::weights}), Contains("[backward] the gradients of the weights alone are backward_weights()'s, after a pass of the inputs"));
+  CHECK(several({y}, {one}) ==
+        "[backward] the gradient of output 0 is f64[1] x=Replicate, not of the output's shape and type, f64[2,3] "
+        "x=Replicate");
+  CHECK_THAT(
+      several({y}, {y}, {.of = nn::BackwardOptions::Of::weights}),
+      Contains("[backward] the gradients of the weights alone are backward_weights()'s, after a pass of the inputs"));
   CHECK(error_of([&] { record.watch({}); }) == "[watch] the value is undefined");
   CHECK(error_of([&] { record.gradient({}); }) == "[gradient] the value is undefined");
   CHECK(error_of([&] { autograd.store.gradient({}); }) == "[gradient] the value is undefined");
   CHECK(error_of([&] { autograd.store.watch({}, {}, "w"); }) == "[watch] the value w is undefined");
   CHECK(error_of([&] { autograd.store.watch_in_buckets({x}, {}, 1); }) == "[watch_in_buckets] 1 leaves and 0 names");
   CHECK(error_of([&] { autograd.store.reduce({one}); }) == "[reduce] f64[1] x=Replicate is not watched");
-  CHECK(error_of([&] { nn::Record none(autograd.store, {.micro_batches = 0}); }) == "[Record] 0 micro-batches; at least one is needed");
+  CHECK(error_of([&] { nn::Record none(autograd.store, {.micro_batches = 0}); }) ==
+        "[Record] 0 micro-batches; at least one is needed");
   DistributedTensor ids = DistributedTensor::distribute(Tensor::of<int64_t>({1}, {3}), m, whole);
-  CHECK(error_of([&] { autograd.watch(ids); }) == "[watch] i64[1] x=Replicate has no gradient of type i64: only floating types have one");
-  CHECK(error_of([&] { record.watch(ids); }) == "[watch] i64[1] x=Replicate has no gradient: only floating types have one");
-  CHECK_THAT(error_of([&] { record.watch(x); }), Catch::Equals("[watch] f64[2,3] x=Replicate is watched by the store, or was computed from a watched value, whose gradient would end here: watch values before they are used"));
+  CHECK(error_of([&] { autograd.watch(ids); }) ==
+        "[watch] i64[1] x=Replicate has no gradient of type i64: only floating types have one");
+  CHECK(error_of([&] { record.watch(ids); }) ==
+        "[watch] i64[1] x=Replicate has no gradient: only floating types have one");
+  CHECK_THAT(error_of([&] { record.watch(x); }),
+             Catch::Equals("[watch] f64[2,3] x=Replicate is watched by the store, or was computed from a watched "
+                           "value, whose gradient would end here: watch values before they are used"));
 }
 
 TEST_CASE("an error anywhere leaves no half sum behind: the step can be repeated and gives the same bits") {
@@ -562,10 +593,13 @@ TEST_CASE("an error anywhere leaves no half sum behind: the step can be repeated
   auto grouped = GENERATE(false, true);
   on_mesh("dp=2", [&](const DeviceMesh& m) {
     Rank& rank = m.rank_state();
-    DistributedTensor a = DistributedTensor::distribute(f64({4, 4}, 1), m, {Shard(0)}), b = DistributedTensor::distribute(f64({4, 4}, 2), m, {Shard(0)});
+    DistributedTensor a = DistributedTensor::distribute(f64({4, 4}, 1), m, {Shard(0)}),
+                      b = DistributedTensor::distribute(f64({4, 4}, 2), m, {Shard(0)});
     nn::GradientStore store(rank);
-    if (grouped) store.watch_together({a}, {"a"}), store.watch_together({b}, {"b"});
-    else store.watch(a), store.watch(b);
+    if (grouped)
+      store.watch_together({a}, {"a"}), store.watch_together({b}, {"b"});
+    else
+      store.watch(a), store.watch(b);
     nn::Record record(store, {.micro_batches = 4});
     auto forward = [&](int seed) {
       nn::Record::Scope scope(record);
@@ -607,10 +641,15 @@ TEST_CASE("an error anywhere leaves no half sum behind: the step can be repeated
 TEST_CASE("what was written in place between its use and the backward pass is an error or right") {
   auto rank = Rank::single();
   DeviceMesh m(*rank, "x=1");
-  DistributedTensor c = DistributedTensor::distribute(f64({2, 3}, 9), m, whole), w = DistributedTensor::distribute(f64({2, 3}, 1), m, whole);
+  DistributedTensor c = DistributedTensor::distribute(f64({2, 3}, 9), m, whole),
+                    w = DistributedTensor::distribute(f64({2, 3}, 1), m, whole);
   Autograd autograd(*rank);
   autograd.watch(w);
-  auto written = [](const DistributedTensor&) { return Catch::Equals("[Record] f64[2,3] x=Replicate was written in place after it was recorded, so that it has no gradient any more: write to a new value, or before it is used, or start a new record"); };
+  auto written = [](const DistributedTensor&) {
+    return Catch::Equals(
+        "[Record] f64[2,3] x=Replicate was written in place after it was recorded, so that it has no gradient any "
+        "more: write to a new value, or before it is used, or start a new record");
+  };
   SECTION("an output that is used afterwards") {
     DistributedTensor y = w + w;
     y.copy_(c);
@@ -656,7 +695,9 @@ TEST_CASE("a value that was computed cannot be watched") {
   autograd.watch(x);
   autograd.watch(x);  // twice is once
   DistributedTensor h = ops::square(x);
-  CHECK_THAT(error_of([&] { autograd.watch(h); }), Contains("[watch] f64[2,3] x=Replicate was computed from a watched value, whose gradient would end here: watch values before they are used"));
+  CHECK_THAT(error_of([&] { autograd.watch(h); }),
+             Contains("[watch] f64[2,3] x=Replicate was computed from a watched value, whose gradient would end here: "
+                      "watch values before they are used"));
 }
 
 TEST_CASE("any outputs with given gradients") {
@@ -664,8 +705,10 @@ TEST_CASE("any outputs with given gradients") {
   for (const char* mesh : {"x=1", "x=2", "x=3"})
     on_mesh(mesh, [](const DeviceMesh& m) {
       Rank& rank = m.rank_state();
-      DistributedTensor x = DistributedTensor::distribute(f64({4, 5}, 1), m, {Shard(0)}), w = DistributedTensor::distribute(f64({3, 5}, 2), m, whole);
-      DistributedTensor dy = DistributedTensor::distribute(f64({4, 3}, 3), m, {Shard(1)}), dz = DistributedTensor::distribute(f64({4, 5}, 4), m, whole);
+      DistributedTensor x = DistributedTensor::distribute(f64({4, 5}, 1), m, {Shard(0)}),
+                        w = DistributedTensor::distribute(f64({3, 5}, 2), m, whole);
+      DistributedTensor dy = DistributedTensor::distribute(f64({4, 3}, 3), m, {Shard(1)}),
+                        dz = DistributedTensor::distribute(f64({4, 5}, 4), m, whole);
       nn::GradientStore store(rank), scalar_store(rank);
       store.watch(w), scalar_store.watch(w);
       nn::Record record(store), scalar(scalar_store);
@@ -683,8 +726,10 @@ TEST_CASE("any outputs with given gradients") {
         loss = total(ops::tanh(ops::linear(x, w)) * dy) + total(ops::square(x) * dz);
       }
       scalar.backward(loss);
-      check(difference(values(record.gradient(x).full_tensor()), values(scalar.gradient(x).full_tensor())) < 1e-14, "the input's gradient");
-      check(difference(values(store.gradient(w).full_tensor()), values(scalar_store.gradient(w).full_tensor())) < 1e-14, "the weight's");
+      check(difference(values(record.gradient(x).full_tensor()), values(scalar.gradient(x).full_tensor())) < 1e-14,
+            "the input's gradient");
+      check(difference(values(store.gradient(w).full_tensor()), values(scalar_store.gradient(w).full_tensor())) < 1e-14,
+            "the weight's");
       {
         nn::Record::Scope scope(record);
         y = ops::linear(x, w), z = ops::square(y);
@@ -709,7 +754,8 @@ TEST_CASE("two records at once give the gradients of one after the other, in bot
       auto forward = [&](int i) {
         std::vector<int64_t> ids;
         for (int64_t k = 0; k < 4 * 8; ++k) ids.push_back((k * 7 + i * 13) % 61);
-        DistributedTensor x = DistributedTensor::distribute(Tensor::of<int64_t>({4, 8}, ids), m, nn::batch_layout(m.shape()));
+        DistributedTensor x =
+            DistributedTensor::distribute(Tensor::of<int64_t>({4, 8}, ids), m, nn::batch_layout(m.shape()));
         records[i] = std::make_unique<nn::Record>(store, nn::RecordOptions{.micro_batches = 2});
         nn::Record::Scope scope(*records[i]);
         losses[i] = ops::cross_entropy(model(x), x);
@@ -755,13 +801,17 @@ TEST_CASE("the inputs' gradients first and the weights' later are those of one p
   on_mesh("tp=2", [](const DeviceMesh& m) {
     Rank& rank = m.rank_state();
     DistributedTensor x = DistributedTensor::distribute(f64({4, 6}, 1), m, whole);
-    DistributedTensor up = DistributedTensor::distribute(f64({8, 6}, 2), m, {Shard(0)}), down = DistributedTensor::distribute(f64({6, 8}, 3), m, {Shard(1)});
+    DistributedTensor up = DistributedTensor::distribute(f64({8, 6}, 2), m, {Shard(0)}),
+                      down = DistributedTensor::distribute(f64({6, 8}, 3), m, {Shard(1)});
     DistributedTensor scale = DistributedTensor::distribute(f64({6}, 4), m, whole);
-    DistributedTensor dy = DistributedTensor::distribute(f64({4, 6}, 5), m, whole), dw = DistributedTensor::distribute(f64({6}, 6), m, whole);
+    DistributedTensor dy = DistributedTensor::distribute(f64({4, 6}, 5), m, whole),
+                      dw = DistributedTensor::distribute(f64({6}, 6), m, whole);
     auto run = [&](bool split, bool grouped) {
       nn::GradientStore store(rank);
-      if (grouped) store.watch_together({up, down, scale}, {"up", "down", "scale"});
-      else store.watch(up), store.watch(down), store.watch(scale);
+      if (grouped)
+        store.watch_together({up, down, scale}, {"up", "down", "scale"});
+      else
+        store.watch(up), store.watch(down), store.watch(scale);
       nn::Record record(store);
       record.watch(x);
       DistributedTensor y;
@@ -793,7 +843,9 @@ TEST_CASE("what a policy does not keep is made again by the same calls, with the
   struct Policy : KeepPolicy {
     int mode, products = 0;  // 0: keeps all, 1: nothing, 2: every second product
     explicit Policy(int m) : mode(m) {}
-    bool keep(const CallEvent& e) override { return mode == 0 || (mode == 2 && e.op.name == "linear" && ++products % 2 == 0); }
+    bool keep(const CallEvent& e) override {
+      return mode == 0 || (mode == 2 && e.op.name == "linear" && ++products % 2 == 0);
+    }
     bool keep(const RedistributeEvent&) override { return mode == 0; }
   };
   struct Calls : Observer {
@@ -829,7 +881,9 @@ TEST_CASE("what a policy does not keep is made again by the same calls, with the
         for (int block = 0; block < 4; ++block) {  // one checkpointed region each
           rank.keep_policy = &policy;
           DistributedTensor g = h.redistribute({Replicate()});
-          h = ops::dropout(ops::linear(ops::gelu(ops::linear(g, weights[size_t(2 * block)])), weights[size_t(2 * block + 1)]), 0.25, {.seed = 3, .call = block})
+          h = ops::dropout(
+                  ops::linear(ops::gelu(ops::linear(g, weights[size_t(2 * block)])), weights[size_t(2 * block + 1)]),
+                  0.25, {.seed = 3, .call = block})
                   .redistribute({Shard(0)});
           rank.keep_policy = nullptr;
           record.on_keep(h);
@@ -874,10 +928,13 @@ TEST_CASE("buckets are reduced while the pass goes on, more than one on its way"
       rank.strict = true;
       std::vector<DistributedTensor> weights;
       std::vector<std::string> names;
-      for (int i = 0; i < 6; ++i) weights.push_back(DistributedTensor::distribute(f64({4, 4}, i), m, whole)), names.push_back(std::to_string(i));
+      for (int i = 0; i < 6; ++i)
+        weights.push_back(DistributedTensor::distribute(f64({4, 4}, i), m, whole)), names.push_back(std::to_string(i));
       nn::GradientStore store(rank);
-      if (bytes) store.watch_in_buckets(weights, names, bytes);
-      else for (size_t i = 0; i < 6; ++i) store.watch(weights[i], {}, names[i]);
+      if (bytes)
+        store.watch_in_buckets(weights, names, bytes);
+      else
+        for (size_t i = 0; i < 6; ++i) store.watch(weights[i], {}, names[i]);
       nn::Record record(store);
       DistributedTensor h = DistributedTensor::distribute(f64({2, 4}, 9), m, {Shard(0)}), loss;
       {

@@ -24,7 +24,8 @@ std::vector<Setup> setups() {
     for (const char* mesh : {"dp=2", "dp=4", "tp=1", "tp=2", "tp=4", "dp=2,tp=2"}) {
       MeshShape shape = MeshShape::parse(mesh);
       bool fits = std::all_of(axes.begin(), axes.end(), [&](const std::string& a) { return shape.find(a) >= 0; });
-      for (int a = 0; a < shape.axes(); ++a) fits &= shape.name(a) == "dp" || std::find(axes.begin(), axes.end(), shape.name(a)) != axes.end();
+      for (int a = 0; a < shape.axes(); ++a)
+        fits &= shape.name(a) == "dp" || std::find(axes.begin(), axes.end(), shape.name(a)) != axes.end();
       if (fits) list.push_back({name, mesh});
     }
   }
@@ -50,7 +51,8 @@ std::vector<std::vector<float>> gathered(Module& model) {
   return all;
 }
 
-std::vector<Result> train(const Setup& setup, const LlamaConfig& config, const LlamaTrainingOptions& options, int steps, const MakeBatch& batch) {
+std::vector<Result> train(const Setup& setup, const LlamaConfig& config, const LlamaTrainingOptions& options, int steps,
+                          const MakeBatch& batch) {
   return on_mesh(setup.mesh, [&](const DeviceMesh& m) {
     m.rank_state().strict = true;  // law 7
     LlamaTraining training(m, config, plan_of(setup), options);
@@ -148,8 +150,8 @@ TEST_CASE("law 6: the first loss has the same bits on every mesh") {
 }
 
 TEST_CASE("law 6: gradients have the same bits on every mesh where one op gives them") {
-  // By rounding differ: on dp the embedding's, which is added in the order of tokens; on tp whatever comes after the sum of
-  // gate's and up's gradients of their input, whose parts are added before the ranks' are.
+  // By rounding differ: on dp the embedding's, which is added in the order of tokens; on tp whatever comes after the
+  // sum of gate's and up's gradients of their input, whose parts are added before the ranks' are.
   MakeBatch batch = [&](const DeviceMesh& m, int64_t step) { return made_up(m, step, 8, 64); };
   LlamaTrainingOptions options = ten_steps();
   options.clip = 0, options.lr = 1, options.warmup_steps = 0;
@@ -163,7 +165,8 @@ TEST_CASE("law 6: gradients have the same bits on every mesh where one op gives 
     Result r = train(s, small_llama(4, 64), options, 1, batch)[0];
     int compared = 0;
     for (size_t p = 0; p < names.size(); ++p) {
-      bool last = names[p] == "lm_head.weight" || names[p] == "model.norm.weight" || names[p] == "model.layers.1.mlp.down_proj.weight";
+      bool last = names[p] == "lm_head.weight" || names[p] == "model.norm.weight" ||
+                  names[p] == "model.layers.1.mlp.down_proj.weight";
       if (s.mesh.find("tp") == std::string::npos ? names[p] == "model.embed_tokens.weight" : !last) continue;
       INFO(names[p] << ", " << s.plan << " on " << s.mesh);
       ++compared;
@@ -177,7 +180,8 @@ TEST_CASE("law 6: gradients have the same bits on every mesh where one op gives 
 TEST_CASE("law 6: the same program on the same mesh gives the same bits every time") {
   MakeBatch batch = [&](const DeviceMesh& m, int64_t step) { return made_up(m, step, 8, 61); };
   for (const Setup& s : {Setup{"", "dp=4"}, Setup{"tp_sp_loss.json", "dp=2,tp=2"}}) {
-    Result a = train(s, small_llama(4, 61), ten_steps(), 3, batch)[0], b = train(s, small_llama(4, 61), ten_steps(), 3, batch)[0];
+    Result a = train(s, small_llama(4, 61), ten_steps(), 3, batch)[0],
+           b = train(s, small_llama(4, 61), ten_steps(), 3, batch)[0];
     CHECK(a.loss == b.loss);
     CHECK(a.norm == b.norm);
     CHECK(a.last == b.last);
@@ -188,7 +192,9 @@ TEST_CASE("law 8: the dry run's list of collectives is the run's") {
   constexpr int steps = 2;
   for (const Setup& s : setups()) {
     INFO(s.plan << " on " << s.mesh);
-    Entries real = train(s, small_llama(), ten_steps(), steps, [&](const DeviceMesh& m, int64_t step) { return made_up(m, step, 8, 259); })[0].entries;
+    Entries real = train(s, small_llama(), ten_steps(), steps,
+                         [&](const DeviceMesh& m, int64_t step) { return made_up(m, step, 8, 259); })[0]
+                       .entries;
 
     MeshShape shape = MeshShape::parse(s.mesh);
     auto rank = Rank::recorded(shape.world());
@@ -246,7 +252,8 @@ TEST_CASE("clipping scales by the norm before it and the learning rate follows i
         auto after = gathered(training.model);
         double moved = 0;
         for (size_t p = 0; p < before.size(); ++p)
-          for (size_t j = 0; j < before[p].size(); ++j) moved += std::pow(double(after[p][j]) - double(before[p][j]), 2);
+          for (size_t j = 0; j < before[p].size(); ++j)
+            moved += std::pow(double(after[p][j]) - double(before[p][j]), 2);
         lr.push_back(std::sqrt(moved));
         lr.push_back(s.grad_norm);
       }
@@ -270,7 +277,8 @@ TEST_CASE("a model counts parameters once on every mesh") {
   for (const Setup& s : setups()) {
     auto rank = Rank::recorded(MeshShape::parse(s.mesh).world());
     DeviceMesh m(*rank, s.mesh);
-    CHECK(LlamaTraining(m, small_llama(), plan_of(s), {}).model.parameter_count() == 2 * 259 * 32 + 32 + 2 * (2 * 32 + 4 * 32 * 32 + 3 * 32 * 64));
+    CHECK(LlamaTraining(m, small_llama(), plan_of(s), {}).model.parameter_count() ==
+          2 * 259 * 32 + 32 + 2 * (2 * 32 + 4 * 32 * 32 + 3 * 32 * 64));
   }
 }
 
@@ -281,21 +289,25 @@ TEST_CASE("errors of training") {
       LlamaTraining(DeviceMesh(*rank, mesh), small_llama(), ParallelPlan::from_json(json(plan)), {});
     });
   };
-  CHECK(make("dp=2,tp=2", "{}") == "[mesh] nothing uses axis \"tp\" of dp=2,tp=2: give a plan that does, or name it dp to divide the batch");
-  CHECK(make("data=2", "{}") == "[mesh] nothing uses axis \"data\" of data=2: give a plan that does, or name it dp to divide the batch");
-  CHECK_THAT(make("dp=2", R"({"tensor_parallel": {"axis": "tp", "plan": {"lm_head": "ColwiseParallel"}}})"), Contains("axis \"tp\", which mesh dp=2 lacks"));
+  CHECK(make("dp=2,tp=2", "{}") ==
+        "[mesh] nothing uses axis \"tp\" of dp=2,tp=2: give a plan that does, or name it dp to divide the batch");
+  CHECK(make("data=2", "{}") ==
+        "[mesh] nothing uses axis \"data\" of data=2: give a plan that does, or name it dp to divide the batch");
+  CHECK_THAT(make("dp=2", R"({"tensor_parallel": {"axis": "tp", "plan": {"lm_head": "ColwiseParallel"}}})"),
+             Contains("axis \"tp\", which mesh dp=2 lacks"));
   CHECK(make("dp_replicate=2,dp_shard=2", "{}") == "(no error)");
 
   // A loss that is not a number ends the run and names the step.
   CHECK_THAT(error_of([&] {
-    on_mesh("dp=2", [&](const DeviceMesh& m) {
-      LlamaTraining training(m, small_llama(4, 61), {}, {});
-      training.trainer.step(made_up(m, 0, 4, 61));
-      auto batch = made_up(m, 0, 4, 61);
-      fill(batch.targets.local_for_writing(), ByteTokenizer::pad);  // nothing counts: 0 / 0
-      training.trainer.step(batch);
-    });
-  }), Contains("[Trainer] step 2: the loss is ") && Contains("nan and the gradient norm 0"));
+               on_mesh("dp=2", [&](const DeviceMesh& m) {
+                 LlamaTraining training(m, small_llama(4, 61), {}, {});
+                 training.trainer.step(made_up(m, 0, 4, 61));
+                 auto batch = made_up(m, 0, 4, 61);
+                 fill(batch.targets.local_for_writing(), ByteTokenizer::pad);  // nothing counts: 0 / 0
+                 training.trainer.step(batch);
+               });
+             }),
+             Contains("[Trainer] step 2: the loss is ") && Contains("nan and the gradient norm 0"));
 }
 
 TEST_CASE("no memory grows from step to step") {
@@ -305,7 +317,8 @@ TEST_CASE("no memory grows from step to step") {
       std::vector<int64_t> bytes;
       for (int i = 0; i < 4; ++i) {
         training.trainer.step(made_up(m, i, 4, 61));
-        m.communicator(m.shape().all()).barrier();  // others may hold parts of ours until they leave their last collective
+        m.communicator(m.shape().all())
+            .barrier();  // others may hold parts of ours until they leave their last collective
         bytes.push_back(m.rank_state().allocator()->bytes_in_use());
       }
       return bytes.back() - bytes[1];

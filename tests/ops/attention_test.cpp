@@ -70,8 +70,9 @@ TEST_CASE("attention is told where the gradient of the queries may be added up i
   ops::scaled_dot_product_attention(q, q, q);
   ops::scaled_dot_product_attention(q, q, q, {.deterministic = false});
   one.rank->remove(calls);
-  CHECK(calls.log == "causal=false scale=0.5 dropout_p=0 key=0 deterministic=true\n"
-                     "causal=false scale=0.5 dropout_p=0 key=0 deterministic=false\n");
+  CHECK(calls.log ==
+        "causal=false scale=0.5 dropout_p=0 key=0 deterministic=true\n"
+        "causal=false scale=0.5 dropout_p=0 key=0 deterministic=false\n");
 }
 
 TEST_CASE("attention refuses masks that do not fit") {
@@ -140,7 +141,8 @@ std::vector<std::vector<double>> attention_and_gradients(const OneRank& one, con
   std::vector<const DistributedTensor*> back{&dout, &in[0], &in[1], &in[2], &out[0], &out[1]};
   for (size_t i = 3; i < in.size(); ++i) back.push_back(&in[i]);
   std::vector<std::vector<double>> all{numbers(out[0].local()), numbers(out[1].local())};
-  for (const DistributedTensor& g : call_all(ops::attention_backward_op, back, ops::AttentionBackward{a, false})) all.push_back(numbers(g.local()));
+  for (const DistributedTensor& g : call_all(ops::attention_backward_op, back, ops::AttentionBackward{a, false}))
+    all.push_back(numbers(g.local()));
   return all;
 }
 
@@ -221,8 +223,9 @@ TEST_CASE(
           numbers(ops::scaled_dot_product_attention(other(q), other(now.local()), other(now.local())).full_tensor()));
   }
   // A count for each batch entry.
-  auto y = numbers(
-      ops::scaled_dot_product_attention(one(q), one(all), one(all), {.k_lengths = one(integers({2}, {7, 0}))}).full_tensor());
+  auto y =
+      numbers(ops::scaled_dot_product_attention(one(q), one(all), one(all), {.k_lengths = one(integers({2}, {7, 0}))})
+                  .full_tensor());
   auto seven = one(all.narrow(2, 0, 7).clone());
   auto first = numbers(ops::scaled_dot_product_attention(one(q), seven, seven).full_tensor());
   for (size_t i = 0; i < y.size(); ++i) REQUIRE(y[i] == (i < y.size() / 2 ? first[i] : 0));  // no key gives 0

@@ -26,11 +26,10 @@ struct All : Common {
   std::optional<double> bound = {};
   int64_t start = 2;
   static constexpr auto fields() {
-    return std::tuple_cat(
-        Common::fields(),
-        std::tuple(field("eps", &All::eps), field("shape", &All::shape),
-                   field("dtype", &All::dtype), field("form", &All::form), field("mode", &All::mode),
-                   field("bound", &All::bound), run_time("start", &All::start)));
+    return std::tuple_cat(Common::fields(),
+                          std::tuple(field("eps", &All::eps), field("shape", &All::shape), field("dtype", &All::dtype),
+                                     field("form", &All::form), field("mode", &All::mode), field("bound", &All::bound),
+                                     run_time("start", &All::start)));
   }
 };
 struct Other {
@@ -63,7 +62,8 @@ TEST_CASE("attributes are a struct of any type, whose text shows all that is the
   CHECK(Attributes().empty());
   CHECK_THROWS_WITH(a.as<Other>(), Contains("[Attributes] the call has \"dim=-1 keepdim=true") &&
                                        Contains("\", which is not what the op takes"));
-  CHECK_THROWS_WITH(Attributes().as<Other>(), "[Attributes] the call has no attributes, which is not what the op takes");
+  CHECK_THROWS_WITH(Attributes().as<Other>(),
+                    "[Attributes] the call has no attributes, which is not what the op takes");
 }
 
 TEST_CASE("an attribute can be set by name") {
@@ -79,7 +79,8 @@ TEST_CASE("an attribute can be set by name") {
   CHECK(!a.is_run_time("dim"));
 }
 
-TEST_CASE("attributes that differ in type or value have different keys, but for numbers of one class and run-time ones") {
+TEST_CASE(
+    "attributes that differ in type or value have different keys, but for numbers of one class and run-time ones") {
   auto same = [](const Attributes& a, const Attributes& b) {
     bool equal = same_key(a, b.key());
     if (equal) CHECK(a.key_hash() == b.key_hash());

@@ -238,7 +238,8 @@ TEST_CASE("a call says whether it added to the tensor that it was given") {
   for (bool shared : {false, true}) {
     DistributedTensor other = shared ? sum : DistributedTensor();
     bool added = !shared;
-    DistributedTensor y = call(ops::linear_weight_gradient_op, {&dy, &x}, ops::Product{}, {.into = &sum, .accumulated = &added});
+    DistributedTensor y =
+        call(ops::linear_weight_gradient_op, {&dy, &x}, ops::Product{}, {.into = &sum, .accumulated = &added});
     CHECK(added == !shared);
     CHECK(last.accumulated == !shared);
     CHECK(last.into == &sum);

@@ -152,7 +152,8 @@ TEST_CASE("law 5: a batch has the same masks as one and as micro-batches on two 
     StepNumber number(mesh, 7);
     for (int part : {0, 1}) {
       DistributedTensor rows = micro_batch_rows(mesh, {Shard(0)}, 8, 2, part);
-      expect(numbers(rows.full_tensor()), part == 0 ? std::vector<double>{0, 1, 4, 5} : std::vector<double>{2, 3, 6, 7});
+      expect(numbers(rows.full_tensor()),
+             part == 0 ? std::vector<double>{0, 1, 4, 5} : std::vector<double>{2, 3, 6, 7});
       Tensor mine = values.narrow(0, 4 * rank.rank() + 2 * part, 2).clone();
       RandomScope micro(number, {.seed = 5, .rows = rows});
       Moved moved(rank);

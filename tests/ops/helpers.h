@@ -1,8 +1,8 @@
 // What tests of ops share: a mesh of one rank, tensors of numbers, and what moved.
 #pragma once
 
-#include <catch2/catch.hpp>
 #include <fmt/format.h>
+#include <catch2/catch.hpp>
 #include <numeric>
 #include <type_traits>
 

@@ -1,6 +1,6 @@
 // docs/ops.md is what the cards and functions say of themselves.
-#include <catch2/catch.hpp>
 #include <fmt/format.h>
+#include <catch2/catch.hpp>
 #include <fstream>
 #include <sstream>
 
@@ -46,7 +46,8 @@ std::string reference() {
     for (char c : s) out += c == '|' ? std::string("\\|") : std::string(1, c);
     return out;
   };
-  for (const ops::Function& f : ops::functions()) text += fmt::format("| `{}` | {} |\n", cell(f.signature), cell(f.doc));
+  for (const ops::Function& f : ops::functions())
+    text += fmt::format("| `{}` | {} |\n", cell(f.signature), cell(f.doc));
   text +=
       "\n## Cards\n\nThe rule (the notation is in [adding an op](adding-an-op.md); one that depends on shapes is "
       "that of the "

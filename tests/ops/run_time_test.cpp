@@ -121,9 +121,7 @@ TEST_CASE("20,000 steps with a changing number and changing offsets: decisions a
 TEST_CASE("a bad run-time value is an error of every call, also of one whose decision is cached") {
   OneRank one;
   DistributedTensor x = one({4, 5});
-  auto slice = [&](int64_t start) {
-    return call(ops::slice_op, {&x}, ops::Part{{1, start, 1}, 2});
-  };
+  auto slice = [&](int64_t start) { return call(ops::slice_op, {&x}, ops::Part{{1, start, 1}, 2}); };
   CHECK(numbers(slice(3).local())[0] == 3);
   for (int64_t start : {-1, 4})
     CHECK_THROWS_WITH(slice(start), Contains("[slice] 2 elements, 1 apart, from ") &&

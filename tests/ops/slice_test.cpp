@@ -76,8 +76,7 @@ TEST_CASE("what slices cannot take is an error that shows it") {
   CHECK_THROWS_WITH(ops::select(x, 0, -5), Contains("[select] index -5"));
   CHECK_THROWS_WITH(call(ops::select_op, {&x}, ops::At{0, 4}),
                     Contains("[select] index 4 is outside [0,4) of dimension 0"));
-  CHECK_THROWS_WITH(call(ops::slice_op, {&x},
-                         ops::Part{{1, 4, 2}, 2}),
+  CHECK_THROWS_WITH(call(ops::slice_op, {&x}, ops::Part{{1, 4, 2}, 2}),
                     Contains("[slice] 2 elements, 2 apart, from 4 on are not within dimension 1 of size 6"));
 }
 

@@ -138,5 +138,6 @@ TEST_CASE("a card may be called without an operand only where it says so") {
                     "[add] operand 1 is absent, which this card cannot do without (see Op::optional)");
   CHECK_THROWS_WITH(call(ops::matmul_op, {nullptr, &x}), Contains("[matmul] operand 0 is absent"));
   CHECK_THROWS_WITH(call(ops::maximum_op, {&x, &none}, ops::Number{1}), Contains("[maximum] operand 1 is undefined"));
-  CHECK_THROWS_WITH(call(ops::maximum_op, {&x, nullptr}), "[Attributes] the call has no attributes, which is not what the op takes");
+  CHECK_THROWS_WITH(call(ops::maximum_op, {&x, nullptr}),
+                    "[Attributes] the call has no attributes, which is not what the op takes");
 }

@@ -1,5 +1,5 @@
-// Against PyTorch: a small Llama's loss, gradients and training, and single ops. torch_llama.py and torch_ops.py wrote the
-// reference values; nothing here needs PyTorch.
+// Against PyTorch: a small Llama's loss, gradients and training, and single ops. torch_llama.py and torch_ops.py wrote
+// the reference values; nothing here needs PyTorch.
 #include <catch2/catch.hpp>
 #include <cmath>
 #include <cstdlib>
@@ -10,9 +10,9 @@
 #include <span>
 
 #include "dtensor/launch.h"
-#include "tests/autograd.h"
 #include "nn/train/causal_lm.h"
 #include "nn/train/gradients.h"
+#include "tests/autograd.h"
 
 using namespace dtensor;
 
@@ -73,13 +73,18 @@ struct Reference {
 
   Reference() {
     const Json& t = json["training"];
-    options = {.seed = t["seed"], .steps = t["steps"], .lr = t["lr"], .warmup_steps = t["warmup_steps"], .clip = t["clip"],
+    options = {.seed = t["seed"],
+               .steps = t["steps"],
+               .lr = t["lr"],
+               .warmup_steps = t["warmup_steps"],
+               .clip = t["clip"],
                .adamw = {.beta1 = t["beta1"], .beta2 = t["beta2"], .eps = t["eps"], .weight_decay = t["weight_decay"]}};
     size_t n = json["gradients"]["elements"];
     std::vector<float> v(2 * n);  // little-endian, as every machine that this runs on
     std::ifstream in(file(json["gradients"]["file"]), std::ios::binary);
     in.read(reinterpret_cast<char*>(v.data()), std::streamsize(v.size() * sizeof(float)));
-    check(in.gcount() == std::streamsize(v.size() * sizeof(float)), "{} gradients were read, not 2 times {}", size_t(in.gcount()) / sizeof(float), n);
+    check(in.gcount() == std::streamsize(v.size() * sizeof(float)), "{} gradients were read, not 2 times {}",
+          size_t(in.gcount()) / sizeof(float), n);
     float64.assign(v.begin(), v.begin() + int64_t(n));
     float32.assign(v.begin() + int64_t(n), v.end());
   }
@@ -97,7 +102,8 @@ struct Reference {
 };
 
 nn::ParallelPlan plan_of(const std::string& name) {
-  return name.empty() ? nn::ParallelPlan() : nn::ParallelPlan::load(std::string(DTENSOR_SOURCE_DIR) + "/examples/plans/" + name);
+  return name.empty() ? nn::ParallelPlan()
+                      : nn::ParallelPlan::load(std::string(DTENSOR_SOURCE_DIR) + "/examples/plans/" + name);
 }
 
 struct Pass {
@@ -120,7 +126,8 @@ Pass forward_backward(const Reference& reference, const std::string& mesh_shape,
     testing::Autograd autograd(rank);
     nn::watch_parameters(autograd, parameters);
     nn::PackedText::Batch batch = reference.batch(mesh, 0);
-    DistributedTensor loss = ops::cross_entropy(model(batch.inputs), batch.targets, {.ignore_index = reference.json["ignore_index"]});
+    DistributedTensor loss =
+        ops::cross_entropy(model(batch.inputs), batch.targets, {.ignore_index = reference.json["ignore_index"]});
     autograd.backward(loss);
     std::vector<DistributedTensor> gradients = nn::reduce_gradients(autograd, parameters);
 
@@ -158,14 +165,16 @@ void check_pass(const std::string& mesh, const std::string& plan) {
 
     size_t at = p["offset"];
     auto part = [&](const std::vector<double>& all) { return std::span(all).subspan(at, w.size()); };
-    double to_truth = difference(pass.gradients[i], part(reference.float64)), to_float32 = difference(pass.gradients[i], part(reference.float32));
-    note("{} {}: {:.1e} from float64 (PyTorch's float32: {:.1e}), {:.1e} from float32", mesh, name, to_truth, p["float32_error"].get<double>(), to_float32);
+    double to_truth = difference(pass.gradients[i], part(reference.float64)),
+           to_float32 = difference(pass.gradients[i], part(reference.float32));
+    note("{} {}: {:.1e} from float64 (PyTorch's float32: {:.1e}), {:.1e} from float32", mesh, name, to_truth,
+         p["float32_error"].get<double>(), to_float32);
     CHECK(to_float32 < 1e-4);  // the promise
     CHECK(to_truth < 3e-6);    // what float32 allows: PyTorch's own run is up to 1e-6 away
     worst = std::max(worst, to_truth), worst32 = std::max(worst32, to_float32);
   }
-  note("{}: loss {:.9g}, {:.1e} from float64, {:.1e} from float32; gradients up to {:.1e} and {:.1e}", mesh, pass.loss, difference(pass.loss, loss),
-       difference(pass.loss, loss32), worst, worst32);
+  note("{}: loss {:.9g}, {:.1e} from float64, {:.1e} from float32; gradients up to {:.1e} and {:.1e}", mesh, pass.loss,
+       difference(pass.loss, loss), difference(pass.loss, loss32), worst, worst32);
   CHECK(difference(pass.loss, loss32) < 1e-5);
   CHECK(difference(pass.loss, loss) < 1e-6);
 }
@@ -178,7 +187,8 @@ void check_training(const std::string& mesh_shape, const std::string& plan) {
     DeviceMesh mesh(rank, shape);
     nn::LlamaTraining training(mesh, reference.config, plan_of(plan), reference.options);
     std::vector<nn::Trainer::Step> mine;
-    for (size_t step = 0; step < size_t(reference.options.steps); ++step) mine.push_back(training.trainer.step(reference.batch(mesh, step)));
+    for (size_t step = 0; step < size_t(reference.options.steps); ++step)
+      mine.push_back(training.trainer.step(reference.batch(mesh, step)));
     if (rank.rank() == shape.world() - 1) steps = std::move(mine);
   });
   int clipped = 0;
@@ -186,8 +196,10 @@ void check_training(const std::string& mesh_shape, const std::string& plan) {
     const Json& expected = reference.json["steps"][run];
     REQUIRE(steps.size() == expected.size());
     for (size_t i = 0; i < steps.size(); ++i) {
-      double loss = difference(steps[i].loss, expected[i]["loss"]), grad_norm = difference(steps[i].grad_norm, expected[i]["grad_norm"]);
-      INFO(run << " step " << steps[i].step << ": loss " << steps[i].loss << ", " << loss << " from PyTorch's; gradient norm " << grad_norm);
+      double loss = difference(steps[i].loss, expected[i]["loss"]),
+             grad_norm = difference(steps[i].grad_norm, expected[i]["grad_norm"]);
+      INFO(run << " step " << steps[i].step << ": loss " << steps[i].loss << ", " << loss
+               << " from PyTorch's; gradient norm " << grad_norm);
       note("{} step {}: loss {:.1e}, gradient norm {:.1e} from {}", mesh_shape, steps[i].step, loss, grad_norm, run);
       CHECK(loss < 1e-5);
       CHECK(grad_norm < 1e-5);
@@ -212,12 +224,19 @@ const std::map<std::string, Call>& calls() {
       {"cross_entropy",
        [](const Tensors& x, const Json& a) {
          std::string r = a["reduction"];
-         return ops::cross_entropy(x[0], x[1], {a["ignore_index"], r == "none" ? ops::Reduction::none : r == "sum" ? ops::Reduction::sum : ops::Reduction::mean});
+         return ops::cross_entropy(x[0], x[1],
+                                   {a["ignore_index"], r == "none"  ? ops::Reduction::none
+                                                       : r == "sum" ? ops::Reduction::sum
+                                                                    : ops::Reduction::mean});
        }},
       {"scaled_dot_product_attention",
-       [](const Tensors& x, const Json& a) { return ops::scaled_dot_product_attention(x[0], x[1], x[2], {.causal = a["causal"], .scale = a.value("scale", 0.0)}); }},
+       [](const Tensors& x, const Json& a) {
+         return ops::scaled_dot_product_attention(x[0], x[1], x[2],
+                                                  {.causal = a["causal"], .scale = a.value("scale", 0.0)});
+       }},
       {"rms_norm", [](const Tensors& x, const Json& a) { return ops::rms_norm(x[0], x[1], a["eps"]); }},
-      {"linear", [](const Tensors& x, const Json&) { return ops::linear(x[0], x[1], x.size() > 2 ? x[2] : DistributedTensor()); }},
+      {"linear", [](const Tensors& x,
+                    const Json&) { return ops::linear(x[0], x[1], x.size() > 2 ? x[2] : DistributedTensor()); }},
       {"embedding", binary(ops::embedding)},
       {"swiglu", binary(ops::swiglu)},
       {"matmul", binary(ops::matmul)},
@@ -262,7 +281,8 @@ std::vector<std::vector<double>> run(const Json& c, DType dtype) {
     if (floating) autograd.watch(x.back());
   }
   DistributedTensor out = calls().at(c["op"])(x, c["attributes"]);
-  check(to_string(out.shape()) == to_string(shape_of(c["output"]["shape"])), "the output is {}, not {}", to_string(out.shape()), c["output"]["shape"].dump());
+  check(to_string(out.shape()) == to_string(shape_of(c["output"]["shape"])), "the output is {}, not {}",
+        to_string(out.shape()), c["output"]["shape"].dump());
   autograd.backward(ops::sum(ops::mul(out, tensor_of(mesh, c["of_output"], dtype))));
   std::vector<std::vector<double>> results{values(out.local())};
   for (const DistributedTensor& t : x)
@@ -273,9 +293,13 @@ std::vector<std::vector<double>> run(const Json& c, DType dtype) {
 }  // namespace
 
 TEST_CASE("as PyTorch: loss and gradients of a Llama on one rank") { check_pass("dp=1", ""); }
-TEST_CASE("as PyTorch: loss and gradients of a Llama with fsdp_tp.json on dp=2,tp=2") { check_pass("dp=2,tp=2", "fsdp_tp.json"); }
+TEST_CASE("as PyTorch: loss and gradients of a Llama with fsdp_tp.json on dp=2,tp=2") {
+  check_pass("dp=2,tp=2", "fsdp_tp.json");
+}
 TEST_CASE("as PyTorch: five training steps on one rank") { check_training("dp=1", ""); }
-TEST_CASE("as PyTorch: five training steps with fsdp_tp.json on dp=2,tp=2") { check_training("dp=2,tp=2", "fsdp_tp.json"); }
+TEST_CASE("as PyTorch: five training steps with fsdp_tp.json on dp=2,tp=2") {
+  check_training("dp=2,tp=2", "fsdp_tp.json");
+}
 
 TEST_CASE("as PyTorch: ops and their gradients") {
   Json table = read("ops.json");
@@ -285,15 +309,18 @@ TEST_CASE("as PyTorch: ops and their gradients") {
     double rounding = c["float32_error"];
     for (DType dtype : {DType::f32, DType::f64}) {
       double allowed = dtype == DType::f32 ? std::max(2e-6, 4 * rounding) : std::max(1e-11, 8 * rounding * 0x1p-29);
-      INFO(c["op"].get<std::string>() << " " << c["attributes"].dump() << " of " << c["inputs"][0]["shape"].dump() << " in " << name(dtype));
+      INFO(c["op"].get<std::string>() << " " << c["attributes"].dump() << " of " << c["inputs"][0]["shape"].dump()
+                                      << " in " << name(dtype));
       std::vector<std::vector<double>> results = run(c, dtype), expected{values(c["output"])};
       for (const Json& g : c["gradients"])
         if (!g.is_null()) expected.push_back(values(g));
       REQUIRE(results.size() == expected.size());
       for (size_t i = 0; i < results.size(); ++i) {
         double d = difference(results[i], expected[i]);
-        INFO((i ? fmt::format("gradient {}", i - 1) : "output") << ": " << d << " from PyTorch's " << Json(expected[i]).dump() << ", got " << Json(results[i]).dump());
-        note("{} {} {} result {}: {:.1e} (PyTorch's float32: {:.1e})", c["op"].get<std::string>(), c["attributes"].dump(), name(dtype), i, d, rounding);
+        INFO((i ? fmt::format("gradient {}", i - 1) : "output")
+             << ": " << d << " from PyTorch's " << Json(expected[i]).dump() << ", got " << Json(results[i]).dump());
+        note("{} {} {} result {}: {:.1e} (PyTorch's float32: {:.1e})", c["op"].get<std::string>(),
+             c["attributes"].dump(), name(dtype), i, d, rounding);
         CHECK(d <= allowed);
       }
     }

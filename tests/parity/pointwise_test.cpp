@@ -5,10 +5,10 @@
 #include <nlohmann/json.hpp>
 
 #include "dtensor/launch.h"
-#include "tests/autograd.h"
 #include "ops/cards.h"
 #include "ops/pointwise/binary.h"
 #include "ops/reduction/reduce.h"
+#include "tests/autograd.h"
 
 using namespace dtensor;
 

@@ -5,8 +5,8 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
-#include "tests/autograd.h"
 #include "ops/cards.h"
+#include "tests/autograd.h"
 #include "tests/ops/helpers.h"
 
 using namespace dtensor;

@@ -6,9 +6,9 @@
 #include <nlohmann/json.hpp>
 
 #include "dtensor/launch.h"
-#include "tests/autograd.h"
 #include "ops/all.h"
 #include "ops/cards.h"
+#include "tests/autograd.h"
 
 using namespace dtensor;
 
@@ -85,7 +85,8 @@ void run(const DeviceMesh& mesh, const Json& c, int d) {
     check(wrong.empty(), "{} {} of {} (Shard({}) of {}): {}: {}", c["function"].dump(), c["attributes"].dump(),
           c["inputs"].dump(), d, mesh.shape().world(), what, wrong);
   };
-  for (size_t o = 0; o < outputs.size(); ++o) compare(fmt::format("output {}", o), outputs[o].full_tensor(), c["outputs"][o]);
+  for (size_t o = 0; o < outputs.size(); ++o)
+    compare(fmt::format("output {}", o), outputs[o].full_tensor(), c["outputs"][o]);
   if (!c.contains("gradients")) return;
   DistributedTensor weights = DistributedTensor::distribute(tensor_of(c["weights"]), mesh, Layout());
   autograd.backward(ops::sum(ops::mul(outputs[0], weights)).redistribute(Layout()));

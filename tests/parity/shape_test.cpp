@@ -1,15 +1,15 @@
 // Ops that move elements, against PyTorch: torch_shape.py wrote the reference values. All of them are exact.
+#include <fmt/format.h>
 #include <catch2/catch.hpp>
 #include <cmath>
-#include <fmt/format.h>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "dtensor/launch.h"
-#include "tests/autograd.h"
 #include "ops/cards.h"
 #include "ops/pointwise/binary.h"
 #include "ops/reduction/reduce.h"
+#include "tests/autograd.h"
 
 using namespace dtensor;
 
@@ -80,9 +80,9 @@ std::vector<std::string> run(const DeviceMesh& mesh, const Json& c, Layout (*lay
   for (const DistributedTensor& t : x) {
     if (!is_floating(t.dtype())) continue;
     DistributedTensor g = autograd.gradient(t);
-    results.push_back(
-        shown(g.defined() ? g.full_tensor().contiguous() : Tensor::zeros(std::make_shared<Allocator>(), t.dtype(), t.shape()),
-              sharded));
+    results.push_back(shown(
+        g.defined() ? g.full_tensor().contiguous() : Tensor::zeros(std::make_shared<Allocator>(), t.dtype(), t.shape()),
+        sharded));
   }
   return results;
 }

@@ -102,7 +102,9 @@ std::vector<Case> all_errors() {
   layout("dp=Partial(sum) tp=Partial(min)",
          "[Layout] Partial(sum) and Partial(min) do not mix: reduce one of them first");
   Layout from{Partial(), Shard(0)};
-  auto target = [&](const char* text, const char* message) { add([=] { parse_target(text, mesh, 2, from); }, message); };
+  auto target = [&](const char* text, const char* message) {
+    add([=] { parse_target(text, mesh, 2, from); }, message);
+  };
   for (const char* text : {"", "  "})
     add([=] { parse_target(text, mesh, 2, from); },
         fmt::format("[redistribute] \"{}\" names no axis of dp=2,tp=4: write as in dp=Replicate", text));
@@ -110,8 +112,9 @@ std::vector<Case> all_errors() {
   target("Replicate", "[redistribute] \"Replicate\" is no axis and placement: write as in tp=Shard(0)");
   target("tp=Shard(0) tp=Replicate", "[redistribute] axis \"tp\" is named twice");
   target("*=Shard(2)", "[redistribute] dimension 2 is out of range for 2 dimensions");
-  target("*=Shrd(0)",
-         "[redistribute] \"Shrd(0)\" is no placement: write Replicate, Shard(dim), or Partial(sum|avg|product|min|max)");
+  target(
+      "*=Shrd(0)",
+      "[redistribute] \"Shrd(0)\" is no placement: write Replicate, Shard(dim), or Partial(sum|avg|product|min|max)");
   target("tp=Partial(max)", "[Layout] Partial(sum) and Partial(max) do not mix: reduce one of them first");
   add([=] { from.with(mesh, "pp", Replicate()); }, "[Layout::with] the mesh has no axis \"pp\": it is dp=2,tp=4");
   const MeshShape named = MeshShape::parse("data=2,tensor=4");

@@ -50,7 +50,8 @@ TEST_CASE("law 4: a target is read as it was written, whatever it changes") {
       INFO(to_string(from, mesh) << " -> " << to_string(to, mesh));
       REQUIRE(parse_target(to_string(to, mesh), mesh, 2, from) == to);  // names all
       for (int a = 0; a < 3; ++a) {  // names one: the others keep their placements and their order
-        Layout one = parse_target(fmt::format("{}={}", mesh.name(a), to_string(to[a])), mesh, 2, from.with(a, Replicate()));
+        Layout one =
+            parse_target(fmt::format("{}={}", mesh.name(a), to_string(to[a])), mesh, 2, from.with(a, Replicate()));
         REQUIRE(one[a] == to[a]);
         REQUIRE(one.with(a, Replicate()) == from.with(a, Replicate()));
       }
@@ -89,7 +90,8 @@ TEST_CASE("a target leaves axes alone that it does not name") {
   }
   CHECK(parse_target("", MeshShape(), 2, {}) == Layout());
   CHECK(parse_layout("*=Shard(1) cp=Replicate", mesh, 2) == Layout{Shard(1), Replicate(), Shard(1)});
-  CHECK(parse_layout("dp=Shard(0) cp=Shard(0) tp=Shard(0) *=Replicate", mesh, 2) == Layout{Shard(0), Shard(0), Shard(0)});
+  CHECK(parse_layout("dp=Shard(0) cp=Shard(0) tp=Shard(0) *=Replicate", mesh, 2) ==
+        Layout{Shard(0), Shard(0), Shard(0)});
 }
 
 TEST_CASE("the notation by example") {

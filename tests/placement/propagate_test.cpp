@@ -73,9 +73,11 @@ std::string show(const Question& q, const Choice& c) {
 }
 
 const Rule matmul{"...mk,...kn->...mn", {linear_in({0}), linear_in({1})}}, add{"...,...->...", {linear_in({0, 1})}},
-    multiply{"...,...->...", {linear_in({0}), linear_in({1})}}, linear{.text = "...k,nk,n->...n", .passes = {linear_in({0, 2}), linear_in({1, 2})}, .added = {2}}, softmax{"...[n]->...[n]"},
-    relu{"...->...", {monotone_in({0})}}, embedding{"...,vd->...d", {linear_in({1})}},
-    split_heads{.text = "s(hd)->shd", .passes = {linear_in({0})}, .sizes = {{'h', 3}}}, max{.text = "...n->...", .reduce = {Reduce::max}};
+    multiply{"...,...->...", {linear_in({0}), linear_in({1})}},
+    linear{.text = "...k,nk,n->...n", .passes = {linear_in({0, 2}), linear_in({1, 2})}, .added = {2}},
+    softmax{"...[n]->...[n]"}, relu{"...->...", {monotone_in({0})}}, embedding{"...,vd->...d", {linear_in({1})}},
+    split_heads{.text = "s(hd)->shd", .passes = {linear_in({0})}, .sizes = {{'h', 3}}},
+    max{.text = "...n->...", .reduce = {Reduce::max}};
 
 struct Case {
   Question question;
@@ -161,7 +163,9 @@ TEST_CASE("choices on two axes are made jointly") {
       {{"dp=2,tp=2", max, {"f32[8,8] dp=Shard(1) tp=Shard(1)"}},
        "dp=Shard(1) tp=Shard(1) -> dp=Partial(max) tp=Partial(max); 0 bytes, 0 moves"},
       // heads over both axes: each alone divides 4, together they do not divide 6
-      {{"dp=2,tp=2", {.text = "s(hd)->shd", .passes = {linear_in({0})}, .sizes = {{'h', 6}}}, {"f32[8,12] dp=Shard(1) tp=Shard(1)"}},
+      {{"dp=2,tp=2",
+        {.text = "s(hd)->shd", .passes = {linear_in({0})}, .sizes = {{'h', 6}}},
+        {"f32[8,12] dp=Shard(1) tp=Shard(1)"}},
        "dp=Shard(1) tp=Shard(0) -> dp=Shard(1) tp=Shard(0); 48 bytes, 1 moves"},
   });
 }

@@ -1,7 +1,7 @@
 #include "placement/rule.h"
 
-#include <catch2/catch.hpp>
 #include <fmt/format.h>
+#include <catch2/catch.hpp>
 
 #include "placement/notation.h"
 #include "tests/placement/operands.h"
@@ -227,18 +227,24 @@ TEST_CASE("strategies follow from the rule") {
            {{{"...mk,...kn->...mn", {linear_in({0}), linear_in({1})}}, {"[2,5,7]", "[7,3]"}},
             {"R,R->R", "A: S0,R->S0", "m: S1,R->S1", "k: S2,S0->P", "n: R,S1->S2"},
             none},
-           {{{"...mk,...kn->...mn", {linear_in({0}), linear_in({1})}}, {"[1,5,7]", "[4,7,3]"}},  // a broadcast dimension stays whole
+           {{{"...mk,...kn->...mn", {linear_in({0}), linear_in({1})}},
+             {"[1,5,7]", "[4,7,3]"}},  // a broadcast dimension stays whole
             {"R,R->R", "A: R,S0->S0", "m: S1,R->S1", "k: S2,S1->P", "n: R,S2->S2"},
             none},
-           {{{"...,...->...", {linear_in({0, 1})}}, {"[5,3]", "[3]"}}, {"R,R->R", "A: S0,R->S0", "B: S1,S0->S1", "P,P->P"}},
-           {{{"...,...->...", {linear_in({0, 1})}}, {"[3]", "[3]"}}, {"R,R->R", "A: S0,S0->S0", "P(avg),P(avg)->P(avg)"}, avg},
+           {{{"...,...->...", {linear_in({0, 1})}}, {"[5,3]", "[3]"}},
+            {"R,R->R", "A: S0,R->S0", "B: S1,S0->S1", "P,P->P"}},
+           {{{"...,...->...", {linear_in({0, 1})}}, {"[3]", "[3]"}},
+            {"R,R->R", "A: S0,S0->S0", "P(avg),P(avg)->P(avg)"},
+            avg},
            {{{"...,...->...", {linear_in({0, 1})}}, {"[3]", "[3]"}}, {"R,R->R", "A: S0,S0->S0"}, product},
            {{{"...,...->...", {linear_in({0}), linear_in({1})}}, {"[3]", "[3]"}},
             {"R,R->R", "A: S0,S0->S0", "P,R->P", "R,P->P", "P(avg),R->P(avg)", "R,P(avg)->P(avg)"},
             {Reduce::sum, Reduce::avg}},
-           {{{.text = "...k,nk,n->...n", .passes = {linear_in({0, 2}), linear_in({1, 2})}, .added = {2}}, {"[5,7]", "[3,7]", "[3]"}},
+           {{{.text = "...k,nk,n->...n", .passes = {linear_in({0, 2}), linear_in({1, 2})}, .added = {2}},
+             {"[5,7]", "[3,7]", "[3]"}},
             {"R,R,R->R", "A: S0,R,R->S0", "k: S1,S1,P->P", "n: R,S0,S0->S1", "P,R,P->P", "R,P,P->P"}},
-           {{{.text = "...k,nk,n->...n", .passes = {linear_in({0, 2}), linear_in({1, 2})}, .added = {2}}, {"[5,7]", "[3,7]", ""}},
+           {{{.text = "...k,nk,n->...n", .passes = {linear_in({0, 2}), linear_in({1, 2})}, .added = {2}},
+             {"[5,7]", "[3,7]", ""}},
             {"R,R,R->R", "A: S0,R,R->S0", "k: S1,S1,P->P", "n: R,S0,R->S1"},
             none},
            {{{"...[n]->...[n]"}, {"[5,7]"}}, {"R->R", "A: S0->S0"}},  // softmax
@@ -247,13 +253,20 @@ TEST_CASE("strategies follow from the rule") {
            {{{"...->...", {monotone_in({0})}}, {"[5]"}}, {"R->R", "A: S0->S0"}},
            {{{"...->...", {antitone_in({0})}}, {"[5]"}}, {"R->R", "A: S0->S0", "P(max)->P(min)"}, max},
            {{{"...->...", {antitone_in({0})}}, {"[5]"}}, {"R->R", "A: S0->S0"}},
-           {{{"...->...", {moves({0})}}, {"[5]"}}, {"R->R", "A: S0->S0", "P->P", "P(product)->P(product)"}, {Reduce::sum, Reduce::product}},
-           {{{"...->...", {passes({0}, Reduce::avg)}}, {"[5]"}}, {"R->R", "A: S0->S0", "P(avg)->P(avg)"}, {Reduce::sum, Reduce::avg}},
-           {{{"...,...->...,...", {linear_in({0}).only_to({1})}}, {"[5]", "[5]"}}, {"R,R->R,R", "A: S0,S0->S0,S0", "P,R->R,P"}},
+           {{{"...->...", {moves({0})}}, {"[5]"}},
+            {"R->R", "A: S0->S0", "P->P", "P(product)->P(product)"},
+            {Reduce::sum, Reduce::product}},
+           {{{"...->...", {passes({0}, Reduce::avg)}}, {"[5]"}},
+            {"R->R", "A: S0->S0", "P(avg)->P(avg)"},
+            {Reduce::sum, Reduce::avg}},
+           {{{"...,...->...,...", {linear_in({0}).only_to({1})}}, {"[5]", "[5]"}},
+            {"R,R->R,R", "A: S0,S0->S0,S0", "P,R->R,P"}},
            {{{"...,...->...", {monotone_in({0, 1})}}, {"[5]", "[5]"}},
             {"R,R->R", "A: S0,S0->S0", "P(min),P(min)->P(min)"},
             {Reduce::min}},
-           {{{.text = "...n->...", .passes = {linear_in({0})}, .reduce = {Reduce::max}}, {"[5,7]"}}, {"R->R", "A: S0->S0", "n: S1->P(max)"}, none},
+           {{{.text = "...n->...", .passes = {linear_in({0})}, .reduce = {Reduce::max}}, {"[5,7]"}},
+            {"R->R", "A: S0->S0", "n: S1->P(max)"},
+            none},
            {{{"...->", {linear_in({0})}}, {"[5,7]"}}, {"R->R", "A: S0->P", "B: S1->P", "P->P"}},
            {{{"...,vd->...d", {linear_in({1})}}, {"[2,3]", "[10,4]"}},  // embedding
             {"R,R->R", "A: S0,R->S0", "B: S1,R->S1", "v: R,S0->P", "d: R,S1->S2", "R,P->P"}},
@@ -266,12 +279,15 @@ TEST_CASE("strategies follow from the rule") {
            {{{.text = "...n->...,n", .reduce = {Reduce::max, Reduce::min}}, {"[5,7]"}},
             {"R->R,R", "A: S0->S0,P(min)", "n: S1->P(max),S0"}},
            {{{.text = "a->a,v", .sizes = {{'v', 3}}}, {"[5]"}}, {"R->R,R", "v: R->R,S0", "a: S0->S0,P"}},
-           {{{.text = "s(hd)->shd", .passes = {linear_in({0})}, .sizes = {{'h', 4}}}, {"[3,8]"}}, {"R->R", "h: S1->S1", "s: S0->S0", "P->P"}},
+           {{{.text = "s(hd)->shd", .passes = {linear_in({0})}, .sizes = {{'h', 4}}}, {"[3,8]"}},
+            {"R->R", "h: S1->S1", "s: S0->S0", "P->P"}},
            {{{"shd->s(hd)"}, {"[3,4,2]"}}, {"R->R", "s: S0->S0", "h: S1->S1"}},
            {{{"bs(gr)[d],b[t]g[d],b[t]g[e]->bs(gr)[e],b(gr)s"},
              {"[2,5,6,8]", "[2,7,3,8]", "[2,7,3,4]"}},  // grouped queries
             {"R,R,R->R,R", "b: S0,S0,S0->S0,S0", "s: S1,R,R->S1,S2", "g: S2,S2,S2->S2,S1"}},
-           {{{"a,b->ab", {linear_in({0}), linear_in({1})}}, {"[2]", "[3]"}}, {"R,R->R", "a: S0,R->S0", "b: R,S0->S1"}, none},
+           {{{"a,b->ab", {linear_in({0}), linear_in({1})}}, {"[2]", "[3]"}},
+            {"R,R->R", "a: S0,R->S0", "b: R,S0->S1"},
+            none},
            {{{.text = "->v", .sizes = {{'v', 3}}}, {}}, {"->R", "v: ->S0"}},
        })
     check_strategies(s);
