@@ -9,6 +9,7 @@
 #include "dtensor/creation.h"
 #include "dtensor/redistribute.h"
 #include "ops/all.h"
+#include "placement/propagate.h"
 
 using namespace dtensor;
 
