@@ -18,7 +18,6 @@
 //     all_reduce over dp, 1024 bytes: gradient of up.weight
 //     all_reduce over dp, 1024 bytes: gradient of down.weight
 #include <fmt/format.h>
-
 #include <nlohmann/json.hpp>
 
 #include "dtensor/comm_log.h"

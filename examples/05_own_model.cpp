@@ -11,7 +11,6 @@
 //     tp=2         loss 0.7528 0.2403 0.1692 0.0964
 //     dp=2,tp=2    loss 0.7528 0.2403 0.1692 0.0964
 #include <fmt/format.h>
-
 #include <nlohmann/json.hpp>
 
 #include "dtensor/creation.h"

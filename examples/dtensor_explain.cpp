@@ -10,7 +10,6 @@
 // the ways it did not take; the names and arguments of ops. Attributes of an op follow its operands: dim=-1,
 // shape=8,4,4, keepdim=true. Exit codes: 0 done, 2 bad input.
 #include <fmt/format.h>
-
 #include <CLI/CLI.hpp>
 #include <charconv>
 #include <cstdio>

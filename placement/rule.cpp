@@ -1,7 +1,6 @@
 #include "placement/rule.h"
 
 #include <fmt/format.h>
-
 #include <bit>
 
 namespace dtensor {

@@ -1,7 +1,6 @@
 #include "nn/train/trainer.h"
 
 #include <fmt/format.h>
-
 #include <chrono>
 #include <cmath>
 #include <limits>

@@ -1,7 +1,6 @@
 #include "ops/layer/layer_norm.h"
 
 #include <fmt/format.h>
-
 #include <cmath>
 
 #include "ops/cards.h"

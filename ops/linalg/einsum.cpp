@@ -1,7 +1,6 @@
 #include "ops/linalg/einsum.h"
 
 #include <fmt/format.h>
-
 #include <algorithm>
 #include <cctype>
 #include <map>

@@ -1,7 +1,6 @@
 #include "ops/testing/check.h"
 
 #include <fmt/format.h>
-
 #include <algorithm>
 #include <cmath>
 #include <map>

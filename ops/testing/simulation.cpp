@@ -1,7 +1,6 @@
 #include "ops/testing/simulation.h"
 
 #include <fmt/format.h>
-
 #include <cmath>
 #include <cstring>
 #include <limits>

@@ -2,7 +2,6 @@
 
 #include <cuda_runtime.h>
 #include <fmt/format.h>
-
 #include <deque>
 #include <memory>
 #include <stdexcept>

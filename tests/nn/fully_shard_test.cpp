@@ -1,7 +1,6 @@
 #include "nn/parallel/fully_shard.h"
 
 #include <fmt/format.h>
-
 #include <set>
 
 #include "tests/nn/helpers.h"

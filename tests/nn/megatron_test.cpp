@@ -1,6 +1,5 @@
 // The collectives of a transformer block are those of Megatron.
 #include <fmt/format.h>
-
 #include <set>
 
 #include "tests/nn/helpers.h"

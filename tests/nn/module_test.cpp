@@ -1,7 +1,6 @@
 #include "nn/module.h"
 
 #include <fmt/format.h>
-
 #include <map>
 
 #include "nn/parallel/fully_shard.h"

@@ -1,7 +1,6 @@
 // Long random programs: hundreds of ops on random layouts give what one rank gives, values and gradients. The seed is
 // printed on failure; PROGRAM_SEED=n runs that program alone.
 #include <fmt/format.h>
-
 #include <cstdlib>
 #include <functional>
 

@@ -1,7 +1,6 @@
 #include "nn/record.h"
 
 #include <fmt/format.h>
-
 #include <optional>
 
 #include "tests/nn/helpers.h"
