@@ -5,7 +5,10 @@
 
 #include "dtensor/comm_log.h"
 #include "dtensor/launch.h"
+#include "nn/layers.h"
 #include "nn/record.h"
+#include "nn/train/adamw.h"
+#include "nn/train/trainer.h"
 #include "ops/all.h"
 
 using namespace dtensor;

@@ -13,6 +13,7 @@ void sharded_tensors_2(Rank&, const DeviceMesh&, DistributedTensor, DistributedT
 void sharded_tensors_3(Rank&, const DeviceMesh&, DistributedTensor, DistributedTensor);
 void sharded_tensors_4(Rank&, const DeviceMesh&, DistributedTensor, DistributedTensor);
 void sharded_tensors_5(Rank&, const DeviceMesh&, DistributedTensor, DistributedTensor);
+void sharded_tensors_6(Rank&, const DeviceMesh&, DistributedTensor, DistributedTensor);
 void readme_1();
 
 namespace {
@@ -34,7 +35,8 @@ TEST_CASE("docs: sharded tensors") {
         "rank 0 at [0,0]: f32[1,1]\n"
         "[[1.]]\n"
         "4\n");
-  for (auto fragment : {sharded_tensors_2, sharded_tensors_3, sharded_tensors_4, sharded_tensors_5}) {
+  for (auto fragment :
+       {sharded_tensors_2, sharded_tensors_3, sharded_tensors_4, sharded_tensors_5, sharded_tensors_6}) {
     auto rank = Rank::recorded(4);
     DeviceMesh mesh(*rank, "dp=2,tp=2");
     printed([&] { fragment(*rank, mesh, ones(mesh, "f32[2,2] dp=Shard(0)"), ones(mesh, "f32[2,2] tp=Shard(1)")); });
