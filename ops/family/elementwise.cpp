@@ -61,67 +61,84 @@ Bring bring_of(int64_t size) {
   return size == 8 ? bring<uint64_t> : size == 4 ? bring<uint32_t> : size == 2 ? bring<uint16_t> : bring<uint8_t>;
 }
 
-}  // namespace
+constexpr int64_t element_block = 512, largest_element = 8;  // elements at a time; bytes of one
 
-void for_elements(const Context& c, std::span<const ElementInput> in, const Tensor& out, const void* f,
-                  ElementLoop loop) {
-  constexpr int64_t block = 512, largest = 8;  // elements at a time; bytes of one
-  struct Input {
-    const std::byte* at;
-    int64_t size;
-    bool whole;  // lies as the output does
-    Bring bring;
-  };
-  std::array<Input, max_elementwise> x{};
+struct Source {
+  const std::byte* at;
+  int64_t size;  // of an element, in bytes
+  bool whole;    // lies as the output does
+};
+
+// Where some operand does not lie as the output does: what is not contiguous is brought together, block by block.
+void for_apart(std::span<const Source> x, const Context& c, std::span<const ElementInput> in, const Tensor& out,
+               const void* f, ElementLoop loop) {
   std::array<Shape, max_elementwise> strides;
+  std::array<Bring, max_elementwise> bring{};
   strides.fill(Shape::filled(out.dims(), 0));
-  bool whole = true;
   for (size_t k = 0; k < in.size(); ++k) {
-    const Tensor* t = in[k].tensor;
-    if (t) strides[k] = broadcast_strides(*t, out.shape());
-    x[k].at = t ? t->bytes_data() : static_cast<const std::byte*>(in[k].element);
-    x[k].size = t ? itemsize(t->dtype()) : in[k].size;
-    x[k].whole = t && t->shape() == out.shape() && t->is_contiguous();
-    x[k].bring = bring_of(x[k].size);
-    whole &= x[k].whole;
+    if (in[k].tensor) strides[k] = broadcast_strides(*in[k].tensor, out.shape());
+    bring[k] = bring_of(x[k].size);
   }
-  std::byte* to = out.bytes_data();
-  int64_t to_size = itemsize(out.dtype());
   Walk walk(out.shape(), strides);
   bool long_runs = walk.shape[0] >= 64;
+  std::byte* to = out.bytes_data();
+  int64_t to_size = itemsize(out.dtype());
   c.pool.parallel_for(out.numel(), pointwise_grain, [&](int64_t begin, int64_t end, int) {
-    alignas(64) std::byte room[max_elementwise][block * largest];
+    alignas(64) std::byte room[max_elementwise][element_block * largest_element];
     std::array<const void*, max_elementwise> from{};
     std::array<int64_t, max_elementwise> repeated{-1, -1, -1};  // the element that fills the operand's room
-    // Elements [b, e) of what lies as the output does.
-    auto compute = [&](int64_t b, int64_t e) {
-      for (size_t k = 0; k < in.size(); ++k)
-        if (x[k].whole) from[k] = x[k].at + b * x[k].size;
-      loop(e - b, to + b * to_size, f, from);
-    };
-    if (whole) return compute(begin, end);
     if (long_runs)
-      return walk.runs(begin, end, block, [&](int64_t first, int64_t n, const Walk::Offsets& offset) {
-        for (size_t k = 0; k < in.size(); ++k) {
+      return walk.runs(begin, end, element_block, [&](int64_t first, int64_t n, const Walk::Offsets& offset) {
+        for (size_t k = 0; k < x.size(); ++k) {
           const std::byte* at = x[k].at + offset[k] * x[k].size;
           int64_t step = walk.strides[k][0];
           if (step == 0 && repeated[k] != offset[k])
-            x[k].bring(at, step, block, room[k]), repeated[k] = offset[k];
+            bring[k](at, step, std::min(element_block, walk.shape[0]), room[k]), repeated[k] = offset[k];
           else if (step != 0 && step != 1)
-            x[k].bring(at, step, n, room[k]);
+            bring[k](at, step, n, room[k]);
           from[k] = step == 1 ? at : room[k];
         }
         loop(n, to + first * to_size, f, from);
       });
-    for (size_t k = 0; k < in.size(); ++k) from[k] = room[k];
     for (int64_t b = begin, e; b < end; b = e) {  // short runs, side by side
-      e = std::min(end, b + block);
-      walk.runs(b, e, block, [&](int64_t first, int64_t n, const Walk::Offsets& offset) {
-        for (size_t k = 0; k < in.size(); ++k)
+      e = std::min(end, b + element_block);
+      walk.runs(b, e, element_block, [&](int64_t first, int64_t n, const Walk::Offsets& offset) {
+        for (size_t k = 0; k < x.size(); ++k)
           if (!x[k].whole)
-            x[k].bring(x[k].at + offset[k] * x[k].size, walk.strides[k][0], n, room[k] + (first - b) * x[k].size);
+            bring[k](x[k].at + offset[k] * x[k].size, walk.strides[k][0], n, room[k] + (first - b) * x[k].size);
       });
-      compute(b, e);
+      for (size_t k = 0; k < x.size(); ++k) from[k] = x[k].whole ? x[k].at + b * x[k].size : room[k];
+      loop(e - b, to + b * to_size, f, from);
+    }
+  });
+}
+
+}  // namespace
+
+void for_elements(const Context& c, std::span<const ElementInput> in, const Tensor& out, const void* f,
+                  ElementLoop loop) {
+  std::array<Source, max_elementwise> x{};
+  bool whole = true, plain = true;  // all operands lie as the output does; or are single elements
+  for (size_t k = 0; k < in.size(); ++k) {
+    const Tensor* t = in[k].tensor;
+    x[k].at = t ? t->bytes_data() : static_cast<const std::byte*>(in[k].element);
+    x[k].size = t ? itemsize(t->dtype()) : in[k].size;
+    x[k].whole = t && t->is_contiguous() && t->shape() == out.shape();
+    whole &= x[k].whole, plain &= x[k].whole || !t;
+  }
+  if (!plain) return for_apart({x.data(), in.size()}, c, in, out, f, loop);
+  std::byte* to = out.bytes_data();
+  int64_t to_size = itemsize(out.dtype());
+  c.pool.parallel_for(out.numel(), pointwise_grain, [&](int64_t begin, int64_t end, int) {
+    alignas(64) std::byte room[max_elementwise][element_block * largest_element];
+    std::array<const void*, max_elementwise> from{};
+    int64_t most = whole ? end - begin : std::min(element_block, end - begin);
+    for (size_t k = 0; k < in.size(); ++k)
+      if (!x[k].whole) bring_of(x[k].size)(x[k].at, 0, most, room[k]), from[k] = room[k];
+    for (int64_t b = begin; b < end; b += most) {
+      for (size_t k = 0; k < in.size(); ++k)
+        if (x[k].whole) from[k] = x[k].at + b * x[k].size;
+      loop(std::min(most, end - b), to + b * to_size, f, from);
     }
   });
 }
