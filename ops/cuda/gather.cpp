@@ -7,7 +7,7 @@
 namespace dtensor::cuda {
 namespace {
 
-// x, [..., n, ...], indexed along the attribute "dim"; `index` has one dimension, or those of the slices.
+// x, [..., n, ...], indexed along AtIndex::dim; `index` has one dimension, or those of the slices.
 Indexed indexed(const Context& c, const Tensor& x, const Tensor& index, const Tensor& slices) {
   int64_t dim = c.attributes.as<ops::AtIndex>().dim;
   Range here = c.range(char('a' + dim));

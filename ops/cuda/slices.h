@@ -7,7 +7,7 @@
 
 namespace dtensor::cuda {
 
-// x seen as [outer, n, inner] along the attribute "dims": permuted into [outer, n] where these are not side by side.
+// x seen as [outer, n, inner] along Over::dims: permuted into [outer, n] where these are not side by side.
 class Slices {
  public:
   Slices(const Context& c, const Tensor& x) : dims_(ops::dims_of(c.attributes)), together_(true) {

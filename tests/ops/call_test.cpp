@@ -276,3 +276,17 @@ TEST_CASE("what a card writes in place is never moved: a layout that would have 
     expect(numbers(columns.full_tensor())[7], 7);
   });
 }
+
+TEST_CASE("a lasting card is its card: a call of it, as records replay them, needs no other decision or kernel") {
+  OneRank one;
+  DistributedTensor x = one({4});
+  std::shared_ptr<const Op> card = lasting(ops::relu_op);
+  CHECK(card->identity.key() == ops::relu_op.identity.key());
+  CHECK(lasting(*card) == card);
+  call(ops::relu_op, {&x});
+  size_t calls = cached_calls(*one.rank);
+  call(*card, {&x});
+  CHECK(cached_calls(*one.rank) == calls);
+  const Op copy = ops::relu_op;  // another card
+  CHECK(copy.identity.key() != ops::relu_op.identity.key());
+}
