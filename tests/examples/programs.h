@@ -21,7 +21,7 @@ using Catch::StartsWith;
 using Json = nlohmann::ordered_json;
 using Words = std::vector<std::string>;
 
-inline std::string source(const std::string& path) { return std::string(DTENSOR_SOURCE_DIR) + "/" + path; }
+inline std::string source(const std::string& path) { return DTENSOR_SOURCE_DIR "/" + path; }
 
 inline std::string read(const std::filesystem::path& file) {
   std::ifstream in(file, std::ios::binary);
