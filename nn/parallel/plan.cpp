@@ -5,7 +5,8 @@
 #include <nlohmann/json.hpp>
 
 #include "nn/json.h"
-#include "nn/parallel/fully_shard.h"
+#include "nn/parallel/json_place.h"
+#include "nn/parallel/module_paths.h"
 #include "placement/nearest.h"
 
 namespace dtensor::nn {
@@ -13,35 +14,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-// As a part of a JSON path: lm_head, "model.norm".
-std::string quoted(const std::string& key) {
-  bool plain = key.find_first_of(".*\" ") == std::string::npos && !key.empty();
-  return plain ? key : fmt::format("\"{}\"", key);
-}
-
-// A value in the file and where it stands: tensor_parallel.plan."lm_head".style
-struct Place {
-  const Json& value;
-  std::string path;
-
-  Place at(const std::string& key) const {
-    return {value.at(key), fmt::format("{}{}{}", path, path.empty() ? "" : ".", quoted(key))};
-  }
-  [[noreturn]] void error(const std::string& what) const {
-    fail("[plan] {}: {}", path.empty() ? "the file" : path, what);
-  }
-  std::string text() const {
-    if (!value.is_string()) error(fmt::format("{} is no string", value.dump()));
-    return value.get<std::string>();
-  }
-  void fields(const std::vector<std::string>& known) const {
-    if (!value.is_object()) error(fmt::format("{} is no object", value.dump()));
-    for (const auto& [key, v] : value.items())
-      if (std::find(known.begin(), known.end(), key) == known.end())
-        error(fmt::format("there is no field \"{}\"{} (fields: {})", key, nearest_hint(key, known),
-                          fmt::join(known, ", ")));
-  }
-};
+using Place = JsonPlace;
 
 std::optional<Placement> parse_optional_layout(const Place& p) {
   if (p.value.is_null()) return std::nullopt;
@@ -57,8 +30,7 @@ std::optional<Placement> parse_optional_layout(const Place& p) {
 std::vector<std::optional<Placement>> parse_layouts(const Place& p) {
   if (!p.value.is_array()) return {parse_optional_layout(p)};
   std::vector<std::optional<Placement>> list;
-  for (size_t i = 0; i < p.value.size(); ++i)
-    list.push_back(parse_optional_layout({p.value[i], fmt::format("{}[{}]", p.path, i)}));
+  for (size_t i = 0; i < p.value.size(); ++i) list.push_back(parse_optional_layout(p.at(i)));
   return list;
 }
 
@@ -153,75 +125,12 @@ Style parse_style(const Place& p) {
 }
 
 TensorParallelPlan parse_tensor_parallel(const Place& p) {
-  p.fields({"axis", "plan"});
-  for (const char* key : {"axis", "plan"})
-    if (!p.value.contains(key)) p.error(fmt::format("\"{}\" is missing", key));
+  p.fields({"axis", "plan"}, {"axis", "plan"});
   TensorParallelPlan t{p.at("axis").text(), {}};
   Place plan = p.at("plan");
   if (!plan.value.is_object()) plan.error("a plan is an object of module paths and styles");
   for (const auto& [key, value] : plan.value.items()) t.lines.emplace_back(key, parse_style(plan.at(key)));
   return t;
-}
-
-FullyShardPlan parse_fully_shard(const Place& p) {
-  p.fields({"axis", "replicate_axis", "modules", "param_dtype", "reduce_dtype", "reshard_after_forward"});
-  for (const char* key : {"axis", "modules"})
-    if (!p.value.contains(key)) p.error(fmt::format("\"{}\" is missing", key));
-  FullyShardPlan f;
-  auto strings = [](const Place& list) {
-    std::vector<std::string> out;
-    if (!list.value.is_array()) return out.push_back(list.text()), out;
-    for (size_t i = 0; i < list.value.size(); ++i)
-      out.push_back(Place{list.value[i], fmt::format("{}[{}]", list.path, i)}.text());
-    return out;
-  };
-  f.axes = strings(p.at("axis"));
-  f.modules = strings(p.at("modules"));
-  if (f.axes.empty()) p.at("axis").error("an empty list shards over nothing: name an axis");
-  if (f.modules.empty()) p.at("modules").error("an empty list shards nothing: write [\"\"] for the whole model");
-  if (p.value.contains("replicate_axis")) f.replicate_axis = p.at("replicate_axis").text();
-  if (p.value.contains("reshard_after_forward")) {
-    if (!p.value["reshard_after_forward"].is_boolean()) p.at("reshard_after_forward").error("true or false");
-    f.reshard_after_forward = p.value["reshard_after_forward"].get<bool>();
-  }
-  if (p.value.contains("param_dtype")) {
-    std::string type = p.at("param_dtype").text();
-    if (type != "fp32" && type != "bf16")
-      p.at("param_dtype").error(fmt::format("\"{}\" is not supported; use \"fp32\" or \"bf16\"", type));
-    f.param_dtype = type == "bf16" ? DType::bf16 : DType::f32;
-  }
-  if (p.value.contains("reduce_dtype") && p.at("reduce_dtype").text() != "fp32")
-    p.at("reduce_dtype")
-        .error(fmt::format("{} is not supported; gradients are reduced in \"fp32\"", p.value["reduce_dtype"].dump()));
-  return f;
-}
-
-// "model.layers.*.mlp" matches "model.layers.0.mlp": * is any one segment.
-bool matches(std::string_view pattern, std::string_view path) {
-  while (true) {
-    size_t a = std::min(pattern.find('.'), pattern.size()), b = std::min(path.find('.'), path.size());
-    if (pattern.substr(0, a) != "*" && pattern.substr(0, a) != path.substr(0, b)) return false;
-    if (a == pattern.size() || b == path.size()) return a == pattern.size() && b == path.size();
-    pattern.remove_prefix(a + 1), path.remove_prefix(b + 1);
-  }
-}
-
-// The modules that a pattern names; an error with the nearest name where there are none.
-std::vector<Module*> find_modules(Module& model, const std::string& pattern, const char* place) {
-  std::vector<Module*> found;
-  std::vector<std::string> names;
-  for (Module* m : model.modules()) {
-    if (matches(pattern, m->path())) found.push_back(m);
-    if (m->path().empty()) continue;
-    std::string& name = names.emplace_back(m->path());
-    if (pattern.find('*') == std::string::npos) continue;
-    for (size_t i = 0, end; i < name.size(); i = end + 1) {  // as a pattern, where the mistyped one is
-      end = std::min(name.find('.', i), name.size());
-      if (name.find_first_not_of("0123456789", i) >= end) name.replace(i, end - i, 1, '*'), end = i + 1;
-    }
-  }
-  if (found.empty()) fail("[plan] {}: \"{}\" matches no module{}", place, pattern, nearest_hint(pattern, names));
-  return found;
 }
 
 void apply_tensor_parallel(Module& model, const TensorParallelPlan& plan, std::map<Module*, std::string>& matched) {
@@ -233,30 +142,6 @@ void apply_tensor_parallel(Module& model, const TensorParallelPlan& plan, std::m
             m->path(), it->second, pattern);
       nn::apply(*m, axis, style, fmt::format("{}: {}", quoted(pattern), name(style.kind)));
     }
-}
-
-// Inner modules first, so that a parameter belongs to the innermost group.
-void apply_fully_shard(Module& model, const FullyShardPlan& plan) {
-  FullyShardOptions options{{}, plan.reshard_after_forward};
-  for (const std::string& axis : plan.axes) options.axes.push_back(model.mesh().shape().axis(axis, "plan"));
-  std::vector<Module*> list;
-  for (const std::string& pattern : plan.modules)
-    for (Module* m : find_modules(model, pattern, "fully_shard.modules")) {
-      check(std::find(list.begin(), list.end(), m) == list.end(),
-            "[plan] fully_shard.modules: module \"{}\" is named twice", m->path());
-      list.push_back(m);
-    }
-  auto depth = [](Module* m) {
-    return m->path().empty() ? 0 : 1 + std::count(m->path().begin(), m->path().end(), '.');
-  };
-  std::stable_sort(list.begin(), list.end(), [&](Module* a, Module* b) { return depth(a) > depth(b); });
-  for (Module* m : list) {
-    if (plan.param_dtype)
-      for (Parameter* p : m->parameters())
-        if (!p->group()) p->compute_in(*plan.param_dtype);
-    nn::fully_shard(*m, options);
-  }
-  prefetch(model);
 }
 
 }  // namespace
@@ -275,43 +160,31 @@ ParallelPlan ParallelPlan::from_json(const Json& object) {
   root.fields({"tensor_parallel", "loss_parallel", "data_parallel", "fully_shard", "activation_checkpoint",
                "context_parallel"});
   ParallelPlan plan;
-  for (const char* later : {"activation_checkpoint", "context_parallel"})
-    if (object.contains(later)) root.at(later).error("not supported yet; remove it");
   if (object.contains("tensor_parallel")) {
     Place tp = root.at("tensor_parallel");
     if (!tp.value.is_array())
       plan.tensor_parallel.push_back(parse_tensor_parallel(tp));
     else
-      for (size_t i = 0; i < tp.value.size(); ++i)
-        plan.tensor_parallel.push_back(parse_tensor_parallel({tp.value[i], fmt::format("tensor_parallel[{}]", i)}));
+      for (size_t i = 0; i < tp.value.size(); ++i) plan.tensor_parallel.push_back(parse_tensor_parallel(tp.at(i)));
   }
   if (object.contains("loss_parallel")) {
     if (!object["loss_parallel"].is_boolean()) root.at("loss_parallel").error("true or false");
     plan.loss_parallel = object["loss_parallel"].get<bool>();
     if (plan.tensor_parallel.empty()) root.at("loss_parallel").error("needs tensor_parallel");
   }
-  if (object.contains("data_parallel")) {
-    Place dp = root.at("data_parallel");
-    dp.fields({"axis"});
-    if (!dp.value.contains("axis")) dp.error("\"axis\" is missing");
-    plan.data_parallel = dp.at("axis").text();
-  }
-  if (object.contains("fully_shard")) plan.fully_shard = parse_fully_shard(root.at("fully_shard"));
+  auto section = [&]<class T>(const char* name, std::optional<T>& to) {
+    if (object.contains(name)) to = T::from_json(root.at(name));
+  };
+  section("activation_checkpoint", plan.activation_checkpoint);
+  section("fully_shard", plan.fully_shard);
+  section("data_parallel", plan.data_parallel);
+  section("context_parallel", plan.context_parallel);
   return plan;
 }
 
 namespace {
 
 Json to_json(const std::optional<Placement>& p) { return p ? Json(to_string(*p)) : Json(); }
-
-// A list of one is written as its element.
-template <class T, class F>
-Json one_or_list(const std::vector<T>& list, F to) {
-  if (list.size() == 1) return to(list[0]);
-  Json array = Json::array();
-  for (const T& x : list) array.push_back(to(x));
-  return array;
-}
 
 Json to_json(const Style& s) {
   Json object{{"style", name(s.kind)}};
@@ -336,16 +209,6 @@ Json to_json(const TensorParallelPlan& t) {
   return {{"axis", t.axis}, {"plan", lines}};
 }
 
-Json to_json(const FullyShardPlan& f) {
-  auto text = [](const std::string& s) { return Json(s); };
-  Json object{{"axis", one_or_list(f.axes, text)}};
-  if (f.replicate_axis) object["replicate_axis"] = *f.replicate_axis;
-  object["modules"] = f.modules;
-  if (!f.reshard_after_forward) object["reshard_after_forward"] = false;
-  if (f.param_dtype) object["param_dtype"] = *f.param_dtype == DType::bf16 ? "bf16" : "fp32";
-  return object;
-}
-
 }  // namespace
 
 Json ParallelPlan::to_json() const {
@@ -353,14 +216,16 @@ Json ParallelPlan::to_json() const {
   if (!tensor_parallel.empty())
     object["tensor_parallel"] = one_or_list(tensor_parallel, [](const auto& t) { return nn::to_json(t); });
   if (loss_parallel) object["loss_parallel"] = *loss_parallel;
-  if (data_parallel) object["data_parallel"] = {{"axis", *data_parallel}};
-  if (fully_shard) object["fully_shard"] = nn::to_json(*fully_shard);
+  if (context_parallel) object["context_parallel"] = context_parallel->to_json();
+  if (activation_checkpoint) object["activation_checkpoint"] = activation_checkpoint->to_json();
+  if (fully_shard) object["fully_shard"] = fully_shard->to_json();
+  if (data_parallel) object["data_parallel"] = data_parallel->to_json();
   return object;
 }
 
 std::vector<std::string> ParallelPlan::data_axes() const {
   std::vector<std::string> list;
-  if (data_parallel) list.push_back(*data_parallel);
+  if (data_parallel) list.push_back(data_parallel->axis);
   if (fully_shard) {
     list.insert(list.end(), fully_shard->axes.begin(), fully_shard->axes.end());
     if (fully_shard->replicate_axis) list.push_back(*fully_shard->replicate_axis);
@@ -372,6 +237,7 @@ std::vector<std::string> ParallelPlan::axes() const {
   std::vector<std::string> list, data = data_axes();
   for (const auto& t : tensor_parallel) list.push_back(t.axis);
   list.insert(list.end(), data.begin(), data.end());
+  if (context_parallel) list.push_back(context_parallel->axis);
   return list;
 }
 
@@ -382,7 +248,10 @@ void ParallelPlan::apply(Module& model) const {
           axis, to_string(mesh), to_string(mesh), axis);
   std::map<std::string, std::map<Module*, std::string>> matched;  // by axis
   for (const auto& t : tensor_parallel) apply_tensor_parallel(model, t, matched[t.axis]);
-  if (fully_shard) apply_fully_shard(model, *fully_shard);
+  if (context_parallel) context_parallel->apply(model);
+  if (activation_checkpoint) activation_checkpoint->apply(model);
+  if (fully_shard) fully_shard->apply(model);
+  if (data_parallel) data_parallel->apply(model);
   if (!loss_parallel) return;
   for (const auto& t : tensor_parallel) {
     int axis = mesh.axis(t.axis, "plan");

@@ -4,6 +4,10 @@
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
 
+#include "nn/parallel/activation_checkpoint.h"
+#include "nn/parallel/context_parallel.h"
+#include "nn/parallel/data_parallel.h"
+#include "nn/parallel/fully_shard_plan.h"
 #include "nn/parallel/styles.h"
 
 namespace dtensor::nn {
@@ -16,21 +20,15 @@ struct TensorParallelPlan {
   friend bool operator==(const TensorParallelPlan&, const TensorParallelPlan&) = default;
 };
 
-struct FullyShardPlan {
-  std::vector<std::string> axes;              // to shard over
-  std::optional<std::string> replicate_axis;  // hybrid: stored alike on it
-  std::vector<std::string> modules;           // patterns; "" is the root
-  bool reshard_after_forward = true;
-  std::optional<DType> param_dtype;  // to compute in, and to gather; bf16 is for CUDA
-
-  friend bool operator==(const FullyShardPlan&, const FullyShardPlan&) = default;
-};
-
+// A section that is not there changes nothing. They are applied in this order, so that what is fully sharded is what
+// tensor parallelism left, and gathers its parameters around what is computed again.
 struct ParallelPlan {
   std::vector<TensorParallelPlan> tensor_parallel;
-  std::optional<bool> loss_parallel;         // true: logits must arrive sharded over classes; false: they are gathered
-  std::optional<std::string> data_parallel;  // axis
+  std::optional<ContextParallelPlan> context_parallel;
+  std::optional<ActivationCheckpointPlan> activation_checkpoint;
   std::optional<FullyShardPlan> fully_shard;
+  std::optional<DataParallelPlan> data_parallel;
+  std::optional<bool> loss_parallel;  // true: logits must arrive sharded over classes; false: they are gathered
 
   // Errors name the JSON path: an unknown field or style, a layout that is none.
   static ParallelPlan load(const std::string& file);

@@ -92,7 +92,8 @@ TEST_CASE("the batch is sharded over the data axes") {
     CHECK(to_string(batch_layout(MeshShape::parse(c.mesh)), MeshShape::parse(c.mesh)) == c.layout);
   // and over those that a plan names
   MeshShape mesh = MeshShape::parse("data=2,tp=2");
-  CHECK(to_string(batch_layout(mesh, {.data_parallel = "data"}), mesh) == "data=Shard(0) tp=Replicate");
+  CHECK(to_string(batch_layout(mesh, {.data_parallel = DataParallelPlan{"data"}}), mesh) ==
+        "data=Shard(0) tp=Replicate");
 }
 
 TEST_CASE("errors of the data") {

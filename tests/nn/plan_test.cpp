@@ -443,7 +443,7 @@ class RandomPlan {
       p.tensor_parallel.push_back(t);
     }
     if (!p.tensor_parallel.empty() && below(2)) p.loss_parallel = below(2);
-    if (below(2)) p.data_parallel = word();
+    if (below(2)) p.data_parallel = nn::DataParallelPlan{word()};
     if (below(2)) {
       nn::FullyShardPlan& f = p.fully_shard.emplace();
       f.axes = words(), f.modules = words();

@@ -1,0 +1,21 @@
+// Module paths in plans: "model.layers.*.mlp".
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "nn/module.h"
+
+namespace dtensor::nn {
+
+// "model.layers.*.mlp" matches "model.layers.0.mlp": * is any one segment.
+bool matches(std::string_view pattern, std::string_view path);
+
+// The modules that a pattern names. Errors: there are none, with the nearest name; `place` is where in the plan it is.
+std::vector<Module*> find_modules(Module& model, const std::string& pattern, const char* place);
+
+// The modules that a list of patterns names. Errors: also one that is named twice.
+std::vector<Module*> find_modules(Module& model, const std::vector<std::string>& patterns, const char* place);
+
+}  // namespace dtensor::nn
