@@ -124,7 +124,7 @@ bool is_identifier(std::string_view s) {
   return !s.empty() && std::all_of(s.begin(), s.end(), [](char c) { return std::isalnum(uint8_t(c)) || c == '_'; });
 }
 
-// true, -1, 0.5, f32, 8,4,4, mean
+// true, -1, 0.5, f32, 8,4,4, 1,0.5, mean
 NamedValue parse_value(std::string_view key, std::string_view text) {
   if (text == "true" || text == "false") return text == "true";
   for (DType t : {DType::f32, DType::f64, DType::bf16, DType::i64, DType::boolean})
@@ -133,19 +133,19 @@ NamedValue parse_value(std::string_view key, std::string_view text) {
     auto [end, error] = std::from_chars(s.data(), s.data() + s.size(), value);
     return error == std::errc() && end == s.data() + s.size();
   };
-  bool list =
-      text.find(',') != std::string_view::npos && text.find_first_not_of("0123456789,-") == std::string_view::npos;
-  if (list) {
-    std::vector<int64_t> values;
+  if (text.find(',') != std::string_view::npos && text.find_first_not_of("0123456789,-.e") == std::string_view::npos) {
+    std::vector<int64_t> integers;
+    std::vector<double> numbers;
     for (size_t at = 0; at <= text.size();) {
-      size_t comma = std::min(text.find(',', at), text.size());
-      int64_t v;
-      check(number(text.substr(at, comma - at), v), "[dtensor_explain] \"{}={}\": a list is integers with commas", key,
+      std::string_view word = text.substr(at, std::min(text.find(',', at), text.size()) - at);
+      int64_t i;
+      check(number(word, numbers.emplace_back()), "[dtensor_explain] \"{}={}\": a list is numbers with commas", key,
             text);
-      values.push_back(v);
-      at = comma + 1;
+      if (number(word, i)) integers.push_back(i);
+      at += word.size() + 1;
     }
-    return values;
+    if (integers.size() == numbers.size()) return integers;
+    return numbers;
   }
   int64_t i;
   double d;

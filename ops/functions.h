@@ -7,6 +7,7 @@
 #include "ops/layer/layer_norm.h"
 #include "ops/layer/loss.h"
 #include "ops/layer/norm.h"
+#include "ops/layer/rotary.h"
 #include "ops/linalg/einsum.h"
 #include "ops/linalg/matmul.h"
 #include "ops/pointwise/activation.h"

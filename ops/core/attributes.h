@@ -8,8 +8,8 @@
 // A call takes one, call(rms_norm_op, {&x, &w}, Norm{1e-6}); kernels, rules and gradients read it, a.as<Norm>().eps.
 //
 // A double is a run-time number: calls that differ by its value are one call to the dispatcher's cache, to which only
-// its class is known (zero, positive, negative, infinite, NaN). So are integers that the struct names as run_time: a
-// slice's start. All else is part of the cache's key.
+// its class is known (zero, positive, negative, infinite, NaN); of a list of doubles, how many they are. So are
+// integers that the struct names as run_time: a slice's start. All else is part of the cache's key.
 #pragma once
 
 #include <cmath>
@@ -24,7 +24,7 @@
 namespace dtensor {
 
 // A member of a struct of attributes: bool, int64_t, double, DType, std::string, Shape (a short list of integers),
-// std::vector<int64_t>, an enum that has a name(), or an optional one of them.
+// std::vector<int64_t>, std::vector<double>, an enum that has a name(), or an optional one of them.
 template <class S, class T>
 struct Field {
   std::string_view name;
@@ -73,6 +73,8 @@ uint64_t hash(const T& v) {
     return std::hash<std::string_view>{}(v);
   else if constexpr (std::is_integral_v<T> || std::is_enum_v<T>)
     return uint64_t(v);
+  else if constexpr (std::is_same_v<T, std::vector<double>>)
+    return uint64_t(v.size());
   else {
     uint64_t h = uint64_t(v.size());
     for (int64_t i : v) h = mixed(h, uint64_t(i));
@@ -86,6 +88,8 @@ bool same_key(const T& a, const T& b) {
            std::isnan(a) == std::isnan(b);
   else if constexpr (is_optional<T>)
     return a.has_value() == b.has_value() && (!a || same_key(*a, *b));
+  else if constexpr (std::is_same_v<T, std::vector<double>>)
+    return a.size() == b.size();
   else
     return a == b;
 }
@@ -93,8 +97,11 @@ template <class T>
 void make_key(T& v) {
   if constexpr (std::is_same_v<T, double>)
     v = class_of(v);
-  else if constexpr (is_optional<T>)
+  else if constexpr (std::is_same_v<T, std::vector<double>>)
+    v.assign(v.size(), 0);
+  else if constexpr (is_optional<T>) {
     if (v) make_key(*v);
+  }
 }
 template <class T>
 void add_to(NamedValues& list, std::string_view key, const T& v) {
@@ -198,7 +205,9 @@ inline constexpr Type type = {
       bool found = false;
       for_fields<S>([&](const auto& f) {
         using T = std::remove_cvref_t<decltype(std::declval<S>().*f.at)>;
-        if (f.name == name) found = f.run_time || std::is_same_v<T, double> || std::is_same_v<T, std::optional<double>>;
+        if (f.name == name)
+          found = f.run_time || std::is_same_v<T, double> || std::is_same_v<T, std::optional<double>> ||
+                  std::is_same_v<T, std::vector<double>>;
       });
       return found;
     }};
@@ -248,7 +257,8 @@ class Attributes {
     return *static_cast<const S*>(base);
   }
 
-  // What a decision may depend on: run-time integers are 0, and of a double its class: 0, 1, -1, inf, -inf or NaN.
+  // What a decision may depend on: run-time integers are 0, and of a double its class: 0, 1, -1, inf, -inf or NaN; a
+  // list of doubles is as many zeros.
   Attributes key() const {
     Attributes k = *this;
     if (type_) type_->make_key(k.bytes_);

@@ -74,6 +74,14 @@ std::vector<int64_t> Arguments::list(std::string_view name, std::optional<std::v
   return *l;
 }
 
+std::vector<double> Arguments::numbers(std::string_view name, std::optional<std::vector<double>> otherwise) {
+  const NamedValue* v = use(name, !otherwise);
+  if (!v) return *otherwise;
+  if (const auto* numbers = std::get_if<std::vector<double>>(v)) return *numbers;
+  if (const auto* integers = std::get_if<std::vector<int64_t>>(v)) return {integers->begin(), integers->end()};
+  return {number(name)};
+}
+
 Shape Arguments::shape(std::string_view name) {
   std::vector<int64_t> l = list(name);
   check(l.size() <= size_t(max_dims), "[{}] {} dimensions; at most {} are supported", function(), l.size(), max_dims);

@@ -30,6 +30,8 @@ class Arguments {
   DType dtype(std::string_view name);
   // "shape=8,4,4"; one integer is a list of one.
   std::vector<int64_t> list(std::string_view name, std::optional<std::vector<int64_t>> otherwise = {});
+  // "frequencies=1,0.5"; one number is a list of one.
+  std::vector<double> numbers(std::string_view name, std::optional<std::vector<double>> otherwise = {});
   Shape shape(std::string_view name);
   // "dim=1", "dim=0,2" or the same as "dims"; none: all, as an empty list.
   Shape dims();

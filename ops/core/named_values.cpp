@@ -9,6 +9,7 @@ std::string to_string(const NamedValue& value) {
     std::string operator()(bool b) const { return b ? "true" : "false"; }
     std::string operator()(int64_t i) const { return fmt::format("{}", i); }
     std::string operator()(double d) const { return fmt::format("{}", d); }
+    std::string operator()(const std::vector<double>& v) const { return fmt::format("{}", fmt::join(v, ",")); }
     std::string operator()(const std::vector<int64_t>& v) const { return fmt::format("{}", fmt::join(v, ",")); }
     std::string operator()(DType t) const { return std::string(name(t)); }
     std::string operator()(const std::string& s) const { return s; }

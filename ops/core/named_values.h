@@ -14,7 +14,7 @@
 
 namespace dtensor {
 
-using NamedValue = std::variant<bool, int64_t, double, std::vector<int64_t>, DType, std::string>;
+using NamedValue = std::variant<bool, int64_t, double, std::vector<int64_t>, std::vector<double>, DType, std::string>;
 
 std::string to_string(const NamedValue& value);
 

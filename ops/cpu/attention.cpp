@@ -151,22 +151,48 @@ static void each_block(int64_t begin, int64_t n, int64_t block, Body body) {
   }
 }
 
-/// The rows of [first, last) from the first to the last that sees some of the keys [j, j_end), by position.
-static std::pair<int64_t, int64_t> rows_that_see(const Attention& a, int64_t first, int64_t last, int64_t j,
-                                                 int64_t j_end) {
-  int64_t earliest = a.key_position(j);
-  while (++j < j_end) earliest = std::min(earliest, a.key_position(j));
-  while (first < last && a.query_position(first) < earliest) first++;
-  while (first < last && a.query_position(last - 1) < earliest) last--;
-  return {first, last};
-}
+/// What the keys [j, j_end) are: their positions and documents from the least to the greatest.
+struct KeyBounds {
+  int64_t earliest, latest, first_document = 0, last_document = 0;
 
-/// body(i, j, tile) for every block of keys and the rows [i, i + tile.rows) of a block of queries that see some of it.
+  KeyBounds(const Attention& a, int64_t j, int64_t j_end) : earliest(a.key_position(j)), latest(earliest) {
+    if (!a.key_positions)
+      latest = a.key_position(j_end - 1);
+    else
+      for (int64_t i = j + 1; i < j_end; i++)
+        earliest = std::min(earliest, a.key_positions[i]), latest = std::max(latest, a.key_positions[i]);
+    if (!a.key_documents) return;
+    const auto [low, high] = std::minmax_element(a.key_documents + j, a.key_documents + j_end);
+    first_document = *low, last_document = *high;
+  }
+  /// Query row i may see one of them; it sees all of them.
+  bool some_seen(const Attention& a, int64_t i) const {
+    const int64_t p = a.query_position(i);
+    if (a.causal && (p < earliest || (a.window && p - latest >= a.window))) return false;
+    return !a.query_documents ||
+           (a.query_documents[i] >= std::max<int64_t>(first_document, 0) && a.query_documents[i] <= last_document);
+  }
+  bool all_seen(const Attention& a, int64_t i) const {
+    const int64_t p = a.query_position(i);
+    if (a.causal && (p < latest || (a.window && p - earliest >= a.window))) return false;
+    return !a.query_documents ||
+           (a.query_documents[i] == first_document && first_document == last_document && first_document >= 0);
+  }
+};
+
+/// Whether what is hidden is more than the triangle that kernels know.
+static bool hides_more(const Attention& a) { return (a.causal && (a.by_position() || a.window)) || a.query_documents; }
+
+/// body(i, j, tile) for every block of keys and the rows [i, i + tile.rows) of a block of queries, from the first to
+/// the last that may see some of it.
 template <class Body>
 static void each_tile(const Attention& a, int64_t first, int64_t last, Body body) {
   each_block(a.key_begin, a.keys, key_block, [&](int64_t j, int64_t j_end) {
-    if (a.causal && a.by_position()) {
-      const auto [i, end] = rows_that_see(a, first, last, j, j_end);
+    if (hides_more(a)) {
+      const KeyBounds keys(a, j, j_end);
+      int64_t i = first, end = last;
+      while (i < end && !keys.some_seen(a, i)) i++;
+      while (i < end && !keys.some_seen(a, end - 1)) end--;
       if (i < end) body(i, j, Tile{end - i, j_end - j, 0, false});
       return;
     }
@@ -176,17 +202,22 @@ static void each_tile(const Attention& a, int64_t first, int64_t last, Body body
   });
 }
 
-/// Products of query row i and key row j on become -inf where the key's position is beyond the query's.
+/// Products of query row i and key row j on become -inf where the query does not see the key.
 template <class T>
-static void hide_later(const Attention& a, const Tile& tile, int64_t i, int64_t j, T* products) {
-  if (!a.causal || !a.by_position()) return;
-  int64_t keys[key_block], latest = std::numeric_limits<int64_t>::min();
-  for (int64_t c = 0; c < tile.keys; c++) latest = std::max(latest, keys[c] = a.key_position(j + c));
+static void hide_unseen(const Attention& a, const Tile& tile, int64_t i, int64_t j, T* products) {
+  if (!hides_more(a)) return;
+  const KeyBounds keys(a, j, j + tile.keys);
   for (int64_t r = 0; r < tile.rows; r++, products += key_block) {
+    if (keys.all_seen(a, i + r)) continue;
     const int64_t query = a.query_position(i + r);
-    if (latest <= query) continue;
-    for (int64_t c = 0; c < tile.keys; c++)
-      if (keys[c] > query) products[c] = -std::numeric_limits<T>::infinity();
+    const int64_t latest = a.causal ? query : std::numeric_limits<int64_t>::max();
+    const int64_t earliest = a.causal && a.window ? query - a.window + 1 : std::numeric_limits<int64_t>::min();
+    const int64_t document = a.query_documents ? a.query_documents[i + r] : 0;
+    for (int64_t c = 0; c < tile.keys; c++) {
+      const int64_t key = a.key_position(j + c);
+      const bool other = a.key_documents && (a.key_documents[j + c] != document || document < 0);
+      if (key > latest || key < earliest || other) products[c] = -std::numeric_limits<T>::infinity();
+    }
   }
 }
 
@@ -250,7 +281,7 @@ void attention(const Attention& a, const T* q, int64_t q_stride, const T* k, int
       T* o = out + i * out_stride;
       gemm(Form::NT, tile.rows, tile.keys, a.head_dim, q + i * q_stride, q_stride, k + j * k_stride, k_stride, scores,
            key_block, false, 0, scratch);
-      hide_later(a, tile, i, j, scores);
+      hide_unseen(a, tile, i, j, scores);
       if (more.masked()) mask(tile, a.scale, more, i, j, scores);
       kernels<T>().softmax(tile, scale, scores, max + (i - first), lse + i, a.head_dim, o, out_stride);
       if (keep) keep_factors(a, tile, more, i, j, keep), multiply(tile, keep, scores);
@@ -280,7 +311,7 @@ void attention_backward(const Attention& a, const T* q, int64_t q_stride, const 
       const T *qi = q + i * q_stride, *gi = dout + i * dout_stride, *kj = k + j * k_stride, *vj = v + j * v_stride;
       gemm(Form::NT, m, n, d, qi, q_stride, kj, k_stride, p, key_block, false, 0, scratch);
       gemm(Form::NT, m, n, d, gi, dout_stride, vj, v_stride, ds, key_block, false, 0, scratch);
-      hide_later(a, tile, i, j, p);
+      hide_unseen(a, tile, i, j, p);
       if (more.masked()) mask(tile, a.scale, more, i, j, p);
       if (keep) keep_factors(a, tile, more, i, j, keep), multiply(tile, keep, ds);
       kernels<T>().gradient(tile, scale, lse + i, delta + (i - first), p, ds);

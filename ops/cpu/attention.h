@@ -25,13 +25,17 @@ constexpr int64_t query_block = 256;
 
 /// q, out, dout, dq: [queries, head_dim]; k, v, dk, dv: [keys, head_dim]; lse: [queries]. Query row i is at global
 /// position query_begin + i, key row j at key_begin + j (both >= 0), or where query_positions[i] and key_positions[j]
-/// say; with `causal` the row sees the keys at its position and before. scale > 0. Sizes may be 0.
+/// say; with `causal` the row sees the keys at its position and before, and of these the `window` last where that is
+/// not 0; and where documents are given those of its own document alone, which is none where that is negative.
+/// scale > 0. Sizes may be 0.
 struct Attention {
   int64_t queries, keys, head_dim;
   int64_t query_begin = 0, key_begin = 0;
   bool causal = true;
   double scale = 1;
   const int64_t *query_positions = nullptr, *key_positions = nullptr;
+  int64_t window = 0;
+  const int64_t *query_documents = nullptr, *key_documents = nullptr;
 
   bool by_position() const { return query_positions || key_positions; }
   int64_t query_position(int64_t i) const { return query_positions ? query_positions[i] : query_begin + i; }

@@ -1,5 +1,6 @@
 #include "ops/cpu/fused.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "ops/cpu/gemm.h"
@@ -91,22 +92,22 @@ void swiglu_backward(int64_t n, const T* dy, const T* gate, const T* up, T* dgat
 }
 
 template <class T>
-void rotary(int64_t batch, int64_t positions, int64_t heads, int64_t dim, const T* x, Strides xs, const T* cos,
-            const T* sin, bool inverse, T* y, Strides ys) {
+void rotary(int64_t batch, int64_t positions, int64_t heads, int64_t dim, int64_t pairs, const T* x, Strides xs,
+            const T* cos, const T* sin, bool inverse, T* y, Strides ys) {
   const Tag<T> d;
-  const int64_t half = dim / 2;
   const auto sign = splat(d, inverse ? -1 : 1);
   for (int64_t b = 0; b < batch; b++)
     for (int64_t p = 0; p < positions; p++)
       for (int64_t h = 0; h < heads; h++) {
-        const T *from = x + b * xs.batch + p * xs.position + h * xs.head, *c = cos + p * half, *s = sin + p * half;
+        const T *from = x + b * xs.batch + p * xs.position + h * xs.head, *c = cos + p * pairs, *s = sin + p * pairs;
         T* to = y + b * ys.batch + p * ys.position + h * ys.head;
-        each(d, half, [=](int64_t i, int64_t m) HWY_ATTR {
-          const auto low = load(d, from + i, m), high = load(d, from + half + i, m);
+        each(d, pairs, [=](int64_t i, int64_t m) HWY_ATTR {
+          const auto low = load(d, from + i, m), high = load(d, from + pairs + i, m);
           const auto ci = load(d, c + i, m), si = hn::Mul(sign, load(d, s + i, m));
           store(d, hn::NegMulAdd(high, si, hn::Mul(low, ci)), to + i, m);
-          store(d, hn::MulAdd(low, si, hn::Mul(high, ci)), to + half + i, m);
+          store(d, hn::MulAdd(low, si, hn::Mul(high, ci)), to + pairs + i, m);
         });
+        if (to != from) std::copy(from + 2 * pairs, from + dim, to + 2 * pairs);
       }
 }
 
@@ -197,20 +198,20 @@ void swiglu_backward(int64_t n, const T* dy, const T* gate, const T* up, T* dgat
 }
 
 template <class T>
-void rotary_table(int64_t n, const int64_t* positions, int64_t d, double theta, T* cos, T* sin) {
+void rotary_table(int64_t n, const int64_t* positions, int64_t pairs, const double* frequencies, double scale, T* cos,
+                  T* sin) {
   for (int64_t p = 0; p < n; p++)
-    for (int64_t i = 0; i < d / 2; i++) {
-      const double angle =
-          static_cast<double>(positions[p]) * std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(d));
-      *cos++ = static_cast<T>(std::cos(angle));
-      *sin++ = static_cast<T>(std::sin(angle));
+    for (int64_t i = 0; i < pairs; i++) {
+      const double angle = static_cast<double>(positions[p]) * frequencies[i];
+      *cos++ = static_cast<T>(scale * std::cos(angle));
+      *sin++ = static_cast<T>(scale * std::sin(angle));
     }
 }
 
 template <class T>
-void rotary(int64_t batch, int64_t positions, int64_t heads, int64_t d, const T* x, Strides x_strides, const T* cos,
-            const T* sin, bool inverse, T* y, Strides y_strides) {
-  kernels<T>().rotary(batch, positions, heads, d, x, x_strides, cos, sin, inverse, y, y_strides);
+void rotary(int64_t batch, int64_t positions, int64_t heads, int64_t d, int64_t pairs, const T* x, Strides x_strides,
+            const T* cos, const T* sin, bool inverse, T* y, Strides y_strides) {
+  kernels<T>().rotary(batch, positions, heads, d, pairs, x, x_strides, cos, sin, inverse, y, y_strides);
 }
 
 template <class T>
@@ -223,16 +224,17 @@ void adamw(int64_t n, const AdamW& step, T* param, const T* grad, T* exp_avg, T*
   kernels<T>().adamw(n, step, param, grad, exp_avg, exp_avg_sq);
 }
 
-#define INSTANTIATE(T)                                                                                                \
-  template void rms_norm(int64_t, int64_t, const T*, const T*, double, T*, T*);                                       \
-  template void rms_norm_backward(int64_t, int64_t, const T*, const T*, const T*, const T*, T*);                      \
-  template void rms_norm_backward_weight(int64_t, int64_t, int64_t, int64_t, const T*, const T*, const T*, T*,        \
-                                         int64_t);                                                                    \
-  template void swiglu(int64_t, const T*, const T*, T*);                                                              \
-  template void swiglu_backward(int64_t, const T*, const T*, const T*, T*, T*);                                       \
-  template void rotary_table(int64_t, const int64_t*, int64_t, double, T*, T*);                                       \
-  template void rotary(int64_t, int64_t, int64_t, int64_t, const T*, Strides, const T*, const T*, bool, T*, Strides); \
-  template void cross_entropy_backward(int64_t, const T*, double, double, int64_t, double, T*);                       \
+#define INSTANTIATE(T)                                                                                               \
+  template void rms_norm(int64_t, int64_t, const T*, const T*, double, T*, T*);                                      \
+  template void rms_norm_backward(int64_t, int64_t, const T*, const T*, const T*, const T*, T*);                     \
+  template void rms_norm_backward_weight(int64_t, int64_t, int64_t, int64_t, const T*, const T*, const T*, T*,       \
+                                         int64_t);                                                                   \
+  template void swiglu(int64_t, const T*, const T*, T*);                                                             \
+  template void swiglu_backward(int64_t, const T*, const T*, const T*, T*, T*);                                      \
+  template void rotary_table(int64_t, const int64_t*, int64_t, const double*, double, T*, T*);                       \
+  template void rotary(int64_t, int64_t, int64_t, int64_t, int64_t, const T*, Strides, const T*, const T*, bool, T*, \
+                       Strides);                                                                                     \
+  template void cross_entropy_backward(int64_t, const T*, double, double, int64_t, double, T*);                      \
   template void adamw(int64_t, const AdamW&, T*, const T*, T*, T*);
 INSTANTIATE(float)
 INSTANTIATE(double)

@@ -32,23 +32,25 @@ void swiglu(int64_t n, const T* gate, const T* up, T* y);
 template <class T>
 void swiglu_backward(int64_t n, const T* dy, const T* gate, const T* up, T* dgate, T* dup);
 
-/// cos and sin of p * theta^(-2i/d) for each of n positions p and i < d/2: [n, d/2] each. d is even. Computed in
+/// scale * cos and sin of p * frequencies[i] for each of n positions p and i < pairs: [n, pairs] each. Computed in
 /// float64 and rounded once, so a value does not depend on its neighbours.
 template <class T>
-void rotary_table(int64_t n, const int64_t* positions, int64_t d, double theta, T* cos, T* sin);
+void rotary_table(int64_t n, const int64_t* positions, int64_t pairs, const double* frequencies, double scale, T* cos,
+                  T* sin);
 
 /// Elements from one batch entry, position or head to the next; a head's d elements are contiguous.
 struct Strides {
   int64_t batch, position, head;
 };
 
-/// Rotates the pairs (i, i + d/2) of every head by the angle of its position: with h = d/2,
-///   y[i] = x[i]*cos[i] - x[i+h]*sin[i],  y[i+h] = x[i+h]*cos[i] + x[i]*sin[i].
-/// cos, sin: [positions, d/2], row p for position p of x. inverse: by the negative angle, which is also the gradient.
+/// Rotates the pairs (i, i + h) of every head by the angle of its position, with h = pairs <= d/2:
+///   y[i] = x[i]*cos[i] - x[i+h]*sin[i],  y[i+h] = x[i+h]*cos[i] + x[i]*sin[i];
+/// elements from 2h on stay as they are.
+/// cos, sin: [positions, pairs], row p for position p of x. inverse: by the negative angle, which is also the gradient.
 /// y may be x, with the same strides. Source: Su et al., "RoFormer" (2021), in Hugging Face's rotate_half order.
 template <class T>
-void rotary(int64_t batch, int64_t positions, int64_t heads, int64_t d, const T* x, Strides x_strides, const T* cos,
-            const T* sin, bool inverse, T* y, Strides y_strides);
+void rotary(int64_t batch, int64_t positions, int64_t heads, int64_t d, int64_t pairs, const T* x, Strides x_strides,
+            const T* cos, const T* sin, bool inverse, T* y, Strides y_strides);
 
 /// Gradient of logsumexp(x) - x[target] for a row's v columns of the vocabulary, which may be a shard of it:
 ///   dx[i] = (exp((x[i] - max) - log_sum) - (i == target)) * scale, where logsumexp = max + log_sum.

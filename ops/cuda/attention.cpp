@@ -14,7 +14,23 @@ AttentionStrides strides_of(const Tensor& t) {
   return {stride(0), stride(1), stride(2)};
 }
 
-AttentionShape shape_of(const Context& c, const Tensor& q, const Tensor& k) {
+// The key heads that this rank's query heads read: all that it has, or some, where every rank has all.
+struct KeyHeads {
+  int64_t begin, end, first_head, repeats;
+
+  KeyHeads(const Context& c, const Tensor& q, const Tensor& k) : begin(0), end(k.size(2)), first_head(0) {
+    repeats = end ? q.size(2) / end : 1;
+    if (!c.attributes.as<ops::Attention>().whole_kv) return;
+    Range heads = c.range('h');
+    repeats = end ? std::max<int64_t>(c.size('h') / end, 1) : 1;
+    begin = std::min(heads.begin / repeats, end), end = std::min((heads.end + repeats - 1) / repeats, end);
+    first_head = heads.begin - begin * repeats;
+    if (end - begin == 1) repeats = heads.size(), first_head = 0;  // all of them read the one
+  }
+  Tensor of(const Tensor& t) const { return t.narrow(2, begin, end - begin); }
+};
+
+AttentionShape shape_of(const Context& c, const Tensor& q, const Tensor& k, const KeyHeads& heads) {
   return {.dtype = q.dtype(),
           .batch = q.size(0),
           .heads = q.size(2),
@@ -23,20 +39,23 @@ AttentionShape shape_of(const Context& c, const Tensor& q, const Tensor& k) {
           .keys = k.size(1),
           .head_dim = q.size(3),
           .causal = c.attributes.as<ops::Attention>().causal,
-          .diagonal = c.range('s').begin};
+          .diagonal = c.range('s').begin,
+          .window = c.attributes.as<ops::Attention>().window,
+          .first_head = heads.first_head,
+          .repeats = heads.repeats};
 }
 
 const int64_t* integers(const Tensor& t) {
   return t.defined() ? reinterpret_cast<const int64_t*>(t.bytes_data()) : nullptr;
 }
 
-// What both cards take besides: mask, step, rows, positions of queries and of keys, lengths.
+// What both cards take besides: mask, step, rows, positions of queries and of keys, lengths, documents.
 class More {
  public:
   More(const Context& c, const AttentionShape& s, std::span<const Tensor> in) : mask_(in[0]), step_(in[1]) {
-    for (int i = 2; i < 6; ++i)
-      if (in[size_t(i)].defined()) list_[i - 2] = in[size_t(i)].contiguous();
-    const auto& [rows, queries, keys, lengths] = list_;
+    for (size_t i = 0; i < list_.size(); ++i)
+      if (in[2 + i].defined()) list_[i] = in[2 + i].contiguous();
+    const auto& [rows, queries, keys, lengths, query_documents, key_documents] = list_;
     if (mask_.defined()) {
       if (mask_.dtype() == DType::boolean)
         scores.visible = reinterpret_cast<const bool*>(mask_.bytes_data());
@@ -49,20 +68,25 @@ class More {
     if (queries.defined()) scores.query_position_stride = queries.dims() == 2 ? s.queries : 0;
     if (keys.defined()) scores.key_position_stride = keys.dims() == 2 ? s.keys : 0;
     scores.key_lengths = integers(lengths), scores.key_length_stride = lengths.defined() ? lengths.dims() : 0;
+    scores.query_documents = integers(query_documents), scores.key_documents = integers(key_documents);
+    if (query_documents.defined()) scores.query_document_stride = query_documents.dims() == 2 ? s.queries : 0;
+    if (key_documents.defined()) scores.key_document_stride = key_documents.dims() == 2 ? s.keys : 0;
     if (!step_.defined()) return;
-    int64_t repeats = s.kv_heads ? s.heads / s.kv_heads : 0;
     scores.drop_step = integers(step_), scores.rows = integers(rows);
     scores.drop_key = uint64_t(c.attributes.as<ops::Attention>().key),
     scores.drop_p = c.attributes.as<ops::Attention>().dropout_p;
-    scores.first_row = c.range('b').begin, scores.first_head = c.range('g').begin * repeats;
-    scores.all_heads = c.size('g') * repeats, scores.all_queries = c.size('s');
+    scores.first_row = c.range('b').begin, scores.all_queries = c.size('s');
+    if (c.attributes.as<ops::Attention>().whole_kv)
+      scores.first_head = c.range('h').begin, scores.all_heads = c.size('h');
+    else
+      scores.first_head = c.range('g').begin * s.repeats, scores.all_heads = c.size('g') * s.repeats;
   }
 
   AttentionScores scores;
 
  private:
   Tensor mask_, step_;
-  std::array<Tensor, 4> list_;  // contiguous
+  std::array<Tensor, 6> list_;  // contiguous
 };
 
 // What does not change between a rank's calls.
@@ -84,8 +108,9 @@ bool cudnn_takes(const Context& c, const CudnnAttention& call, const AttentionSc
 
 // q [b,s,(g r),d], k and v [b,t,g,d], More -> out [b,s,(g r),d], lse [b,(g r),s]
 void forward(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
-  Tensor q = with_whole_rows(in[0]), k = with_whole_rows(in[1]), v = with_whole_rows(in[2]);
-  AttentionShape s = shape_of(c, q, k);
+  KeyHeads heads(c, in[0], in[1]);
+  Tensor q = with_whole_rows(in[0]), k = with_whole_rows(heads.of(in[1])), v = with_whole_rows(heads.of(in[2]));
+  AttentionShape s = shape_of(c, q, k, heads);
   s.q = strides_of(q), s.k = strides_of(k), s.v = strides_of(v), s.out = strides_of(out[0]);
   More more(c, s, in.subspan(3));
   const AttentionScores& scores = more.scores;
@@ -100,22 +125,25 @@ void forward(const Context& c, std::span<const Tensor> in, std::span<Tensor> out
 
 // dout, q, k, v, out, lse, More -> dq, dk, dv, and where it is asked for that of the scores [b,(g r),s,t]
 void backward(const Context& c, std::span<const Tensor> in, std::span<Tensor> grad) {
-  Tensor dout = with_whole_rows(in[0]), q = with_whole_rows(in[1]), k = with_whole_rows(in[2]),
-         v = with_whole_rows(in[3]), out = with_whole_rows(in[4]), lse = in[5].contiguous();
-  AttentionShape s = shape_of(c, q, k);
+  KeyHeads heads(c, in[1], in[2]);
+  Tensor dout = with_whole_rows(in[0]), q = with_whole_rows(in[1]), k = with_whole_rows(heads.of(in[2])),
+         v = with_whole_rows(heads.of(in[3])), out = with_whole_rows(in[4]), lse = in[5].contiguous();
+  Tensor dk = heads.of(grad[1]), dv = heads.of(grad[2]);
+  AttentionShape s = shape_of(c, q, k, heads);
   s.q = strides_of(q), s.k = strides_of(k), s.v = strides_of(v), s.out = strides_of(out), s.dout = strides_of(dout);
-  s.dq = strides_of(grad[0]), s.dk = strides_of(grad[1]), s.dv = strides_of(grad[2]);
+  s.dq = strides_of(grad[0]), s.dk = strides_of(dk), s.dv = strides_of(dv);
   More more(c, s, in.subspan(6));
   const AttentionScores& scores = more.scores;
-  AttentionPointers pointers{q.bytes_data(),       k.bytes_data(),       v.bytes_data(),
-                             out.bytes_data(),     lse.bytes_data(),     dout.bytes_data(),
-                             grad[0].bytes_data(), grad[1].bytes_data(), grad[2].bytes_data()};
+  AttentionPointers pointers{q.bytes_data(),       k.bytes_data(),   v.bytes_data(),
+                             out.bytes_data(),     lse.bytes_data(), dout.bytes_data(),
+                             grad[0].bytes_data(), dk.bytes_data(),  dv.bytes_data()};
   if (grad.size() > 3) pointers.dscores = grad[3].bytes_data();
   double scale = c.attributes.as<ops::Attention>().scale;
   CudnnAttention call = cudnn_call(c, s, AttentionPass::backward);
-  if (cudnn_takes(c, call, scores, pointers)) {
-    if (call.shape.keys < s.keys)
-      for (const Tensor& t : {grad[1], grad[2]}) zero(t.bytes_data(), t.bytes(), c.stream());
+  bool by_cudnn = cudnn_takes(c, call, scores, pointers);
+  if ((by_cudnn && call.shape.keys < s.keys) || s.kv_heads < grad[1].size(2))
+    for (const Tensor& t : {grad[1], grad[2]}) zero(t.bytes_data(), t.bytes(), c.stream());
+  if (by_cudnn) {
     c.workspace().get<Cudnn>().run(call, pointers, scale);
   } else {
     Tensor delta(c.allocator, lse.dtype(), lse.shape());

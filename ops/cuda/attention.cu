@@ -113,11 +113,24 @@ __device__ void for_scores(F f) {
   for (int at = threadIdx.x; at < tile * tile; at += threads) f(at / tile, at % tile);
 }
 
+// Whether query i sees key j, but for the mask.
+template <class T>
+__device__ bool sees(const Call<T>& c, const Place& at, int64_t i, int64_t j) {
+  const AttentionShape& s = c.shape;
+  if (i >= s.queries || j >= at.keys) return false;
+  if (s.causal) {
+    const int64_t behind = query_position(c, at, i) - key_position(c, at, j);
+    if (behind < 0 || (s.window && behind >= s.window)) return false;
+  }
+  if (!c.scores.query_documents) return true;
+  const int64_t document = c.scores.query_documents[at.batch * c.scores.query_document_stride + i];
+  return document >= 0 && document == c.scores.key_documents[at.batch * c.scores.key_document_stride + j];
+}
+
 // The score of query i and key j, from the product of the two; -inf where the key is hidden.
 template <class T>
 __device__ Accumulate<T> score(const Call<T>& c, const Place& at, int64_t i, int64_t j, Accumulate<T> product) {
-  const AttentionShape& s = c.shape;
-  if (i >= s.queries || j >= at.keys || (s.causal && key_position(c, at, j) > query_position(c, at, i))) return -inf;
+  if (!sees(c, at, i, j)) return -inf;
   const int64_t* by = c.scores.strides;
   int64_t element = at.batch * by[0] + at.head * by[1] + i * by[2] + j * by[3];
   if (c.scores.visible && !c.scores.visible[element]) return -inf;
@@ -146,9 +159,18 @@ struct Dropout {
 template <class T>
 __device__ int64_t seen_keys(const Call<T>& c, const Place& at, int64_t end) {
   const AttentionShape& s = c.shape;
-  if (!s.causal || c.scores.query_positions || c.scores.key_positions) return at.keys;
+  if (!s.causal || c.scores.by_position()) return at.keys;
   if (end > s.queries) end = s.queries;
   return end + s.diagonal < at.keys ? end + s.diagonal : at.keys;
+}
+
+// The first tile of keys of which a query from `begin` on sees some.
+template <class T>
+__device__ int64_t first_seen_key(const Call<T>& c, int64_t begin, int tile) {
+  const AttentionShape& s = c.shape;
+  if (!s.causal || !s.window || c.scores.by_position()) return 0;
+  const int64_t first = begin + s.diagonal - s.window + 1;
+  return first > 0 ? first / tile * tile : 0;
 }
 
 // --- Forward. The running maximum and sum of each query's scores, of those seen so far.
@@ -198,7 +220,7 @@ __global__ void forward_kernel(Call<T> c) {
   const AttentionShape& s = c.shape;
   const Place at(c, s.heads, tile);
   const int d = int(s.head_dim), size = row_size(d);
-  const int64_t rows = s.queries - at.first, group = at.head / (s.heads / s.kv_heads);
+  const int64_t rows = s.queries - at.first, group = (s.first_head + at.head) / s.repeats;
   A *q = dynamic_shared<A>(), *kv = q + tile * size, *out = kv + tile * size, *scores = out + tile * size;
   const Softmax<A> state{scores + tile * (tile + 1), scores + tile * (tile + 2), scores + tile * (tile + 3)};
   const Dropout<T> dropout(c);
@@ -208,7 +230,7 @@ __global__ void forward_kernel(Call<T> c) {
   for (int r = threadIdx.x; r < tile; r += threads) state.max[r] = -inf, state.sum[r] = 0;
 
   const int64_t end = seen_keys(c, at, at.first + tile);
-  for (int64_t key = 0; key < end; key += tile) {
+  for (int64_t key = first_seen_key(c, at.first, tile); key < end; key += tile) {
     __syncthreads();
     load_tile<tile>(kv, row_of(static_cast<const T*>(c.pointers.k), s.k, at.batch, group, key), s.k.sequence,
                     at.keys - key, d);
@@ -269,7 +291,7 @@ __global__ void queries_kernel(Call<T> c) {
   const AttentionShape& s = c.shape;
   const Place at(c, s.heads, tile);
   const int d = int(s.head_dim), size = row_size(d);
-  const int64_t rows = s.queries - at.first, group = at.head / (s.heads / s.kv_heads),
+  const int64_t rows = s.queries - at.first, group = (s.first_head + at.head) / s.repeats,
                 row = (at.batch * s.heads + at.head) * s.queries + at.first;
   A *q = dynamic_shared<A>(), *dout = q + tile * size, *kv = dout + tile * size, *dq = kv + tile * size,
     *p = dq + tile * size, *ds = p + tile * (tile + 1), *lse = ds + tile * (tile + 1), *delta = lse + tile;
@@ -284,7 +306,7 @@ __global__ void queries_kernel(Call<T> c) {
   clear_tile<tile>(dq, d);
 
   const int64_t end = dscores ? s.keys : seen_keys(c, at, at.first + tile);
-  for (int64_t key = 0; key < end; key += tile) {
+  for (int64_t key = dscores ? 0 : first_seen_key(c, at.first, tile); key < end; key += tile) {
     __syncthreads();
     load_tile<tile>(kv, row_of(static_cast<const T*>(c.pointers.v), s.v, at.batch, group, key), s.v.sequence,
                     at.keys - key, d);
@@ -323,7 +345,7 @@ __global__ void keys_kernel(Call<T> c) {
   const AttentionShape& s = c.shape;
   Place at(c, s.kv_heads, tile);
   const int d = int(s.head_dim), size = row_size(d);
-  const int64_t rows = s.keys - at.first, there = at.keys - at.first, group = at.head, repeats = s.heads / s.kv_heads;
+  const int64_t rows = s.keys - at.first, there = at.keys - at.first, group = at.head;
   A *k = dynamic_shared<A>(), *v = k + tile * size, *dk = v + tile * size, *dv = dk + tile * size,
     *q = dv + tile * size, *dout = q + tile * size, *p = dout + tile * size, *ds = p + tile * (tile + 1),
     *lse = ds + tile * (tile + 1), *delta = lse + tile;
@@ -335,10 +357,14 @@ __global__ void keys_kernel(Call<T> c) {
   clear_tile<tile>(dk, d);
   clear_tile<tile>(dv, d);
 
-  const bool by_position = c.scores.query_positions || c.scores.key_positions;
-  const int64_t begin = s.causal && !by_position && at.first > s.diagonal ? (at.first - s.diagonal) / tile * tile : 0;
-  for (at.head = group * repeats; at.head < (group + 1) * repeats; ++at.head)
-    for (int64_t query = begin; query < s.queries; query += tile) {
+  const bool by_index = s.causal && !c.scores.by_position();
+  const int64_t begin = by_index && at.first > s.diagonal ? (at.first - s.diagonal) / tile * tile : 0;
+  int64_t end = s.queries;
+  if (by_index && s.window && at.first + tile - 1 + s.window - s.diagonal < end)
+    end = at.first + tile - 1 + s.window - s.diagonal;
+  const int64_t reader = group * s.repeats - s.first_head, readers_end = reader + s.repeats;
+  for (at.head = reader < 0 ? 0 : reader; at.head < readers_end && at.head < s.heads; ++at.head)
+    for (int64_t query = begin; query < end; query += tile) {
       const int64_t row = (at.batch * s.heads + at.head) * s.queries + query, left = s.queries - query;
       __syncthreads();
       load_tile<tile>(q, row_of(static_cast<const T*>(c.pointers.q), s.q, at.batch, at.head, query), s.q.sequence, left,

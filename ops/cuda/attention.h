@@ -16,8 +16,8 @@ struct AttentionStrides {
 };
 
 // q, out and their gradients [batch, queries, heads, head_dim]; k, v and theirs [batch, keys, kv_heads, head_dim].
-// Query head h reads key head h / (heads / kv_heads). With `causal` query i sees the keys up to i + diagonal, which is
-// the global position of query 0. Sizes may be 0.
+// Query head h reads key head (first_head + h) / repeats. With `causal` query i sees the keys up to i + diagonal, which
+// is the global position of query 0, and of these the `window` last where that is not 0. Sizes may be 0.
 struct AttentionShape {
   DType dtype;
   int64_t batch, heads, kv_heads, queries, keys, head_dim;
@@ -25,6 +25,10 @@ struct AttentionShape {
   int64_t diagonal;
   AttentionStrides q, k, v, out;
   AttentionStrides dout, dq, dk, dv;  // of the backward pass
+  int64_t window = 0;
+  int64_t first_head = 0, repeats = kv_heads ? heads / kv_heads : 1;
+  // Each key head has as many query heads.
+  bool has_whole_groups() const { return first_head == 0 && heads == repeats * kv_heads; }
   friend auto operator<=>(const AttentionShape&, const AttentionShape&) = default;
 };
 
@@ -37,6 +41,9 @@ struct AttentionScores {
   // Where queries and keys are, in place of i + diagonal and j, for the causal mask and dropout; by batch entry.
   const int64_t *query_positions = nullptr, *key_positions = nullptr;
   int64_t query_position_stride = 0, key_position_stride = 0;
+  // The documents of queries and keys: both, or neither. A query sees those of its own, which is none where negative.
+  const int64_t *query_documents = nullptr, *key_documents = nullptr;
+  int64_t query_document_stride = 0, key_document_stride = 0;
   // So many keys of a batch entry take part; what lies beyond is not read. Those outside [0, keys] are brought there.
   const int64_t* key_lengths = nullptr;
   int64_t key_length_stride = 0;

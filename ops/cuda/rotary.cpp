@@ -2,13 +2,17 @@
 #include "ops/cuda/rotary.h"
 
 #include "ops/cuda/kernels.h"
-#include "ops/layer/attention.h"
+#include "ops/family/kernel.h"
+#include "ops/layer/rotary.h"
 
 namespace dtensor::cuda {
 namespace {
 
 void rotary_of_any(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
-  ops::check_pairs(in[0].size(3));
+  const ops::Rotary& attributes = c.attributes.as<ops::Rotary>();
+  std::vector<double> frequencies = attributes.of(in[0].size(3));
+  check(frequencies.size() <= most_rotary_pairs, "[rotary] {} pairs turn; on CUDA at most {} do", frequencies.size(),
+        most_rotary_pairs);
   Range s = c.range('s');
   Rotary r{.batch = in[0].size(0),
            .positions = s.size(),
@@ -16,10 +20,13 @@ void rotary_of_any(const Context& c, std::span<const Tensor> in, std::span<Tenso
            .d = in[0].size(3),
            .position = nullptr,
            .position_stride = 0,
-           .theta = c.attributes.as<ops::Rotary>().theta,
-           .inverse = c.attributes.as<ops::Rotary>().inverse,
+           .frequencies = {},
+           .pairs = int(frequencies.size()),
+           .scale = attributes.scale,
+           .inverse = attributes.inverse,
            .count = int(out.size()),
            .tensor = {}};
+  std::copy(frequencies.begin(), frequencies.end(), r.frequencies);
   Tensor positions = in.back().defined() ? in.back().contiguous() : Tensor();
   if (positions.defined()) {
     r.position = reinterpret_cast<const int64_t*>(positions.bytes_data());
@@ -27,7 +34,7 @@ void rotary_of_any(const Context& c, std::span<const Tensor> in, std::span<Tenso
   }
   Tensor x[2];
   for (size_t i = 0; i < out.size(); ++i) {
-    x[i] = ops::with_whole_heads(in[i]);
+    x[i] = with_whole_rows(in[i]);
     const Shape& strides = x[i].strides();
     r.tensor[i] = {x[i].bytes_data(), strides[0], strides[1], strides[2], out[i].bytes_data(), in[i].size(2)};
   }

@@ -25,7 +25,7 @@ __device__ inline void sin_cos(double angle, double& sine, double& cosine) {
 template <class T, int n>
 __global__ void __launch_bounds__(row_threads, 1) rotary_kernel(__grid_constant__ const Rotary r) {
   using A = Accumulate<T>;
-  const int half = int(r.d / 2), packs = half / n;
+  const int half = r.pairs, packs = half / n, d = int(r.d);
   A *cosine = dynamic_shared<A>(), *sine = cosine + half;
   for (int64_t s = blockIdx.x; s < r.positions; s += gridDim.x) {
     for (int64_t b = blockIdx.y; b < r.batch; b += gridDim.y) {
@@ -34,8 +34,8 @@ __global__ void __launch_bounds__(row_threads, 1) rotary_kernel(__grid_constant_
         __syncthreads();  // all have read the last ones
         for (int i = int(threadIdx.x); i < half; i += row_threads) {
           double x, y;
-          sin_cos(double(p) * pow(r.theta, -2.0 * i / double(r.d)), x, y);
-          sine[i] = A(r.inverse ? -x : x), cosine[i] = A(y);
+          sin_cos(double(p) * r.frequencies[i], x, y);
+          sine[i] = A(r.scale * (r.inverse ? -x : x)), cosine[i] = A(r.scale * y);
         }
         __syncthreads();
       }
@@ -54,7 +54,12 @@ __global__ void __launch_bounds__(row_threads, 1) rotary_kernel(__grid_constant_
             p.at[j] = rounded<T>(a * cosine[i + j] - c * sine[i + j]);
             q.at[j] = rounded<T>(c * cosine[i + j] + a * sine[i + j]);
           }
-          write<T, n>(y + head * r.d + i, p), write<T, n>(y + head * r.d + half + i, q);
+          write<T, n>(y + head * d + i, p), write<T, n>(y + head * d + half + i, q);
+        }
+        const int rest = d - 2 * half;
+        for (int item = int(threadIdx.x); item < int(tensor.heads) * rest; item += row_threads) {
+          const int head = item / rest, i = 2 * half + item - head * rest;
+          y[head * d + i] = x[head * tensor.head_stride + i];
         }
       }
     }
@@ -67,7 +72,7 @@ void run(StreamHandle stream, const Rotary& r) {
   int64_t batches = positions > 0 ? ceil_div(enough, positions) : 0;
   if (batches > r.batch) batches = r.batch;
   launch(rotary_kernel<T, n>, dim3(unsigned(positions), unsigned(batches)), row_threads,
-         size_t(r.d) * sizeof(Accumulate<T>), stream, r);
+         size_t(2 * r.pairs) * sizeof(Accumulate<T>), stream, r);
 }
 
 }  // namespace
@@ -76,7 +81,7 @@ void rotary(StreamHandle stream, DType type, const Rotary& r) {
   if (r.d == 0) return;
   for_floating(type, [&]<class T>(T) {
     constexpr int n = 16 / sizeof(T);
-    bool packed = r.d / 2 % n == 0;
+    bool packed = r.pairs % n == 0 && r.d % n == 0;
     for (int t = 0; t < r.count; ++t) {
       const RotaryTensor& x = r.tensor[t];
       packed = packed && all_aligned(as<T>(x.x), as<T>(x.y)) && x.batch_stride % n == 0 && x.position_stride % n == 0 &&

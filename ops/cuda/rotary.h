@@ -12,14 +12,19 @@ struct RotaryTensor {
   void* y;                                             // [batch, positions, heads, d], contiguous
   int64_t heads;
 };
-// Turns the pairs (i, i + d/2) of every head by p * theta^(-2i/d), where p of element s of batch entry b is
+constexpr int most_rotary_pairs = 256;
+
+// Turns the pairs (i, i + pairs) of every head by p * frequencies[i], where p of element s of batch entry b is
 // position[b * position_stride + s] in device memory, or begin + s where that is null; `inverse` by the negative angle.
-// Angles are float64 and rounded once. `count` tensors, at most 2.
+// What turns is multiplied by `scale`; elements from 2 * pairs on stay. Angles are float64 and rounded once. `count`
+// tensors, at most 2.
 struct Rotary {
   int64_t batch, positions, begin, d;
   const int64_t* position;
   int64_t position_stride;  // 0 where all batch entries have the same
-  double theta;
+  double frequencies[most_rotary_pairs];
+  int pairs;  // 0 < pairs <= d/2
+  double scale;
   bool inverse;
   int count;
   RotaryTensor tensor[2];

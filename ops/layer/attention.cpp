@@ -1,11 +1,11 @@
 #include "ops/layer/attention.h"
 
+#include <fmt/format.h>
+
 #include <cmath>
-#include <numeric>
 
 #include "ops/cards.h"
 #include "ops/cpu/attention.h"
-#include "ops/cpu/fused.h"
 #include "ops/family/kernel.h"
 #include "ops/family/samples.h"
 #include "ops/functions.h"
@@ -13,98 +13,30 @@
 namespace dtensor::ops {
 namespace {
 
-// The positions of this rank's sequence: as given, [s] or [batch, s], or the global indices [s].
-std::vector<int64_t> positions_of(Range s, const Tensor& given) {
-  std::vector<int64_t> list(size_t(given.defined() ? given.numel() : s.size()));
-  if (given.defined())
-    std::copy_n(given.contiguous().data<int64_t>(), list.size(), list.begin());
-  else
-    std::iota(list.begin(), list.end(), s.begin);
-  return list;
-}
-
-// One tensor or several, of one sequence and head size, and its positions or nothing.
-void rotary_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
-  int64_t d = in[0].size(3), batch = in[0].size(0), half = d / 2;
-  Range s = c.range('s');
-  check_pairs(d);
-  const Tensor& given = in.back();
-  std::vector<int64_t> positions = positions_of(s, given);
-  int64_t next = given.defined() && given.dims() == 2 ? s.size() * half : 0;  // the next batch entry's angles
-  auto strides = [](const Tensor& t) { return cpu::Strides{t.strides()[0], t.strides()[1], t.strides()[2]}; };
-  for_floating(c, in[0].dtype(), [&]<class T>() {
-    std::vector<T> cos(positions.size() * size_t(half)), sin(cos.size());
-    c.pool.parallel_for(int64_t(positions.size()), std::max<int64_t>(1, pointwise_grain / 16 / std::max<int64_t>(d, 1)),
-                        [&](int64_t b, int64_t e, int) {
-                          cpu::rotary_table(e - b, positions.data() + b, d, c.attributes.as<Rotary>().theta,
-                                            cos.data() + b * half, sin.data() + b * half);
-                        });
-    bool inverse = c.attributes.as<Rotary>().inverse;
-    for (size_t i = 0; i < out.size(); ++i) {
-      Tensor x = with_whole_rows(in[i]);
-      const Tensor& y = out[i];
-      int64_t heads = x.size(2),
-              grain = std::max<int64_t>(1, pointwise_grain / std::max<int64_t>(batch * heads * d, 1));
-      c.pool.parallel_for(s.size(), grain, [&](int64_t b, int64_t e, int) {
-        for (int64_t n = 0; n < batch; ++n)
-          cpu::rotary(1, e - b, heads, d, x.data<T>() + n * x.strides()[0] + b * x.strides()[1], strides(x),
-                      cos.data() + n * next + b * half, sin.data() + n * next + b * half, inverse,
-                      y.data<T>() + n * y.strides()[0] + b * y.strides()[1], strides(y));
-      });
-    }
-  });
-}
-
-// A rule's term for positions: [sequence] or [batch, sequence].
-std::string positions_term(const Shape* positions, const char* sequence) {
-  if (!positions) return "";
-  return (positions->dims() == 2 ? "b" : "") + std::string(sequence);
-}
-Rule rotary_rule(std::span<const Shape* const> in, const Attributes&) {
-  return {"bsh[d]," + positions_term(in[1], "s") + "->bsh[d]"};
-}
-Rule rotary_pair_rule(std::span<const Shape* const> in, const Attributes&) {
-  return {"bs(gr)[d],bsg[d]," + positions_term(in[2], "s") + "->bs(gr)[d],bsg[d]"};
-}
-DType rotary_types(std::string_view op, std::span<const TensorSpec* const> in, const Attributes& a, int output) {
-  check(!in.back() || in.back()->dtype == DType::i64, "[rotary] positions are i64, not {}",
-        in.back() ? name(in.back()->dtype) : "");
-  return same_types(op, in.first(in.size() - 1), a, output);
-}
-
-Rotary turned_back(const Attributes& a) { return {a.as<Rotary>().theta, !a.as<Rotary>().inverse}; }
-void rotary_gradient(Gradient& g) {
-  g.set(0, call(rotary_op, {&g.of_output(), &g.input(1)}, turned_back(g.attributes())));
-}
-void rotary_pair_gradient(Gradient& g) {
-  const DistributedTensor &dq = g.of_output(0), &dk = g.of_output(1), &positions = g.input(2);
-  Rotary back = turned_back(g.attributes());
-  if (dq.defined() && dk.defined()) {
-    auto d = call_all(rotary_pair_op, {&dq, &dk, &positions}, back);
-    g.set(0, d[0]);
-    g.set(1, d[1]);
-  } else {  // one of them is not used
-    g.set(dq.defined() ? 0 : 1, call(rotary_op, {dq.defined() ? &dq : &dk, &positions}, back));
-  }
-}
-
 // What attention_op takes besides q, k and v, and attention_backward_op besides those, dout, out and lse. All may be
-// absent: mask; the step, rows and positions of ops/layer/dropout.h; lengths.
+// absent: mask; the step, rows and positions of ops/layer/dropout.h; lengths; documents.
 struct More {
-  Tensor mask, step, rows, q_positions, k_positions, k_lengths;
+  Tensor mask, step, rows, q_positions, k_positions, k_lengths, q_documents, k_documents;
 
   explicit More(std::span<const Tensor> in)
-      : mask(in[0]), step(in[1]), rows(in[2]), q_positions(in[3]), k_positions(in[4]), k_lengths(in[5]) {
-    for (Tensor* t : {&rows, &q_positions, &k_positions, &k_lengths})
+      : mask(in[0]),
+        step(in[1]),
+        rows(in[2]),
+        q_positions(in[3]),
+        k_positions(in[4]),
+        k_lengths(in[5]),
+        q_documents(in[6]),
+        k_documents(in[7]) {
+    for (Tensor* t : {&rows, &q_positions, &k_positions, &k_lengths, &q_documents, &k_documents})
       if (t->defined()) *t = t->contiguous();
   }
 };
-constexpr int more_operands = 6;
+constexpr int more_operands = 8;
 
-// Heads of this rank; head h of the queries reads key head h / repeats.
+// Heads of this rank. Query head h reads key head kv_head(h).
 template <class T>
 struct Heads {
-  int64_t batch, heads, kv_heads, repeats;
+  int64_t batch, heads, kv_heads;
   const More& more;
   cpu::Drop drop;
   Shape mask_strides;
@@ -114,25 +46,39 @@ struct Heads {
       : batch(q.size(0)),
         heads(q.size(2)),
         kv_heads(k.size(2)),
-        repeats(kv_heads ? heads / kv_heads : 0),
         more(more),
         first_batch(c.range('b').begin),
-        first_head(c.range('g').begin * repeats),
-        all_heads(c.size('g') * repeats),
         all_queries(c.size('s')),
-        shape_{q.size(1),
-               k.size(1),
-               q.size(3),
-               c.range('s').begin,
-               0,
-               c.attributes.as<Attention>().causal,
-               c.attributes.as<Attention>().scale} {
+        attributes_(c.attributes.as<Attention>()),
+        shape_{.queries = q.size(1),
+               .keys = k.size(1),
+               .head_dim = q.size(3),
+               .query_begin = c.range('s').begin,
+               .key_begin = 0,
+               .causal = attributes_.causal,
+               .scale = attributes_.scale,
+               .window = attributes_.window} {
+    if (attributes_.whole_kv) {
+      first_head = c.range('h').begin, all_heads = c.size('h');
+    } else {
+      int64_t repeats = kv_heads ? heads / kv_heads : 0;
+      first_head = c.range('g').begin * repeats, all_heads = c.size('g') * repeats;
+    }
     if (more.step.defined())
-      drop = {key_at_step(uint64_t(c.attributes.as<Attention>().key), *more.step.data<int64_t>()),
-              c.attributes.as<Attention>().dropout_p};
+      drop = {key_at_step(uint64_t(attributes_.key), *more.step.data<int64_t>()), attributes_.dropout_p};
     if (more.mask.defined()) mask_strides = broadcast_strides(more.mask, {batch, heads, queries(), keys()});
   }
 
+  int64_t kv_head(int64_t h) const {
+    return attributes_.whole_kv ? (first_head + h) * kv_heads / all_heads : h * kv_heads / heads;
+  }
+  // The query heads of this rank that read key head g.
+  Range readers(int64_t g) const {
+    Range r{0, 0};
+    while (r.begin < heads && kv_head(r.begin) < g) ++r.begin;
+    for (r.end = r.begin; r.end < heads && kv_head(r.end) == g;) ++r.end;
+    return r;
+  }
   int64_t queries() const { return shape_.queries; }
   int64_t keys() const { return shape_.keys; }
 
@@ -143,6 +89,7 @@ struct Heads {
       return t.defined() ? t.data<int64_t>() + (t.dims() == 2 ? b * n : 0) : nullptr;
     };
     a.query_positions = of(more.q_positions, queries()), a.key_positions = of(more.k_positions, keys());
+    a.query_documents = of(more.q_documents, queries()), a.key_documents = of(more.k_documents, keys());
     if (const Tensor& lengths = more.k_lengths; lengths.defined()) {
       a.keys = lengths.data<int64_t>()[lengths.dims() ? b : 0];
       check(a.keys >= 0 && a.keys <= keys(), "[scaled_dot_product_attention] k_lengths has {}, outside [0,{}]", a.keys,
@@ -169,6 +116,7 @@ struct Heads {
   }
 
  private:
+  Attention attributes_;
   cpu::Attention shape_;
 };
 
@@ -187,7 +135,7 @@ void attention_kernel(const Context& c, std::span<const Tensor> in, std::span<Te
     T* lse = out[1].data<T>();
     c.pool.parallel_for(n.batch * n.heads, 1, [&](int64_t begin, int64_t end, int worker) {
       for (int64_t i = begin; i < end; ++i) {
-        int64_t b = i / n.heads, h = i % n.heads, g = h / n.repeats;
+        int64_t b = i / n.heads, h = i % n.heads, g = n.kv_head(h);
         cpu::attention(n.shape(b), head<T>(q, b, h), q.strides()[1], head<T>(k, b, g), k.strides()[1], head<T>(v, b, g),
                        v.strides()[1], head<T>(out[0], b, h), out[0].strides()[1], lse + i * n.queries(),
                        c.scratch(worker), n.scores(b, h));
@@ -202,16 +150,17 @@ void attention_backward_kernel(const Context& c, std::span<const Tensor> in, std
          v = with_whole_rows(in[3]), out = with_whole_rows(in[4]), rows = in[5].contiguous();
   fill(grad[1], 0);
   fill(grad[2], 0);
-  if (grad.size() > 3 && in[11].defined()) fill(grad[3], 0);  // of keys that take no part
+  if (grad.size() > 3) fill(grad[3], 0);  // of keys that take no part
   for_floating(c, q.dtype(), [&]<class T>() {
     More more(in.subspan(6));
     Heads<T> n(c, q, k, more);
     const T* lse = rows.data<T>();
     c.pool.parallel_for(n.batch * n.kv_heads, 1, [&](int64_t begin, int64_t end, int worker) {
-      for (int64_t i = begin; i < end; ++i)
-        for (int64_t r = 0; r < n.repeats; ++r) {
-          int64_t b = i / n.kv_heads, g = i % n.kv_heads, h = g * n.repeats + r,
-                  first = (b * n.heads + h) * n.queries();
+      for (int64_t i = begin; i < end; ++i) {
+        int64_t b = i / n.kv_heads, g = i % n.kv_heads;
+        Range readers = n.readers(g);
+        for (int64_t h = readers.begin; h < readers.end; ++h) {
+          int64_t first = (b * n.heads + h) * n.queries();
           cpu::Scores<T> scores = n.scores(b, h);
           if (grad.size() > 3) scores.bias_gradient = grad[3].data<T>() + first * n.keys();
           scores.bias_gradient_stride = n.keys();
@@ -221,31 +170,41 @@ void attention_backward_kernel(const Context& c, std::span<const Tensor> in, std
                                   grad[0].strides()[1], head<T>(grad[1], b, g), grad[1].strides()[1],
                                   head<T>(grad[2], b, g), grad[2].strides()[1], c.scratch(worker), scores);
         }
+      }
     });
   });
 }
 
 // The mask's term: a dimension of size 1 that is broadcast has no factor in common with the scores.
-std::string mask_term(const Shape* mask, const Shape& q, const Shape& k) {
+std::string mask_term(const Shape* mask, const Shape& q, const Shape& k, const char* heads) {
   if (!mask) return "";
-  const char* names[] = {"b", "(gr)", "s", "[t]"};
+  const char* names[] = {"b", heads, "s", "[t]"};
   const char* broadcast[] = {"[w]", "[x]", "[y]", "[z]"};
   int64_t sizes[] = {q[0], q[2], q[1], k[1]};
   std::string term;
   for (int d = 0; d < 4; ++d) term += (*mask)[d] == 1 && sizes[d] != 1 ? broadcast[d] : names[d];
   return term;
 }
-// More: the mask, step, rows, positions and lengths.
-std::string more_terms(std::span<const Shape* const> more, const Shape& q, const Shape& k) {
-  return mask_term(more[0], q, k) + ",," + (more[2] ? "b" : "") + "," + positions_term(more[3], "s") + "," +
-         positions_term(more[4], "[t]") + "," + (more[5] && more[5]->dims() ? "b" : "");
+// More: the mask, step, rows, positions, lengths and documents.
+std::string more_terms(std::span<const Shape* const> more, const Shape& q, const Shape& k, const char* heads) {
+  return mask_term(more[0], q, k, heads) + ",," + (more[2] ? "b" : "") + "," + positions_term(more[3], "s") + "," +
+         positions_term(more[4], "[t]") + "," + (more[5] && more[5]->dims() ? "b" : "") + "," +
+         positions_term(more[6], "s") + "," + positions_term(more[7], "[t]");
 }
-Rule attention_rule(std::span<const Shape* const> in, const Attributes&) {
-  return {"bs(gr)[d],b[t]g[d],b[t]g[d]," + more_terms(in.subspan(3), *in[0], *in[1]) + "->bs(gr)[d],b(gr)s"};
+// The dimensions of query heads and key heads.
+std::pair<const char*, const char*> head_terms(const Attributes& a) {
+  return a.as<Attention>().whole_kv ? std::pair("h", "[g]") : std::pair("(gr)", "g");
+}
+Rule attention_rule(std::span<const Shape* const> in, const Attributes& a) {
+  auto [q, kv] = head_terms(a);
+  return {fmt::format("bs{0}[d],b[t]{1}[d],b[t]{1}[d],{2}->bs{0}[d],b{0}s", q, kv,
+                      more_terms(in.subspan(3), *in[0], *in[1], q))};
 }
 Rule attention_backward_rule(std::span<const Shape* const> in, const Attributes& a) {
-  return {"bs(gr)[d],bs(gr)[d],b[t]g[d],b[t]g[d],bs(gr)[d],b(gr)s," + more_terms(in.subspan(6), *in[1], *in[2]) +
-          "->bs(gr)[d],b[t]g[d],b[t]g[d]" + (a.as<AttentionBackward>().mask_gradient ? ",b(gr)s[t]" : "")};
+  auto [q, kv] = head_terms(a);
+  return {fmt::format("bs{0}[d],bs{0}[d],b[t]{1}[d],b[t]{1}[d],bs{0}[d],b{0}s,{2}->bs{0}[d],b[t]{1}[d],b[t]{1}[d]{3}",
+                      q, kv, more_terms(in.subspan(6), *in[1], *in[2], q),
+                      a.as<AttentionBackward>().mask_gradient ? fmt::format(",b{}s[t]", q) : "")};
 }
 // Masks may be bool, and what else there is besides is i64.
 DType attention_backward_types(std::string_view, std::span<const TensorSpec* const> in, const Attributes& a,
@@ -268,62 +227,88 @@ void attention_gradient(Gradient& g) {
   if (of_mask) g.set(3, sum_to(d[3], g.input_spec(3).shape));
 }
 
-Attention attention_attributes(bool causal, double dropout_p = 0) {
-  return {.causal = causal, .scale = 0.5, .dropout_p = dropout_p, .key = 77};
-}
-AttentionBackward backward_attributes(bool causal, double dropout_p, bool mask_gradient) {
-  return {attention_attributes(causal, dropout_p), mask_gradient};
-}
-Rotary turn(bool inverse) { return {100, inverse}; }
 using Kind = SampleInput::Kind;
+
+// What a sample has besides q, k and v; all else is absent.
+struct MoreSamples {
+  SampleInput mask = absent, step = absent, rows = absent, q_positions = absent, k_positions = absent,
+              k_lengths = absent, q_documents = absent, k_documents = absent;
+};
+std::vector<SampleInput> with(std::vector<SampleInput> list, const MoreSamples& m) {
+  for (const SampleInput* i :
+       {&m.mask, &m.step, &m.rows, &m.q_positions, &m.k_positions, &m.k_lengths, &m.q_documents, &m.k_documents})
+    list.push_back(*i);
+  return list;
+}
 const SampleInput a_step = ids({}, 1000);
+
+// `k` of the keys and values.
+Sample sample(const SampleInput& q, const SampleInput& k, Attention a, const MoreSamples& more = {}) {
+  a.scale = 0.5, a.key = 77;
+  return {with({q, k, k}, more), a};
+}
+Sample backward_sample(const SampleInput& q, const SampleInput& k, Attention a, const MoreSamples& more = {},
+                       bool mask_gradient = false) {
+  a.scale = 0.5, a.key = 77;
+  SampleInput lse(Kind::positive, {q.shape[0], q.shape[2], q.shape[1]});
+  return {with({q, q, k, k, q, lse}, more), AttentionBackward{a, mask_gradient}};
+}
+
+std::vector<Sample> attention_samples() {
+  return {sample({2, 5, 12, 4}, {2, 5, 6, 4}, {.causal = true}),
+          sample({1, 5, 3, 2}, {1, 7, 3, 2}, {}),
+          sample({2, 5, 6, 2}, {2, 4, 3, 2}, {}, {.mask = {2, 6, 5, 4}}),
+          sample({2, 3, 4, 2}, {2, 4, 2, 2}, {}, {.mask = {1, 4, 1, 4}}),
+          sample({2, 3, 2, 2}, {2, 4, 2, 2}, {.dropout_p = 0.25}, {.mask = flags({2, 1, 3, 4}), .step = a_step}),
+          sample({2, 5, 4, 2}, {2, 5, 2, 2}, {.causal = true, .dropout_p = 0.5}, {.step = a_step}),
+          sample({2, 5, 4, 2}, {2, 7, 2, 2}, {.causal = true}, {.q_positions = ids({5}, 7)}),
+          sample({2, 5, 4, 2}, {2, 7, 2, 2}, {.causal = true, .dropout_p = 0.25},
+                 {.step = a_step,
+                  .rows = ids({2}, 9),
+                  .q_positions = ids({2, 5}, 7),
+                  .k_positions = ids({2, 7}, 7),
+                  .k_lengths = ids({2}, 8)}),
+          sample({2, 3, 4, 2}, {2, 5, 2, 2}, {}, {.mask = {2, 4, 3, 5}, .k_lengths = ids({}, 6)}),
+          sample({2, 5, 4, 2}, {2, 5, 2, 2}, {.causal = true, .window = 2}),
+          sample({2, 5, 4, 2}, {2, 7, 2, 2}, {.causal = true, .window = 3},
+                 {.k_positions = ids({7}, 7), .q_documents = ids({2, 5}, 2), .k_documents = ids({2, 7}, 2)}),
+          sample({2, 5, 2, 2}, {2, 4, 2, 2}, {}, {.q_documents = ids({5}, 3), .k_documents = ids({4}, 3)}),
+          sample({2, 5, 6, 4}, {2, 5, 3, 4}, {.causal = true, .whole_kv = true}),
+          sample({2, 3, 6, 2}, {2, 4, 1, 2}, {.whole_kv = true, .dropout_p = 0.25},
+                 {.mask = {2, 6, 3, 4}, .step = a_step})};
+}
+std::vector<Sample> attention_backward_samples() {
+  return {backward_sample({2, 5, 12, 4}, {2, 5, 6, 4}, {.causal = true}),
+          backward_sample({2, 3, 4, 2}, {2, 5, 2, 2}, {.dropout_p = 0.25},
+                          {.mask = {2, 4, 3, 5}, .step = a_step, .rows = ids({2}, 9), .k_lengths = ids({2}, 6)}, true),
+          backward_sample(
+              {2, 5, 4, 2}, {2, 7, 2, 2}, {.causal = true, .dropout_p = 0.25},
+              {.step = a_step, .q_positions = ids({5}, 7), .k_positions = ids({2, 7}, 7), .k_lengths = ids({}, 8)}),
+          backward_sample({2, 5, 4, 2}, {2, 5, 2, 2}, {.causal = true, .window = 2},
+                          {.q_documents = ids({2, 5}, 2), .k_documents = ids({2, 5}, 2)}),
+          backward_sample({2, 5, 6, 2}, {2, 5, 3, 2}, {.causal = true, .whole_kv = true}),
+          backward_sample({2, 3, 6, 2}, {2, 4, 1, 2}, {.whole_kv = true}, {.mask = {2, 6, 3, 4}}, true)};
+}
 
 }  // namespace
 
-const Op rotary_op = {
-    .name = "rotary",
-    .functions = {function(
-        "rotary(x, positions=none, theta=10000)", "pairs of elements turned by their position",
-        [](Arguments& a) -> List { return {rotary(a.tensor(0), a.number("theta", 10000), a.optional_tensor(1))}; })},
-    .rule = rotary_rule,
-    .passes = {linear_in({0})},
-    .types = rotary_types,
-    .optional = {1},
-    .strided = true,
-    .cpu = rotary_kernel,
-    .gradient = rotary_gradient,
-    .keeps = {.inputs = {1}},
-    .sample = {{{{2, 5, 3, 4}, absent}, turn(false)},
-               {{{1, 0, 2, 2}, absent}, turn(true)},
-               {{{2, 5, 3, 4}, ids({5}, 100)}, turn(false)},
-               {{{2, 5, 3, 4}, ids({2, 5}, 100)}, turn(true)}}};
-const Op rotary_pair_op = {
-    .name = "rotary_pair",
-    .rule = rotary_pair_rule,
-    .passes = {linear_in({0, 1}), passes({0}, Reduce::sum).only_to({0}), passes({1}, Reduce::sum).only_to({1})},
-    .types = rotary_types,
-    .optional = {2},
-    .strided = true,
-    .cpu = rotary_kernel,
-    .gradient = rotary_pair_gradient,
-    .keeps = {.inputs = {2}},
-    .sample = {{{{2, 5, 6, 4}, {2, 5, 3, 4}, absent}, turn(false)},
-               {{{1, 3, 4, 2}, {1, 3, 4, 2}, absent}, turn(true)},
-               {{{2, 5, 6, 4}, {2, 5, 3, 4}, ids({2, 5}, 100)}, turn(false)}}};
 const Op attention_op = {
     .name = "attention",
     .functions = {function(
         "scaled_dot_product_attention(q, k, v, attn_mask=none, q_positions=none, k_positions=none, k_lengths=none, "
-        "dropout_p=0, is_causal=false, scale=1/sqrt(d), seed=0)",
+        "q_documents=none, k_documents=none, dropout_p=0, is_causal=false, window=0, scale=1/sqrt(d), seed=0)",
         "softmax(q k^T * scale) v, of heads",
         [](Arguments& a) -> List {
           return {scaled_dot_product_attention(
               a.tensor(0), a.tensor(1), a.tensor(2),
               {.causal = a.flag("is_causal"),
+               .window = a.integer("window", 0),
                .scale = a.number("scale", 0),
                .attn_mask = a.optional_tensor(3),
                .q_positions = a.optional_tensor(4),
                .k_positions = a.optional_tensor(5),
+               .q_documents = a.optional_tensor(7),
+               .k_documents = a.optional_tensor(8),
                .k_lengths = a.optional_tensor(6),
                .dropout_p = a.number("dropout_p", 0),
                .stream = RandomStream{.seed = uint64_t(a.integer("seed", 0)), .purpose = "dropout"}})};
@@ -331,127 +316,24 @@ const Op attention_op = {
     .rule = attention_rule,
     .passes = {passes({2}, Reduce::sum).only_to({0})},
     .types = attention_types,
-    .optional = {3, 4, 5, 6, 7, 8},
+    .optional = {3, 4, 5, 6, 7, 8, 9, 10},
     .strided = true,
     .cpu = attention_kernel,
     .gradient = attention_gradient,
-    .keeps = {.inputs = {0, 1, 2, 3, 4, 5, 6, 7, 8}, .outputs = {0, 1}},
-    .sample = {
-        {{{2, 5, 12, 4}, {2, 5, 6, 4}, {2, 5, 6, 4}, absent, absent, absent, absent, absent, absent},
-         attention_attributes(true)},
-        {{{1, 5, 3, 2}, {1, 7, 3, 2}, {1, 7, 3, 2}, absent, absent, absent, absent, absent, absent},
-         attention_attributes(false)},
-        {{{2, 5, 6, 2}, {2, 4, 3, 2}, {2, 4, 3, 2}, {2, 6, 5, 4}, absent, absent, absent, absent, absent},
-         attention_attributes(false)},
-        {{{2, 3, 4, 2}, {2, 4, 2, 2}, {2, 4, 2, 2}, {1, 4, 1, 4}, absent, absent, absent, absent, absent},
-         attention_attributes(false)},
-        {{{2, 3, 2, 2},
-          {2, 4, 2, 2},
-          {2, 4, 2, 2},
-          {Kind::boolean, {2, 1, 3, 4}},
-          a_step,
-          absent,
-          absent,
-          absent,
-          absent},
-         attention_attributes(false, 0.25)},
-        {{{2, 5, 4, 2}, {2, 5, 2, 2}, {2, 5, 2, 2}, absent, a_step, absent, absent, absent, absent},
-         attention_attributes(true, 0.5)},
-        {{{2, 5, 4, 2}, {2, 7, 2, 2}, {2, 7, 2, 2}, absent, absent, absent, ids({5}, 7), absent, absent},
-         attention_attributes(true)},
-        {{{2, 5, 4, 2},
-          {2, 7, 2, 2},
-          {2, 7, 2, 2},
-          absent,
-          a_step,
-          ids({2}, 9),
-          ids({2, 5}, 7),
-          ids({2, 7}, 7),
-          ids({2}, 8)},
-         attention_attributes(true, 0.25)},
-        {{{2, 3, 4, 2}, {2, 5, 2, 2}, {2, 5, 2, 2}, {2, 4, 3, 5}, absent, absent, absent, absent, ids({}, 6)},
-         attention_attributes(false)},
-    }};
+    .keeps = {.inputs = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10}, .outputs = {0, 1}},
+    .sample = attention_samples()};
 const Op attention_backward_op = {.name = "attention_backward",
                                   .rule = attention_backward_rule,
                                   .types = attention_backward_types,
-                                  .optional = {6, 7, 8, 9, 10, 11},
+                                  .optional = {6, 7, 8, 9, 10, 11, 12, 13},
                                   .strided = true,
                                   .cpu = attention_backward_kernel,
-                                  .sample = {{{{2, 5, 12, 4},
-                                               {2, 5, 12, 4},
-                                               {2, 5, 6, 4},
-                                               {2, 5, 6, 4},
-                                               {2, 5, 12, 4},
-                                               {Kind::positive, {2, 12, 5}},
-                                               absent,
-                                               absent,
-                                               absent,
-                                               absent,
-                                               absent,
-                                               absent},
-                                              backward_attributes(true, 0, false)},
-                                             {{{2, 3, 4, 2},
-                                               {2, 3, 4, 2},
-                                               {2, 5, 2, 2},
-                                               {2, 5, 2, 2},
-                                               {2, 3, 4, 2},
-                                               {Kind::positive, {2, 4, 3}},
-                                               {2, 4, 3, 5},
-                                               a_step,
-                                               ids({2}, 9),
-                                               absent,
-                                               absent,
-                                               ids({2}, 6)},
-                                              backward_attributes(false, 0.25, true)},
-                                             {{{2, 5, 4, 2},
-                                               {2, 5, 4, 2},
-                                               {2, 7, 2, 2},
-                                               {2, 7, 2, 2},
-                                               {2, 5, 4, 2},
-                                               {Kind::positive, {2, 4, 5}},
-                                               absent,
-                                               a_step,
-                                               absent,
-                                               ids({5}, 7),
-                                               ids({2, 7}, 7),
-                                               ids({}, 8)},
-                                              backward_attributes(true, 0.25, false)}}};
+                                  .sample = attention_backward_samples()};
 
 namespace {
-constexpr const Op* list[] = {&rotary_op, &rotary_pair_op, &attention_op, &attention_backward_op};
+constexpr const Op* list[] = {&attention_op, &attention_backward_op};
 }  // namespace
 const Cards attention_cards = list;
-
-Tensor with_whole_heads(const Tensor& t) { return t.strides().back() == 1 || t.shape().back() == 1 ? t : t.clone(); }
-void check_pairs(int64_t d) { check(d % 2 == 0, "[rotary] heads of {} elements; pairs need an even number", d); }
-
-namespace {
-
-// Of a dimension `n` long, sequence or keys, of a tensor that has `batch` entries.
-void check_positions(std::string_view who, std::string_view what, const DistributedTensor& positions, int64_t batch,
-                     int64_t n) {
-  if (!positions.defined()) return;
-  const Shape& s = positions.shape();
-  check(positions.dtype() == DType::i64 && (s == Shape{n} || s == Shape{batch, n}),
-        "[{}] {} are {}, not i64[{}] or i64[{},{}]", who, what, positions, n, batch, n);
-}
-
-}  // namespace
-
-DistributedTensor rotary(const DistributedTensor& x, double theta, const DistributedTensor& positions) {
-  check_defined("rotary", x);
-  if (x.dims() == 4) check_positions("rotary", "positions", positions, x.size(0), x.size(1));
-  return call(rotary_op, {&x, &positions}, Rotary{theta, false});
-}
-
-std::tuple<DistributedTensor, DistributedTensor> rotary(const DistributedTensor& q, const DistributedTensor& k,
-                                                        double theta, const DistributedTensor& positions) {
-  check_defined("rotary", q);
-  if (q.dims() == 4) check_positions("rotary", "positions", positions, q.size(0), q.size(1));
-  auto outputs = call_all(rotary_pair_op, {&q, &k, &positions}, Rotary{theta, false});
-  return {outputs[0], outputs[1]};
-}
 
 namespace {
 
@@ -493,6 +375,13 @@ DistributedTensor scaled_dot_product_attention(const DistributedTensor& q, const
   DistributedTensor mask = mask_of(q, k, options);
   check_positions(who, "q_positions", options.q_positions, q.size(0), q.size(2));
   check_positions(who, "k_positions", options.k_positions, k.size(0), k.size(2));
+  check_positions(who, "q_documents", options.q_documents, q.size(0), q.size(2));
+  check_positions(who, "k_documents", options.k_documents, k.size(0), k.size(2));
+  check(options.q_documents.defined() == options.k_documents.defined(),
+        "[{}] documents are given of queries or of keys alone: give q_documents and k_documents, or neither", who);
+  check(options.window >= 0 && (options.window == 0 || options.causal),
+        "[{}] a window of {}{}: it is a number of keys up to the query's own, with is_causal", who, options.window,
+        options.causal ? "" : " without is_causal");
   check((!options.q_positions.defined() && !options.k_positions.defined()) || options.causal || options.dropout_p > 0,
         "[{}] q_positions and k_positions say what is_causal hides, or which weights dropout_p drops: neither is asked "
         "for",
@@ -511,15 +400,17 @@ DistributedTensor scaled_dot_product_attention(const DistributedTensor& q, const
                     vs = transpose(v, 1, 2);
   bool drops = d->step.defined();
   Attention attributes{.causal = options.causal,
+                       .window = options.window,
+                       .whole_kv = k.size(1) % q.mesh().shape().product(q.layout().split[1].set()) != 0,
                        .scale = scale,
                        .dropout_p = drops ? options.dropout_p : 0,
                        .key = d->key,
                        .deterministic = options.deterministic};
-  return transpose(
-      call(attention_op,
-           {&qs, &ks, &vs, &mask, &d->step, &d->rows, &options.q_positions, &options.k_positions, &lengths},
-           attributes),
-      1, 2);
+  return transpose(call(attention_op,
+                        {&qs, &ks, &vs, &mask, &d->step, &d->rows, &options.q_positions, &options.k_positions, &lengths,
+                         &options.q_documents, &options.k_documents},
+                        attributes),
+                   1, 2);
 }
 
 }  // namespace dtensor::ops

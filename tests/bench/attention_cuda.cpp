@@ -28,7 +28,7 @@ int program(const bench::Options& o) {
       ops::Attention a{.causal = true, .scale = 1 / std::sqrt(double(d))};
       std::vector<DistributedTensor> out, gradients;
       double forward = gpu.median_us(o.calls, [&](int) {
-        out = call_all(ops::attention_op, {&q, &k, &v, &none, &none, &none, &none, &none, &none}, a);
+        out = call_all(ops::attention_op, {&q, &k, &v, &none, &none, &none, &none, &none, &none, &none, &none}, a);
       });
       auto backward = [&](int) {
         gradients = call_all(ops::attention_backward_op,

@@ -82,7 +82,7 @@ void add_pointwise(std::vector<Case>& list, Gpu& gpu, int64_t tokens) {
                       return Tensors{queries(heads), queries(kv_heads)};
                     },
                     [=](const Tensors& t) {
-                      return call(ops::rotary_pair_op, {t[0], t[1], {}}, ops::Rotary{theta, inverse});
+                      return call(ops::rotary_pair_op, {t[0], t[1], {}}, ops::Rotary{.theta = theta, .inverse = inverse});
                     }});
   list.push_back({"SwiGLU",
                   [=] {

@@ -30,14 +30,18 @@ struct Case {
   int positions = 0;    // 1: of queries, the same for all; 2: of both, by batch entry
   int lengths = 0;      // of keys: 1: the same for all; 2: by batch entry
   bool rows = false;    // given, for dropout
+  int64_t window = 0;
+  int documents = 0;      // 1: the same for all; 2: by batch entry
+  int64_t all_heads = 0;  // not 0: every rank has all key heads, and this one the query heads from 1 on
 };
 
 std::string to_string(const Case& c) {
   return fmt::format(
       "{}: batch {}, heads {}/{}, queries {} from {}, keys {}, head_dim {}, causal {}, mask {}{}, dropout {}, "
-      "positions {}, lengths {}, rows {}",
+      "positions {}, lengths {}, rows {}, window {}, documents {}, of {} heads",
       name(c.dtype), c.batch, c.heads, c.kv_heads, c.queries, c.query_begin, c.keys, c.head_dim, c.causal, int(c.mask),
-      c.mask == Mask::none ? "" : to_string(c.mask_shape), c.dropout_p, c.positions, c.lengths, c.rows);
+      c.mask == Mask::none ? "" : to_string(c.mask_shape), c.dropout_p, c.positions, c.lengths, c.rows, c.window,
+      c.documents, c.all_heads);
 }
 
 // value(i), rounded to the type, in a type that the CPU computes in.
@@ -81,9 +85,15 @@ class Runner {
     Context::FactorRange factors[] = {
         {'b', {1, 1 + c_.batch}, c_.batch + 2},
         {'g', {c_.kv_heads, 2 * c_.kv_heads}, 3 * c_.kv_heads},
+        {'h', {1, 1 + c_.heads}, c_.all_heads},
         {'s', {c_.query_begin, c_.query_begin + c_.queries}, c_.query_begin + c_.queries + 3}};
-    Attributes attributes = ops::AttentionBackward{
-        {.causal = c_.causal, .scale = 0.3, .dropout_p = c_.dropout_p, .key = 77}, c_.mask == Mask::bias};
+    Attributes attributes = ops::AttentionBackward{{.causal = c_.causal,
+                                                    .window = c_.window,
+                                                    .whole_kv = c_.all_heads != 0,
+                                                    .scale = 0.3,
+                                                    .dropout_p = c_.dropout_p,
+                                                    .key = 77},
+                                                   c_.mask == Mask::bias};
     ThreadPool pool(1);
     std::vector<cpu::Scratch> scratch(1);
     cuda::Workspace workspace(allocator_);
@@ -141,7 +151,14 @@ std::vector<Tensor> inputs_of(const Case& c) {
     for (int64_t i = 0; i < numel(shape); ++i) list.push_back((i * factor + 3) % below);
     return Tensor::of<int64_t>(shape, list);
   };
-  Tensor step, rows, queries, keys, lengths;
+  auto documents = [&](int64_t n) {  // of some elements each, with padding between
+    Shape shape = c.documents == 2 ? Shape{c.batch, n} : Shape{n};
+    std::vector<int64_t> list;
+    for (int64_t i = 0; i < numel(shape); ++i) list.push_back(i % n % 11 == 7 ? -1 : i % n / 9 + i / n);
+    return Tensor::of<int64_t>(shape, list);
+  };
+  Tensor step, rows, queries, keys, lengths, q_documents, k_documents;
+  if (c.documents) q_documents = documents(c.queries), k_documents = documents(c.keys);
   if (c.dropout_p > 0) step = Tensor::of<int64_t>({}, {5});
   if (c.rows) rows = indices({c.batch}, 3, 5);
   if (c.positions) queries = indices(c.positions == 2 ? Shape{c.batch, c.queries} : Shape{c.queries}, 7, c.keys);
@@ -152,7 +169,7 @@ std::vector<Tensor> inputs_of(const Case& c) {
       int64_t length = lengths.data<int64_t>()[c.lengths == 2 ? b : 0];
       fill(t.narrow(0, b, 1).narrow(1, length, c.keys - length), NAN);
     }
-  return {q, k, v, mask, step, rows, queries, keys, lengths};
+  return {q, k, v, mask, step, rows, queries, keys, lengths, q_documents, k_documents};
 }
 
 struct Results {
@@ -169,10 +186,10 @@ Results run(const Case& c, Device device, const std::vector<Tensor>& forward = {
   const std::vector<Tensor>& given = forward.empty() ? r.forward : forward;
   std::vector<Shape> shapes{q, k, k};
   if (c.mask == Mask::bias) shapes.push_back(scores);
-  r.backward = runner(
-      ops::attention_backward_op,
-      {wave(c.dtype, q, 0.83), in[0], in[1], in[2], given[0], given[1], in[3], in[4], in[5], in[6], in[7], in[8]},
-      shapes, std::vector<DType>(shapes.size(), c.dtype));
+  r.backward = runner(ops::attention_backward_op,
+                      {wave(c.dtype, q, 0.83), in[0], in[1], in[2], given[0], given[1], in[3], in[4], in[5], in[6],
+                       in[7], in[8], in[9], in[10]},
+                      shapes, std::vector<DType>(shapes.size(), c.dtype));
   return r;
 }
 
@@ -236,6 +253,15 @@ const Case cases[] = {
     {f32, 2, 4, 2, 30, 70, 8, true, 3, Mask::none, {}, 0.5, false, 2, 2, true},
     {f32, 2, 4, 2, 30, 70, 8, false, 3, Mask::none, {}, 0.5, false, 1, 0, true},
     {f32, 2, 4, 2, 30, 70, 130, true, 3, Mask::none, {}, 0, false, 2, 2},
+    {f32, 2, 4, 2, 200, 230, 8, true, 20, Mask::none, {}, 0, false, 0, 0, false, 33},  // windows
+    {bf16, 1, 2, 2, 150, 150, 16, true, 0, Mask::none, {}, 0, false, 0, 0, false, 1},
+    {f64, 2, 4, 2, 30, 70, 8, true, 3, Mask::none, {}, 0.5, false, 2, 2, true, 10},
+    {f32, 2, 4, 2, 70, 90, 8, true, 5, Mask::none, {}, 0, false, 0, 0, false, 20, 1},
+    {f32, 2, 4, 2, 70, 90, 8, false, 5, Mask::bias, {2, 4, 70, 90}, 0, false, 0, 0, false, 0, 2},
+    {bf16, 2, 4, 2, 70, 90, 8, false, 5, Mask::none, {}, 0, false, 0, 0, false, 0, 2},
+    {f32, 2, 2, 2, 20, 30, 8, true, 5, Mask::none, {}, 0, false, 0, 0, false, 0, 0, 8},  // one key head read
+    {f32, 2, 4, 3, 20, 30, 8, true, 5, Mask::none, {}, 0, false, 0, 0, false, 0, 0, 6},  // 1, 2 and 1 queries read each
+    {f64, 2, 3, 4, 20, 30, 8, false, 5, Mask::bias, {2, 3, 20, 30}, 0.25, false, 0, 0, true, 0, 0, 8},
 };
 
 }  // namespace

@@ -273,7 +273,10 @@ TEST_CASE("cuda rows: embedding and rotary") {
   }
   cases.push_back({"embedding_backward", {{Kind::index, {3000}, 40}, {3000, 3}}, ops::TableSize{40}});
   for (bool inverse : {false, true}) {
-    ops::Rotary a{10000, inverse};
+    ops::Rotary a{.theta = 10000, .inverse = inverse};
+    ops::Rotary part{.theta = 10000, .frequencies = {1, 0.5, 0.1, 0.01}, .scale = 1.25, .inverse = inverse};
+    cases.push_back({"rotary", {{2, 5, 3, 16}, absent}, part});
+    cases.push_back({"rotary_pair", {{2, 7, 4, 9}, {2, 7, 2, 9}, absent}, part});
     cases.push_back({"rotary", {{2, 5, 3, 16}, absent}, a});
     cases.push_back({"rotary", {{1, 300, 1, 6}, absent}, a});
     cases.push_back({"rotary_pair", {{2, 7, 8, 64}, {2, 7, 2, 64}, absent}, a});

@@ -305,7 +305,7 @@ TEST_CASE("explain: bad input is one line on standard error and exit code 2") {
       {{"--mesh", "tp=2", "op", "sum", "f32[8,6]", "dim=x"}, R"([sum] "dim=x" is no list of integers)"},
       {{"--mesh", "tp=2", "op", "sum", "f32[8,6]", "keepdm=true"}, R"([sum] takes no "keepdm"; it takes )"},
       {{"--mesh", "tp=2", "op", "sum", "f32[8,6]", "dim=0,,1"},
-       R"([dtensor_explain] "dim=0,,1": a list is integers with commas)"},
+       R"([dtensor_explain] "dim=0,,1": a list is numbers with commas)"},
       {{"--mesh", "tp=2", "op", "relu", "f32[8,6]", "f32[8,6]"}, "[relu] takes 1 tensors, not 2"},
       {{"--mesh", "tp=2", "op", "add", "f32[8,6]"}, "[add] tensor 1 is missing; 1 are given"},
   };

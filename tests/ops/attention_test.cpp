@@ -71,8 +71,8 @@ TEST_CASE("attention is told where the gradient of the queries may be added up i
   ops::scaled_dot_product_attention(q, q, q, {.deterministic = false});
   one.rank->remove(calls);
   CHECK(calls.log ==
-        "causal=false scale=0.5 dropout_p=0 key=0 deterministic=true\n"
-        "causal=false scale=0.5 dropout_p=0 key=0 deterministic=false\n");
+        "causal=false window=0 whole_kv=false scale=0.5 dropout_p=0 key=0 deterministic=true\n"
+        "causal=false window=0 whole_kv=false scale=0.5 dropout_p=0 key=0 deterministic=false\n");
 }
 
 TEST_CASE("attention refuses masks that do not fit") {
@@ -128,14 +128,14 @@ Tensor wave(const Shape& shape, double frequency) {
 
 // Out, and the gradients of q, k and v.
 std::vector<std::vector<double>> attention_and_gradients(const OneRank& one, const Tensor& q, const Tensor& k,
-                                                         const std::vector<Tensor>& more) {
+                                                         const std::vector<Tensor>& more,
+                                                         ops::Attention a = {.causal = true, .scale = 0.3}) {
   std::vector<DistributedTensor> in;
   std::vector<const DistributedTensor*> operands;
   auto add = [&](const Tensor& t) { in.push_back(t.defined() ? one(t) : DistributedTensor()); };
   for (const Tensor& t : {q, k, k}) add(t);
   for (const Tensor& t : more) add(t);
   for (const DistributedTensor& x : in) operands.push_back(&x);
-  ops::Attention a{.causal = true, .scale = 0.3};
   auto out = call_all(ops::attention_op, operands, a);
   DistributedTensor dout = one(wave(q.shape(), 0.7));
   std::vector<const DistributedTensor*> back{&dout, &in[0], &in[1], &in[2], &out[0], &out[1]};
@@ -155,14 +155,14 @@ TEST_CASE("law 6: positions that are given as they would be anyway change no bit
   std::vector<int64_t> twice = counted(n);
   for (int64_t i = 0; i < n; ++i) twice.push_back(i);
   Tensor flat = integers({n}, counted(n)), by_batch = integers({2, n}, twice), all = integers({2}, {n, n});
-  auto expected = attention_and_gradients(one, q, k, {none, none, none, none, none, none});
+  auto expected = attention_and_gradients(one, q, k, {none, none, none, none, none, none, none, none});
   for (const auto& [of_q, of_k, lengths] : {std::tuple{flat, none, none},
                                             {none, flat, none},
                                             {flat, flat, none},
                                             {by_batch, by_batch, none},
                                             {none, by_batch, all},
                                             {none, none, all}})
-    CHECK(attention_and_gradients(one, q, k, {none, none, none, of_q, of_k, lengths}) == expected);
+    CHECK(attention_and_gradients(one, q, k, {none, none, none, of_q, of_k, lengths, none, none}) == expected);
   std::vector<double> turned = numbers(ops::rotary(one(q), 100).full_tensor());
   CHECK(numbers(ops::rotary(one(q), 100, one(flat)).full_tensor()) == turned);
   CHECK(numbers(ops::rotary(one(q), 100, one(by_batch)).full_tensor()) == turned);
@@ -245,9 +245,103 @@ TEST_CASE("attention and rotary refuse positions and lengths that do not fit") {
   CHECK_THROWS_WITH(attend({.k_lengths = one({3}, DType::i64)}),
                     Contains("[scaled_dot_product_attention] k_lengths is i64[3]") && Contains("not i64[] or i64[2]"));
   CHECK_THROWS_WITH(attend({.k_lengths = one(integers({2}, {3, 6}))}), Contains("k_lengths has 6, outside [0,5]"));
+  CHECK_THROWS_WITH(attend({.q_documents = one({3}, DType::i64)}),
+                    Contains("documents are given of queries or of keys alone"));
+  CHECK_THROWS_WITH(attend({.q_documents = one({4}, DType::i64), .k_documents = one({5}, DType::i64)}),
+                    Contains("[scaled_dot_product_attention] q_documents are i64[4]"));
+  CHECK_THROWS_WITH(
+      attend({.window = 2}),
+      Contains("[scaled_dot_product_attention] a window of 2 without is_causal: it is a number of keys up "
+               "to the query's own, with is_causal"));
+  CHECK_THROWS_WITH(attend({.causal = true, .window = -1}), Contains("a window of -1: it is"));
+  CHECK_THROWS_WITH(ops::rotary(x, ops::RotaryAngles{.frequencies = {1, 1}}),
+                    Contains("[rotary] 2 frequencies turn 4 elements, but heads have 2"));
   CHECK_THROWS_WITH(ops::rotary(x, 100, one({4}, DType::i64)), Contains("[rotary] positions are i64[4]"));
   CHECK_THROWS_WITH(ops::rotary(x, x, 100, one({3})), Contains("[rotary] positions are f32[3]"));
   DistributedTensor floats = one({3});
-  CHECK_THROWS_WITH(call(ops::rotary_op, {&x, &floats}, ops::Rotary{100, false}),
+  CHECK_THROWS_WITH(call(ops::rotary_op, {&x, &floats}, ops::Rotary{100}),
                     Contains("[rotary] positions are i64, not f32"));
+}
+
+namespace {
+
+// Of `n` elements in documents of these lengths; the rest is padding.
+std::vector<int64_t> documents(int64_t n, std::initializer_list<int64_t> lengths) {
+  std::vector<int64_t> list;
+  int64_t number = 0;
+  for (int64_t length : lengths) list.insert(list.end(), size_t(length), number++);
+  list.resize(size_t(n), -1);
+  return list;
+}
+
+}  // namespace
+
+TEST_CASE("attention: documents, padding and windows are masks, forward and backward") {
+  OneRank one;
+  const int64_t n = 150;
+  Tensor q = wave({2, n, 4, 8}, 0.37), k = wave({2, n, 2, 8}, 0.73), none;
+  std::vector<int64_t> rows = documents(n, {3, 64, 1, 50}), second = documents(n, {100, 50});
+  rows.insert(rows.end(), second.begin(), second.end());
+  Tensor of_each = integers({2, n}, rows);
+  for (int64_t window : {0, 1, 20})
+    for (bool with_documents : {false, true}) {
+      if (!window && !with_documents) continue;
+      CAPTURE(window, with_documents);
+      std::vector<float> mask(size_t(2 * n * n));
+      for (int64_t b = 0; b < 2; ++b)
+        for (int64_t i = 0; i < n; ++i)
+          for (int64_t j = 0; j < n; ++j) {
+            const int64_t *d = &rows[size_t(b * n)], own = d[i];
+            bool seen = j <= i && (!window || i - j < window) && (!with_documents || (own >= 0 && own == d[j]));
+            mask[size_t((b * n + i) * n + j)] = seen ? 0 : -std::numeric_limits<float>::infinity();
+          }
+      ops::Attention hidden{.causal = true, .window = window, .scale = 0.3}, masked{.scale = 0.3};
+      Tensor d = with_documents ? of_each : none;
+      auto got = attention_and_gradients(one, q, k, {none, none, none, none, none, none, d, d}, hidden);
+      auto expected = attention_and_gradients(
+          one, q, k, {Tensor::of<float>({2, 1, n, n}, mask), none, none, none, none, none, none, none}, masked);
+      REQUIRE(got.size() == expected.size());
+      for (size_t i = 0; i < got.size(); ++i)
+        for (size_t e = 0; e < got[i].size(); ++e) {
+          if (std::isinf(expected[i][e]) && got[i][e] == expected[i][e]) continue;  // lse of a row that sees nothing
+          REQUIRE(got[i][e] == Approx(expected[i][e]).epsilon(1e-4).margin(1e-5));
+        }
+    }
+}
+
+TEST_CASE("law 6: a document has the same bits wherever it is packed, at multiples of a block of keys") {
+  OneRank one;
+  Tensor q = wave({1, 1, 192, 8}, 0.37), k = wave({1, 1, 192, 8}, 0.73);
+  DistributedTensor d = one(integers({192}, documents(192, {64, 100})));
+  auto y = numbers(
+      ops::scaled_dot_product_attention(one(q), one(k), one(k), {.causal = true, .q_documents = d, .k_documents = d})
+          .full_tensor());
+  Tensor alone_q = q.narrow(2, 64, 100).clone(), alone_k = k.narrow(2, 64, 100).clone();
+  auto alone = numbers(
+      ops::scaled_dot_product_attention(one(alone_q), one(alone_k), one(alone_k), {.causal = true}).full_tensor());
+  CHECK(std::vector<double>(y.begin() + 64 * 8, y.begin() + 164 * 8) == alone);
+  CHECK(std::vector<double>(y.begin() + 164 * 8, y.end()) == std::vector<double>(28 * 8, 0));
+}
+
+TEST_CASE("attention: with more ranks than key heads, queries stay sharded by heads and nothing of them moves") {
+  OneRank one;
+  const int64_t n = 20;
+  for (int64_t kv_heads : {1, 2, 4}) {
+    Tensor q = wave({2, 8, n, 4}, 0.37), k = wave({2, kv_heads, n, 4}, 0.73);
+    std::vector<double> whole =
+        numbers(ops::scaled_dot_product_attention(one(q), one(k), one(k), {.causal = true}).full_tensor());
+    launch(4, [&](Rank& rank) {
+      DeviceMesh mesh(rank, "tp=4");
+      rank.strict = true;
+      auto queries = DistributedTensor::distribute(q, mesh, {Shard(1)});
+      auto keys = DistributedTensor::distribute(k, mesh, Layout());
+      Moved moved(rank);
+      auto y = ops::scaled_dot_product_attention(queries, keys, keys, {.causal = true});
+      auto [turned, turned_keys] = ops::rotary(ops::transpose(queries, 1, 2), ops::transpose(keys, 1, 2), 100);
+      expect(moved.log, "");
+      expect(y.layout(), Layout({Shard(1)}));
+      expect(turned.layout(), Layout({Shard(2)}));
+      expect(numbers(y.full_tensor()), whole);
+    });
+  }
 }

@@ -28,6 +28,11 @@ std::vector<NamedValue> others(const NamedValue& value) {
   if (const auto* d = std::get_if<double>(&value))
     return *d == 0 || !std::isfinite(*d) ? std::vector<NamedValue>{} : std::vector<NamedValue>{*d / 2, *d * 2};
   if (const auto* i = std::get_if<int64_t>(&value)) return {*i - 1, *i + 1};
+  if (auto* numbers = std::get_if<std::vector<double>>(&value)) {
+    std::vector<double> halves = *numbers;
+    for (double& d : halves) d /= 2;
+    return {halves};
+  }
   std::vector<int64_t> list = std::get<std::vector<int64_t>>(value);
   for (int64_t& i : list) i += 1;
   return {list};

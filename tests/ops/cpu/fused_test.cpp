@@ -161,8 +161,10 @@ TEMPLATE_TEST_CASE("fused: rotary turns pairs (i, i + d/2), and back", "", float
     for (int64_t heads : {0, 1, 3}) {
       CAPTURE(d, heads);
       Row<T> cos(positions * d / 2), sin(positions * d / 2), one_cos(d / 2), one_sin(d / 2);
-      cpu::rotary_table(positions, at, d, theta, cos.data(), sin.data());
-      cpu::rotary_table(1, at + 3, d, theta, one_cos.data(), one_sin.data());
+      std::vector<double> frequencies;
+      for (int64_t i = 0; i < d / 2; i++) frequencies.push_back(std::pow(theta, -2.0 * double(i) / double(d)));
+      cpu::rotary_table(positions, at, d / 2, frequencies.data(), 1, cos.data(), sin.data());
+      cpu::rotary_table(1, at + 3, d / 2, frequencies.data(), 1, one_cos.data(), one_sin.data());
       CHECK(same(one_cos, Row<T>(&cos[3 * d / 2], &cos[3 * d / 2] + d / 2)));
       CHECK(same(one_sin, Row<T>(&sin[3 * d / 2], &sin[3 * d / 2] + d / 2)));
 
@@ -170,11 +172,12 @@ TEMPLATE_TEST_CASE("fused: rotary turns pairs (i, i + d/2), and back", "", float
       const cpu::Strides to{positions * heads * d, d, positions * d};  // batch, head, position
       const auto x = normal<T>(batch * positions * heads * d, 5);
       Row<T> y(x.size()), back(x.size()), in_place = x, in_order(x.size());
-      cpu::rotary(batch, positions, heads, d, x.data(), from, cos.data(), sin.data(), false, y.data(), to);
-      cpu::rotary(batch, positions, heads, d, y.data(), to, cos.data(), sin.data(), true, back.data(), from);
-      cpu::rotary(batch, positions, heads, d, in_place.data(), from, cos.data(), sin.data(), false, in_place.data(),
+      cpu::rotary(batch, positions, heads, d, d / 2, x.data(), from, cos.data(), sin.data(), false, y.data(), to);
+      cpu::rotary(batch, positions, heads, d, d / 2, y.data(), to, cos.data(), sin.data(), true, back.data(), from);
+      cpu::rotary(batch, positions, heads, d, d / 2, in_place.data(), from, cos.data(), sin.data(), false,
+                  in_place.data(), from);
+      cpu::rotary(batch, positions, heads, d, d / 2, x.data(), from, cos.data(), sin.data(), false, in_order.data(),
                   from);
-      cpu::rotary(batch, positions, heads, d, x.data(), from, cos.data(), sin.data(), false, in_order.data(), from);
       CHECK(same(in_place, in_order));
       for (int64_t b = 0; b < batch; b++)
         for (int64_t p = 0; p < positions; p++)
@@ -270,8 +273,9 @@ TEST_CASE("fused: the same bits on every instruction set") {
     cpu::rms_norm_backward_weight(rows, d, 0, d, dy.data(), x.data(), rstd.data(), dw.data(), 4), keep(dw);
     cpu::swiglu(n, x.data(), up.data(), y.data()), keep(y);
     cpu::swiglu_backward(n, dy.data(), x.data(), up.data(), y.data(), z.data()), keep(y), keep(z);
-    cpu::rotary_table(rows, at.data(), d, 1e4, cos.data(), sin.data());
-    cpu::rotary(1, rows, 1, d, x.data(), {n, d, d}, cos.data(), sin.data(), false, y.data(), {n, d, d}), keep(y);
+    const std::vector<double> frequencies(size_t(d / 2), 0.5);
+    cpu::rotary_table(rows, at.data(), d / 2, frequencies.data(), 1, cos.data(), sin.data());
+    cpu::rotary(1, rows, 1, d, d / 2, x.data(), {n, d, d}, cos.data(), sin.data(), false, y.data(), {n, d, d}), keep(y);
     cpu::cross_entropy_backward(n, x.data(), 5, 2.5, 3, 0.1, y.data()), keep(y);
     y = x;
     cpu::adamw(n, {1e-2, 0.9, 0.95, 1e-8, 0.1, 0.1, 0.05, 1}, y.data(), dy.data(), m.data(), v.data()), keep(y),
