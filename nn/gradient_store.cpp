@@ -3,6 +3,7 @@
 #include "dtensor/local/tree.h"
 #include "nn/record.h"
 #include "ops/pointwise/binary.h"
+#include "ops/pointwise/cast.h"
 
 namespace dtensor::nn {
 namespace {
@@ -10,6 +11,21 @@ namespace {
 DistributedTensor sum_of(const DistributedTensor& older, DistributedTensor newer) {
   if (!older.defined()) return newer;
   return newer.defined() ? ops::add(older, newer) : older;
+}
+
+// Each rank's part in another type, Partial or not.
+DistributedTensor parts_in(DType dtype, const DistributedTensor& x) {
+  DistributedTensor part = ops::cast(DistributedTensor::from_local(x.local(), x.mesh(), {}, x.local().shape()), dtype);
+  return DistributedTensor::from_local(part.local(), x.mesh(), x.layout(), x.shape());
+}
+
+// Where a sum goes first: over the axes that shard its leaf, so that what is left to add over others is a part. It is
+// the planner's choice by bytes, but that launches are shared by many. Not where it would add over outer axes first.
+Layout scattered(const Layout& sum, const Layout& to) {
+  AxisSet over_shards = sum.partial & to.sharded(), rest = sum.partial & ~over_shards;
+  Layout first = to;
+  if (over_shards && rest && (over_shards & -over_shards) > rest) first.partial = rest, first.reduce = sum.reduce;
+  return first;
 }
 
 std::string reason_of(const std::string& name) { return name.empty() ? "gradient" : "gradient of " + name; }
@@ -46,7 +62,7 @@ void GradientStore::add_leaf(const DistributedTensor& leaf, std::optional<DType>
           to_string(leaf));
   leaves_.push_back({leaf, dtype, std::move(name), group, {}, {}});
   by_id_.emplace(leaf.id(), &leaves_.back());
-  if (group >= 0) groups_[size_t(group)].push_back(&leaves_.back());
+  if (group >= 0) groups_[size_t(group)].leaves.push_back(&leaves_.back());
 }
 
 void GradientStore::watch(const DistributedTensor& leaf, std::optional<DType> gradient, std::string name) {
@@ -54,9 +70,9 @@ void GradientStore::watch(const DistributedTensor& leaf, std::optional<DType> gr
 }
 
 void GradientStore::watch_together(const std::vector<DistributedTensor>& leaves, const std::vector<std::string>& names,
-                                   std::optional<DType> gradient) {
+                                   std::optional<DType> gradient, const GradientReduction& reduction) {
   check(leaves.size() == names.size(), "[watch_together] {} leaves and {} names", leaves.size(), names.size());
-  groups_.emplace_back();
+  groups_.push_back({{}, reduction});
   for (size_t i = 0; i < leaves.size(); ++i) add_leaf(leaves[i], gradient, names[i], int(groups_.size()) - 1);
 }
 
@@ -88,22 +104,19 @@ std::vector<DistributedTensor> GradientStore::reduce(const std::vector<Distribut
     found.push_back(it->second);
   }
   NoGrad scope(rank_);
-  std::vector<DistributedTensor> list, all;
-  std::vector<Layout> layouts;
-  std::vector<std::string> reasons;
+  std::vector<DistributedTensor> sums, all;
+  std::vector<Leaf*> arrived;
   std::vector<size_t> index;  // in `leaves`
   for (size_t i = 0; i < found.size(); ++i) {
-    Leaf& leaf = *found[i];
-    all.push_back(leaf.reduced.total());
-    DistributedTensor arrived = leaf.arrived.total();
-    if (!arrived.defined()) continue;
+    all.push_back(found[i]->reduced.total());
+    DistributedTensor sum = found[i]->arrived.total();
+    if (!sum.defined()) continue;
     index.push_back(i);
-    list.push_back(std::move(arrived));
-    layouts.push_back(leaf.value.layout());
-    reasons.push_back(reason_of(leaf.name));
+    arrived.push_back(found[i]);
+    sums.push_back(std::move(sum));
   }
-  list = redistribute(list, layouts, {.reasons = reasons});
-  for (size_t k = 0; k < list.size(); ++k) all[index[k]] = sum_of(all[index[k]], list[k]);
+  sums = OnItsWay(*this, std::move(arrived), std::move(sums)).finish();
+  for (size_t k = 0; k < sums.size(); ++k) all[index[k]] = sum_of(all[index[k]], sums[k]);
   for (size_t i = 0; i < all.size(); ++i) {
     const LocalSpec& spec = found[i]->value.spec();
     const DeviceMesh& mesh = found[i]->value.mesh();
@@ -129,33 +142,55 @@ GradientStore::Pass::Pass(GradientStore& store, std::vector<int> uses, bool redu
 }
 
 void GradientStore::Pass::passed(Leaf& leaf) {
-  if (--uses_[size_t(leaf.group)] == 0 && reduce_) begin_reduce(leaf.group);
+  using When = GradientReduction::When;
+  When when = store_.groups_[size_t(leaf.group)].reduction.when;
+  if (--uses_[size_t(leaf.group)] == 0 && (when == When::each_pass || (when == When::last_pass && reduce_)))
+    begin_reduce(leaf.group);
+}
+
+GradientStore::OnItsWay::OnItsWay(const GradientStore& store, std::vector<Leaf*> of,
+                                  std::vector<DistributedTensor> sums)
+    : leaves(std::move(of)) {
+  std::vector<Layout> layouts;
+  std::vector<std::string> reasons;
+  for (size_t i = 0; i < leaves.size(); ++i) {
+    const Leaf& leaf = *leaves[i];
+    layouts.push_back(scattered(sums[i].layout(), leaf.value.layout()));
+    reasons.push_back(reason_of(leaf.name));
+    std::optional<DType> dtype = leaf.group < 0 ? std::nullopt : store.groups_[size_t(leaf.group)].reduction.dtype;
+    if (dtype && sums[i].layout() != leaf.value.layout()) sums[i] = parts_in(*dtype, sums[i]);
+  }
+  redistribution = Redistribution::begin(sums, layouts, {.reasons = reasons});
+}
+
+std::vector<DistributedTensor> GradientStore::OnItsWay::finish() {
+  std::vector<Layout> layouts;
+  std::vector<std::string> reasons;
+  for (const Leaf* leaf : leaves) layouts.push_back(leaf->value.layout()), reasons.push_back(reason_of(leaf->name));
+  std::vector<DistributedTensor> list = redistribute(redistribution.finish(), layouts, {.reasons = reasons});
+  for (size_t i = 0; i < list.size(); ++i) list[i] = ops::cast(list[i], leaves[i]->dtype);
+  return list;
 }
 
 void GradientStore::Pass::begin_reduce(int group) {
-  OnItsWay next;
-  std::vector<DistributedTensor> list;
-  std::vector<Layout> layouts;
-  std::vector<std::string> reasons;
-  for (Leaf* leaf : store_.groups_[size_t(group)]) {
+  std::vector<Leaf*> leaves;
+  std::vector<DistributedTensor> sums;
+  for (Leaf* leaf : store_.groups_[size_t(group)].leaves) {
     TreeSum all = leaf->arrived;
     all.push(std::move(sums_[leaf]));
     sums_.erase(leaf);
     DistributedTensor sum = all.total();
     if (!sum.defined()) continue;
-    next.leaves.push_back(leaf);
-    list.push_back(std::move(sum));
-    layouts.push_back(leaf->value.layout());
-    reasons.push_back(reason_of(leaf->name));
+    leaves.push_back(leaf);
+    sums.push_back(std::move(sum));
   }
-  if (list.empty()) return;
+  if (leaves.empty()) return;
   if (int(on_their_way_.size()) == store_.options_.in_flight) finish_first();
-  next.redistribution = Redistribution::begin(list, layouts, {.reasons = reasons});
-  on_their_way_.push_back(std::move(next));
+  on_their_way_.emplace_back(store_, std::move(leaves), std::move(sums));
 }
 
 void GradientStore::Pass::finish_first() {
-  std::vector<DistributedTensor> list = on_their_way_.front().redistribution.finish();
+  std::vector<DistributedTensor> list = on_their_way_.front().finish();
   for (size_t i = 0; i < list.size(); ++i) reduced_[on_their_way_.front().leaves[i]] = list[i];
   on_their_way_.pop_front();
 }

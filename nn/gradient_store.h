@@ -6,6 +6,7 @@
 #include <unordered_map>
 
 #include "dtensor/redistribute.h"
+#include "nn/gradient_reduction.h"
 
 namespace dtensor::nn {
 
@@ -33,8 +34,8 @@ struct GradientStoreOptions {
 // where it fails, nothing is added, so that it can be repeated.
 //
 // A gradient stays as it arrived, possibly Partial, until it is reduced: brought to its leaf's own layout. Leaves that
-// are watched together are reduced in one launch by the last backward pass (BackwardOptions::reduce), as soon as it has
-// passed their last use; all others by reduce().
+// are watched together are reduced in one launch when their GradientReduction says so, mostly by the last backward pass
+// (BackwardOptions::reduce), as soon as it has passed their last use; all others by reduce().
 class GradientStore {
  public:
   explicit GradientStore(Rank& rank, const GradientStoreOptions& options = {}) : rank_(rank), options_(options) {}
@@ -49,7 +50,7 @@ class GradientStore {
   void watch(const DistributedTensor& leaf, std::optional<DType> gradient = {}, std::string name = {});
   // The same for several, which are reduced together.
   void watch_together(const std::vector<DistributedTensor>& leaves, const std::vector<std::string>& names,
-                      std::optional<DType> gradient = {});
+                      std::optional<DType> gradient = {}, const GradientReduction& reduction = {});
   // The same for many, in groups of at least `bytes` of gradients each, the last leaves first, as a backward pass comes
   // by them. Source: Li et al., "PyTorch Distributed" (2020).
   void watch_in_buckets(const std::vector<DistributedTensor>& leaves, const std::vector<std::string>& names,
@@ -74,6 +75,20 @@ class GradientStore {
     TreeSum arrived, reduced;
   };
 
+  struct Group {
+    std::vector<Leaf*> leaves;
+    GradientReduction reduction;
+  };
+  // Gradients that travel together, in the type that their reduction says, and arrive in their leaves' layouts and
+  // types.
+  struct OnItsWay {
+    std::vector<Leaf*> leaves;
+    Redistribution redistribution;
+
+    OnItsWay(const GradientStore& store, std::vector<Leaf*> leaves, std::vector<DistributedTensor> sums);
+    std::vector<DistributedTensor> finish();
+  };
+
   // The gradients of one backward pass, which are the store's when it has gone well.
   class Pass {
    public:
@@ -86,10 +101,6 @@ class GradientStore {
     void commit();
 
    private:
-    struct OnItsWay {
-      Redistribution redistribution;
-      std::vector<Leaf*> leaves;
-    };
     void begin_reduce(int group);
     void finish_first();
 
@@ -110,7 +121,7 @@ class GradientStore {
   GradientStoreOptions options_;
   std::deque<Leaf> leaves_;
   std::unordered_map<uint64_t, Leaf*> by_id_;
-  std::vector<std::vector<Leaf*>> groups_;
+  std::vector<Group> groups_;
   std::vector<Record*> records_;  // those that are alive
 };
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "dtensor/distributed_tensor.h"
+#include "nn/gradient_reduction.h"
 
 namespace dtensor::nn {
 
@@ -24,6 +25,7 @@ class ParameterGroup {
   // What is there now to compute with: one of the tensors of p's form, by its index. Undefined: nothing, and p brings
   // its own tensor to the layout for use.
   virtual DistributedTensor tensor(const Parameter& p, size_t index) const = 0;
+  virtual GradientReduction reduction() const { return {}; }
 };
 
 // How a parameter begins.

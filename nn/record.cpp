@@ -24,6 +24,9 @@ class Record::Recipe {
 // By the redistribution that made them, all of one call in one.
 class Record::Redistributed : public Recipe {
  public:
+  // Labels are those of where it was made first.
+  Redistributed(Record& record, const std::string* module, const std::string* plan_line)
+      : record_(record), module_(module), plan_line_(plan_line) {}
   // The index of the result. Of something that was redistributed itself, from its own source.
   size_t add(const Kept& source, const Layout& layout) {
     auto* before = dynamic_cast<Redistributed*>(source.recipe.get());
@@ -31,21 +34,42 @@ class Record::Redistributed : public Recipe {
     layouts_.push_back(layout);
     return sources_.size() - 1;
   }
+  // Starts it ahead of time. False: nothing to start, as it was started before, or its sources are to be made first.
+  bool begin() {
+    if (started_) return false;
+    for (const Kept& k : sources_)
+      if (k.recipe) return false;
+    start("");
+    return true;
+  }
 
  private:
-  std::vector<DistributedTensor> make(std::string_view op) override {
+  void start(std::string_view op) {
+    started_ = true;
+    LabelScope module(record_.rank_, Label::Kind::module, *module_),
+        plan(record_.rank_, Label::Kind::plan_line, *plan_line_);
     std::vector<DistributedTensor> from;
     for (const Kept& k : sources_) from.push_back(k.get(op));
-    return redistribute(from, layouts_);
+    redistribution_ = Redistribution::begin(from, layouts_, {.reason = "remade for the gradient"});
   }
+  std::vector<DistributedTensor> make(std::string_view op) override {
+    if (!started_) start(op);
+    std::vector<DistributedTensor> made = redistribution_.finish();
+    record_.begin_next_remake();
+    return made;
+  }
+  Record& record_;
+  const std::string *module_, *plan_line_;
   std::vector<Kept> sources_;
   std::vector<Layout> layouts_;
+  bool started_ = false;
+  Redistribution redistribution_;
 };
 
 // By the call that made them.
 class Record::Called : public Recipe {
  public:
-  Called(const CallEvent& e, const Record& record) : op_(e.lasting), attributes_(e.attributes) {
+  Called(const CallEvent& e, Record& record) : op_(e.lasting), attributes_(e.attributes) {
     if (e.options.wanted) wanted_ = *e.options.wanted;
     for (const DistributedTensor* in : e.used) inputs_.push_back(in ? record.keep(*in) : Kept{});
   }
@@ -73,11 +97,16 @@ Record::Record(GradientStore& store, const RecordOptions& options)
 Record::~Record() { std::erase(store_.records_, this); }
 
 Record::Scope::Scope(Record& record)
-    : rank_(record.rank_), outer_(rank_.recorder), outer_micro_batches_(rank_.micro_batches) {
+    : rank_(record.rank_),
+      outer_(rank_.recorder),
+      outer_policy_(rank_.keep_policy),
+      outer_micro_batches_(rank_.micro_batches) {
   record.start();
   rank_.recorder = &record, rank_.micro_batches = record.options_.micro_batches;
 }
-Record::Scope::~Scope() { rank_.recorder = outer_, rank_.micro_batches = outer_micro_batches_; }
+Record::Scope::~Scope() {
+  rank_.recorder = outer_, rank_.keep_policy = outer_policy_, rank_.micro_batches = outer_micro_batches_;
+}
 
 Record::Tracked Record::find(uint64_t id) const {
   if (auto it = tracked_.find(id); it != tracked_.end()) return it->second;
@@ -131,16 +160,32 @@ void Record::on_redistribute(const RedistributeEvent& e) {
   Tracked from = track(&e.from);
   if (from.root) tracked_[e.to.id()] = {from.root, e.to.version(), from.from_input, from.leaf};
   if (!e.remake && (!rank_.keep_policy || rank_.keep_policy->keep(e))) return;
-  if (e.batch != last_batch_) last_recipe_ = std::make_shared<Redistributed>(), last_batch_ = e.batch;
+  if (e.batch != last_batch_) {
+    last_recipe_ = std::make_shared<Redistributed>(*this, label(Label::Kind::module, last_module_),
+                                                   label(Label::Kind::plan_line, last_plan_line_));
+    last_batch_ = e.batch;
+  }
   size_t index = last_recipe_->add(keep(e.from), e.to.layout());
   recipes_[e.to.id()] = {last_recipe_, index};
 }
 
 // A value that was written in place since is no longer what its recipe makes.
-Record::Kept Record::keep(const DistributedTensor& x) const {
+Record::Kept Record::keep(const DistributedTensor& x) {
   auto it = recipes_.find(x.id());
   if (it == recipes_.end() || x.version() != 0) return {x, x.version()};
+  if (auto r = std::dynamic_pointer_cast<Redistributed>(it->second.first);
+      r && (to_remake_.empty() || to_remake_.back().lock() != r))
+    to_remake_.push_back(r);
   return {{}, 0, it->second.first, it->second.second};
+}
+
+// In turn, all ranks alike: from where the backward pass has come back towards the first node.
+void Record::begin_next_remake() {
+  while (!to_remake_.empty()) {
+    std::shared_ptr<Redistributed> next = to_remake_.back().lock();
+    to_remake_.pop_back();
+    if (next && next->begin()) return;
+  }
 }
 
 DistributedTensor Record::Kept::get(std::string_view op) const {
@@ -423,6 +468,7 @@ void Record::forget() {
   nodes_.clear(), labels_.clear(), tracked_.clear(), recipes_.clear(), pending_.clear(), of_leaves_.clear(),
       uses_.clear();
   last_recipe_.reset();
+  to_remake_.clear();
   last_module_ = last_plan_line_ = nullptr;
 }
 

@@ -38,7 +38,8 @@ struct BackwardOptions {
 // What is kept may be a recipe: the result of a redistribution with `remake`, or of what Rank::keep_policy does not
 // keep, is dropped after the forward pass and made again when a gradient asks, by the same redistribution or call;
 // tensors that were redistributed by one call are remade by one. A result that was remade lives until the last
-// gradient that needs it.
+// gradient that needs it. While one redistribution's results are used, the one that is asked for next comes already,
+// where its sources are there.
 class Record : public Observer {
  public:
   explicit Record(GradientStore& store, const RecordOptions& options = {});
@@ -56,6 +57,7 @@ class Record : public Observer {
    private:
     Rank& rank_;
     Observer* outer_;
+    KeepPolicy* outer_policy_;
     int outer_micro_batches_;
   };
 
@@ -126,7 +128,8 @@ class Record : public Observer {
   Tracked find(uint64_t id) const;
   Tracked track(const DistributedTensor* x);
   void check_version(const DistributedTensor& x, const Tracked& seen) const;
-  Kept keep(const DistributedTensor& x) const;
+  Kept keep(const DistributedTensor& x);
+  void begin_next_remake();
   void run_all(GradientStore::Pass& pass, Of of);
   bool run(Node& node, GradientStore::Pass& pass, Of of);
   void contribute(const Tracked& to, DistributedTensor gradient, GradientStore::Pass& pass);
@@ -145,6 +148,8 @@ class Record : public Observer {
   std::unordered_map<uint64_t, std::pair<std::shared_ptr<Recipe>, size_t>> recipes_;  // by the id of the result
   std::shared_ptr<Redistributed> last_recipe_;  // of the batch that is being reported
   uint64_t last_batch_ = 0;
+  // What gradients will ask for, the last one first: of the nodes in their order.
+  std::vector<std::weak_ptr<Redistributed>> to_remake_;
   std::deque<std::string> labels_;  // of nodes, which mostly have those of the one before
   const std::string *last_module_ = nullptr, *last_plan_line_ = nullptr;
   std::vector<int> uses_;                                         // of the store's groups, by the recorded calls

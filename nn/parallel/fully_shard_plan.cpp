@@ -7,9 +7,57 @@
 #include "nn/parallel/module_paths.h"
 
 namespace dtensor::nn {
+namespace {
+
+using Kind = ReshardAfterForward::Kind;
+
+ReshardAfterForward read_reshard(const JsonPlace& p) {
+  if (p.value.is_boolean()) return {p.value.get<bool>() ? Kind::always : Kind::never};
+  if (p.value.is_number_integer()) return {Kind::to_ranks, p.integer(1, 1 << 20)};
+  for (auto [name, kind] : {std::pair("always", Kind::always), {"never", Kind::never}, {"default", Kind::by_default}})
+    if (p.value == name) return {kind};
+  p.error(fmt::format("{} is none of true, false, \"default\", \"always\", \"never\" or a number of ranks",
+                      p.value.dump()));
+}
+
+std::optional<DType> read_dtype(const JsonPlace& p, const char* key) {
+  if (!p.has(key)) return {};
+  std::string type = p.at(key).text();
+  if (type != "fp32" && type != "bf16")
+    p.at(key).error(fmt::format("\"{}\" is not supported; use \"fp32\" or \"bf16\"", type));
+  return type == "bf16" ? DType::bf16 : DType::f32;
+}
+
+int depth(const Module* m) { return m->path().empty() ? 0 : 1 + int(std::ranges::count(m->path(), '.')); }
+
+// Of the modules that are sharded, but the root, the one that is used last.
+const Module* last_used(Module& model, const std::vector<Module*>& sharded) {
+  const Module* last = nullptr;
+  for (const Module* m : model.modules())
+    if (!m->path().empty() && std::ranges::find(sharded, m) != sharded.end()) last = m;
+  return last;
+}
+
+// How many of the first axes have that many ranks together.
+int axes_of_ranks(const MeshShape& mesh, const std::vector<int>& axes, int ranks) {
+  int product = 1;
+  for (size_t n = 0; n <= axes.size(); ++n) {
+    if (product == ranks) return int(n);
+    if (n < axes.size()) product *= mesh.size(axes[n]);
+  }
+  std::vector<std::string> names;
+  for (int a : axes) names.push_back(fmt::format("{}={}", mesh.name(a), mesh.size(a)));
+  fail(
+      "[plan] fully_shard.reshard_after_forward: shards over {} ranks are not those over the first axes of {}: divide "
+      "the axis in two, of which the first one has {} ranks",
+      ranks, fmt::join(names, ","), ranks);
+}
+
+}  // namespace
 
 FullyShardPlan FullyShardPlan::from_json(const JsonPlace& p) {
-  p.fields({"axis", "replicate_axis", "modules", "param_dtype", "reduce_dtype", "reshard_after_forward"},
+  p.fields({"axis", "replicate_axis", "stage", "modules", "reshard_after_forward", "sync_each_batch", "param_dtype",
+            "reduce_dtype", "output_dtype", "offload"},
            {"axis", "modules"});
   FullyShardPlan f;
   f.axes = p.at("axis").texts();
@@ -17,41 +65,69 @@ FullyShardPlan FullyShardPlan::from_json(const JsonPlace& p) {
   if (f.axes.empty()) p.at("axis").error("an empty list shards over nothing: name an axis");
   if (f.modules.empty()) p.at("modules").error("an empty list shards nothing: write [\"\"] for the whole model");
   if (p.has("replicate_axis")) f.replicate_axis = p.at("replicate_axis").text();
-  if (p.has("reshard_after_forward")) f.reshard_after_forward = p.at("reshard_after_forward").boolean();
-  if (p.has("param_dtype")) {
-    std::string type = p.at("param_dtype").text();
-    if (type != "fp32" && type != "bf16")
-      p.at("param_dtype").error(fmt::format("\"{}\" is not supported; use \"fp32\" or \"bf16\"", type));
-    f.param_dtype = type == "bf16" ? DType::bf16 : DType::f32;
-  }
-  if (p.has("reduce_dtype") && p.at("reduce_dtype").text() != "fp32")
-    p.at("reduce_dtype")
-        .error(fmt::format("{} is not supported; gradients are reduced in \"fp32\"", p.value["reduce_dtype"].dump()));
+  if (p.has("stage")) f.stage = p.at("stage").integer(1, 3);
+  if (p.has("reshard_after_forward")) f.reshard_after_forward = read_reshard(p.at("reshard_after_forward"));
+  if (f.stage < 3 && f.reshard_after_forward != ReshardAfterForward())
+    p.at("reshard_after_forward").error(fmt::format("stage {} keeps whole parameters: remove one of them", f.stage));
+  if (p.has("sync_each_batch")) f.sync_each_batch = p.at("sync_each_batch").boolean();
+  if (f.stage == 1 && f.sync_each_batch)
+    p.at("sync_each_batch").error("stage 1 keeps whole gradients until the step ends: use stage 2");
+  f.param_dtype = read_dtype(p, "param_dtype");
+  f.reduce_dtype = read_dtype(p, "reduce_dtype");
+  f.output_dtype = read_dtype(p, "output_dtype");
+  if (f.reduce_dtype == DType::f32) f.reduce_dtype.reset();  // as they are
+  if (p.has("offload")) p.at("offload").error("parameters on the host are not supported yet; remove it");
   return f;
 }
 
 nlohmann::ordered_json FullyShardPlan::to_json() const {
   nlohmann::ordered_json object{{"axis", one_or_list(axes, [](const std::string& s) { return s; })}};
+  auto dtype = [&](const char* key, std::optional<DType> type) {
+    if (type) object[key] = *type == DType::bf16 ? "bf16" : "fp32";
+  };
   if (replicate_axis) object["replicate_axis"] = *replicate_axis;
+  if (stage != 3) object["stage"] = stage;
   object["modules"] = modules;
-  if (!reshard_after_forward) object["reshard_after_forward"] = false;
-  if (param_dtype) object["param_dtype"] = *param_dtype == DType::bf16 ? "bf16" : "fp32";
+  switch (reshard_after_forward.kind) {
+    case Kind::always:
+      break;
+    case Kind::never:
+      object["reshard_after_forward"] = false;
+      break;
+    case Kind::by_default:
+      object["reshard_after_forward"] = "default";
+      break;
+    case Kind::to_ranks:
+      object["reshard_after_forward"] = reshard_after_forward.ranks;
+  }
+  if (sync_each_batch) object["sync_each_batch"] = true;
+  dtype("param_dtype", param_dtype);
+  dtype("reduce_dtype", reduce_dtype);
+  dtype("output_dtype", output_dtype);
   return object;
 }
 
 void FullyShardPlan::apply(Module& model) const {
-  FullyShardOptions options{{}, reshard_after_forward};
-  for (const std::string& axis : axes) options.axes.push_back(model.mesh().shape().axis(axis, "plan"));
+  const MeshShape& mesh = model.mesh().shape();
+  FullyShardOptions options{.stage = stage, .sync_each_batch = sync_each_batch, .reduce_dtype = reduce_dtype};
+  for (const std::string& axis : axes) options.axes.push_back(mesh.axis(axis, "plan"));
+  if (reshard_after_forward.kind == Kind::to_ranks)
+    options.kept_axes = axes_of_ranks(mesh, options.axes, reshard_after_forward.ranks);
+  options.reshard_after_forward = reshard_after_forward.kind != Kind::never;
+  if (options.kept_axes == 0 && reshard_after_forward.kind == Kind::to_ranks) options.reshard_after_forward = false;
+  if (options.kept_axes == int(axes.size())) options.kept_axes = 0;
+
   std::vector<Module*> list = find_modules(model, modules, "fully_shard.modules");
-  auto depth = [](Module* m) {
-    return m->path().empty() ? 0 : 1 + std::count(m->path().begin(), m->path().end(), '.');
-  };
-  std::stable_sort(list.begin(), list.end(), [&](Module* a, Module* b) { return depth(a) > depth(b); });
+  const Module* last = last_used(model, list);
+  std::ranges::stable_sort(list, [](Module* a, Module* b) { return depth(a) > depth(b); });
   for (Module* m : list) {
     if (param_dtype)
       for (Parameter* p : m->parameters())
         if (!p->group()) p->compute_in(*param_dtype);
-    nn::fully_shard(*m, options);
+    FullyShardOptions of_module = options;
+    if (reshard_after_forward.kind == Kind::by_default) of_module.reshard_after_forward = m != last;
+    if (depth(m) == depth(list.back())) of_module.output_dtype = output_dtype;
+    nn::fully_shard(*m, of_module);
   }
   prefetch(model);
 }

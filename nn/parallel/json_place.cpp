@@ -30,6 +30,14 @@ bool JsonPlace::boolean() const {
   return value.get<bool>();
 }
 
+int JsonPlace::integer(int least, int most) const {
+  // What is beyond int64_t would be read as something else.
+  bool huge = value.is_number_unsigned() && value.get<uint64_t>() > INT64_MAX;
+  if (!value.is_number_integer() || huge || value.get<int64_t>() < least || value.get<int64_t>() > most)
+    error(fmt::format("{} is no integer from {} to {}", value.dump(), least, most));
+  return value.get<int>();
+}
+
 std::vector<std::string> JsonPlace::texts() const {
   if (!value.is_array()) return {text()};
   std::vector<std::string> list;

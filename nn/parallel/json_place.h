@@ -22,6 +22,7 @@ struct JsonPlace {
   // The value as what it must be. Errors: it is something else.
   std::string text() const;
   bool boolean() const;
+  int integer(int least, int most) const;
   std::vector<std::string> texts() const;  // one or a list
   // An object of these fields alone, of which the required ones are there.
   void fields(const std::vector<std::string>& known, const std::vector<std::string>& required = {}) const;

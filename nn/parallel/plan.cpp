@@ -144,6 +144,17 @@ void apply_tensor_parallel(Module& model, const TensorParallelPlan& plan, std::m
     }
 }
 
+// An axis divides the batch once: replicating and sharding over it are two plans.
+void check_data_axes(const Place& root, const ParallelPlan& plan) {
+  std::vector<std::string> axes = plan.data_axes();
+  for (size_t i = 0; i < axes.size(); ++i)
+    if (std::find(axes.begin(), axes.begin() + int64_t(i), axes[i]) != axes.begin() + int64_t(i))
+      root.error(
+          fmt::format("axis \"{}\" is named twice by data_parallel and fully_shard: parameters are replicated "
+                      "or sharded over it, once",
+                      axes[i]));
+}
+
 }  // namespace
 
 ParallelPlan ParallelPlan::load(const std::string& file) {
@@ -179,6 +190,7 @@ ParallelPlan ParallelPlan::from_json(const Json& object) {
   section("fully_shard", plan.fully_shard);
   section("data_parallel", plan.data_parallel);
   section("context_parallel", plan.context_parallel);
+  check_data_axes(root, plan);
   return plan;
 }
 

@@ -60,7 +60,7 @@ void AdamW::begin_step(double lr) {
 void AdamW::apply(const std::vector<DistributedTensor>& gradients, const DistributedTensor& norm, double clip) {
   check(gradients.size() == parameters_.size(), "[AdamW] {} gradients for {} parameters", gradients.size(),
         parameters_.size());
-  if (parameters_.empty() || parameters_[0]->stored().is_meta()) return;
+  if (parameters_.empty()) return;
   bool on_cuda = parameters_[0]->stored().mesh().rank_state().device() == Device::cuda;
   std::vector<Piece> pieces;
   for (size_t i = 0; i < parameters_.size(); ++i) {
@@ -72,7 +72,8 @@ void AdamW::apply(const std::vector<DistributedTensor>& gradients, const Distrib
     pieces.push_back({stored.local_for_writing(), on_cuda && p.is_cast() ? p.value().local_for_writing() : Tensor(),
                       exp_avg_[i].local_for_writing(), exp_avg_sq_[i].local_for_writing(), gradients[i].local()});
   }
-  on_cuda ? apply_on_device(pieces, norm, clip) : apply_on_host(pieces, norm, clip);
+  if (!parameters_[0]->stored().is_meta())
+    on_cuda ? apply_on_device(pieces, norm, clip) : apply_on_host(pieces, norm, clip);
   for (size_t i = 0; i < parameters_.size(); ++i)
     if (!pieces[i].copy.defined()) parameters_[i]->renew();
 }

@@ -14,7 +14,7 @@ void watch_parameters(GradientStore& store, const std::vector<Parameter*>& param
     std::vector<DistributedTensor> leaves;
     std::vector<std::string> names;
     for (const Parameter* q : p->group()->parameters()) leaves.push_back(q->value()), names.push_back(q->path());
-    store.watch_together(leaves, names, p->stored().dtype());
+    store.watch_together(leaves, names, p->stored().dtype(), p->group()->reduction());
   }
 }
 

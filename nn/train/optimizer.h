@@ -7,7 +7,8 @@
 
 namespace dtensor::nn {
 
-// Updates stored local parts of parameters, and communicates nothing. On meta nothing is written.
+// Updates stored local parts of parameters, and communicates nothing. On meta nothing is written, but values
+// count as new.
 class Optimizer {
  public:
   explicit Optimizer(std::vector<Parameter*> parameters) : parameters_(std::move(parameters)) {}

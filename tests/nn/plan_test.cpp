@@ -443,14 +443,8 @@ class RandomPlan {
       p.tensor_parallel.push_back(t);
     }
     if (!p.tensor_parallel.empty() && below(2)) p.loss_parallel = below(2);
-    if (below(2)) p.data_parallel = nn::DataParallelPlan{word()};
-    if (below(2)) {
-      nn::FullyShardPlan& f = p.fully_shard.emplace();
-      f.axes = words(), f.modules = words();
-      if (below(2)) f.replicate_axis = word();
-      f.reshard_after_forward = below(2);
-      if (below(2)) f.param_dtype = below(2) ? DType::bf16 : DType::f32;
-    }
+    if (below(2)) p.data_parallel = nn::DataParallelPlan{"data", below(2) ? 25.0 : 0.5};
+    if (below(2)) p.fully_shard = fully_shard();
     return p;
   }
 
@@ -464,6 +458,21 @@ class RandomPlan {
     std::vector<std::string> list;
     for (int n = 1 + below(3); n > 0; --n) list.push_back(word());
     return list;
+  }
+  nn::FullyShardPlan fully_shard() {
+    using Kind = nn::ReshardAfterForward::Kind;
+    nn::FullyShardPlan f;
+    f.axes = below(2) ? std::vector<std::string>{"tp"} : std::vector<std::string>{"a \"b\"", "tp", ""};
+    f.modules = words();
+    if (below(2)) f.replicate_axis = "dp";
+    f.stage = 1 + below(3);
+    if (f.stage == 3) f.reshard_after_forward.kind = Kind(below(4));
+    if (f.reshard_after_forward.kind == Kind::to_ranks) f.reshard_after_forward.ranks = 1 + below(8);
+    if (f.stage > 1) f.sync_each_batch = below(2);
+    if (below(2)) f.param_dtype = below(2) ? DType::bf16 : DType::f32;
+    if (below(2)) f.reduce_dtype = DType::bf16;
+    if (below(2)) f.output_dtype = below(2) ? DType::bf16 : DType::f32;
+    return f;
   }
   std::vector<std::optional<Placement>> layouts(int n) {
     std::vector<std::optional<Placement>> list;
