@@ -17,7 +17,8 @@ std::vector<Setup> setups() {
   std::vector<Setup> list{{"", "dp=1"}, {"", "dp=2"}, {"", "dp=4"}};
   std::vector<std::string> names;
   for (const auto& entry : std::filesystem::directory_iterator(plan_file("")))
-    if (entry.path().extension() == ".json") names.push_back(entry.path().filename());
+    if (entry.path().extension() == ".json" && model_of_plan(entry.path().filename()) == "llama")
+      names.push_back(entry.path().filename());
   std::sort(names.begin(), names.end());
   for (const std::string& name : names) {
     std::vector<std::string> axes = ParallelPlan::load(plan_file(name)).axes();
