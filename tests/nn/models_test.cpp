@@ -2,6 +2,7 @@
 // tests/parity/models_test.cpp compares them with transformers.
 #include <cmath>
 
+#include "dtensor/creation.h"
 #include "nn/models/auto_plan.h"
 #include "nn/models/bert.h"
 #include "nn/models/gpt.h"
@@ -18,6 +19,8 @@ using Catch::Contains;
 using Catch::StartsWith;
 
 namespace {
+
+using Json = nlohmann::ordered_json;
 
 constexpr int64_t vocabulary = 48, ignored = -100;
 

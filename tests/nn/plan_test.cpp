@@ -248,7 +248,7 @@ TEST_CASE("a plan file that cannot be read") {
              Contains("there is no field \"loss\"") && Contains("(in " + file + ")"));
 }
 
-TEST_CASE("an asterisk stands for one segment of a path") {
+TEST_CASE("an asterisk stands for one segment of a path, or a part of one") {
   auto at = [](const char* pattern) {
     std::vector<std::string> paths;
     for (const auto& [path, layout] : placed(tp(fmt::format("\"{}\": \"ColwiseParallel\"", pattern))))
@@ -260,11 +260,15 @@ TEST_CASE("an asterisk stands for one segment of a path") {
   CHECK(at("model.layers.*.mlp.up_proj") ==
         Paths{"model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight"});
   CHECK(at("*.layers.1.mlp.up_proj") == Paths{"model.layers.1.mlp.up_proj.weight"});
-  CHECK(at("model.layers.0.mlp.*").size() == 3);
-  CHECK(at("model.layers.*.*.*").size() == 14);
+  CHECK(at("model.layers.0.mlp.*_proj").size() == 3);
+  CHECK(at("model.layers.*.*.*_proj").size() == 14);
+  CHECK(at("model.layers.*.mlp.*p*proj").size() == 2);
+  CHECK(at("model.layers.*.mlp.up*").size() == 2);
+  CHECK(at("*.*.1.self_attn.q_*") == Paths{"model.layers.1.self_attn.q_proj.weight"});
   CHECK_THAT(run_error(tp(R"("model.*.mlp.up_proj": "ColwiseParallel")")), Contains("matches no module"));
   CHECK_THAT(run_error(tp(R"("model.layers.*.mlp.up_proj.*": "ColwiseParallel")")), Contains("matches no module"));
-  CHECK_THAT(run_error(tp(R"("model.layers.*.mlp.up*": "ColwiseParallel")")), Contains("matches no module"));
+  CHECK_THAT(run_error(tp(R"("model.layers.*.mlp.up*p": "ColwiseParallel")")), Contains("matches no module"));
+  CHECK_THAT(run_error(tp(R"("model.layers*mlp": "ColwiseParallel")")), Contains("matches no module"));
 }
 
 TEST_CASE("styles of Hugging Face are those of PyTorch") {
