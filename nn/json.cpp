@@ -31,4 +31,8 @@ nlohmann::ordered_json load_json(const std::string& file, const char* who) {
   }
 }
 
+std::string config_file(const std::string& path) {
+  return std::filesystem::is_directory(path) ? (std::filesystem::path(path) / "config.json").string() : path;
+}
+
 }  // namespace dtensor::nn

@@ -10,4 +10,7 @@ namespace dtensor::nn {
 // place; a number beyond a double.
 nlohmann::ordered_json load_json(const std::string& file, const char* who);
 
+// A file, or a folder's config.json.
+std::string config_file(const std::string& path);
+
 }  // namespace dtensor::nn

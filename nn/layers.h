@@ -1,4 +1,5 @@
-// Layers: Linear, Embedding, RMSNorm.
+// Layers: Linear, Embedding, LayerNorm, RMSNorm, Dropout, Activation. nn/parallel/layers.h has those that are sharded
+// by themselves, without a plan.
 #pragma once
 
 #include "nn/module.h"
@@ -8,32 +9,75 @@ namespace dtensor::nn {
 
 // x [..., in_features] -> [..., out_features]; weight [out_features, in_features].
 class Linear : public Callable<DistributedTensor(const DistributedTensor&)> {
+  std::unique_ptr<Parameter> own_;
+
  public:
   Linear(Module& parent, std::string name, int64_t in_features, int64_t out_features, bool with_bias, double std)
-      : Callable(parent, std::move(name)), weight(*this, "weight", {out_features, in_features}, Init::normal(std)) {
+      : Callable(parent, std::move(name)),
+        own_(std::make_unique<Parameter>(*this, "weight", Shape{out_features, in_features}, Init::normal(std))),
+        weight(*own_) {
     input_names = {"input"};
-    if (with_bias) bias = std::make_unique<Parameter>(*this, "bias", Shape{out_features}, Init::zeros());
+    if (with_bias) add_bias(out_features);
+  }
+  // With the parameter of another module, which outlives this one: a head tied to its embedding. It stays one tensor,
+  // of that module's name, and is the sum of both gradients.
+  Linear(Module& parent, std::string name, Parameter& tied, bool with_bias = false)
+      : Callable(parent, std::move(name)), weight(tied) {
+    input_names = {"input"};
+    if (with_bias) add_bias(tied.shape()[0]);
   }
   std::string_view kind() const override { return "Linear"; }
   DistributedTensor forward(const DistributedTensor& x) override {
     return ops::linear(x, weight(), bias ? (*bias)() : DistributedTensor());
   }
+  bool is_tied() const { return !own_; }
 
-  Parameter weight;
+  Parameter& weight;
   std::unique_ptr<Parameter> bias;
+
+ private:
+  void add_bias(int64_t n) { bias = std::make_unique<Parameter>(*this, "bias", Shape{n}, Init::zeros()); }
 };
 
-// ids [...] -> [..., embedding_dim]; weight [num_embeddings, embedding_dim].
+// The linear layer of GPT-2's checkpoints: weight [in_features, out_features], and a bias.
+class Conv1D : public Callable<DistributedTensor(const DistributedTensor&)> {
+ public:
+  Conv1D(Module& parent, std::string name, int64_t in_features, int64_t out_features, double std)
+      : Callable(parent, std::move(name)),
+        weight(*this, "weight", {in_features, out_features}, Init::normal(std)),
+        bias(*this, "bias", {out_features}, Init::zeros()) {
+    input_names = {"x"};
+  }
+  std::string_view kind() const override { return "Conv1D"; }
+  DistributedTensor forward(const DistributedTensor& x) override {
+    return ops::matmul(x, weight()) + bias();
+  }
+
+  Parameter weight, bias;
+};
+
+// ids [...] -> [..., embedding_dim]; weight [num_embeddings, embedding_dim]. The row padding_idx, if it is not -1,
+// begins at 0 and has no gradient.
 class Embedding : public Callable<DistributedTensor(const DistributedTensor&)> {
  public:
-  Embedding(Module& parent, std::string name, int64_t num_embeddings, int64_t embedding_dim, double std)
-      : Callable(parent, std::move(name)), weight(*this, "weight", {num_embeddings, embedding_dim}, Init::normal(std)) {
+  Embedding(Module& parent, std::string name, int64_t num_embeddings, int64_t embedding_dim, double std,
+            int64_t padding_idx = -1)
+      : Callable(parent, std::move(name)),
+        weight(*this, "weight", {num_embeddings, embedding_dim}, Init::normal(std, padding_idx)),
+        padding_idx_(padding_idx) {
+    check(padding_idx >= -1 && padding_idx < num_embeddings,
+          "[Embedding] padding_idx of {} is {}, outside its {} rows; -1 is none", path(), padding_idx, num_embeddings);
     input_names = {"input"};
   }
   std::string_view kind() const override { return "Embedding"; }
-  DistributedTensor forward(const DistributedTensor& ids) override { return ops::embedding(ids, weight()); }
+  DistributedTensor forward(const DistributedTensor& ids) override {
+    return ops::embedding(ids, weight(), padding_idx_);
+  }
 
   Parameter weight;
+
+ private:
+  int64_t padding_idx_;
 };
 
 class RMSNorm : public Callable<DistributedTensor(const DistributedTensor&),
@@ -56,6 +100,53 @@ class RMSNorm : public Callable<DistributedTensor(const DistributedTensor&),
 
  private:
   double eps_;
+};
+
+// Over the last dimension.
+class LayerNorm : public Callable<DistributedTensor(const DistributedTensor&)> {
+ public:
+  LayerNorm(Module& parent, std::string name, int64_t dim, double eps = 1e-5)
+      : Callable(parent, std::move(name)),
+        weight(*this, "weight", {dim}, Init::ones()),
+        bias(*this, "bias", {dim}, Init::zeros()),
+        eps_(eps) {
+    input_names = {"input"};
+  }
+  std::string_view kind() const override { return "LayerNorm"; }
+  DistributedTensor forward(const DistributedTensor& x) override {
+    return ops::layer_norm(x, weight.shape(), weight(), bias(), eps_);
+  }
+
+  Parameter weight, bias;
+
+ private:
+  double eps_;
+};
+
+// Drops by the open RandomScope, in training only (ops/layer/dropout.h).
+class Dropout : public Callable<DistributedTensor(const DistributedTensor&)> {
+ public:
+  Dropout(Module& parent, std::string name, double p) : Callable(parent, std::move(name)), p_(p) {
+    ops::check_probability("Dropout", p);
+    input_names = {"input"};
+  }
+  std::string_view kind() const override { return "Dropout"; }
+  DistributedTensor forward(const DistributedTensor& x) override { return p_ == 0 ? x : ops::dropout(x, p_); }
+
+ private:
+  double p_;
+};
+
+// By Hugging Face's names: silu (swish), gelu, gelu_new (gelu_pytorch_tanh), relu, tanh.
+class Activation : public Callable<DistributedTensor(const DistributedTensor&)> {
+ public:
+  // Errors: a name that is none of these.
+  Activation(Module& parent, std::string name, const std::string& function);
+  std::string_view kind() const override { return "Activation"; }
+  DistributedTensor forward(const DistributedTensor& x) override { return function_(x); }
+
+ private:
+  DistributedTensor (*function_)(const DistributedTensor&);
 };
 
 }  // namespace dtensor::nn

@@ -111,14 +111,20 @@ void Parameter::shard_storage(int axis) {
   store_as(stored_.layout().with_innermost(axis, 0));
 }
 
+void Parameter::fill_initially(uint64_t seed) {
+  if (init_.kind == Init::Kind::normal)
+    fill_normal(stored_, {.seed = seed, .purpose = "init", .path = path_}, 0, init_.std);
+  else
+    fill(stored_.local_for_writing(), init_.kind == Init::Kind::ones ? 1 : 0);
+  const DeviceMesh& mesh = stored_.mesh();
+  Range rows = init_.zero_row < 0 ? Range() : local_box(mesh.shape(), shape(), stored_.layout(), mesh.rank())[0];
+  if (init_.zero_row >= rows.begin && init_.zero_row < rows.end)
+    fill(stored_.local_for_writing().narrow(0, init_.zero_row - rows.begin, 1), 0);
+}
+
 void Parameter::materialize(uint64_t seed) {
   stored_.materialize();
-  if (!stored_.is_meta()) {  // no dry run
-    if (init_.kind == Init::Kind::normal)
-      fill_normal(stored_, {.seed = seed, .purpose = "init", .path = path_}, 0, init_.std);
-    else
-      fill(stored_.local_for_writing(), init_.kind == Init::Kind::ones ? 1 : 0);
-  }
+  if (!stored_.is_meta()) fill_initially(seed);  // no dry run
   if (form_) formed_ = make_form();
 }
 

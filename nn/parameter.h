@@ -33,9 +33,10 @@ struct Init {
   enum class Kind : uint8_t { normal, ones, zeros };
   Kind kind = Kind::zeros;
   double std = 0;
-  static Init normal(double std) { return {Kind::normal, std}; }
-  static Init ones() { return {Kind::ones, 0}; }
-  static Init zeros() { return {Kind::zeros, 0}; }
+  int64_t zero_row = -1;  // which is 0 all the same; -1: none
+  static Init normal(double std, int64_t zero_row = -1) { return {Kind::normal, std, zero_row}; }
+  static Init ones() { return {Kind::ones, 0, -1}; }
+  static Init zeros() { return {Kind::zeros, 0, -1}; }
 };
 
 // What is computed with in place of the stored tensor: one or more tensors made from it, as float8 needs data and
@@ -99,6 +100,7 @@ class Parameter {
  private:
   friend class Module;
   void store_as(const Layout& layout);
+  void fill_initially(uint64_t seed);
   std::vector<DistributedTensor> make_form() const;
   DistributedTensor for_use(size_t tensor) const;
 

@@ -1,180 +1,193 @@
 #include "nn/models/llama.h"
 
-#include <fmt/format.h>
-#include <filesystem>
-#include <nlohmann/json.hpp>
-
-#include "nn/json.h"
-#include "placement/nearest.h"
+#include "nn/models/attention.h"
 
 namespace dtensor::nn {
-
 namespace {
 
-// Any JSON object would be a model of default sizes: these tell a Llama's config.json from others.
-void check_required(const nlohmann::ordered_json& json) {
-  std::vector<std::string> present, missing;
-  for (const auto& [key, value] : json.items()) present.push_back(key);
-  for (const char* key : {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"})
-    if (!json.contains(key)) missing.push_back(fmt::format("{}{}", key, nearest_hint(key, present)));
-  check(missing.empty(), "[llama config] this is no config.json of a Llama: it lacks {}", fmt::join(missing, ", and "));
-  if (!json.contains("architectures") || json["architectures"].is_null()) return;
-  const auto& names = json["architectures"];
-  check(names.is_array() && std::find(names.begin(), names.end(), "LlamaForCausalLM") != names.end(),
-        "[llama config] architectures is {}; only \"LlamaForCausalLM\" is supported", names.dump());
+// Each layer's window. Source: the configurations of transformers, where sliding_window has a default that null takes
+// away, and in the Qwens is used from max_window_layers on where use_sliding_window says so.
+std::vector<int64_t> read_windows(const ConfigReader& config, const LlamaConfig& c) {
+  bool qwen = c.model_type == "qwen2" || c.model_type == "qwen3",
+       used = c.model_type == "mistral" || c.model_type == "phi3";
+  int64_t window = c.model_type == "phi3" ? 0 : 4096, first = 0;
+  if (qwen) first = 28, config.flag("use_sliding_window", used), config.integer("max_window_layers", first);
+  if (!config.integer("sliding_window", window) && config.present("sliding_window")) window = 0;
+  if (!used || window == 0) return {};
+  std::vector<int64_t> windows;
+  for (int64_t i = 0; i < c.num_hidden_layers; ++i) windows.push_back(i < first ? 0 : window);
+  if (!config.has("layer_types")) return windows;
+  const auto& types = config["layer_types"];
+  check(types.is_array() && int64_t(types.size()) == c.num_hidden_layers,
+        "[{}] layer_types has {} entries for {} layers", config.who(), types.size(), c.num_hidden_layers);
+  for (size_t i = 0; i < windows.size(); ++i) {
+    check(types[i] == "full_attention" || types[i] == "sliding_attention",
+          "[{}] layer_types has {}; supported are full_attention and sliding_attention", config.who(), types[i].dump());
+    windows[i] = types[i] == "sliding_attention" ? window : 0;
+  }
+  return windows;
+}
+
+// What a model_type alone decides.
+LlamaConfig defaults_of(const std::string& model_type) {
+  LlamaConfig c;
+  c.model_type = model_type;
+  if (model_type == "mistral") c.max_position_embeddings = 4096 * 32, c.num_key_value_heads = 8;
+  if (model_type == "qwen2" || model_type == "qwen3") c.max_position_embeddings = 32768;
+  if (model_type == "qwen2") c.attention_bias = true;
+  if (model_type == "qwen3") c.qk_norm = true;
+  if (model_type == "phi3") c.max_position_embeddings = 4096, c.rms_norm_eps = 1e-5;
+  return c;
+}
+
+void read_sizes(const ConfigReader& config, LlamaConfig& c) {
+  config.require({"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"},
+                 "a Llama");
+  config.integer("vocab_size", c.vocab_size);
+  config.integer("hidden_size", c.hidden_size);
+  config.integer("intermediate_size", c.intermediate_size);
+  config.integer("num_hidden_layers", c.num_hidden_layers);
+  config.integer("num_attention_heads", c.num_attention_heads);
+  bool eight = c.model_type == "mistral" && !config.present("num_key_value_heads");
+  if (!config.integer("num_key_value_heads", c.num_key_value_heads) && !eight)
+    c.num_key_value_heads = c.num_attention_heads;
+  bool by_default = c.model_type == "qwen3" && !config.present("head_dim");  // 128
+  if (!config.integer("head_dim", c.head_dim) && !by_default) {
+    check(c.hidden_size % c.num_attention_heads == 0, "[{}] hidden_size {} does not divide into {} heads", config.who(),
+          c.hidden_size, c.num_attention_heads);
+    c.head_dim = c.hidden_size / c.num_attention_heads;
+  }
+  check(c.num_attention_heads % c.num_key_value_heads == 0,
+        "[{}] {} attention heads are no multiple of {} key/value heads", config.who(), c.num_attention_heads,
+        c.num_key_value_heads);
+  check(c.head_dim % 2 == 0, "[{}] head_dim {} is odd; rotary embeddings turn pairs", config.who(), c.head_dim);
+  config.integer("max_position_embeddings", c.max_position_embeddings);
 }
 
 }  // namespace
 
-LlamaConfig LlamaConfig::load(const std::string& path) {
-  std::string file =
-      std::filesystem::is_directory(path) ? (std::filesystem::path(path) / "config.json").string() : path;
-  nlohmann::ordered_json json = load_json(file, "llama config");
-  try {
-    return from_json(json);
-  } catch (const Error& e) {
-    fail("{} (in {})", e.what(), file);
-  }
-}
+LlamaConfig LlamaConfig::load(const std::string& path) { return load_config(path, "llama config", from_json); }
 
 LlamaConfig LlamaConfig::from_json(const nlohmann::ordered_json& json) {
-  LlamaConfig c;
-  check(json.is_object(), "[llama config] the file is not a JSON object");
-  auto integer = [&](const char* key, int64_t& value) {
-    if (!json.contains(key) || json[key].is_null()) return false;
-    check(json[key].is_number_integer() && json[key].get<int64_t>() > 0 && json[key].get<int64_t>() <= INT32_MAX,
-          "[llama config] {} is {}; it needs an integer from 1 to {}", key, json[key].dump(), INT32_MAX);
-    value = json[key].get<int64_t>();
-    return true;
-  };
-  auto number_in = [](const nlohmann::ordered_json& object, const char* key, double& value) {
-    if (!object.contains(key) || object[key].is_null()) return;
-    check(object[key].is_number(), "[llama config] {} is {}; it needs a number", key, object[key].dump());
-    value = object[key].get<double>();
-  };
-  auto number = [&](const char* key, double& value) { number_in(json, key, value); };
-  // Fields that change the result: only these values are supported.
-  const std::pair<const char*, nlohmann::ordered_json> fixed[] = {
-      {"model_type", "llama"},   {"hidden_act", "silu"},   {"attention_bias", false},
-      {"mlp_bias", false},       {"attention_dropout", 0}, {"tie_word_embeddings", false},
-      {"rope_scaling", nullptr}, {"pretraining_tp", 1},    {"quantization_config", nullptr}};
-  for (const auto& [key, value] : fixed)
-    if (json.contains(key))
-      check(json[key] == value, "[llama config] {} is {}; only {} is supported", key, json[key].dump(), value.dump());
-
-  check_required(json);
-  integer("vocab_size", c.vocab_size);
-  integer("hidden_size", c.hidden_size);
-  integer("intermediate_size", c.intermediate_size);
-  integer("num_hidden_layers", c.num_hidden_layers);
-  integer("num_attention_heads", c.num_attention_heads);
-  if (!integer("num_key_value_heads", c.num_key_value_heads)) c.num_key_value_heads = c.num_attention_heads;
-  if (!integer("head_dim", c.head_dim)) {
-    check(c.hidden_size % c.num_attention_heads == 0, "[llama config] hidden_size {} does not divide into {} heads",
-          c.hidden_size, c.num_attention_heads);
-    c.head_dim = c.hidden_size / c.num_attention_heads;
+  ConfigReader config(json, "llama config");
+  LlamaConfig c = defaults_of(config.model_type({{"LlamaForCausalLM", "llama"},
+                                                 {"MistralForCausalLM", "mistral"},
+                                                 {"Qwen2ForCausalLM", "qwen2"},
+                                                 {"Qwen3ForCausalLM", "qwen3"},
+                                                 {"Phi3ForCausalLM", "phi3"}},
+                                                "llama"));
+  config.only("hidden_act", {"silu", "swish", nullptr});
+  config.only("pretraining_tp", {1, nullptr});
+  config.only("quantization_config", {nullptr});
+  for (const char* key : {"resid_pdrop", "embd_pdrop"}) config.only(key, {0, nullptr});
+  read_sizes(config, c);
+  config.positive("rms_norm_eps", c.rms_norm_eps);
+  config.standard_deviation("initializer_range", c.initializer_range);
+  config.probability("attention_dropout", c.attention_dropout);
+  config.flag("tie_word_embeddings", c.tie_word_embeddings);
+  if (c.model_type == "llama" || c.model_type == "qwen3") {  // where the others have no such field
+    config.flag("attention_bias", c.attention_bias);
+    c.output_bias = c.attention_bias;
   }
-  integer("max_position_embeddings", c.max_position_embeddings);
-  number("rms_norm_eps", c.rms_norm_eps);
-  number("rope_theta", c.rope_theta);
-  number("initializer_range", c.initializer_range);
-  if (json.contains("rope_parameters") && json["rope_parameters"].is_object()) {  // where newer files have it
-    const auto& rope = json["rope_parameters"];
-    if (rope.contains("rope_type"))
-      check(rope["rope_type"] == "default", "[llama config] rope_type is {}; only \"default\" is supported",
-            rope["rope_type"].dump());
-    if (rope.contains("partial_rotary_factor"))
-      check(rope["partial_rotary_factor"] == 1, "[llama config] partial_rotary_factor is {}; only 1 is supported",
-            rope["partial_rotary_factor"].dump());
-    number_in(rope, "rope_theta", c.rope_theta);
-  }
-  check(c.rms_norm_eps > 0, "[llama config] rms_norm_eps is {}; it needs a number above 0", c.rms_norm_eps);
-  check(c.rope_theta > 0, "[llama config] rope_theta is {}; it needs a number above 0", c.rope_theta);
-  check(c.initializer_range >= 0, "[llama config] initializer_range is {}; a standard deviation is not negative",
-        c.initializer_range);
-  check(c.num_attention_heads % c.num_key_value_heads == 0,
-        "[llama config] {} attention heads are no multiple of {} key/value heads", c.num_attention_heads,
-        c.num_key_value_heads);
-  check(c.head_dim % 2 == 0, "[llama config] head_dim {} is odd; rotary embeddings turn pairs", c.head_dim);
+  if (c.model_type == "llama") config.flag("mlp_bias", c.mlp_bias);
+  c.rope = RopeConfig::from(config, c.max_position_embeddings);
+  c.windows = read_windows(config, c);
+  config.token("pad_token_id", c.padding_idx, c.vocab_size);
   return c;
 }
 
-LlamaAttention::LlamaAttention(Module& parent, std::string name, const LlamaConfig& c)
-    : Callable(parent, std::move(name)),
-      q_proj(*this, "q_proj", c.hidden_size, c.num_attention_heads * c.head_dim, false, c.initializer_range),
-      k_proj(*this, "k_proj", c.hidden_size, c.num_key_value_heads * c.head_dim, false, c.initializer_range),
-      v_proj(*this, "v_proj", c.hidden_size, c.num_key_value_heads * c.head_dim, false, c.initializer_range),
-      o_proj(*this, "o_proj", c.num_attention_heads * c.head_dim, c.hidden_size, false, c.initializer_range),
-      config_(c) {
+// --- Attention
+
+DecoderAttention::DecoderAttention(Module& parent, std::string name, const LlamaConfig& c, int64_t layer)
+    : Callable(parent, std::move(name)), config_(c), window_(c.window(layer)) {
   input_names = {"hidden_states"};
+  if (!c.qk_norm) return;
+  q_norm_ = std::make_unique<RMSNorm>(*this, "q_norm", c.head_dim, c.rms_norm_eps);
+  k_norm_ = std::make_unique<RMSNorm>(*this, "k_norm", c.head_dim, c.rms_norm_eps);
 }
 
-// [batch, sequence, heads * head_dim] -> [batch, sequence, heads, head_dim], sharded by heads where the ranks divide
-// them
-DistributedTensor LlamaAttention::split_heads(const DistributedTensor& x, int64_t heads) const {
-  const MeshShape& mesh = x.mesh().shape();
-  int ranks = mesh.product(x.layout().split[2].set());
-  check(heads % ranks == 0,
-        "[{}] {} heads do not divide over {} ranks ({}): use fewer ranks on that axis, or let the projection's plan "
-        "line have "
-        "\"output_layouts\": \"Replicate\"",
-        path(), heads, ranks, mesh.names(x.layout().split[2].set()));
-  return ops::view(x, {x.size(0), x.size(1), heads, config_.head_dim});
+ops::RotaryAngles DecoderAttention::angles(int64_t length) {
+  if (length_ != length && (length_ < 0 || config_.rope.depends_on_length()))
+    angles_ = config_.rope.angles(config_.head_dim, length), length_ = length;
+  return angles_;
 }
 
-DistributedTensor LlamaAttention::forward(const DistributedTensor& x) {
-  auto [q, k] = ops::rotary(split_heads(q_proj(x), config_.num_attention_heads),
-                            split_heads(k_proj(x), config_.num_key_value_heads), config_.rope_theta);
-  DistributedTensor v = split_heads(v_proj(x), config_.num_key_value_heads);
-  auto heads_first = [](const DistributedTensor& t) { return ops::transpose(t, 1, 2); };
-  DistributedTensor out =
-      ops::scaled_dot_product_attention(heads_first(q), heads_first(k), heads_first(v), {.causal = true});
-  return o_proj(
-      ops::view(ops::transpose(out, 1, 2), {x.size(0), x.size(1), config_.num_attention_heads * config_.head_dim}));
+DistributedTensor DecoderAttention::attend(const DistributedTensor& q_proj, const DistributedTensor& k_proj,
+                                           const DistributedTensor& v_proj, const SequenceInputs& inputs) {
+  DistributedTensor q = split_heads(*this, q_proj, config_.num_attention_heads),
+                    k = split_heads(*this, k_proj, config_.num_key_value_heads),
+                    v = split_heads(*this, v_proj, config_.num_key_value_heads);
+  if (q_norm_) q = (*q_norm_)(q), k = (*k_norm_)(k);
+  std::tie(q, k) = ops::rotary(q, k, angles(q.size(1)), inputs.positions);
+  return nn::attend(q, k, v, inputs, {.causal = true, .window = window_, .dropout_p = config_.attention_dropout});
 }
+
+LlamaAttention::LlamaAttention(Module& parent, std::string name, const LlamaConfig& c, int64_t layer)
+    : DecoderAttention(parent, std::move(name), c, layer),
+      q_proj(*this, "q_proj", c.hidden_size, c.num_attention_heads * c.head_dim, c.attention_bias, c.initializer_range),
+      k_proj(*this, "k_proj", c.hidden_size, c.num_key_value_heads * c.head_dim, c.attention_bias, c.initializer_range),
+      v_proj(*this, "v_proj", c.hidden_size, c.num_key_value_heads * c.head_dim, c.attention_bias, c.initializer_range),
+      o_proj(*this, "o_proj", c.num_attention_heads * c.head_dim, c.hidden_size, c.output_bias, c.initializer_range) {}
+
+DistributedTensor LlamaAttention::forward(const DistributedTensor& x, const SequenceInputs& inputs) {
+  return o_proj(attend(q_proj(x), k_proj(x), v_proj(x), inputs));
+}
+
+Phi3Attention::Phi3Attention(Module& parent, std::string name, const LlamaConfig& c, int64_t layer)
+    : DecoderAttention(parent, std::move(name), c, layer),
+      qkv_proj(*this, "qkv_proj", c.hidden_size, (c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim,
+               false, c.initializer_range),
+      o_proj(*this, "o_proj", c.num_attention_heads * c.head_dim, c.hidden_size, false, c.initializer_range) {}
+
+DistributedTensor Phi3Attention::forward(const DistributedTensor& x, const SequenceInputs& inputs) {
+  DistributedTensor qkv = qkv_proj(x);
+  int64_t q = config_.num_attention_heads * config_.head_dim, kv = config_.num_key_value_heads * config_.head_dim;
+  return o_proj(attend(ops::slice(qkv, -1, 0, q), ops::slice(qkv, -1, q, q + kv),
+                       ops::slice(qkv, -1, q + kv, q + 2 * kv), inputs));
+}
+
+// --- MLP
 
 LlamaMLP::LlamaMLP(Module& parent, std::string name, const LlamaConfig& c)
     : Callable(parent, std::move(name)),
-      gate_proj(*this, "gate_proj", c.hidden_size, c.intermediate_size, false, c.initializer_range),
-      up_proj(*this, "up_proj", c.hidden_size, c.intermediate_size, false, c.initializer_range),
-      down_proj(*this, "down_proj", c.intermediate_size, c.hidden_size, false, c.initializer_range) {
+      gate_proj(*this, "gate_proj", c.hidden_size, c.intermediate_size, c.mlp_bias, c.initializer_range),
+      up_proj(*this, "up_proj", c.hidden_size, c.intermediate_size, c.mlp_bias, c.initializer_range),
+      down_proj(*this, "down_proj", c.intermediate_size, c.hidden_size, c.mlp_bias, c.initializer_range),
+      swiglu_linear(*this, "swiglu_linear") {
   input_names = {"x"};
 }
 
-LlamaDecoderLayer::LlamaDecoderLayer(Module& parent, std::string name, const LlamaConfig& c)
+Phi3MLP::Phi3MLP(Module& parent, std::string name, const LlamaConfig& c)
     : Callable(parent, std::move(name)),
-      input_layernorm(*this, "input_layernorm", c.hidden_size, c.rms_norm_eps),
-      self_attn(*this, "self_attn", c),
-      post_attention_layernorm(*this, "post_attention_layernorm", c.hidden_size, c.rms_norm_eps),
-      mlp(*this, "mlp", c) {
+      gate_up_proj(*this, "gate_up_proj", c.hidden_size, 2 * c.intermediate_size, false, c.initializer_range),
+      down_proj(*this, "down_proj", c.intermediate_size, c.hidden_size, false, c.initializer_range) {
   input_names = {"hidden_states"};
 }
 
-DistributedTensor LlamaDecoderLayer::forward(const DistributedTensor& x) {
-  auto [normed, h] = post_attention_layernorm(self_attn(input_layernorm(x)), x);
-  return h + mlp(normed);
+DistributedTensor Phi3MLP::forward(const DistributedTensor& x) {
+  DistributedTensor gate_up = gate_up_proj(x);
+  int64_t half = gate_up.size(-1) / 2;
+  return down_proj(ops::swiglu(ops::slice(gate_up, -1, 0, half), ops::slice(gate_up, -1, half, 2 * half)));
 }
 
-LlamaModel::LlamaModel(Module& parent, std::string name, const LlamaConfig& c)
-    : Callable(parent, std::move(name)),
-      embed_tokens(*this, "embed_tokens", c.vocab_size, c.hidden_size, c.initializer_range),
-      norm(*this, "norm", c.hidden_size, c.rms_norm_eps) {
-  input_names = {"input_ids"};
-  for (int64_t i = 0; i < c.num_hidden_layers; ++i) layers.emplace_back(c);
+// --- The model
+
+namespace {
+
+// A head of its own, or the embedding's table.
+template <class Model>
+Linear make_head(Module& root, Model& model, const LlamaConfig& c) {
+  if (c.tie_word_embeddings) return Linear(root, "lm_head", model.embed_tokens.weight);
+  return Linear(root, "lm_head", c.hidden_size, c.vocab_size, false, c.initializer_range);
 }
 
-DistributedTensor LlamaModel::forward(const DistributedTensor& input_ids) {
-  DistributedTensor h = embed_tokens(input_ids);
-  for (LlamaDecoderLayer& layer : layers) h = layer(h);
-  return norm(h);
-}
+}  // namespace
 
-LlamaForCausalLM::LlamaForCausalLM(const DeviceMesh& mesh, const LlamaConfig& c)
-    : Callable(mesh),
-      config_(c),
-      model(*this, "model", c),
-      lm_head(*this, "lm_head", c.hidden_size, c.vocab_size, false, c.initializer_range) {
-  input_names = {"input_ids"};
-}
+template <class Layer>
+DecoderForCausalLM<Layer>::DecoderForCausalLM(const DeviceMesh& mesh, const LlamaConfig& c)
+    : CausalLM(mesh), config_(c), model(*this, "model", c), lm_head(make_head(*this, model, c)) {}
+
+template class DecoderForCausalLM<LlamaDecoderLayer>;
+template class DecoderForCausalLM<DecoderLayer<Phi3Attention, Phi3MLP>>;
 
 }  // namespace dtensor::nn

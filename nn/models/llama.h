@@ -1,15 +1,16 @@
-// The Llama language model, with the names of Hugging Face's LlamaForCausalLM.
+// The Llama family of language models, with the names and configurations of Hugging Face: Llama (SmolLM2 too), Mistral,
+// Qwen2, Qwen3 and Phi-3.
 #pragma once
 
-#include <nlohmann/json_fwd.hpp>
-
-#include "nn/layers.h"
+#include "nn/models/causal_lm.h"
+#include "nn/models/rope.h"
 
 namespace dtensor::nn {
 
-// The fields of a Hugging Face config.json that this model has, with Hugging Face's defaults. Files must have the five
-// sizes that make a model.
+// The fields of a config.json that these models have, with Hugging Face's defaults, which depend on model_type. Files
+// must have the five sizes that make a model.
 struct LlamaConfig {
+  std::string model_type = "llama";  // or mistral, qwen2, qwen3, phi3
   int64_t vocab_size = 32000;
   int64_t hidden_size = 4096;
   int64_t intermediate_size = 11008;
@@ -19,28 +20,74 @@ struct LlamaConfig {
   int64_t head_dim = 128;
   int64_t max_position_embeddings = 2048;
   double rms_norm_eps = 1e-6;
-  double rope_theta = 10000;
   double initializer_range = 0.02;
+  RopeConfig rope;
+  bool tie_word_embeddings = false;
+  bool attention_bias = false;  // of the projections of queries, keys and values
+  bool output_bias = false;     // of the attention's output
+  bool mlp_bias = false;
+  bool qk_norm = false;  // queries and keys are normalized by head
+  double attention_dropout = 0;
+  std::vector<int64_t> windows;  // of each layer: how many keys a query sees, 0 for all. Empty: all see all
+  int64_t padding_idx = -1;      // pad_token_id: a row of the embedding without a gradient
 
-  // From a file, or a folder's config.json. Errors: a file that is not there or not JSON, or no Llama's; sizes that are
-  // missing or do not fit; numbers that no model can have; a field that changes the result and is not supported (scaled
-  // rotary embeddings, tied embeddings, biases, dropout, another activation).
+  // From a file, or a folder's config.json. Errors: a file that is not there or not JSON, or no such model's; sizes
+  // that are missing or do not fit; numbers that no model can have; a field that changes the result and is not
+  // supported.
   static LlamaConfig load(const std::string& file);
   static LlamaConfig from_json(const nlohmann::ordered_json& json);
+
+  int64_t window(int64_t layer) const { return windows.empty() ? 0 : windows.at(size_t(layer)); }
 };
 
-class LlamaAttention : public Callable<DistributedTensor(const DistributedTensor&)> {
+// Attention of grouped heads after rotary embeddings; how queries, keys and values come to be is the derived class's.
+class DecoderAttention : public Callable<DistributedTensor(const DistributedTensor&, const SequenceInputs&)> {
  public:
-  LlamaAttention(Module& parent, std::string name, const LlamaConfig& c);
-  std::string_view kind() const override { return "LlamaAttention"; }
-  // [batch, sequence, hidden_size] -> the same
-  DistributedTensor forward(const DistributedTensor& hidden_states) override;
+  DecoderAttention(Module& parent, std::string name, const LlamaConfig& c, int64_t layer);
 
-  Linear q_proj, k_proj, v_proj, o_proj;
+ protected:
+  // The projections [batch, sequence, heads * head_dim] -> the attention's output, of the queries' shape.
+  DistributedTensor attend(const DistributedTensor& q, const DistributedTensor& k, const DistributedTensor& v,
+                           const SequenceInputs& inputs);
+  LlamaConfig config_;
 
  private:
-  DistributedTensor split_heads(const DistributedTensor& x, int64_t heads) const;
-  LlamaConfig config_;
+  ops::RotaryAngles angles(int64_t length);
+
+  int64_t window_;
+  std::unique_ptr<RMSNorm> q_norm_, k_norm_;
+  int64_t length_ = -1;  // that angles_ are for
+  ops::RotaryAngles angles_;
+};
+
+class LlamaAttention : public DecoderAttention {
+ public:
+  LlamaAttention(Module& parent, std::string name, const LlamaConfig& c, int64_t layer);
+  std::string_view kind() const override { return "LlamaAttention"; }
+  // [batch, sequence, hidden_size] -> the same
+  DistributedTensor forward(const DistributedTensor& hidden_states, const SequenceInputs& inputs) override;
+
+  Linear q_proj, k_proj, v_proj, o_proj;
+};
+
+// Queries, keys and values by one projection.
+class Phi3Attention : public DecoderAttention {
+ public:
+  Phi3Attention(Module& parent, std::string name, const LlamaConfig& c, int64_t layer);
+  std::string_view kind() const override { return "Phi3Attention"; }
+  DistributedTensor forward(const DistributedTensor& hidden_states, const SequenceInputs& inputs) override;
+
+  Linear qkv_proj, o_proj;
+};
+
+// down_proj(silu(gate) * up): a module for plans that name it, as flash-linear-attention's.
+class SwiGLULinear : public Callable<DistributedTensor(const DistributedTensor&, const DistributedTensor&, Linear&)> {
+ public:
+  SwiGLULinear(Module& parent, std::string name) : Callable(parent, std::move(name)) { input_names = {"x", "y"}; }
+  std::string_view kind() const override { return "SwiGLULinear"; }
+  DistributedTensor forward(const DistributedTensor& gate, const DistributedTensor& up, Linear& down) override {
+    return down(ops::swiglu(gate, up));
+  }
 };
 
 class LlamaMLP : public Callable<DistributedTensor(const DistributedTensor&)> {
@@ -48,49 +95,95 @@ class LlamaMLP : public Callable<DistributedTensor(const DistributedTensor&)> {
   LlamaMLP(Module& parent, std::string name, const LlamaConfig& c);
   std::string_view kind() const override { return "LlamaMLP"; }
   DistributedTensor forward(const DistributedTensor& x) override {
-    return down_proj(ops::swiglu(gate_proj(x), up_proj(x)));
+    return swiglu_linear(gate_proj(x), up_proj(x), down_proj);
   }
 
   Linear gate_proj, up_proj, down_proj;
+  SwiGLULinear swiglu_linear;
 };
 
-class LlamaDecoderLayer : public Callable<DistributedTensor(const DistributedTensor&)> {
+class Phi3MLP : public Callable<DistributedTensor(const DistributedTensor&)> {
  public:
-  LlamaDecoderLayer(Module& parent, std::string name, const LlamaConfig& c);
-  std::string_view kind() const override { return "LlamaDecoderLayer"; }
-  DistributedTensor forward(const DistributedTensor& hidden_states) override;
+  Phi3MLP(Module& parent, std::string name, const LlamaConfig& c);
+  std::string_view kind() const override { return "Phi3MLP"; }
+  DistributedTensor forward(const DistributedTensor& x) override;
+
+  Linear gate_up_proj, down_proj;
+};
+
+// A pre-norm decoder block.
+template <class Attention, class Mlp>
+class DecoderLayer : public Callable<DistributedTensor(const DistributedTensor&, const SequenceInputs&)> {
+ public:
+  DecoderLayer(Module& parent, std::string name, const LlamaConfig& c, int64_t layer)
+      : Callable(parent, std::move(name)),
+        input_layernorm(*this, "input_layernorm", c.hidden_size, c.rms_norm_eps),
+        self_attn(*this, "self_attn", c, layer),
+        post_attention_layernorm(*this, "post_attention_layernorm", c.hidden_size, c.rms_norm_eps),
+        mlp(*this, "mlp", c) {
+    input_names = {"hidden_states"};
+  }
+  std::string_view kind() const override { return "DecoderLayer"; }
+  DistributedTensor forward(const DistributedTensor& x, const SequenceInputs& inputs) override {
+    auto [normed, h] = post_attention_layernorm(self_attn(input_layernorm(x), inputs), x);
+    return h + mlp(normed);
+  }
 
   RMSNorm input_layernorm;
-  LlamaAttention self_attn;
+  Attention self_attn;
   RMSNorm post_attention_layernorm;
-  LlamaMLP mlp;
+  Mlp mlp;
 };
 
-class LlamaModel : public Callable<DistributedTensor(const DistributedTensor&)> {
+template <class Layer>
+class DecoderModel : public Callable<DistributedTensor(const DistributedTensor&, const SequenceInputs&)> {
  public:
-  LlamaModel(Module& parent, std::string name, const LlamaConfig& c);
-  std::string_view kind() const override { return "LlamaModel"; }
-  DistributedTensor forward(const DistributedTensor& input_ids) override;
+  DecoderModel(Module& parent, std::string name, const LlamaConfig& c)
+      : Callable(parent, std::move(name)),
+        embed_tokens(*this, "embed_tokens", c.vocab_size, c.hidden_size, c.initializer_range, c.padding_idx),
+        norm(*this, "norm", c.hidden_size, c.rms_norm_eps) {
+    input_names = {"input_ids"};
+    for (int64_t i = 0; i < c.num_hidden_layers; ++i) layers.emplace_back(c, i);
+  }
+  std::string_view kind() const override { return "DecoderModel"; }
+  DistributedTensor forward(const DistributedTensor& input_ids, const SequenceInputs& inputs) override {
+    DistributedTensor h = embed_tokens(input_ids);
+    for (Layer& layer : layers) h = layer(h, inputs);
+    return norm(h);
+  }
 
   Embedding embed_tokens;
-  ModuleList<LlamaDecoderLayer> layers{*this, "layers"};
+  ModuleList<Layer> layers{*this, "layers"};
   RMSNorm norm;
 };
 
-// input_ids i64 [batch, sequence] -> logits [batch, sequence, vocab_size]
-class LlamaForCausalLM : public Callable<DistributedTensor(const DistributedTensor&)> {
- public:
-  LlamaForCausalLM(const DeviceMesh& mesh, const LlamaConfig& c);
-  std::string_view kind() const override { return "LlamaForCausalLM"; }
-  DistributedTensor forward(const DistributedTensor& input_ids) override { return lm_head(model(input_ids)); }
-  const LlamaConfig& config() const { return config_; }
-
- private:
+template <class Layer>
+class DecoderForCausalLM : public CausalLM {
   LlamaConfig config_;
 
  public:
-  LlamaModel model;
+  DecoderForCausalLM(const DeviceMesh& mesh, const LlamaConfig& c);
+  std::string_view kind() const override { return "DecoderForCausalLM"; }
+  DistributedTensor hidden_states(const DistributedTensor& ids, const SequenceInputs& inputs) override {
+    return model(ids, inputs);
+  }
+  Linear& head() override { return lm_head; }
+  LinearCrossEntropyLoss& criterion() override { return criterion_; }
+  int64_t vocab_size() const override { return config_.vocab_size; }
+  int64_t max_position_embeddings() const override { return config_.max_position_embeddings; }
+  const LlamaConfig& config() const { return config_; }
+
+  DecoderModel<Layer> model;
   Linear lm_head;
+
+ private:
+  LinearCrossEntropyLoss criterion_{*this, "criterion"};
 };
+
+using LlamaDecoderLayer = DecoderLayer<LlamaAttention, LlamaMLP>;
+using LlamaForCausalLM = DecoderForCausalLM<LlamaDecoderLayer>;
+using Phi3ForCausalLM = DecoderForCausalLM<DecoderLayer<Phi3Attention, Phi3MLP>>;
+extern template class DecoderForCausalLM<LlamaDecoderLayer>;
+extern template class DecoderForCausalLM<DecoderLayer<Phi3Attention, Phi3MLP>>;
 
 }  // namespace dtensor::nn

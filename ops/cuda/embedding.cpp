@@ -21,6 +21,10 @@ void backward(const Context& c, std::span<const Tensor> in, std::span<Tensor> ou
   Tensor room(c.allocator, DType::f32, {embedding_room(ids)});
   embedding_backward(c.stream(), in[1].dtype(), ids, in[1].shape().back(), in[1].bytes_data(), out[0].bytes_data(),
                      room.bytes_data());
+  int64_t padding = c.attributes.as<ops::TableSize>().padding_idx - ids.begin;
+  if (padding < 0 || padding >= ids.end - ids.begin) return;
+  Tensor row = out[0].narrow(0, padding, 1);
+  zero(row.bytes_data(), row.bytes(), c.stream());
 }
 
 }  // namespace

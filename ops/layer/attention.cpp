@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <limits>
 
 #include "ops/cards.h"
 #include "ops/cpu/attention.h"
@@ -129,6 +130,10 @@ T* head(const Tensor& t, int64_t batch, int64_t h) {
 // for the gradient
 void attention_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   Tensor q = with_whole_rows(in[0]), k = with_whole_rows(in[1]), v = with_whole_rows(in[2]);
+  if (k.size(2) == 0) {  // nothing is seen
+    fill(out[0], 0), fill(out[1], -std::numeric_limits<double>::infinity());
+    return;
+  }
   for_floating(c, q.dtype(), [&]<class T>() {
     More more(in.subspan(3));
     Heads<T> n(c, q, k, more);
@@ -151,6 +156,7 @@ void attention_backward_kernel(const Context& c, std::span<const Tensor> in, std
   fill(grad[1], 0);
   fill(grad[2], 0);
   if (grad.size() > 3) fill(grad[3], 0);  // of keys that take no part
+  if (k.size(2) == 0) return fill(grad[0], 0);
   for_floating(c, q.dtype(), [&]<class T>() {
     More more(in.subspan(6));
     Heads<T> n(c, q, k, more);

@@ -98,6 +98,8 @@ void embedding_backward_kernel(const Context& c, std::span<const Tensor> in, std
                               cpu::sum_picked_rows(count, by_row.tokens.data() + first, d, in[1].data<T>(), d, y);
                           }
                         });
+    int64_t padding = c.attributes.as<TableSize>().padding_idx - c.range('v').begin;
+    if (padding >= 0 && padding < rows) std::fill_n(out[0].data<T>() + padding * d, d, T(0));
   });
 }
 
@@ -109,24 +111,28 @@ Rule embedding_backward_rule(std::span<const Shape* const>, const Attributes& a)
 
 void embedding_gradient(Gradient& g) {
   if (!g.needs(1)) return;
-  g.set(1,
-        call(embedding_backward_op, {&g.input(0), &g.of_output()}, TableSize{g.input_spec(1).shape[0]}, {g.wanted(1)}));
+  TableSize table{g.input_spec(1).shape[0], g.attributes().as<Padding>().padding_idx};
+  g.set(1, call(embedding_backward_op, {&g.input(0), &g.of_output()}, table, {g.wanted(1)}));
 }
 void embedding_backward_gradient(Gradient& g) {
-  if (g.needs(1)) g.set(1, embedding(g.input(0), g.of_output()));
+  if (!g.needs(1)) return;
+  DistributedTensor rows = embedding(g.input(0), g.of_output());
+  int64_t padding = g.attributes().as<TableSize>().padding_idx;
+  if (padding >= 0) rows = rows * unsqueeze(cast(ne(g.input(0), double(padding)), rows.dtype()), -1);
+  g.set(1, rows);
 }
 
 }  // namespace
 
 const Op embedding_op = {.name = "embedding",
-                         .functions = {function<embedding>("embedding(ids, weight)", "the rows of weight at ids")},
+                         .functions = {function<embedding>("embedding(ids, weight, padding_idx=-1)", "the rows of weight at ids")},
                          .rule = "...,vd->...d",
                          .passes = {linear_in({1})},
                          .types = table_type,
                          .cpu = embedding_kernel,
                          .gradient = embedding_gradient,
                          .keeps = {.inputs = {0}},
-                         .sample = {{{ids({4, 3}, 7), {7, 5}}}, {{ids({5}, 3), {3, 1}}}, {{ids({0}, 3), {3, 4}}}}};
+                         .sample = {{{ids({4, 3}, 7), {7, 5}}, Padding{2}}, {{ids({5}, 3), {3, 1}}, Padding{}}, {{ids({0}, 3), {3, 4}}, Padding{}}}};
 const Op embedding_backward_op = {.name = "embedding_backward",
                                   .rule = embedding_backward_rule,
                                   .passes = {linear_in({1})},
@@ -134,15 +140,18 @@ const Op embedding_backward_op = {.name = "embedding_backward",
                                   .cpu = embedding_backward_kernel,
                                   .gradient = embedding_backward_gradient,
                                   .keeps = {.inputs = {0}},
-                                  .sample = {{{ids({4, 3}, 7), {4, 3, 5}}, TableSize{7}}}};
+                                  .sample = {{{ids({4, 3}, 7), {4, 3, 5}}, TableSize{7}}, {{ids({4, 3}, 7), {4, 3, 5}}, TableSize{7, 3}}}};
 
 namespace {
 constexpr const Op* list[] = {&embedding_op, &embedding_backward_op};
 }  // namespace
 const Cards embedding_cards = list;
 
-DistributedTensor embedding(const DistributedTensor& ids, const DistributedTensor& weight) {
-  return call(embedding_op, {&ids, &weight});
+DistributedTensor embedding(const DistributedTensor& ids, const DistributedTensor& weight, int64_t padding_idx) {
+  check_defined("embedding", weight, 1);
+  check(padding_idx >= -1 && (weight.dims() != 2 || padding_idx < weight.size(0)),
+        "[embedding] padding_idx is {}, outside the {} rows of the table; -1 is none", padding_idx, weight.size(0));
+  return call(embedding_op, {&ids, &weight}, Padding{padding_idx});
 }
 
 }  // namespace dtensor::ops

@@ -52,10 +52,10 @@ constexpr Known other_bits[] = {
     {"embedding_backward", "B of sample 0", "the inner of two token dimensions is sharded, as for sum"},
     {"index_add", "i of sample", "slices are added in the order of indices, in no tree"},
     {"scatter_add", "i of sample", "as above"},
-    {"attention_backward", "s of sample 0", "dk and dv under context parallelism agree to rounding"},
     {"einsum", "b of sample 1", "two letters are contracted and the inner one is sharded, as for sum"},
     {"einsum", "b of sample 4", "as above"},
     {"attention_backward", "s of sample", "dk and dv under context parallelism agree to rounding"},
+    {"attention_backward", "h of sample", "dk and dv of key heads that several ranks read agree to rounding"},
 };
 
 // Entries that the table lacks, and entries of the table that are no more; adds the others to `list` with their

@@ -267,8 +267,9 @@ TEST_CASE("cuda rows: embedding and rotary") {
   std::vector<Case> cases;
   for (auto [n, d] : sizes()) {
     SampleInput ids(Kind::index, {n}, 3), w{3, d}, wide(Kind::index, {n}, 1000);
-    cases.push_back({"embedding", {ids, w}});
+    cases.push_back({"embedding", {ids, w}, ops::Padding{}});
     cases.push_back({"embedding_backward", {ids, {n, d}}, ops::TableSize{3}});
+    cases.push_back({"embedding_backward", {ids, {n, d}}, ops::TableSize{3, 1}});
     if (d < 1000) cases.push_back({"embedding_backward", {wide, {n, d}}, ops::TableSize{1000}});
   }
   cases.push_back({"embedding_backward", {{Kind::index, {3000}, 40}, {3000, 3}}, ops::TableSize{40}});

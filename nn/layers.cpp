@@ -1,0 +1,32 @@
+#include "nn/layers.h"
+
+#include "placement/nearest.h"
+
+namespace dtensor::nn {
+
+Activation::Activation(Module& parent, std::string name, const std::string& function)
+    : Callable(parent, std::move(name)) {
+  using Function = DistributedTensor (*)(const DistributedTensor&);
+  Function gelu = [](const DistributedTensor& x) { return ops::gelu(x); };
+  Function gelu_tanh = [](const DistributedTensor& x) { return ops::gelu(x, "tanh"); };
+  const std::pair<const char*, Function> list[] = {
+      {"silu", [](const DistributedTensor& x) { return ops::silu(x); }},
+      {"swish", [](const DistributedTensor& x) { return ops::silu(x); }},
+      {"gelu", gelu},
+      {"gelu_new", gelu_tanh},
+      {"gelu_pytorch_tanh", gelu_tanh},
+      {"relu", [](const DistributedTensor& x) { return ops::relu(x); }},
+      {"tanh", [](const DistributedTensor& x) { return ops::tanh(x); }},
+  };
+  std::vector<std::string> names;
+  for (const auto& [known, f] : list) {
+    names.emplace_back(known);
+    if (function != known) continue;
+    function_ = f;
+    input_names = {"input"};
+    return;
+  }
+  fail("[Activation] there is no activation \"{}\"{}", function, nearest_hint(function, names));
+}
+
+}  // namespace dtensor::nn

@@ -1,0 +1,32 @@
+#include "nn/models/attention.h"
+
+namespace dtensor::nn {
+
+DistributedTensor split_heads(const Module& module, const DistributedTensor& x, int64_t heads) {
+  const MeshShape& mesh = x.mesh().shape();
+  AxisSet axes = x.layout().split[2].set();
+  check(heads % mesh.product(axes) == 0,
+        "[{}] {} heads do not divide over {} ranks ({}): use fewer ranks on that axis, or let the projection's plan "
+        "line have \"output_layouts\": \"Replicate\"",
+        module.path(), heads, mesh.product(axes), mesh.names(axes));
+  return ops::view(x, {x.size(0), x.size(1), heads, x.size(2) / heads});
+}
+
+DistributedTensor attend(const DistributedTensor& q, const DistributedTensor& k, const DistributedTensor& v,
+                         const SequenceInputs& inputs, ops::AttentionOptions options) {
+  auto heads_first = [](const DistributedTensor& t) { return ops::transpose(t, 1, 2); };
+  if (options.causal) options.q_positions = options.k_positions = inputs.positions;
+  if (inputs.documents.defined()) options.q_documents = options.k_documents = inputs.documents;
+  DistributedTensor out = ops::scaled_dot_product_attention(heads_first(q), heads_first(k), heads_first(v), options);
+  return ops::view(ops::transpose(out, 1, 2), {q.size(0), q.size(1), q.size(2) * q.size(3)});
+}
+
+DistributedTensor add_positions(const DistributedTensor& x, Embedding& table, const DistributedTensor& positions) {
+  int64_t rows = table.weight.shape()[0];
+  check(x.size(1) <= rows, "[{}] a sequence of {} tokens is longer than the {} positions of the model", table.path(),
+        x.size(1), rows);
+  if (positions.defined()) return x + table(positions);
+  return x + ops::slice(table.weight(), 0, 0, x.size(1));
+}
+
+}  // namespace dtensor::nn
