@@ -133,6 +133,7 @@ struct Encoder::Cache {
 };
 
 Encoder::Encoder(const Tokenizer& tokenizer) : tokenizer_(tokenizer), cache_(std::make_unique<Cache>()) {}
+Encoder::Encoder(Encoder&&) noexcept = default;
 Encoder::~Encoder() = default;
 
 inline void Encoder::append_piece(std::string_view piece, std::vector<int32_t>& ids) {

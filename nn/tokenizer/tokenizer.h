@@ -69,6 +69,7 @@ class Tokenizer {
 class Encoder {
  public:
   explicit Encoder(const Tokenizer& tokenizer);
+  Encoder(Encoder&&) noexcept;
   ~Encoder();
   // Appends Tokenizer::ids(text).
   void append(std::string_view text, std::vector<int32_t>& ids);
