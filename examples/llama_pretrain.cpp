@@ -21,6 +21,7 @@
 #include "dtensor/table.h"
 #include "examples/progress.h"
 #include "nn/json.h"
+#include "nn/models/auto_plan.h"
 #include "nn/train/causal_lm.h"
 #include "ops/cuda/gemm.h"
 #include "placement/nearest.h"
@@ -68,10 +69,13 @@ const CLI::Validator thread_count = number("THREADS", [](double n) {
 
 void declare(CLI::App& app, Options& o) {
   app.option_defaults()->always_capture_default();
-  app.add_option("--model", o.model, "Hugging Face config.json of a Llama, or its folder")->capture_default_str();
+  app.add_option("--model", o.model,
+                 "Hugging Face config.json, or its folder: of a Llama, Mistral, Qwen2, Qwen3, Phi-3 or GPT-2")
+      ->capture_default_str();
   app.add_option("--mesh", o.mesh,
                  "axes and sizes, the last one fastest; dp, dp_replicate and dp_shard divide the batch");
-  app.add_option("--plan", o.plan, "JSON plan: how the model is parallelized");
+  app.add_option("--plan", o.plan,
+                 "JSON plan: how the model is parallelized; auto: tensor parallelism of the model_type over tp");
   app.add_option("--data", o.data, "text files; tokens are bytes, then [BOT], [EOT] and [PAD]");
   app.add_option("--steps", o.train.steps, "training steps")->check(positive);
   app.add_option("--batch-size", o.batch_size, "sequences per step, over all ranks")->check(positive);
@@ -154,7 +158,7 @@ void apply_config(CLI::App& app, const std::string& file) {
 // Everything a run needs, checked.
 struct Run {
   MeshShape mesh;
-  nn::LlamaConfig model;
+  std::optional<nn::ModelConfig> model = {};
   nn::ParallelPlan plan;
   nn::LlamaTrainingOptions train;
   Device device = Device::cpu;
@@ -209,14 +213,14 @@ class Checks {
 
 void check_sizes(const Options& o, const Run& run, Checks& checks) {
   checks.run([&] {
-    check(run.model.vocab_size >= nn::ByteTokenizer::vocab_size,
-          "[llama_pretrain] the model's vocab_size {} is smaller than the tokenizer's {}", run.model.vocab_size,
+    check(run.model->vocab_size() >= nn::ByteTokenizer::vocab_size,
+          "[llama_pretrain] the model's vocab_size {} is smaller than the tokenizer's {}", run.model->vocab_size(),
           nn::ByteTokenizer::vocab_size);
   });
   checks.run([&] {
-    check(o.seq_len <= run.model.max_position_embeddings,
+    check(o.seq_len <= run.model->max_position_embeddings(),
           "[llama_pretrain] --seq-len {} is more than the model's max_position_embeddings {}", o.seq_len,
-          run.model.max_position_embeddings);
+          run.model->max_position_embeddings());
   });
   checks.run([&] {
     int ranks = run.mesh.product(nn::batch_layout(run.mesh, run.plan).sharded());
@@ -232,13 +236,14 @@ Run prepare(const Options& o) {
   files.run([&] {
     check(!o.model.empty(),
           "[llama_pretrain] --model is missing: give a Hugging Face config.json, as examples/configs/llama_tiny.json");
-    run.model = nn::LlamaConfig::load(o.model);
+    run.model = nn::ModelConfig::load(o.model);
   });
   files.run([&] { run.mesh = MeshShape::parse(o.mesh); });
   files.run([&] {
-    if (!o.plan.empty()) run.plan = nn::ParallelPlan::load(o.plan);
+    if (!o.plan.empty() && o.plan != "auto") run.plan = nn::ParallelPlan::load(o.plan);
   });
   files.end();
+  if (o.plan == "auto") run.plan = nn::auto_plan(*run.model, run.mesh);
   rest.run([&] { prepare_device(o, run); });
   check_sizes(o, run, rest);
   rest.run([&] {
@@ -261,7 +266,7 @@ std::vector<CommLog::Entry> dry_run(const Options& o, const Run& run) {
   auto rank = Rank::recorded(run.mesh.world());
   rank->strict = o.strict;
   DeviceMesh mesh(*rank, run.mesh);
-  nn::LlamaTraining training(mesh, run.model, run.plan, run.train);
+  nn::LlamaTraining training(mesh, *run.model, run.plan, run.train);
   CommLog log(*rank, std::numeric_limits<int64_t>::max());  // all of them, however many
   training.trainer.step(nn::meta_batch(mesh, nn::batch_layout(run.mesh, run.plan), o.batch_size, o.seq_len));
   return log.entries();
@@ -329,7 +334,7 @@ void train(const Options& o, const Run& run, const nn::PackedText& text, std::of
   auto body = [&](Rank& rank) {
     rank.strict = o.strict;
     DeviceMesh mesh(rank, run.mesh);
-    nn::LlamaTraining training(mesh, run.model, run.plan, run.train);
+    nn::LlamaTraining training(mesh, *run.model, run.plan, run.train);
     bool first = rank.rank() == 0;
     rank.tf32 = o.tf32;
     bool tuned = o.tune_gemm.empty() || std::filesystem::exists(o.tune_gemm);

@@ -23,31 +23,40 @@ const char* type_by_fields(const ConfigReader& config) {
 
 }  // namespace
 
+ModelConfig::ModelConfig(const LlamaConfig& c)
+    : model_type_(c.model_type),
+      vocab_size_(c.vocab_size),
+      max_position_embeddings_(c.max_position_embeddings),
+      kv_heads_(c.num_key_value_heads),
+      make_(c.model_type == "phi3" ? maker<Phi3ForCausalLM>(c) : maker<LlamaForCausalLM>(c)) {}
+ModelConfig::ModelConfig(const Gpt2Config& c)
+    : model_type_("gpt2"),
+      vocab_size_(c.vocab_size),
+      max_position_embeddings_(c.n_positions),
+      kv_heads_(c.n_head),
+      make_(maker<Gpt2LMHeadModel>(c)) {}
+ModelConfig::ModelConfig(const GptConfig& c)
+    : model_type_("gpt"),
+      vocab_size_(c.vocab_size),
+      max_position_embeddings_(c.max_position_embeddings),
+      kv_heads_(c.n_heads),
+      make_(maker<GptModel>(c)) {}
+
 ModelConfig ModelConfig::load(const std::string& path) { return load_config(path, "model config", from_json); }
 
 ModelConfig ModelConfig::from_json(const nlohmann::ordered_json& json) {
   ConfigReader config(json, "model config");
-  ModelConfig m;
-  m.model_type_ = config.model_type({{"LlamaForCausalLM", "llama"},
-                                     {"MistralForCausalLM", "mistral"},
-                                     {"Qwen2ForCausalLM", "qwen2"},
-                                     {"Qwen3ForCausalLM", "qwen3"},
-                                     {"Phi3ForCausalLM", "phi3"},
-                                     {"GPT2LMHeadModel", "gpt2"},
-                                     {"GPTModel", "gpt"}},
-                                    type_by_fields(config));
-  if (m.model_type_ == "gpt2") {
-    Gpt2Config c = Gpt2Config::from_json(json);
-    m.vocab_size_ = c.vocab_size, m.kv_heads_ = c.n_head, m.make_ = maker<Gpt2LMHeadModel>(c);
-  } else if (m.model_type_ == "gpt") {
-    GptConfig c = GptConfig::from_json(json);
-    m.vocab_size_ = c.vocab_size, m.kv_heads_ = c.n_heads, m.make_ = maker<GptModel>(c);
-  } else {
-    LlamaConfig c = LlamaConfig::from_json(json);
-    m.vocab_size_ = c.vocab_size, m.kv_heads_ = c.num_key_value_heads;
-    m.make_ = c.model_type == "phi3" ? maker<Phi3ForCausalLM>(c) : maker<LlamaForCausalLM>(c);
-  }
-  return m;
+  std::string type = config.model_type({{"LlamaForCausalLM", "llama"},
+                                        {"MistralForCausalLM", "mistral"},
+                                        {"Qwen2ForCausalLM", "qwen2"},
+                                        {"Qwen3ForCausalLM", "qwen3"},
+                                        {"Phi3ForCausalLM", "phi3"},
+                                        {"GPT2LMHeadModel", "gpt2"},
+                                        {"GPTModel", "gpt"}},
+                                       type_by_fields(config));
+  if (type == "gpt2") return Gpt2Config::from_json(json);
+  if (type == "gpt") return GptConfig::from_json(json);
+  return LlamaConfig::from_json(json);
 }
 
 }  // namespace dtensor::nn

@@ -37,27 +37,32 @@ class CausalLM : public Callable<DistributedTensor(const DistributedTensor&),
   virtual DistributedTensor hidden_states(const DistributedTensor& ids, const SequenceInputs& inputs) = 0;
   virtual Linear& head() = 0;
   virtual LinearCrossEntropyLoss& criterion() = 0;
-  virtual int64_t vocab_size() const = 0;
-  // The longest sequence that the model was made for.
-  virtual int64_t max_position_embeddings() const = 0;
 };
+
+struct LlamaConfig;
+struct Gpt2Config;
+struct GptConfig;
 
 // The model of a config.json, or of its folder, by its model_type: "llama", "mistral", "qwen2", "qwen3", "phi3",
 // "gpt2", or "gpt" of nn/models/gpt.h. A file without one is what its fields are of. Errors: a type that is not
 // supported; those of the model's configuration.
 class ModelConfig {
  public:
+  ModelConfig(const LlamaConfig& c);
+  ModelConfig(const Gpt2Config& c);
+  ModelConfig(const GptConfig& c);
   static ModelConfig load(const std::string& path);
   static ModelConfig from_json(const nlohmann::ordered_json& json);
 
   const std::string& model_type() const { return model_type_; }
   int64_t vocab_size() const { return vocab_size_; }
+  int64_t max_position_embeddings() const { return max_position_embeddings_; }
   int64_t kv_heads() const { return kv_heads_; }
   std::unique_ptr<CausalLM> make(const DeviceMesh& mesh) const { return make_(mesh); }
 
  private:
   std::string model_type_;
-  int64_t vocab_size_ = 0, kv_heads_ = 0;
+  int64_t vocab_size_, max_position_embeddings_, kv_heads_;
   std::function<std::unique_ptr<CausalLM>(const DeviceMesh&)> make_;
 };
 

@@ -74,8 +74,6 @@ class GptModel : public CausalLM {
   DistributedTensor hidden_states(const DistributedTensor& ids, const SequenceInputs& inputs) override;
   Linear& head() override { return lm_head; }
   LinearCrossEntropyLoss& criterion() override { return criterion_; }
-  int64_t vocab_size() const override { return config_.vocab_size; }
-  int64_t max_position_embeddings() const override { return config_.max_position_embeddings; }
   const GptConfig& config() const { return config_; }
 
   Embedding token_embedding, position_embedding;

@@ -88,8 +88,6 @@ class Gpt2LMHeadModel : public CausalLM {
   }
   Linear& head() override { return lm_head; }
   LinearCrossEntropyLoss& criterion() override { return criterion_; }
-  int64_t vocab_size() const override { return config_.vocab_size; }
-  int64_t max_position_embeddings() const override { return config_.n_positions; }
   const Gpt2Config& config() const { return config_; }
 
   Gpt2Model transformer;

@@ -159,8 +159,6 @@ class DecoderForCausalLM : public CausalLM {
   }
   Linear& head() override { return lm_head; }
   LinearCrossEntropyLoss& criterion() override { return criterion_; }
-  int64_t vocab_size() const override { return config_.vocab_size; }
-  int64_t max_position_embeddings() const override { return config_.max_position_embeddings; }
   const LlamaConfig& config() const { return config_; }
 
   DecoderModel<Layer> model;

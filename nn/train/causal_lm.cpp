@@ -4,8 +4,7 @@ namespace dtensor::nn {
 namespace {
 
 // Makes the model ready before the optimizer sees its parameters.
-std::vector<Parameter*> prepare(LlamaForCausalLM& model, const ParallelPlan& plan,
-                                const LlamaTrainingOptions& options) {
+std::vector<Parameter*> prepare(CausalLM& model, const ParallelPlan& plan, const LlamaTrainingOptions& options) {
   plan.check_uses(model.mesh().shape());
   for (Parameter* p : model.parameters()) p->compute_in(options.dtype);
   plan.apply(model);
@@ -42,9 +41,10 @@ Loss causal_lm_loss(CausalLM& model, int64_t ignored) {
   return Loss(terms, count_of_targets(ignored));
 }
 
-LlamaTraining::LlamaTraining(const DeviceMesh& mesh, const LlamaConfig& config, const ParallelPlan& plan,
+LlamaTraining::LlamaTraining(const DeviceMesh& mesh, const ModelConfig& config, const ParallelPlan& plan,
                              const LlamaTrainingOptions& options)
-    : model(mesh, config),
+    : owned_(config.make(mesh)),
+      model(*owned_),
       optimizer(prepare(model, plan, options), options.adamw),
       trainer(model, causal_lm_loss(model), optimizer,
               {.lr = warmup_cosine(options.lr, options.warmup_steps, options.steps),

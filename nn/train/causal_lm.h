@@ -1,4 +1,4 @@
-// Training of causal language models on packed text, and of the Llama as llama_pretrain does it.
+// Training of causal language models on packed text, and of whole models as llama_pretrain does it.
 #pragma once
 
 #include "nn/data/packed_text.h"
@@ -28,13 +28,18 @@ struct LlamaTrainingOptions {
   AdamWOptions adamw;
 };
 
-// A Llama built on meta, its plan applied, its parts filled; its optimizer; and what trains it. Every rank makes one.
+// A language model built on meta, its plan applied, its parts filled; its optimizer; and what trains it. Every rank
+// makes one.
 struct LlamaTraining {
   // Errors: a plan that does not fit; a mesh axis of several ranks that nothing uses.
-  LlamaTraining(const DeviceMesh& mesh, const LlamaConfig& config, const ParallelPlan& plan,
+  LlamaTraining(const DeviceMesh& mesh, const ModelConfig& config, const ParallelPlan& plan,
                 const LlamaTrainingOptions& options);
 
-  LlamaForCausalLM model;
+ private:
+  std::unique_ptr<CausalLM> owned_;
+
+ public:
+  CausalLM& model;
   AdamW optimizer;
   Trainer trainer;
 };

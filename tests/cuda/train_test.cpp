@@ -109,7 +109,11 @@ TEST_CASE("cuda: the first value that is not finite is found") {
   DeviceMesh mesh(*rank, "dp=1");
   nn::PackedText text({text_file()}, 16);
   nn::LlamaTraining training(mesh, small_model(), {}, {});
-  fill(training.model.model.layers[1].mlp.up_proj.weight.stored().local_for_writing(), NAN);
+  fill(dynamic_cast<nn::LlamaForCausalLM&>(training.model)
+           .model.layers[1]
+           .mlp.up_proj.weight.stored()
+           .local_for_writing(),
+       NAN);
   CHECK_THAT(error_of([&] { training.trainer.step(text.batch(mesh, Layout(), 0, 4)); }),
              Contains("the first value that is not finite is the output of linear in model.layers.1.mlp.up_proj"));
 }
