@@ -267,6 +267,8 @@ std::vector<CommLog::Entry> dry_run(const Options& o, const Run& run) {
   rank->strict = o.strict;
   DeviceMesh mesh(*rank, run.mesh);
   nn::LlamaTraining training(mesh, *run.model, run.plan, run.train);
+  for (const std::string& note : run.plan.notes(training.model))
+    std::fprintf(stderr, "llama_pretrain: note: %s\n", note.c_str());
   CommLog log(*rank, std::numeric_limits<int64_t>::max());  // all of them, however many
   training.trainer.step(nn::meta_batch(mesh, nn::batch_layout(run.mesh, run.plan), o.batch_size, o.seq_len));
   return log.entries();

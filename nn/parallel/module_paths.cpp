@@ -27,18 +27,22 @@ bool matches(std::string_view pattern, std::string_view path) {
   }
 }
 
+std::string like_modules(std::string_view path) {
+  std::string name(path);
+  for (size_t i = 0, end; i < name.size(); i = end + 1) {
+    end = std::min(name.find('.', i), name.size());
+    if (name.find_first_not_of("0123456789", i) >= end) name.replace(i, end - i, 1, '*'), end = i + 1;
+  }
+  return name;
+}
+
 std::vector<Module*> find_modules(Module& model, const std::string& pattern, const char* place) {
   std::vector<Module*> found;
   std::vector<std::string> names;
   for (Module* m : model.modules()) {
     if (matches(pattern, m->path())) found.push_back(m);
     if (m->path().empty()) continue;
-    std::string& name = names.emplace_back(m->path());
-    if (pattern.find('*') == std::string::npos) continue;
-    for (size_t i = 0, end; i < name.size(); i = end + 1) {  // as a pattern, where the mistyped one is
-      end = std::min(name.find('.', i), name.size());
-      if (name.find_first_not_of("0123456789", i) >= end) name.replace(i, end - i, 1, '*'), end = i + 1;
-    }
+    names.push_back(pattern.find('*') == std::string::npos ? m->path() : like_modules(m->path()));
   }
   if (found.empty()) fail("[plan] {}: \"{}\" matches no module{}", place, pattern, nearest_hint(pattern, names));
   return found;

@@ -18,4 +18,7 @@ std::vector<Module*> find_modules(Module& model, const std::string& pattern, con
 // The modules that a list of patterns names. Errors: also one that is named twice.
 std::vector<Module*> find_modules(Module& model, const std::vector<std::string>& patterns, const char* place);
 
+// A path as the pattern of all that are like it: model.layers.*.mlp of model.layers.0.mlp.
+std::string like_modules(std::string_view path);
+
 }  // namespace dtensor::nn

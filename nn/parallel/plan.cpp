@@ -94,6 +94,13 @@ std::vector<std::string> ParallelPlan::axes() const {
   return list;
 }
 
+std::vector<std::string> ParallelPlan::notes(Module& model) const {
+  std::vector<std::string> list;
+  for (const TensorParallelPlan& t : tensor_parallel)
+    for (std::string& note : t.notes(model)) list.push_back("[plan] " + std::move(note));
+  return list;
+}
+
 void ParallelPlan::apply(Module& model) const {
   const MeshShape& mesh = model.mesh().shape();
   for (const std::string& axis : axes())

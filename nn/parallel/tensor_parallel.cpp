@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <set>
+
 #include "nn/parallel/module_paths.h"
 #include "placement/nearest.h"
 
@@ -236,6 +238,27 @@ void TensorParallelPlan::apply(Module& model, std::map<Module*, std::string>& ma
             m->path(), it->second, pattern);
       nn::apply(*m, index, style, fmt::format("{}: {}", quoted(pattern), name(style.kind)));
     }
+}
+
+std::vector<std::string> TensorParallelPlan::notes(Module& model) const {
+  std::set<Module*> matched;
+  for (const auto& [pattern, style] : lines)
+    for (Module* m : find_modules(model, pattern, "tensor_parallel.plan")) matched.insert(m);
+  std::map<std::string, std::vector<std::string>> left_out;  // by the pattern of like modules
+  for (Module* m : model.modules())
+    if (!matched.contains(m)) left_out[like_modules(m->path())].push_back(m->path());
+  std::vector<std::string> list;
+  for (const auto& [pattern, style] : lines) {
+    std::vector<Module*> found = find_modules(model, pattern, "tensor_parallel.plan");
+    std::set<std::string> kinds;
+    for (Module* m : found) kinds.insert(like_modules(m->path()));
+    for (const std::string& kind : kinds)
+      if (auto others = left_out.find(kind); others != left_out.end())
+        list.push_back(fmt::format("tensor_parallel.plan.{}: leaves out {}, which {} like what it matches",
+                                   quoted(pattern), fmt::join(others->second, ", "),
+                                   others->second.size() == 1 ? "is" : "are"));
+  }
+  return list;
 }
 
 }  // namespace dtensor::nn

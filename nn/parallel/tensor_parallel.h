@@ -17,6 +17,9 @@ struct TensorParallelPlan {
   nlohmann::ordered_json to_json() const;
   // `matched`: the modules that lines of this axis have matched so far, and by which key.
   void apply(Module& model, std::map<Module*, std::string>& matched) const;
+  // What a key leaves out: modules that are like those it matches (model.layers.1.mlp beside model.layers.0.mlp), and
+  // that no line matches. A sentence each.
+  std::vector<std::string> notes(Module& model) const;
   friend bool operator==(const TensorParallelPlan&, const TensorParallelPlan&) = default;
 };
 

@@ -271,6 +271,20 @@ TEST_CASE("an asterisk stands for one segment of a path, or a part of one") {
   CHECK_THAT(run_error(tp(R"("model.layers*mlp": "ColwiseParallel")")), Contains("matches no module"));
 }
 
+TEST_CASE("a plan says which modules its keys leave out beside others like them") {
+  auto notes = [](const std::string& lines) {
+    auto rank = Rank::recorded(2);
+    nn::LlamaForCausalLM model(DeviceMesh(*rank, "tp=2"), small_llama());
+    return ParallelPlan::from_json(json(tp(lines))).notes(model);
+  };
+  using Notes = std::vector<std::string>;
+  CHECK(notes(R"("model.layers.*.mlp.up_proj": "ColwiseParallel", "lm_head": "ColwiseParallel")").empty());
+  CHECK(notes(R"("model.layers.1.mlp.up_proj": "ColwiseParallel")") ==
+        Notes{"[plan] tensor_parallel.plan.\"model.layers.1.mlp.up_proj\": leaves out model.layers.0.mlp.up_proj, "
+              "which is like what it matches"});
+  CHECK(notes(R"("model.layers.1.mlp.up_proj": "ColwiseParallel", "*.*.0.mlp.up_proj": "ColwiseParallel")").empty());
+}
+
 TEST_CASE("styles of Hugging Face are those of PyTorch") {
   struct Case {
     const char *hugging_face, *ours, *module;
