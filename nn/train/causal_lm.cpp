@@ -27,6 +27,21 @@ Loss causal_lm_loss(Callable<DistributedTensor(const DistributedTensor&)>& model
   return Loss(terms, count);
 }
 
+Loss causal_lm_loss(CausalLM& model, int64_t ignored) {
+  auto terms = [&model, ignored](const Batch& batch) {
+    SequenceInputs inputs;
+    if (batch.size() > 2) inputs.positions = batch[2];
+    if (batch.size() > 3) inputs.documents = batch[3];
+    DistributedTensor logits = model(batch[0], inputs);
+    LabelScope reason(model.mesh().rank_state(), Label::Kind::reason, "loss");
+    return ops::cross_entropy(logits, batch[1], {.ignore_index = ignored, .reduction = ops::Reduction::none});
+  };
+  auto count = [ignored](const Batch& batch) {
+    return ops::sum(ops::cast(ops::ne(batch[1], double(ignored)), DType::f32));
+  };
+  return Loss(terms, count);
+}
+
 LlamaTraining::LlamaTraining(const DeviceMesh& mesh, const LlamaConfig& config, const ParallelPlan& plan,
                              const LlamaTrainingOptions& options)
     : model(mesh, config),

@@ -13,6 +13,10 @@ namespace dtensor::nn {
 // does not count. `model` gives logits of ids and outlives the loss.
 Loss causal_lm_loss(Callable<DistributedTensor(const DistributedTensor&)>& model, int64_t ignored = ByteTokenizer::pad);
 
+// The same of a model of nn/models. A batch may say more of its tokens: {inputs, targets, positions, documents}
+// (SequenceInputs).
+Loss causal_lm_loss(CausalLM& model, int64_t ignored = ByteTokenizer::pad);
+
 struct LlamaTrainingOptions {
   uint64_t seed = 42;  // of the initial parameters, and of what is random in a step
   int64_t steps = 1;   // of the whole schedule: warmup_cosine
@@ -20,7 +24,7 @@ struct LlamaTrainingOptions {
   int64_t warmup_steps = 0;
   double clip = 1.0;  // TrainerOptions has the meaning of this and the next
   int64_t micro_batch_size = 0;
-  DType dtype = DType::f32;  // to compute in, with f32 parameters and states: bf16 on CUDA
+  DType dtype = DType::f32;  // to compute in, with f32 parameters and states
   bool graph = true;         // TrainerOptions
   AdamWOptions adamw;
 };
