@@ -2,6 +2,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -13,6 +14,10 @@ nlohmann::ordered_json load_json(const std::string& file, const char* who) {
   check(!std::filesystem::is_directory(file), "[{}] cannot read {}: it is a folder", who, file);
   std::ifstream in(file);
   check(in.good(), "[{}] cannot read {}: no such file, or no permission", who, file);
+  return parse_json(std::string(std::istreambuf_iterator<char>(in), {}), file, who);
+}
+
+nlohmann::ordered_json parse_json(std::string_view text, const std::string& file, const char* who) {
   // A key that stands twice in one object would silently lose one of its values.
   using Json = nlohmann::ordered_json;
   std::vector<std::set<std::string>> keys;
@@ -25,7 +30,7 @@ nlohmann::ordered_json load_json(const std::string& file, const char* who) {
     return true;
   };
   try {
-    return Json::parse(in, no_duplicates);
+    return Json::parse(text, no_duplicates);
   } catch (const nlohmann::json::exception& e) {  // of the text, or of a number that is too large
     fail("[{}] {} is not JSON: {}", who, file, e.what());
   }

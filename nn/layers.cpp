@@ -29,4 +29,11 @@ Activation::Activation(Module& parent, std::string name, const std::string& func
   fail("[Activation] there is no activation \"{}\"{}", function, nearest_hint(function, names));
 }
 
+DistributedTensor LinearCrossEntropyLoss::forward(const DistributedTensor& x, const DistributedTensor& target,
+                                                  Linear& head, int64_t ignored) {
+  check(!head.bias, "[{}] the head has a bias, which a loss fused with it does not take", path());
+  return ops::linear_cross_entropy(x, head.weight(), target,
+                                   {.ignore_index = ignored, .reduction = ops::Reduction::sum});
+}
+
 }  // namespace dtensor::nn

@@ -1,5 +1,5 @@
-// Layers: Linear, Embedding, LayerNorm, RMSNorm, Dropout, Activation. nn/parallel/layers.h has those that are sharded
-// by themselves, without a plan.
+// Layers: Linear, Embedding, LayerNorm, RMSNorm, Dropout, Activation, and those of several in one. nn/parallel/layers.h
+// has those that are sharded by themselves, without a plan.
 #pragma once
 
 #include "nn/module.h"
@@ -49,9 +49,7 @@ class Conv1D : public Callable<DistributedTensor(const DistributedTensor&)> {
     input_names = {"x"};
   }
   std::string_view kind() const override { return "Conv1D"; }
-  DistributedTensor forward(const DistributedTensor& x) override {
-    return ops::matmul(x, weight()) + bias();
-  }
+  DistributedTensor forward(const DistributedTensor& x) override { return ops::matmul(x, weight()) + bias(); }
 
   Parameter weight, bias;
 };
@@ -147,6 +145,32 @@ class Activation : public Callable<DistributedTensor(const DistributedTensor&)> 
 
  private:
   DistributedTensor (*function_)(const DistributedTensor&);
+};
+
+// down(silu(gate) * up): a module for plans that name it, as flash-linear-attention's.
+class SwiGLULinear : public Callable<DistributedTensor(const DistributedTensor&, const DistributedTensor&, Linear&)> {
+ public:
+  SwiGLULinear(Module& parent, std::string name) : Callable(parent, std::move(name)) { input_names = {"x", "y"}; }
+  std::string_view kind() const override { return "SwiGLULinear"; }
+  DistributedTensor forward(const DistributedTensor& gate, const DistributedTensor& up, Linear& down) override {
+    return down(ops::swiglu(gate, up));
+  }
+};
+
+// The head and its cross entropy in one, some rows at a time, so that the logits of all tokens never exist: as
+// flash-linear-attention's criterion. A plan's LinearLossParallel is for it, and has the loss computed by it.
+class LinearCrossEntropyLoss
+    : public Callable<DistributedTensor(const DistributedTensor&, const DistributedTensor&, Linear&, int64_t)> {
+ public:
+  LinearCrossEntropyLoss(Module& parent, std::string name) : Callable(parent, std::move(name)) {
+    input_names = {"x", "target"};
+  }
+  std::string_view kind() const override { return "LinearCrossEntropyLoss"; }
+  // x [..., hidden], target i64 [...] -> the sum of the losses of targets that are not `ignored`: one number.
+  DistributedTensor forward(const DistributedTensor& x, const DistributedTensor& target, Linear& head,
+                            int64_t ignored) override;
+
+  bool in_use = false;  // in place of logits
 };
 
 }  // namespace dtensor::nn

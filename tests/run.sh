@@ -6,7 +6,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-packages=(g++ cmake ninja-build ccache git catch2 libboost-context-dev libcli11-dev libeigen3-dev libfmt-dev libhwy-dev nlohmann-json3-dev)
+packages=(g++ cmake ninja-build ccache git catch2 libboost-context-dev libcli11-dev libeigen3-dev libfmt-dev libhwy-dev libpcre2-dev libutf8proc-dev libzstd-dev
+  nlohmann-json3-dev zlib1g-dev)
 for_tests=(clang-format)  # which only tests need
 
 install_missing() {

@@ -9,13 +9,6 @@
 
 namespace dtensor::nn {
 
-DistributedTensor LinearCrossEntropyLoss::forward(const DistributedTensor& x, const DistributedTensor& target,
-                                                  Linear& head, int64_t ignored) {
-  check(!head.bias, "[{}] the head has a bias, which a loss fused with it does not take", path());
-  return ops::linear_cross_entropy(x, head.weight(), target,
-                                   {.ignore_index = ignored, .reduction = ops::Reduction::sum});
-}
-
 namespace {
 
 template <class Model, class Config>
@@ -45,13 +38,13 @@ ModelConfig ModelConfig::from_json(const nlohmann::ordered_json& json) {
                                     type_by_fields(config));
   if (m.model_type_ == "gpt2") {
     Gpt2Config c = Gpt2Config::from_json(json);
-    m.vocab_size_ = c.vocab_size, m.make_ = maker<Gpt2LMHeadModel>(c);
+    m.vocab_size_ = c.vocab_size, m.kv_heads_ = c.n_head, m.make_ = maker<Gpt2LMHeadModel>(c);
   } else if (m.model_type_ == "gpt") {
     GptConfig c = GptConfig::from_json(json);
-    m.vocab_size_ = c.vocab_size, m.make_ = maker<GptModel>(c);
+    m.vocab_size_ = c.vocab_size, m.kv_heads_ = c.n_heads, m.make_ = maker<GptModel>(c);
   } else {
     LlamaConfig c = LlamaConfig::from_json(json);
-    m.vocab_size_ = c.vocab_size;
+    m.vocab_size_ = c.vocab_size, m.kv_heads_ = c.num_key_value_heads;
     m.make_ = c.model_type == "phi3" ? maker<Phi3ForCausalLM>(c) : maker<LlamaForCausalLM>(c);
   }
   return m;

@@ -16,31 +16,22 @@ struct SequenceInputs {
   DistributedTensor documents;  // a token attends to those of its own document alone; negative: padding, to nothing
 };
 
-// The head and its cross entropy in one, some rows at a time, so that the logits of all tokens never exist: as
-// flash-linear-attention's criterion. A plan's LinearLossParallel is for it, and has the loss computed by it.
-class LinearCrossEntropyLoss
-    : public Callable<DistributedTensor(const DistributedTensor&, const DistributedTensor&, Linear&, int64_t)> {
- public:
-  LinearCrossEntropyLoss(Module& parent, std::string name) : Callable(parent, std::move(name)) {
-    input_names = {"x", "target"};
-  }
-  std::string_view kind() const override { return "LinearCrossEntropyLoss"; }
-  // x [..., hidden], target i64 [...] -> the sum of the losses of targets that are not `ignored`: one number.
-  DistributedTensor forward(const DistributedTensor& x, const DistributedTensor& target, Linear& head,
-                            int64_t ignored) override;
-
-  bool in_use = false;  // in place of logits
-};
-
 // ids i64 [batch, sequence] -> logits [batch, sequence, vocab_size]
 class CausalLM : public Callable<DistributedTensor(const DistributedTensor&),
-                                 DistributedTensor(const DistributedTensor&, const SequenceInputs&)> {
+                                 DistributedTensor(const DistributedTensor&, const SequenceInputs&),
+                                 DistributedTensor(const DistributedTensor&, const DistributedTensor&,
+                                                   const SequenceInputs&, int64_t)> {
  public:
   explicit CausalLM(const DeviceMesh& mesh) : Callable(mesh) { input_names = {"input_ids"}; }
 
   DistributedTensor forward(const DistributedTensor& ids) final { return forward(ids, SequenceInputs()); }
   DistributedTensor forward(const DistributedTensor& ids, const SequenceInputs& inputs) override {
     return head()(hidden_states(ids, inputs));
+  }
+  // With targets i64 [batch, sequence]: the sum of the losses of those that are not `ignored`, by the criterion.
+  DistributedTensor forward(const DistributedTensor& ids, const DistributedTensor& targets,
+                            const SequenceInputs& inputs, int64_t ignored) override {
+    return criterion()(hidden_states(ids, inputs), targets, head(), ignored);
   }
   // What the head takes: [batch, sequence, hidden_size].
   virtual DistributedTensor hidden_states(const DistributedTensor& ids, const SequenceInputs& inputs) = 0;
@@ -61,11 +52,12 @@ class ModelConfig {
 
   const std::string& model_type() const { return model_type_; }
   int64_t vocab_size() const { return vocab_size_; }
+  int64_t kv_heads() const { return kv_heads_; }
   std::unique_ptr<CausalLM> make(const DeviceMesh& mesh) const { return make_(mesh); }
 
  private:
   std::string model_type_;
-  int64_t vocab_size_ = 0;
+  int64_t vocab_size_ = 0, kv_heads_ = 0;
   std::function<std::unique_ptr<CausalLM>(const DeviceMesh&)> make_;
 };
 

@@ -82,16 +82,6 @@ class Phi3Attention : public DecoderAttention {
   Linear qkv_proj, o_proj;
 };
 
-// down_proj(silu(gate) * up): a module for plans that name it, as flash-linear-attention's.
-class SwiGLULinear : public Callable<DistributedTensor(const DistributedTensor&, const DistributedTensor&, Linear&)> {
- public:
-  SwiGLULinear(Module& parent, std::string name) : Callable(parent, std::move(name)) { input_names = {"x", "y"}; }
-  std::string_view kind() const override { return "SwiGLULinear"; }
-  DistributedTensor forward(const DistributedTensor& gate, const DistributedTensor& up, Linear& down) override {
-    return down(ops::swiglu(gate, up));
-  }
-};
-
 class LlamaMLP : public Callable<DistributedTensor(const DistributedTensor&)> {
  public:
   LlamaMLP(Module& parent, std::string name, const LlamaConfig& c);

@@ -4,10 +4,24 @@
 
 namespace dtensor::nn {
 
+namespace {
+
+bool matches_segment(std::string_view pattern, std::string_view segment) {
+  size_t star = pattern.find('*');
+  if (star == std::string_view::npos) return pattern == segment;
+  if (segment.substr(0, star) != pattern.substr(0, star)) return false;
+  std::string_view rest = pattern.substr(star + 1);
+  for (size_t at = star; at <= segment.size(); ++at)
+    if (matches_segment(rest, segment.substr(at))) return true;
+  return false;
+}
+
+}  // namespace
+
 bool matches(std::string_view pattern, std::string_view path) {
   while (true) {
     size_t a = std::min(pattern.find('.'), pattern.size()), b = std::min(path.find('.'), path.size());
-    if (pattern.substr(0, a) != "*" && pattern.substr(0, a) != path.substr(0, b)) return false;
+    if (!matches_segment(pattern.substr(0, a), path.substr(0, b))) return false;
     if (a == pattern.size() || b == path.size()) return a == pattern.size() && b == path.size();
     pattern.remove_prefix(a + 1), path.remove_prefix(b + 1);
   }

@@ -9,7 +9,7 @@
 
 namespace dtensor::nn {
 
-// "model.layers.*.mlp" matches "model.layers.0.mlp": * is any one segment.
+// "model.layers.*.mlp.*_proj" matches "model.layers.0.mlp.up_proj": * is any one segment, or any part of one.
 bool matches(std::string_view pattern, std::string_view path);
 
 // The modules that a pattern names. Errors: there are none, with the nearest name; `place` is where in the plan it is.

@@ -5,9 +5,6 @@
 #include <nlohmann/json.hpp>
 
 #include "nn/json.h"
-#include "nn/parallel/json_place.h"
-#include "nn/parallel/module_paths.h"
-#include "placement/nearest.h"
 
 namespace dtensor::nn {
 namespace {
@@ -15,134 +12,6 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 using Place = JsonPlace;
-
-std::optional<Placement> parse_optional_layout(const Place& p) {
-  if (p.value.is_null()) return std::nullopt;
-  std::string text = p.text();
-  try {
-    return parse_placement(text, "plan");
-  } catch (const Error& e) {
-    throw Error(fmt::format("[plan] {}: {}", p.path, std::string_view(e.what()).substr(7)));
-  }
-}
-
-// One layout, or a list of them.
-std::vector<std::optional<Placement>> parse_layouts(const Place& p) {
-  if (!p.value.is_array()) return {parse_optional_layout(p)};
-  std::vector<std::optional<Placement>> list;
-  for (size_t i = 0; i < p.value.size(); ++i) list.push_back(parse_optional_layout(p.at(i)));
-  return list;
-}
-
-// A dimension of a tensor, negative ones from the back.
-int parse_dim(const Place& p) {
-  if (!p.value.is_number_integer())
-    p.error(fmt::format("{} is no dimension: a dimension is an integer", p.value.dump()));
-  // What is beyond int64_t would be read as something else.
-  bool huge = p.value.is_number_unsigned() && p.value.get<uint64_t>() > INT64_MAX;
-  int64_t dim = huge ? INT64_MAX : p.value.get<int64_t>();
-  if (dim < -max_dims || dim >= max_dims)
-    p.error(fmt::format("{} is no dimension: tensors have at most {}, so it is from {} to {}", p.value.dump(), max_dims,
-                        -max_dims, max_dims - 1));
-  return int(dim);
-}
-
-struct StyleName {
-  const char* name;
-  Style::Kind kind;
-  std::vector<std::string> fields;
-};
-const std::vector<StyleName>& style_names() {
-  static const std::vector<StyleName> list = {
-      {"ColwiseParallel", Style::Kind::colwise, {"style", "input_layouts", "output_layouts", "use_local_output"}},
-      {"RowwiseParallel", Style::Kind::rowwise, {"style", "input_layouts", "output_layouts", "use_local_output"}},
-      {"SequenceParallel", Style::Kind::sequence, {"style", "sequence_dim", "use_local_output"}},
-      {"PrepareModuleInput",
-       Style::Kind::prepare_input,
-       {"style", "input_layouts", "desired_input_layouts", "use_local_output"}},
-      {"PrepareModuleOutput",
-       Style::Kind::prepare_output,
-       {"style", "output_layouts", "desired_output_layouts", "use_local_output"}},
-  };
-  return list;
-}
-
-// Hugging Face's base_model_tp_plan strings.
-const std::vector<std::pair<std::string, Style>>& hugging_face_styles() {
-  using Kind = Style::Kind;
-  static const Style column_gathered = {.kind = Kind::colwise, .output_layouts = {Replicate()}},
-                     row_of_whole = {.kind = Kind::rowwise, .input_layouts = {Replicate()}};
-  static const std::vector<std::pair<std::string, Style>> list = {{"colwise", {.kind = Kind::colwise}},
-                                                                  {"colwise_rep", column_gathered},
-                                                                  {"colwise_gather_output", column_gathered},
-                                                                  {"rowwise", {.kind = Kind::rowwise}},
-                                                                  {"rowwise_rep", row_of_whole},
-                                                                  {"rowwise_split_input", row_of_whole},
-                                                                  {"sequence_parallel", {.kind = Kind::sequence}}};
-  return list;
-}
-
-Style parse_style(const Place& p) {
-  bool object = p.value.is_object();
-  if (object && !p.value.contains("style")) p.error("a style object needs \"style\"");
-  std::string name = object ? p.at("style").text() : p.text();
-  std::optional<Style> style;
-  std::vector<std::string> names, fields = {"style"};
-  for (const auto& [theirs, s] : hugging_face_styles()) {
-    names.push_back(theirs);
-    if (name == theirs) style = s;
-  }
-  for (const StyleName& s : style_names()) {
-    names.emplace_back(s.name);
-    if (name != s.name) continue;
-    style = Style{.kind = s.kind};
-    fields = s.fields;
-  }
-  if (!style)
-    p.error(fmt::format("there is no style \"{}\"{} (styles: {})", name, nearest_hint(name, names),
-                        fmt::join(names, ", ")));
-  if (object) {
-    p.fields(fields);
-    auto layouts = [&](const char* key, auto& list) {
-      if (p.value.contains(key)) list = parse_layouts(p.at(key));
-    };
-    layouts("input_layouts", style->input_layouts);
-    layouts("desired_input_layouts", style->desired_input_layouts);
-    layouts("output_layouts", style->output_layouts);
-    layouts("desired_output_layouts", style->desired_output_layouts);
-    if (p.value.contains("sequence_dim")) style->sequence_dim = parse_dim(p.at("sequence_dim"));
-  }
-  if (style->kind == Style::Kind::prepare_input && style->input_layouts.empty())
-    p.error("PrepareModuleInput needs input_layouts and desired_input_layouts");
-  if (style->kind == Style::Kind::prepare_output && style->output_layouts.empty())
-    p.error("PrepareModuleOutput needs output_layouts and desired_output_layouts");
-  if (style->kind == Style::Kind::prepare_input && style->input_layouts.size() != style->desired_input_layouts.size())
-    p.error("PrepareModuleInput needs as many input_layouts as desired_input_layouts");
-  if (style->kind == Style::Kind::prepare_output &&
-      style->output_layouts.size() != style->desired_output_layouts.size())
-    p.error("PrepareModuleOutput needs as many output_layouts as desired_output_layouts");
-  return *style;
-}
-
-TensorParallelPlan parse_tensor_parallel(const Place& p) {
-  p.fields({"axis", "plan"}, {"axis", "plan"});
-  TensorParallelPlan t{p.at("axis").text(), {}};
-  Place plan = p.at("plan");
-  if (!plan.value.is_object()) plan.error("a plan is an object of module paths and styles");
-  for (const auto& [key, value] : plan.value.items()) t.lines.emplace_back(key, parse_style(plan.at(key)));
-  return t;
-}
-
-void apply_tensor_parallel(Module& model, const TensorParallelPlan& plan, std::map<Module*, std::string>& matched) {
-  int axis = model.mesh().shape().axis(plan.axis, "plan");
-  for (const auto& [pattern, style] : plan.lines)
-    for (Module* m : find_modules(model, pattern, "tensor_parallel.plan")) {
-      auto [it, fresh] = matched.emplace(m, pattern);
-      check(fresh, "[plan] tensor_parallel.plan: module {} is matched by \"{}\" and \"{}\"; keep one of them",
-            m->path(), it->second, pattern);
-      nn::apply(*m, axis, style, fmt::format("{}: {}", quoted(pattern), name(style.kind)));
-    }
-}
 
 // An axis divides the batch once: replicating and sharding over it are two plans.
 void check_data_axes(const Place& root, const ParallelPlan& plan) {
@@ -174,9 +43,10 @@ ParallelPlan ParallelPlan::from_json(const Json& object) {
   if (object.contains("tensor_parallel")) {
     Place tp = root.at("tensor_parallel");
     if (!tp.value.is_array())
-      plan.tensor_parallel.push_back(parse_tensor_parallel(tp));
+      plan.tensor_parallel.push_back(TensorParallelPlan::from_json(tp));
     else
-      for (size_t i = 0; i < tp.value.size(); ++i) plan.tensor_parallel.push_back(parse_tensor_parallel(tp.at(i)));
+      for (size_t i = 0; i < tp.value.size(); ++i)
+        plan.tensor_parallel.push_back(TensorParallelPlan::from_json(tp.at(i)));
   }
   if (object.contains("loss_parallel")) {
     if (!object["loss_parallel"].is_boolean()) root.at("loss_parallel").error("true or false");
@@ -194,39 +64,10 @@ ParallelPlan ParallelPlan::from_json(const Json& object) {
   return plan;
 }
 
-namespace {
-
-Json to_json(const std::optional<Placement>& p) { return p ? Json(to_string(*p)) : Json(); }
-
-Json to_json(const Style& s) {
-  Json object{{"style", name(s.kind)}};
-  auto layouts = [&](const char* key, const std::vector<std::optional<Placement>>& list) {
-    if (!list.empty()) object[key] = one_or_list(list, [](const auto& p) { return to_json(p); });
-  };
-  layouts("input_layouts", s.input_layouts);
-  layouts("desired_input_layouts", s.desired_input_layouts);
-  layouts("output_layouts", s.output_layouts);
-  layouts("desired_output_layouts", s.desired_output_layouts);
-  if (s.sequence_dim != Style().sequence_dim) object["sequence_dim"] = s.sequence_dim;
-  return object.size() == 1 ? object["style"] : object;
-}
-
-Json to_json(const TensorParallelPlan& t) {
-  Json lines = Json::object();
-  for (const auto& [path, style] : t.lines) {
-    check(!lines.contains(path), "[to_json] two lines of the plan for {} have the path \"{}\"; keep one of them",
-          t.axis, path);
-    lines[path] = to_json(style);
-  }
-  return {{"axis", t.axis}, {"plan", lines}};
-}
-
-}  // namespace
-
 Json ParallelPlan::to_json() const {
   Json object = Json::object();
   if (!tensor_parallel.empty())
-    object["tensor_parallel"] = one_or_list(tensor_parallel, [](const auto& t) { return nn::to_json(t); });
+    object["tensor_parallel"] = one_or_list(tensor_parallel, [](const auto& t) { return t.to_json(); });
   if (loss_parallel) object["loss_parallel"] = *loss_parallel;
   if (context_parallel) object["context_parallel"] = context_parallel->to_json();
   if (activation_checkpoint) object["activation_checkpoint"] = activation_checkpoint->to_json();
@@ -265,7 +106,7 @@ void ParallelPlan::apply(Module& model) const {
     check(mesh.find(axis) >= 0, "[plan] the plan uses axis \"{}\", which mesh {} lacks: add it, as in --mesh {},{}=2",
           axis, to_string(mesh), to_string(mesh), axis);
   std::map<std::string, std::map<Module*, std::string>> matched;  // by axis
-  for (const auto& t : tensor_parallel) apply_tensor_parallel(model, t, matched[t.axis]);
+  for (const auto& t : tensor_parallel) t.apply(model, matched[t.axis]);
   if (context_parallel) context_parallel->apply(model);
   if (activation_checkpoint) activation_checkpoint->apply(model);
   if (fully_shard) fully_shard->apply(model);
@@ -277,6 +118,7 @@ void ParallelPlan::apply(Module& model) const {
     model.add_after_hook([axis, keep](Module& m, std::vector<DistributedTensor*>& outputs) {
       if (m.mesh().shape().size(axis) == 1) return;
       DistributedTensor& logits = *outputs.at(0);
+      if (logits.dims() == 0) return;  // a loss: there are none
       Placement p = logits.layout()[axis];
       if (keep)
         check(p == Shard(logits.dims() - 1),

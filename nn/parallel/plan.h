@@ -8,17 +8,9 @@
 #include "nn/parallel/context_parallel.h"
 #include "nn/parallel/data_parallel.h"
 #include "nn/parallel/fully_shard_plan.h"
-#include "nn/parallel/styles.h"
+#include "nn/parallel/tensor_parallel.h"
 
 namespace dtensor::nn {
-
-// One "tensor_parallel" object: module paths, with * per segment, and their styles, in the plan's order.
-struct TensorParallelPlan {
-  std::string axis;
-  std::vector<std::pair<std::string, Style>> lines;
-
-  friend bool operator==(const TensorParallelPlan&, const TensorParallelPlan&) = default;
-};
 
 // A section that is not there changes nothing. They are applied in this order, so that what is fully sharded is what
 // tensor parallelism left, and gathers its parameters around what is computed again.

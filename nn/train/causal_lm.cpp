@@ -13,6 +13,10 @@ std::vector<Parameter*> prepare(LlamaForCausalLM& model, const ParallelPlan& pla
   return model.parameters();
 }
 
+Loss::Function count_of_targets(int64_t ignored) {
+  return [ignored](const Batch& batch) { return ops::sum(ops::cast(ops::ne(batch[1], double(ignored)), DType::f32)); };
+}
+
 }  // namespace
 
 Loss causal_lm_loss(Callable<DistributedTensor(const DistributedTensor&)>& model, int64_t ignored) {
@@ -21,10 +25,21 @@ Loss causal_lm_loss(Callable<DistributedTensor(const DistributedTensor&)>& model
     LabelScope reason(model.mesh().rank_state(), Label::Kind::reason, "loss");
     return ops::cross_entropy(logits, batch[1], {.ignore_index = ignored, .reduction = ops::Reduction::none});
   };
-  auto count = [ignored](const Batch& batch) {
-    return ops::sum(ops::cast(ops::ne(batch[1], double(ignored)), DType::f32));
+  return Loss(terms, count_of_targets(ignored));
+}
+
+Loss causal_lm_loss(CausalLM& model, int64_t ignored) {
+  auto terms = [&model, ignored](const Batch& batch) {
+    SequenceInputs inputs;
+    if (batch.size() > 2) inputs.positions = batch[2];
+    if (batch.size() > 3) inputs.documents = batch[3];
+    bool fused = model.criterion().in_use;
+    DistributedTensor logits = fused ? DistributedTensor() : model(batch[0], inputs);
+    LabelScope reason(model.mesh().rank_state(), Label::Kind::reason, "loss");
+    if (fused) return model(batch[0], batch[1], inputs, ignored);
+    return ops::cross_entropy(logits, batch[1], {.ignore_index = ignored, .reduction = ops::Reduction::none});
   };
-  return Loss(terms, count);
+  return Loss(terms, count_of_targets(ignored));
 }
 
 Loss causal_lm_loss(CausalLM& model, int64_t ignored) {

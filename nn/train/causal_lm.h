@@ -12,6 +12,9 @@ namespace dtensor::nn {
 // The cross entropy of each next token, of batches {inputs, targets} (PackedText::Batch). A target that is `ignored`
 // does not count. `model` gives logits of ids and outlives the loss.
 Loss causal_lm_loss(Callable<DistributedTensor(const DistributedTensor&)>& model, int64_t ignored = ByteTokenizer::pad);
+// The same of a model of nn/models, whose criterion computes it where a plan says so (LinearLossParallel). A batch may
+// say more of its tokens: {inputs, targets, positions, documents} (SequenceInputs).
+Loss causal_lm_loss(CausalLM& model, int64_t ignored = ByteTokenizer::pad);
 
 // The same of a model of nn/models. A batch may say more of its tokens: {inputs, targets, positions, documents}
 // (SequenceInputs).

@@ -140,6 +140,13 @@ inline std::string plan_file(const std::string& name) {
   return std::string(DTENSOR_SOURCE_DIR) + "/examples/plans/" + name;
 }
 
+// The family that a shipped plan is for: "gpt2_tp.json" is for gpt2; most are for Llamas.
+inline std::string model_of_plan(const std::string& file) {
+  for (const char* family : {"gpt2", "gpt", "phi3", "bert"})
+    if (file.starts_with(std::string(family) + "_")) return family;
+  return "llama";
+}
+
 // Two linear layers.
 struct Mlp : nn::Callable<DistributedTensor(const DistributedTensor&)> {
   explicit Mlp(const DeviceMesh& mesh, bool bias = false)

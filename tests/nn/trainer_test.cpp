@@ -17,7 +17,8 @@ std::vector<Setup> setups() {
   std::vector<Setup> list{{"", "dp=1"}, {"", "dp=2"}, {"", "dp=4"}};
   std::vector<std::string> names;
   for (const auto& entry : std::filesystem::directory_iterator(plan_file("")))
-    if (entry.path().extension() == ".json") names.push_back(entry.path().filename());
+    if (entry.path().extension() == ".json" && model_of_plan(entry.path().filename()) == "llama")
+      names.push_back(entry.path().filename());
   std::sort(names.begin(), names.end());
   for (const std::string& name : names) {
     std::vector<std::string> axes = ParallelPlan::load(plan_file(name)).axes();
@@ -139,10 +140,14 @@ TEST_CASE("the same training with two key and value heads and ignored targets ov
   }
 }
 
+// Whose loss is a sum over rows cut elsewhere: in chunks, or where the head has parts of the sequence.
+bool sums_rows_otherwise(const Setup& s) { return s.plan == "fla_tp.json" || s.plan == "tutorial_3_sequence.json"; }
+
 TEST_CASE("law 6: the first loss has the same bits on every mesh") {
   MakeBatch batch = [&](const DeviceMesh& m, int64_t step) { return made_up(m, step, 8, 64); };
   Result one = train({"", "dp=1"}, small_llama(4, 64), ten_steps(), 1, batch)[0];
   for (const Setup& s : setups()) {
+    if (sums_rows_otherwise(s)) continue;
     INFO(s.plan << " on " << s.mesh);
     double loss = train(s, small_llama(4, 64), ten_steps(), 1, batch)[0].loss[0];
     CHECK(std::memcmp(&loss, &one.loss[0], sizeof(double)) == 0);
@@ -162,6 +167,7 @@ TEST_CASE("law 6: gradients have the same bits on every mesh where one op gives 
   std::vector<std::string> names;
   for (Parameter* p : model.parameters()) names.push_back(p->path());
   for (const Setup& s : setups()) {
+    if (sums_rows_otherwise(s)) continue;
     Result r = train(s, small_llama(4, 64), options, 1, batch)[0];
     int compared = 0;
     for (size_t p = 0; p < names.size(); ++p) {

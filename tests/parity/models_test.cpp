@@ -9,6 +9,7 @@
 #include <span>
 
 #include "dtensor/launch.h"
+#include "dtensor/random_scope.h"
 #include "nn/models/bert.h"
 #include "nn/models/causal_lm.h"
 #include "nn/parallel/plan.h"
@@ -53,7 +54,8 @@ void fill_by_formula(const std::vector<nn::Parameter*>& parameters) {
     std::vector<float> v;
     bool norm = p->shape().dims() == 1 && p->path().ends_with("weight");
     for (double x : value(p->path(), numel(p->shape()))) v.push_back(float(norm ? 1 + 0.2 * x : 0.3 * x));
-    p->stored().copy_(DistributedTensor::distribute(Tensor::of<float>(p->shape(), v), p->stored().mesh(), {}));
+    Tensor whole = Tensor::of<float>(p->shape(), v);
+    p->stored().copy_(DistributedTensor::distribute(whole, p->stored().mesh(), p->stored().layout()));
   }
 }
 
@@ -97,6 +99,8 @@ Pass forward_backward(const Json& m, const std::string& mesh, const std::string&
     fill_by_formula(parameters);
     testing::Autograd autograd(rank);
     nn::watch_parameters(autograd, parameters);
+    StepNumber step(model->mesh());
+    RandomScope evaluation(step, {.training = false});
     DistributedTensor logits = forward(*model);
     DistributedTensor loss = ops::cross_entropy(logits, integers(model->mesh(), m["labels"]), {.ignore_index = -100});
     autograd.backward(loss);

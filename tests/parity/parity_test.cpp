@@ -237,7 +237,7 @@ const std::map<std::string, Call>& calls() {
       {"rms_norm", [](const Tensors& x, const Json& a) { return ops::rms_norm(x[0], x[1], a["eps"]); }},
       {"linear", [](const Tensors& x,
                     const Json&) { return ops::linear(x[0], x[1], x.size() > 2 ? x[2] : DistributedTensor()); }},
-      {"embedding", binary(ops::embedding)},
+      {"embedding", binary([](X a, X b) { return ops::embedding(a, b); })},
       {"swiglu", binary(ops::swiglu)},
       {"matmul", binary(ops::matmul)},
       {"add", binary([](X a, X b) { return ops::add(a, b); })},

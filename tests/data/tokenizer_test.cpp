@@ -1,0 +1,134 @@
+// Ids, offsets and decoded text are those of the tokenizers package (tests/data/reference/tokenizers_reference.py).
+#include "nn/tokenizer/tokenizer.h"
+
+#include "nn/tokenizer/train.h"
+#include "nn/tokenizer/unicode.h"
+#include "tests/data/helpers.h"
+
+using namespace dtensor;
+using namespace dtensor::testing;
+using namespace dtensor::nn;
+
+namespace {
+
+// The package counts characters: of a part of a character, all of it.
+std::vector<std::array<size_t, 2>> in_characters(const std::string& text, const std::vector<Encoding::Offsets>& offsets) {
+  std::vector<size_t> character(text.size() + 1);  // of each byte
+  size_t n = 0;
+  for (size_t i = 0; i < text.size(); ++i) {
+    n += i > 0 && (uint8_t(text[i]) & 0xC0) != 0x80;
+    character[i] = n;
+  }
+  character[text.size()] = text.empty() ? 0 : n + 1;
+  std::vector<std::array<size_t, 2>> list;
+  for (auto o : offsets)
+    list.push_back({character[o.begin], o.end == o.begin ? character[o.begin] : character[o.end - 1] + 1});
+  return list;
+}
+
+void compare(const Tokenizer& t, const Json& cases, bool fixed_length = false) {
+  for (const Json& c : cases) {
+    auto text = c["text"].get<std::string>();
+    INFO(c["text"].dump());
+    Encoding e = t.encode(text);
+    CHECK(e.ids == c["ids"].get<std::vector<int32_t>>());
+    CHECK(in_characters(text, e.offsets) == c["offsets"].get<std::vector<std::array<size_t, 2>>>());
+    CHECK(t.encode(text, false).ids == c["bare"].get<std::vector<int32_t>>());
+    if (!fixed_length) CHECK(t.ids(text) == c["bare"].get<std::vector<int32_t>>());
+    CHECK(t.decode(e.ids) == c["decoded"].get<std::string>());
+    CHECK(t.decode(e.ids, false) == c["with_special"].get<std::string>());
+    DecodeStream stream(t);
+    std::string streamed;
+    for (int32_t id : e.ids) {
+      streamed += stream.push(id);
+      CHECK(is_utf8(streamed));
+    }
+    CHECK(streamed + stream.end() == c["decoded"].get<std::string>());
+  }
+}
+
+uint64_t fnv(const std::vector<int32_t>& ids) {
+  uint64_t h = 0xCBF29CE484222325u;
+  for (int32_t i : ids) h = (h ^ uint64_t(i)) * 0x100000001B3u;
+  return h;
+}
+
+// A megabyte each without a space, as in the script.
+std::string long_text(const std::string& name) {
+  std::string text;
+  auto repeat = [&](int64_t n, auto f) {
+    for (int64_t i = 0; i < n; ++i) text += f(i);
+    return text;
+  };
+  if (name == "one letter") return std::string(1'000'000, 'a');
+  if (name == "spaces") return std::string(1'000'000, ' ');
+  if (name == "letters") return repeat(1'000'000, [](int64_t i) { return char(97 + i * i % 26); });
+  if (name == "digits") return repeat(1'000'000, [](int64_t i) { return char('0' + i * i % 10); });
+  if (name == "Chinese") return repeat(333'333, [](int64_t i) { return utf8(int32_t(0x4E00 + i * i % 997)); });
+  return repeat(500'000, [](int64_t) { return "!?"; });
+}
+
+constexpr const char* families[] = {"gpt2", "llama3", "qwen", "tinyllama"};
+
+Json changed(const std::string& base, const Json& sections) {
+  Json file = reference_json(base + ".json");
+  for (const auto& [key, value] : sections.items()) file[key] = value;
+  return file;
+}
+
+}  // namespace
+
+TEST_CASE("ids, offsets and texts are those of the tokenizers package") {
+  Json reference = reference_json("reference.json");
+  for (const char* family : families) {
+    INFO(family);
+    compare(Tokenizer::load(reference_file(std::string(family) + ".json")), reference["families"][family]["cases"]);
+  }
+}
+
+TEST_CASE("sections of tokenizer files act as in the tokenizers package") {
+  Json reference = reference_json("reference.json");
+  for (const auto& [name, v] : reference["variants"].items()) {
+    INFO(name);
+    bool lengths = name.starts_with("truncation") || name.starts_with("padding");
+    compare(Tokenizer::parse(changed(v["base"], v["sections"])), v["cases"], lengths);
+  }
+}
+
+TEST_CASE("a megabyte without a space has the ids of the tokenizers package") {
+  Json reference = reference_json("reference.json");
+  for (const char* family : families) {
+    Tokenizer t = Tokenizer::load(reference_file(std::string(family) + ".json"));
+    for (const auto& [name, expected] : reference["families"][family]["long"].items()) {
+      INFO(family << ", " << name);
+      Encoding e = t.encode(long_text(name));
+      CHECK(e.ids.size() == expected[0].get<size_t>());
+      CHECK(std::to_string(fnv(e.ids)) == expected[1].get<std::string>());
+    }
+  }
+}
+
+TEST_CASE("merges of a trained tokenizer are those of the tokenizers package's trainer") {
+  Json reference = reference_json("reference.json");
+  for (const auto& [name, merges] : reference["trained"].items()) {
+    INFO(name);
+    TokenizerTrainer trainer({.vocab_size = 600, .pattern = pattern_by_name(name), .special = {"[BOT]", "[EOT]", "[PAD]"}});
+    trainer.add(reference["text_to_train"].get<std::string>());
+    Json file = trainer.finish();
+    CHECK(file["model"]["merges"] == merges);
+    Tokenizer t = Tokenizer::parse(file);
+    CHECK(t.vocab_size() == 600);
+    CHECK(t.id_of("[PAD]") == 2);
+    auto text = reference["text_to_train"].get<std::string>();
+    if (name != "qwen") CHECK(t.decode(t.ids(text), false) == text);
+    CHECK(t.ids("[BOT]a[EOT]").size() == 3);
+  }
+}
+
+TEST_CASE("a trained tokenizer may have fewer tokens than asked for") {
+  TokenizerTrainer trainer({.vocab_size = 1000});
+  trainer.add("aaaa");
+  Json file = trainer.finish();
+  CHECK(file["model"]["merges"] == Json::parse(R"([["a","a"],["aa","aa"]])"));
+  CHECK(Tokenizer::parse(file).vocab_size() == 258);
+}
