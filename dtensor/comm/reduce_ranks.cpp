@@ -51,6 +51,21 @@ void reduce_on_host(std::span<const Tensor* const> in, int64_t at, int64_t n, Re
     for (int64_t i = 0; i < n; ++i) result[i] = T(result[i] / T(in.size()));
 }
 
+// Sums of bf16 are taken in float32 and rounded once.
+void reduce_bf16_on_host(std::span<const Tensor* const> in, int64_t at, int64_t n, Reduce r, std::byte* out) {
+  std::vector<std::vector<float>> wide;
+  std::vector<const float*> typed;
+  for (const Tensor* t : in) {
+    const auto* from = reinterpret_cast<const BFloat16*>(t->bytes_data()) + at;
+    typed.push_back(wide.emplace_back(from, from + n).data());
+  }
+  std::vector<float> sum(static_cast<size_t>(n));
+  tree(typed, 0, typed.size(), 0, n, r, sum.data());
+  float scale = r == Reduce::avg ? float(in.size()) : 1;
+  auto* result = reinterpret_cast<BFloat16*>(out);
+  for (int64_t i = 0; i < n; ++i) result[i] = BFloat16(sum[size_t(i)] / scale);
+}
+
 // Of `contributions` in all. A launch takes a few tensors, so the halves of more are reduced first.
 void reduce_on_device(const Tensor& like, std::span<const void* const> in, int64_t n, Reduce r, int64_t contributions,
                       void* out) {
@@ -67,8 +82,8 @@ void reduce_on_device(const Tensor& like, std::span<const void* const> in, int64
 
 }  // namespace
 
-void reduce_ranks(std::string_view who, std::span<const Tensor* const> ranks, int64_t at, int64_t n, Reduce reduce,
-                  const Tensor& out, int64_t out_at) {
+void reduce_ranks(std::span<const Tensor* const> ranks, int64_t at, int64_t n, Reduce reduce, const Tensor& out,
+                  int64_t out_at) {
   const int64_t item = itemsize(out.dtype());
   std::byte* to = out.bytes_data() + out_at * item;
   if (out.device() == Device::cuda) {
@@ -86,9 +101,8 @@ void reduce_ranks(std::string_view who, std::span<const Tensor* const> ranks, in
     case DType::boolean:
       return reduce_on_host<uint8_t>(ranks, at, n, reduce == Reduce::sum ? Reduce::max : reduce, to);
     case DType::bf16:
-      break;
+      return reduce_bf16_on_host(ranks, at, n, reduce, to);
   }
-  fail("[{}] bf16 is not supported on the CPU", who);
 }
 
 }  // namespace dtensor

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <span>
-#include <string_view>
 
 #include "dtensor/local/tensor.h"
 
@@ -10,8 +9,8 @@ namespace dtensor {
 
 // Elements [out_at, out_at + n) of `out` become the reduction of elements [at, at + n) of each rank's tensor, in a
 // balanced binary tree over rank order (see Communicator), on the host or the device, wherever they are. All are
-// contiguous and of one element type. Errors: bf16 on the host; `who` is the collective.
-void reduce_ranks(std::string_view who, std::span<const Tensor* const> ranks, int64_t at, int64_t n, Reduce reduce,
-                  const Tensor& out, int64_t out_at);
+// contiguous and of one element type; bf16 is added in float32 and rounded once.
+void reduce_ranks(std::span<const Tensor* const> ranks, int64_t at, int64_t n, Reduce reduce, const Tensor& out,
+                  int64_t out_at);
 
 }  // namespace dtensor

@@ -345,7 +345,7 @@ class Threads : public Communicator, public std::enable_shared_from_this<Threads
   void reduce(const Round& round, const Call& mine, size_t i, int64_t at, int64_t n, int64_t out_at) const {
     std::vector<const Tensor*> ranks;
     for (const Call& c : round.calls) ranks.push_back(&c.list[i].in);
-    reduce_ranks(collective_name(mine.kind), ranks, at, n, mine.reduce, mine.list[i].out, out_at);
+    reduce_ranks(ranks, at, n, mine.reduce, mine.list[i].out, out_at);
   }
 
   // On the host where there is no stream.

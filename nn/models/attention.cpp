@@ -12,13 +12,37 @@ DistributedTensor split_heads(const Module& module, const DistributedTensor& x, 
   return ops::view(x, {x.size(0), x.size(1), heads, x.size(2) / heads});
 }
 
-DistributedTensor attend(const DistributedTensor& q, const DistributedTensor& k, const DistributedTensor& v,
-                         const SequenceInputs& inputs, ops::AttentionOptions options) {
-  auto heads_first = [](const DistributedTensor& t) { return ops::transpose(t, 1, 2); };
-  if (options.causal) options.q_positions = options.k_positions = inputs.positions;
+namespace {
+
+// i64 [sequence] or [batch, sequence], to where the batch and the sequence of x [batch, heads, sequence, head_dim] are,
+// which a plan may have moved.
+DistributedTensor beside(const DistributedTensor& x, const DistributedTensor& of_tokens) {
+  if (!of_tokens.defined()) return of_tokens;
+  Layout layout;
+  layout.split[size_t(of_tokens.dims() - 1)] = x.layout().split[2];
+  if (of_tokens.dims() == 2) layout.split[0] = x.layout().split[0];
+  return of_tokens.redistribute(layout);
+}
+
+}  // namespace
+
+DistributedTensor CoreAttention::forward(const DistributedTensor& q, const DistributedTensor& k,
+                                         const DistributedTensor& v, const SequenceInputs& inputs,
+                                         const ops::AttentionOptions& given) {
+  ops::AttentionOptions options = given;
+  if (options.causal)
+    options.q_positions = beside(q, inputs.positions), options.k_positions = beside(k, inputs.positions);
   if (inputs.documents.defined()) options.q_documents = options.k_documents = inputs.documents;
-  DistributedTensor out = ops::scaled_dot_product_attention(heads_first(q), heads_first(k), heads_first(v), options);
-  return ops::view(ops::transpose(out, 1, 2), {q.size(0), q.size(1), q.size(2) * q.size(3)});
+  options.q_documents = beside(q, options.q_documents), options.k_documents = beside(k, options.k_documents);
+  return ops::scaled_dot_product_attention(q, k, v, options);
+}
+
+DistributedTensor attend(CoreAttention& attention, const DistributedTensor& q, const DistributedTensor& k,
+                         const DistributedTensor& v, const SequenceInputs& inputs,
+                         const ops::AttentionOptions& options) {
+  auto heads_first = [](const DistributedTensor& t) { return ops::transpose(t, 1, 2); };
+  DistributedTensor out = attention(heads_first(q), heads_first(k), heads_first(v), inputs, options);
+  return ops::reshape(ops::transpose(out, 1, 2), {q.size(0), q.size(1), q.size(2) * q.size(3)});
 }
 
 DistributedTensor add_positions(const DistributedTensor& x, Embedding& table, const DistributedTensor& positions) {

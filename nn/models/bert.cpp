@@ -102,7 +102,7 @@ DistributedTensor BertSelfAttention::forward(const DistributedTensor& x, const B
     options.q_documents = ops::mul(inputs.attention_mask, 0.0);
     options.k_documents = ops::sub(inputs.attention_mask, 1.0);
   }
-  return attend(heads(*query), heads(*key), heads(*value), seen, options);
+  return attend(core_attention, heads(*query), heads(*key), heads(*value), seen, options);
 }
 
 BertOutput::BertOutput(Module& parent, std::string name,

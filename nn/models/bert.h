@@ -3,7 +3,7 @@
 #pragma once
 
 #include "nn/layers.h"
-#include "nn/models/causal_lm.h"
+#include "nn/models/attention.h"
 
 namespace dtensor::nn {
 
@@ -55,6 +55,7 @@ class BertSelfAttention : public Callable<DistributedTensor(const DistributedTen
   DistributedTensor forward(const DistributedTensor& hidden_states, const BertInputs& inputs) override;
 
   std::unique_ptr<Linear> query, key, value;
+  CoreAttention core_attention{*this};
 
  private:
   int64_t heads_;

@@ -3,7 +3,7 @@
 // outputs gathered. Names are those of "LLM training from scratch".
 #pragma once
 
-#include "nn/models/causal_lm.h"
+#include "nn/models/attention.h"
 
 namespace dtensor::nn {
 
@@ -30,6 +30,7 @@ class MultiHeadSelfAttention : public Callable<DistributedTensor(const Distribut
   DistributedTensor forward(const DistributedTensor& x, const SequenceInputs& inputs) override;
 
   std::unique_ptr<Linear> qkv_proj;
+  CoreAttention core_attention{*this};
   Linear out_proj;
   Dropout dropout;
 

@@ -1,7 +1,7 @@
 // GPT-2, with the names and configuration of Hugging Face's GPT2LMHeadModel.
 #pragma once
 
-#include "nn/models/causal_lm.h"
+#include "nn/models/attention.h"
 
 namespace dtensor::nn {
 
@@ -32,6 +32,7 @@ class Gpt2Attention : public Callable<DistributedTensor(const DistributedTensor&
   DistributedTensor forward(const DistributedTensor& hidden_states, const SequenceInputs& inputs) override;
 
   Conv1D c_attn, c_proj;
+  CoreAttention core_attention{*this};
   Dropout resid_dropout;
 
  private:

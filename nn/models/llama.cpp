@@ -119,7 +119,8 @@ DistributedTensor DecoderAttention::attend(const DistributedTensor& q_proj, cons
                     v = split_heads(*this, v_proj, config_.num_key_value_heads);
   if (q_norm_) q = (*q_norm_)(q), k = (*k_norm_)(k);
   std::tie(q, k) = ops::rotary(q, k, angles(q.size(1)), inputs.positions);
-  return nn::attend(q, k, v, inputs, {.causal = true, .window = window_, .dropout_p = config_.attention_dropout});
+  return nn::attend(core_attention, q, k, v, inputs,
+                    {.causal = true, .window = window_, .dropout_p = config_.attention_dropout});
 }
 
 LlamaAttention::LlamaAttention(Module& parent, std::string name, const LlamaConfig& c, int64_t layer)

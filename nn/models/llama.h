@@ -2,7 +2,7 @@
 // Qwen2, Qwen3 and Phi-3.
 #pragma once
 
-#include "nn/models/causal_lm.h"
+#include "nn/models/attention.h"
 #include "nn/models/rope.h"
 
 namespace dtensor::nn {
@@ -44,6 +44,8 @@ struct LlamaConfig {
 class DecoderAttention : public Callable<DistributedTensor(const DistributedTensor&, const SequenceInputs&)> {
  public:
   DecoderAttention(Module& parent, std::string name, const LlamaConfig& c, int64_t layer);
+
+  CoreAttention core_attention{*this};
 
  protected:
   // The projections [batch, sequence, heads * head_dim] -> the attention's output, of the queries' shape.

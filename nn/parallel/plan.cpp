@@ -83,14 +83,20 @@ std::vector<std::string> ParallelPlan::data_axes() const {
     list.insert(list.end(), fully_shard->axes.begin(), fully_shard->axes.end());
     if (fully_shard->replicate_axis) list.push_back(*fully_shard->replicate_axis);
   }
+  std::erase(list, sequence_axis());  // over which parameters may be sharded too
   return list;
 }
+
+std::string ParallelPlan::sequence_axis() const { return context_parallel ? context_parallel->axis : "cp"; }
 
 std::vector<std::string> ParallelPlan::axes() const {
   std::vector<std::string> list, data = data_axes();
   for (const auto& t : tensor_parallel) list.push_back(t.axis);
   list.insert(list.end(), data.begin(), data.end());
   if (context_parallel) list.push_back(context_parallel->axis);
+  if (fully_shard)
+    for (const std::string& axis : fully_shard->axes)
+      if (std::find(list.begin(), list.end(), axis) == list.end()) list.push_back(axis);
   return list;
 }
 
@@ -137,8 +143,10 @@ Layout batch_layout(const MeshShape& mesh, const ParallelPlan& plan) {
   std::vector<std::string> axes = plan.data_axes();
   axes.insert(axes.end(), {"dp", "dp_replicate", "dp_shard"});
   Layout l;
-  for (int a = 0; a < mesh.axes(); ++a)
+  for (int a = 0; a < mesh.axes(); ++a) {
     if (std::find(axes.begin(), axes.end(), mesh.name(a)) != axes.end()) l = l.with(a, Shard(0));
+    if (mesh.name(a) == plan.sequence_axis()) l = l.with(a, Shard(1));
+  }
   return l;
 }
 

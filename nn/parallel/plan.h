@@ -32,6 +32,8 @@ struct ParallelPlan {
 
   // Mesh axes that the plan names for data parallelism: they divide the batch.
   std::vector<std::string> data_axes() const;
+  // The mesh axis that divides the sequence: that of context_parallel, or "cp".
+  std::string sequence_axis() const;
   // Mesh axes that the plan uses.
   std::vector<std::string> axes() const;
   // Errors: an axis of several ranks that neither the plan uses nor the batch (batch_layout).
@@ -44,7 +46,8 @@ struct ParallelPlan {
 };
 
 // The layout of a batch, whose dimension 0 is rows: axes dp, dp_replicate and dp_shard shard the rows, and so do those
-// that the plan names for data parallelism or fully sharding.
+// that the plan names for data parallelism or fully sharding. The axis cp, or the one that the plan names for context
+// parallelism, shards dimension 1, the sequence.
 Layout batch_layout(const MeshShape& mesh, const ParallelPlan& plan = {});
 
 }  // namespace dtensor::nn

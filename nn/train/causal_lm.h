@@ -23,7 +23,7 @@ struct LlamaTrainingOptions {
   int64_t warmup_steps = 0;
   double clip = 1.0;  // TrainerOptions has the meaning of this and the next
   int64_t micro_batch_size = 0;
-  DType dtype = DType::f32;  // to compute in, with f32 parameters and states: bf16 on CUDA
+  DType dtype = DType::f32;  // to compute in, with f32 parameters and states
   bool graph = true;         // TrainerOptions
   AdamWOptions adamw;
 };

@@ -6,6 +6,7 @@
 #include "dtensor/local/inline_vector.h"
 #include "dtensor/redistribute.h"
 #include "ops/core/decision.h"
+#include "ops/core/widened.h"
 #include "ops/cuda/kernels.h"
 
 namespace dtensor {
@@ -54,7 +55,10 @@ void run_kernel(const Op& op, Rank& rank, OpsState& state, const Decision& d, co
   Context context(op.name, attributes, d.factors, rank.pool(), state.scratch, rank.allocator(), state.workspace.get());
   context.accumulate = accumulate, context.tf32 = rank.tf32;
   context.batch_factor = d.batch_factor, context.micro_batches = rank.micro_batches;
-  d.kernel(context, std::span<const Tensor>(in.data(), in.size()), locals);
+  if (rank.device() == Device::cpu && !op.view)
+    run_widened(d.kernel, context, std::span(in.data(), in.size()), locals, accumulate || !op.writes.empty());
+  else
+    d.kernel(context, std::span<const Tensor>(in.data(), in.size()), locals);
   for (size_t o = 0; o < locals.size(); ++o)
     if (locals[o].shape() != d.outputs[o]->local_shape)
       fail("[{}] the kernel left output {} with shape {}, not {}", op.name, o, locals[o].shape(),

@@ -273,13 +273,23 @@ TEST_CASE("law 9: calls that disagree are reported on every rank with both calls
   }
 }
 
-TEST_CASE("law 9: bf16 moves on the CPU but is not summed") {
-  auto errors = on_ranks(2, [](Communicator& c) {
-    Tensor in = Tensor::zeros(heap, DType::bf16, {2}), out = Tensor::zeros(heap, DType::bf16, {4});
-    c.all_gather({{in, out, {2, 2}}}).wait();
-    c.all_reduce({{in, in.clone()}}, Reduce::sum).wait();
+TEST_CASE("bf16 is summed in float32 and rounded once") {
+  auto bf16 = [](std::initializer_list<float> list) {
+    std::vector<BFloat16> v(list.begin(), list.end());
+    return Tensor::of<BFloat16>({int64_t(v.size())}, v);
+  };
+  std::vector<std::vector<float>> found(4);
+  on_ranks(4, [&](Communicator& c) {
+    // 256 + 1 is 256 in bf16, but 256 + 1 + 0 + 1 is 258; the mean of 1, 2, 3, 4; the largest.
+    float r = float(c.rank());
+    Tensor sum = bf16({r == 0 ? 256.f : r == 2 ? 0.f : 1.f}), mean = bf16({r + 1}), most = bf16({-r});
+    Tensor out[] = {sum.clone(), mean.clone(), most.clone()};
+    c.all_reduce({{sum, out[0]}}, Reduce::sum).wait();
+    c.all_reduce({{mean, out[1]}}, Reduce::avg).wait();
+    c.all_reduce({{most, out[2]}}, Reduce::max).wait();
+    for (const Tensor& t : out) found[size_t(c.rank())].push_back(t.data<BFloat16>()[0]);
   });
-  for (auto& e : errors) CHECK(e == "[all_reduce] bf16 is not supported on the CPU");
+  for (const auto& f : found) CHECK(f == std::vector<float>{258, 2.5, 0});
 }
 
 TEST_CASE("law 9: a wait ends at the deadline and says who is missing") {

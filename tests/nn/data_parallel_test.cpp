@@ -5,51 +5,13 @@
 #include <set>
 
 #include "nn/parallel/fully_shard.h"
-#include "tests/nn/helpers.h"
+#include "tests/nn/plan_run.h"
 
 using namespace dtensor;
 using namespace dtensor::testing;
 using namespace dtensor::nn;
 
 namespace {
-
-struct Run {
-  std::vector<double> losses, norms;
-  Entries entries;  // of the second step
-  int64_t peak;     // of rank 0, since the second step
-};
-
-// Steps on batches that are the same on every mesh.
-Run train(const std::string& mesh, const ParallelPlan& plan, int64_t steps, int64_t micro_batch_size = 0,
-          int64_t seq = 16) {
-  return on_mesh(mesh, [&](const DeviceMesh& m) {
-    Rank& rank = m.rank_state();
-    rank.strict = true;
-    LlamaTrainingOptions o;
-    o.lr = 1e-2, o.steps = 100, o.micro_batch_size = micro_batch_size;
-    LlamaTraining training(m, small_llama(4, 64), plan, o);
-    Run run{};
-    CommLog log(rank);
-    for (int64_t step = 0; step < steps; ++step) {
-      std::vector<int64_t> ids, targets;
-      for (int64_t i = 0; i < 8 * seq; ++i) ids.push_back((i * 7 + i * i * (step + 3)) % 64);
-      for (int64_t i = 0; i < 8 * seq; ++i) targets.push_back(ids[size_t((i + 1) % (8 * seq))]);
-      Layout layout = batch_layout(m.shape(), plan);
-      if (step == 1) log.clear(), m.communicator(m.shape().all()).barrier(), rank.allocator()->reset_peak();
-      Trainer::Step s =
-          training.trainer.step({DistributedTensor::distribute(Tensor::of<int64_t>({8, seq}, ids), m, layout),
-                                 DistributedTensor::distribute(Tensor::of<int64_t>({8, seq}, targets), m, layout)});
-      if (step == 1) run.entries = log.entries();
-      run.losses.push_back(s.loss), run.norms.push_back(s.grad_norm);
-    }
-    run.peak = rank.allocator()->peak_bytes();
-    return run;
-  })[0];
-}
-
-ParallelPlan plan_of(const std::string& text) {
-  return text.starts_with("{") ? ParallelPlan::from_json(json(text)) : ParallelPlan::load(plan_file(text));
-}
 
 // Launches of one phase over data axes: "all_gather dp_shard 3, ...".
 std::string launches(const Entries& entries, Phase phase) {

@@ -115,8 +115,32 @@ TEST_CASE("operands of the wrong type are errors that name a remedy") {
   CHECK_THROWS_WITH(ops::clamp(i, 0.5), Contains("[clamp] 0.5 is no integer"));
   CHECK_THROWS_WITH(ops::gelu(x, "erf"), Contains("[gelu] approximate=erf: it is none or tanh"));
   CHECK_THROWS_WITH(ops::remainder(i, i), Contains("[remainder] integer 0 is divided by zero"));
-  DistributedTensor half = ops::cast(x, DType::bf16);
-  CHECK_THROWS_WITH(ops::add(half, half), Contains("[add] has no CPU kernel for bf16"));
+  Op any = ops::add_op;
+  any.types = same_types;
+  CHECK_THROWS_WITH(call(any, {&b, &b}), Contains("[add] has no CPU kernel for bool"));
+}
+
+// Arithmetic is float32's, rounded once.
+TEST_CASE("bf16 on the CPU is computed in float32") {
+  auto rank = Rank::single();
+  DeviceMesh mesh(*rank, "x=1");
+  auto of = [&](std::vector<double> v) {
+    DistributedTensor x = DistributedTensor::distribute(Tensor::of<double>({int64_t(v.size())}, v), mesh, Layout());
+    return ops::cast(x, DType::bf16);
+  };
+  auto list = [](const DistributedTensor& x) {
+    std::vector<double> v;
+    for (int64_t i = 0; i < x.local().numel(); ++i) v.push_back(element(x.local(), i));
+    return v;
+  };
+  DistributedTensor x = of({256, 1, 0, 1});
+  CHECK(ops::add(x, x).dtype() == DType::bf16);
+  CHECK(list(ops::sum(x)) == std::vector<double>{258});  // 256 + 1 is 256 in bf16
+  CHECK(list(ops::mul(of({1.0078125, 3}), of({1.0078125, 0.5}))) == std::vector<double>{1.015625, 1.5});
+  CHECK(list(ops::add(of({256}), of({1}))) == std::vector<double>{256});
+  CHECK(ops::add(of({}), of({})).shape() == Shape{0});
+  DistributedTensor f = ops::cast(x, DType::f32);
+  CHECK(list(ops::softmax(x, 0)) == list(ops::cast(ops::softmax(f, 0), DType::bf16)));
 }
 
 // What passes, and what it becomes: contributions are combined only when the value is asked for.
