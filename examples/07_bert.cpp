@@ -30,53 +30,42 @@ DistributedTensor sentences(const DeviceMesh& mesh, int64_t step) {
   return DistributedTensor::distribute(Tensor::of<int64_t>({rows, length}, ids), mesh, nn::batch_layout(mesh.shape()));
 }
 
-struct Training {
-  explicit Training(const DeviceMesh& mesh) : model(mesh, config(mesh)) {
-    nn::materialize(model, /*seed=*/1);
-    optimizer.emplace(model.parameters(), nn::AdamWOptions{.weight_decay = 0.01});
-    auto terms = [this](const nn::Batch& b) {
-      return ops::cross_entropy(model(b[0]), b[1], {.ignore_index = -100, .reduction = ops::Reduction::none});
-    };
-    auto count = [](const nn::Batch& b) { return ops::sum(ops::cast(ops::ne(b[1], -100), DType::f32)); };
-    trainer.emplace(model, nn::Loss(terms, count), *optimizer, nn::TrainerOptions{.lr = 3e-3, .clip = 1.0});
-  }
-  static nn::BertConfig config(const DeviceMesh& mesh) {
-    nn::BertConfig c;
-    c.vocab_size = vocabulary, c.hidden_size = 64, c.intermediate_size = 128, c.num_hidden_layers = 2;
-    c.num_attention_heads = 4, c.max_position_embeddings = length, c.pad_token_id = -1;
-    c.use_tensor_parallel = mesh.shape().find("tp") >= 0;
-    return c;
-  }
-  double epoch(int64_t number) {
-    double loss = 0;
-    for (int64_t step = 10 * number; step < 10 * (number + 1); ++step) {
-      nn::MaskedTokens t = nn::mask_tokens(sentences(model.mesh(), step), step,
-                                           {.mask_token = mask, .vocab_size = vocabulary, .special_tokens = {cls}});
-      loss = trainer->step({t.inputs, t.labels}).loss;
-    }
-    return loss;
-  }
-
-  nn::BertForMaskedLM model;
-  std::optional<nn::AdamW> optimizer;
-  std::optional<nn::Trainer> trainer;
-};
+nn::BertConfig config_for(const DeviceMesh& mesh) {
+  nn::BertConfig c;
+  c.vocab_size = vocabulary, c.hidden_size = 64, c.intermediate_size = 128, c.num_hidden_layers = 2;
+  c.num_attention_heads = 4, c.max_position_embeddings = length, c.pad_token_id = -1;
+  c.use_tensor_parallel = mesh.shape().find("tp") >= 0;
+  return c;
+}
 
 void train(Rank& rank, const std::string& axes, const std::string& folder, bool resume) {
   DeviceMesh mesh(rank, axes);
-  Training t(mesh);
+  nn::BertForMaskedLM model(mesh, config_for(mesh));
+  nn::materialize(model, /*seed=*/1);
+  nn::AdamW optimizer(model.parameters(), {.weight_decay = 0.01});
+  auto terms = [&](const nn::Batch& b) {
+    return ops::cross_entropy(model(b[0]), b[1], {.ignore_index = -100, .reduction = ops::Reduction::none});
+  };
+  auto count = [](const nn::Batch& b) { return ops::sum(ops::cast(ops::ne(b[1], -100), DType::f32)); };
+  nn::Trainer trainer(model, nn::Loss(terms, count), optimizer, {.lr = 3e-3, .clip = 1.0});
+
   int64_t epoch = 0;
   double loss = 0;
   if (resume) {
     nn::Checkpoint saved(folder);
-    saved.load({{"model", t.model}, {"optimizer_state_dict", *t.optimizer}});
+    saved.load({{"model", model}, {"optimizer_state_dict", optimizer}});
     epoch = saved.value("epoch"), loss = saved.value("loss");
   }
   std::string text = resume ? fmt::format(" epoch {}, loss {:.4f}; then", epoch, loss) : " loss";
-  for (int64_t end = resume ? epoch + 1 : 3; epoch < end;) text += fmt::format(" {:.4f}", loss = t.epoch(epoch++));
+  for (int64_t end = resume ? epoch + 1 : 3; epoch < end; ++epoch, text += fmt::format(" {:.4f}", loss))
+    for (int64_t step = 10 * epoch; step < 10 * (epoch + 1); ++step) {
+      auto [inputs, labels] = nn::mask_tokens(sentences(mesh, step), step,
+                                              {.mask_token = mask, .vocab_size = vocabulary, .special_tokens = {cls}});
+      loss = trainer.step({inputs, labels}).loss;
+    }
   if (rank.rank() == 0) fmt::print("{:<12}{}\n", axes, text);
   nn::save_checkpoint(mesh, folder,
-                      {{"model", t.model}, {"optimizer_state_dict", *t.optimizer}, {"epoch", epoch}, {"loss", loss}});
+                      {{"model", model}, {"optimizer_state_dict", optimizer}, {"epoch", epoch}, {"loss", loss}});
 }
 
 int main() {
