@@ -19,6 +19,7 @@
 #include "dtensor/launch.h"
 #include "dtensor/launch_nccl.h"
 #include "dtensor/table.h"
+#include "examples/pretrain_checkpoints.h"
 #include "examples/progress.h"
 #include "nn/json.h"
 #include "nn/models/auto_plan.h"
@@ -31,10 +32,11 @@ using namespace dtensor;
 namespace {
 
 struct Options {
-  std::string model, mesh = "dp=1", plan, metrics, config, resume = "never";
+  std::string model, mesh = "dp=1", plan, metrics, config;
+  CheckpointOptions checkpoints;
   std::string device = "cpu", dtype = "fp32", comm = "auto", cuda_graph = "auto";
   std::string tune_gemm;
-  double deadline = 600;
+  double deadline = 600, max_time = std::numeric_limits<double>::infinity();
   std::vector<std::string> data;
   int64_t batch_size = 16, seq_len = 128;
   nn::LlamaTrainingOptions train{
@@ -42,6 +44,7 @@ struct Options {
   int threads = 0;
   bool tf32 = false, strict = false, dry_run = false, check = false, json = false;
 
+  bool saves() const { return !checkpoints.folder.empty(); }
   bool only_looks() const { return dry_run || check; }  // nothing runs: no data, steps or device are needed
 };
 
@@ -67,6 +70,9 @@ const CLI::Validator thread_count = number("THREADS", [](double n) {
   return n < 0 ? "below 0" : n > most_threads ? fmt::format("more than {} threads of a rank", most_threads) : "";
 });
 
+const std::map<std::string, nn::Decay> decays = {
+    {"cosine", nn::Decay::cosine}, {"linear", nn::Decay::linear}, {"wsd", nn::Decay::wsd}};
+
 void declare(CLI::App& app, Options& o) {
   app.option_defaults()->always_capture_default();
   app.add_option("--model", o.model,
@@ -86,15 +92,35 @@ void declare(CLI::App& app, Options& o) {
   app.add_option("--seq-len", o.seq_len, "tokens per sequence")->check(positive);
   app.add_option("--seed", o.train.seed, "of the initial parameters");
   app.add_option("--lr", o.train.lr, "peak learning rate")->check(not_negative);
-  app.add_option("--warmup-steps", o.train.warmup_steps, "linear warm-up from a tenth; then a cosine to zero")
+  app.add_option("--min-lr", o.train.min_lr, "least learning rate, at the last step")->check(not_negative);
+  app.add_option("--schedule", o.train.decay,
+                 "how the learning rate falls: as a cosine, in a line, or (wsd) in a line over the last fifth of all "
+                 "steps")
+      ->transform(CLI::CheckedTransformer(decays).description(""))
+      ->default_str("cosine")
+      ->type_name("cosine|linear|wsd");
+  app.add_option("--warmup-steps", o.train.warmup_steps, "linear warm-up from a tenth, before --schedule begins")
       ->check(not_negative);
   app.add_option("--weight-decay", o.train.adamw.weight_decay, "of AdamW")->check(not_negative);
+  app.add_option("--no-decay", o.train.adamw.no_decay,
+                 "parameters that do not decay, by the last parts of their paths: bias, *norm.weight");
   app.add_option("--clip", o.train.clip, "largest global gradient norm; 0: no clipping")->check(not_negative);
   app.add_option("--metrics", o.metrics, "JSON lines, one per step");
   app.add_option("--config", o.config,
                  "JSON file with any of these options, {\"lr\": 0.003, ...}; options on the command line win");
-  app.add_option("--resume", o.resume, "never: start from the seed (checkpoints are not supported yet)")
-      ->check(CLI::IsMember({"never"}));
+  app.add_option(
+      "--checkpoint-dir", o.checkpoints.folder,
+      "where checkpoints are written, after the last step and where SIGTERM, SIGINT or --max-time end the run");
+  app.add_option("--checkpoint-every", o.checkpoints.every, "steps between checkpoints; 0: only those")
+      ->check(not_negative);
+  app.add_option("--keep", o.checkpoints.keep, "of the checkpoints, the last ones to keep; 0: all")
+      ->check(not_negative);
+  app.add_option("--resume", o.checkpoints.resume,
+                 "auto: from the newest sound checkpoint in --checkpoint-dir, if there is one; never; or the path of a "
+                 "checkpoint or of a folder of them [auto where there is --checkpoint-dir]");
+  app.add_option("--init-from", o.checkpoints.init_from,
+                 "Hugging Face folder (config.json, model.safetensors or its index) whose weights the run begins with");
+  app.add_option("--max-time", o.max_time, "seconds after which the run ends, with a checkpoint")->check(positive);
   app.add_option("--device", o.device, "where tensors are: cpu or cuda")->check(CLI::IsMember({"cpu", "cuda"}));
   app.add_option("--dtype", o.dtype, "to compute in; bf16 keeps fp32 parameters")
       ->check(CLI::IsMember({"fp32", "bf16"}));
@@ -161,6 +187,7 @@ struct Run {
   std::optional<nn::ModelConfig> model = {};
   nn::ParallelPlan plan;
   nn::LlamaTrainingOptions train;
+  RunRecord record = {};
   Device device = Device::cpu;
   std::optional<Environment> processes = {};  // with NCCL
 };
@@ -226,7 +253,31 @@ void check_sizes(const Options& o, const Run& run, Checks& checks) {
   });
 }
 
-Run prepare(const Options& o) {
+// Where a run goes on from, as far as it can be said before it starts.
+void check_resume(const Options& o) {
+  const CheckpointOptions& c = o.checkpoints;
+  check(o.saves() || c.every == 0, "[llama_pretrain] --checkpoint-every {} needs --checkpoint-dir", c.every);
+  check(o.saves() || c.resume != "auto", "[llama_pretrain] --resume auto needs --checkpoint-dir");
+  std::vector<int64_t> steps = o.saves() ? nn::checkpoint_steps(c.folder) : std::vector<int64_t>();
+  check(c.resume != "never" || steps.empty(),
+        "[llama_pretrain] --resume never, but --checkpoint-dir {} has checkpoints up to step {}: name another folder",
+        c.folder, steps.empty() ? 0 : steps.back());
+  bool path = c.resume != "auto" && c.resume != "never";
+  check(!path || std::filesystem::is_directory(c.resume),
+        "[llama_pretrain] --resume {}: there is no such folder; give auto, never or a checkpoint", c.resume);
+}
+
+// What is written into every checkpoint.
+RunRecord record_of(const Options& o, const Run& run, const std::string& command) {
+  nlohmann::ordered_json plan;
+  if (!o.plan.empty()) plan = run.plan.to_json();
+  return {.config = nn::load_json(nn::config_file(o.model), "model config"),
+          .data = {{"files", o.data}, {"batch_size", o.batch_size}, {"seq_len", o.seq_len}},
+          .command = {{"command", command}, {"version", DTENSOR_VERSION}, {"mesh", o.mesh}, {"plan", plan}},
+          .seed = o.train.seed};
+}
+
+Run prepare(const Options& o, const std::string& command) {
   Run run;
   Checks files, rest;
   files.run([&] {
@@ -238,8 +289,10 @@ Run prepare(const Options& o) {
   files.run([&] {
     if (!o.plan.empty() && o.plan != "auto") run.plan = nn::ParallelPlan::load(o.plan);
   });
+  files.run([&] { check_resume(o); });
   files.end();
   if (o.plan == "auto") run.plan = nn::auto_plan(*run.model, run.mesh);
+  run.record = record_of(o, run, command);
   rest.run([&] { prepare_device(o, run); });
   check_sizes(o, run, rest);
   rest.run([&] {
@@ -327,8 +380,57 @@ std::string metrics_line(const nn::Trainer::Step& s, int64_t tokens, double seco
       s.step, s.loss, s.grad_norm, s.lr, tokens, double(tokens) / seconds, seconds, s.host_seconds, peak_bytes);
 }
 
-void train(const Options& o, const Run& run, const nn::PackedText& text, std::ofstream& metrics) {
+// The metrics file, of the rank that writes it. It goes on where a run is resumed, without the lines of later steps,
+// which are trained again.
+class MetricsFile {
+ public:
+  // Errors: it cannot be written.
+  void open(const std::string& path) {
+    path_ = path;
+    check(!std::filesystem::is_directory(path),
+          "[llama_pretrain] cannot write --metrics {}: it is a folder; name a file in it", path);
+    file_.open(path, std::ios::app);
+    check(file_.good(), "[llama_pretrain] cannot write --metrics {}: does the folder exist?", path);
+  }
+  // Keeps the lines of the first `steps` steps.
+  void begin(int64_t steps, const RunRecord& record) {
+    if (!file_.is_open()) return;
+    std::vector<std::string> kept;
+    std::ifstream in(path_);
+    for (std::string line; steps > 0 && std::getline(in, line);)
+      if (nlohmann::json j = nlohmann::json::parse(line, nullptr, false);
+          j.is_object() && j.value("step", int64_t(0)) <= steps)
+        kept.push_back(line);
+    file_.close();
+    file_.open(path_, std::ios::trunc);
+    for (const std::string& line : kept) file_ << line << '\n';
+    nlohmann::ordered_json run{{"kind", "run"}};
+    run.update(record.command);
+    write(run.dump() + "\n");
+  }
+  void write(const std::string& line) {
+    if (!file_.is_open()) return;
+    file_ << line << std::flush;
+    check(file_.good(), "[llama_pretrain] cannot write to --metrics {}: is the disk full?", path_);
+  }
+  void write(const std::optional<nn::CheckpointFolder::Written>& w) {
+    if (!w) return;
+    write(
+        fmt::format("{{\"kind\": \"checkpoint\", \"step\": {}, \"stalled_seconds\": {:.17g}, "
+                    "\"written_seconds\": {:.17g}, \"bytes\": {}}}\n",
+                    w->step, w->stalled_seconds, w->written_seconds, w->bytes));
+  }
+
+ private:
+  std::string path_;
+  std::ofstream file_;
+};
+
+void train(const Options& o, const Run& run, const nn::PackedText& text, MetricsFile& metrics) {
   Progress progress(o.train.steps);
+  std::optional<StopSignals> signals;
+  if (o.saves()) signals.emplace();
+  auto start = std::chrono::steady_clock::now();
   auto body = [&](Rank& rank) {
     rank.strict = o.strict;
     DeviceMesh mesh(rank, run.mesh);
@@ -341,24 +443,40 @@ void train(const Options& o, const Run& run, const nn::PackedText& text, std::of
     if (first)
       fmt::print("{} parameters, mesh {}, {} tokens per step\n", training.model.parameter_count(), to_string(run.mesh),
                  tokens);
+    RunCheckpoints checkpoints(mesh, o.checkpoints, run.record, training);
+    auto note = [&](const std::string& what) {
+      if (first) progress.note(what);
+    };
+    int64_t done = checkpoints.resume(note);
+    if (first) metrics.begin(done, run.record);
+    if (done >= o.train.steps) note(fmt::format("nothing to do: step {} of {} is done", done, o.train.steps));
     Layout layout = nn::batch_layout(run.mesh, run.plan);
-    for (int64_t i = 0; i < o.train.steps; ++i) {
+    bool stops = false;
+    for (int64_t here = 0; done < o.train.steps && !stops; ++here) {
       auto begin = std::chrono::steady_clock::now();
-      nn::Trainer::Step s = training.trainer.step(text.batch(mesh, layout, i, o.batch_size));
+      nn::Trainer::Step s = training.trainer.step(text.batch(mesh, layout, done++, o.batch_size));
       double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
       if (!tuned) {
         int products = cuda::gemm(rank).tune();
         tuned = true;
         if (first) cuda::gemm(rank).save(o.tune_gemm);
-        if (first) progress.note(fmt::format("{} products tuned, written to {}", products, o.tune_gemm));
+        note(fmt::format("{} products tuned, written to {}", products, o.tune_gemm));
       }
-      if (!first) continue;
-      progress.step(s, tokens, seconds);
-      if (i == 1 && run.device == Device::cuda) progress.note("CUDA graph: " + training.trainer.graph_status());
-      if (!metrics.is_open()) continue;
-      metrics << metrics_line(s, tokens, seconds, rank.allocator()->peak_bytes()) << std::flush;
-      check(metrics.good(), "[llama_pretrain] cannot write to --metrics {}: is the disk full?", o.metrics);
+      if (first) progress.step(s, tokens, seconds);
+      if (here == 1 && run.device == Device::cuda) note("CUDA graph: " + training.trainer.graph_status());
+      if (first) metrics.write(metrics_line(s, tokens, seconds, rank.allocator()->peak_bytes()));
+      std::chrono::duration<double> passed = std::chrono::steady_clock::now() - start;
+      if (o.saves() || std::isfinite(o.max_time))
+        stops = on_any_rank(mesh, (signals && signals->asked()) || passed.count() >= o.max_time);
+      if (!o.saves() || !(stops || done == o.train.steps || checkpoints.is_due(done))) continue;
+      auto written = checkpoints.begin(done);
+      if (first) metrics.write(written);
     }
+    auto written = checkpoints.wait();
+    if (first) metrics.write(written);
+    if (stops && done < o.train.steps)
+      note(fmt::format("stopped after step {} of {}{}", done, o.train.steps,
+                       o.saves() ? ", which a checkpoint has: --resume auto goes on" : ""));
   };
   std::chrono::milliseconds deadline = milliseconds_of(o.deadline);
   if (run.processes)
@@ -377,6 +495,8 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
     if (!o.config.empty()) apply_config(app, o.config);
+    if (o.checkpoints.resume.empty()) o.checkpoints.resume = o.saves() ? "auto" : "never";
+    if (o.model.empty()) o.model = o.checkpoints.init_from;
   } catch (const CLI::Success& e) {
     return app.exit(e);  // --help
   } catch (const CLI::Error& e) {
@@ -388,20 +508,15 @@ int main(int argc, char** argv) {
   }
   std::optional<Run> run;
   std::optional<nn::PackedText> text;
-  std::ofstream metrics;
+  MetricsFile metrics;
   try {
-    run = prepare(o);
+    run = prepare(o, fmt::format("{}", fmt::join(argv, argv + argc, " ")));
     if (!o.only_looks()) text.emplace(o.data, o.seq_len);
     std::vector<CommLog::Entry> entries = dry_run(o, *run);
     if (o.check) fmt::print("fits\n");
     if (o.dry_run) o.json ? print_json(*run, entries) : print_table(*run, entries);
     if (o.only_looks()) return 0;
-    if (!o.metrics.empty() && (!run->processes || run->processes->rank == 0)) {
-      check(!std::filesystem::is_directory(o.metrics),
-            "[llama_pretrain] cannot write --metrics {}: it is a folder; name a file in it", o.metrics);
-      metrics.open(o.metrics);
-      check(metrics.good(), "[llama_pretrain] cannot write --metrics {}: does the folder exist?", o.metrics);
-    }
+    if (!o.metrics.empty() && (!run->processes || run->processes->rank == 0)) metrics.open(o.metrics);
   } catch (const std::exception& e) {
     std::fprintf(stderr, "llama_pretrain: %s\n", e.what());
     return 2;

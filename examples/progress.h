@@ -15,19 +15,20 @@
 
 namespace dtensor {
 
-// The line on a terminal, shorter than `columns`; the bar takes what the rest leaves. `done` of `steps` took `seconds`.
+// The line on a terminal, shorter than `columns`; the bar takes what the rest leaves. `here` steps of this process took
+// `seconds`; a run that was resumed had others before.
 //     [=========>              ] step 38/100  loss 2.8313  grad norm 0.931  20113 tokens/s  0:12 left
-inline std::string progress_line(const nn::Trainer::Step& s, int64_t done, int64_t steps, double tokens_per_second,
+inline std::string progress_line(const nn::Trainer::Step& s, int64_t here, int64_t steps, double tokens_per_second,
                                  double seconds, int columns) {
-  int64_t left = int64_t(seconds / double(done) * double(steps - done) + 0.5);
+  int64_t left = int64_t(seconds / double(here) * double(steps - s.step) + 0.5);
   std::string time = left < 3600 ? fmt::format("{}:{:02}", left / 60, left % 60)
                                  : fmt::format("{}:{:02}:{:02}", left / 3600, left / 60 % 60, left % 60);
   std::string text = fmt::format("step {}/{}  loss {:.4f}  grad norm {:.3f}  {:.0f} tokens/s  {} left", s.step, steps,
                                  s.loss, s.grad_norm, tokens_per_second, time);
   int width = std::min(30, columns - 4 - int(text.size()));  // brackets, a space, and the last column, where lines wrap
   if (width < 3) return text.substr(0, size_t(std::max(1, columns - 1)));
-  std::string bar(size_t(done * width / steps), '=');
-  if (done < steps) bar += '>';
+  std::string bar(size_t(s.step * width / steps), '=');
+  if (s.step < steps) bar += '>';
   bar.resize(size_t(width), ' ');
   return fmt::format("[{}] {}", bar, text);
 }
@@ -66,6 +67,7 @@ class Progress {
   void summary(const std::string& metrics) {
     if (open_) std::fputs("\n", stdout);
     open_ = false;
+    if (done_ == 0) return;
     fmt::print("done: loss {:.4f} at the first step, {:.4f} at the last; {} steps in {:.1f} s, {:.0f} tokens/s\n",
                first_, last_, done_, seconds_, double(tokens_) / seconds_);
     if (!metrics.empty()) fmt::print("metrics of every step: {}\n", metrics);

@@ -92,6 +92,13 @@ void CheckpointFolder::begin(int64_t step, CheckpointItems items, std::optional<
   items.emplace_back("step", nlohmann::ordered_json(step));
   if (score) items.emplace_back(score_key, nlohmann::ordered_json(*score));
   writer_.begin(checkpoint_of_step(folder_, step), items);
+  step_ = step;
+}
+
+std::optional<CheckpointFolder::Written> CheckpointFolder::wait() {
+  auto written = writer_.wait();
+  if (!written) return {};
+  return Written{*written, step_};
 }
 
 }  // namespace dtensor::nn

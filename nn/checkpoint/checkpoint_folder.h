@@ -22,13 +22,18 @@ class CheckpointFolder {
   // Begins to write that of a step, as CheckpointWriter::begin. The one with the least `score`, as of an evaluation, is
   // the best.
   void begin(int64_t step, CheckpointItems items, std::optional<double> score = {});
-  std::optional<CheckpointWriter::Written> wait() { return writer_.wait(); }
+  struct Written : CheckpointWriter::Written {
+    int64_t step;
+  };
+  // As CheckpointWriter::wait.
+  std::optional<Written> wait();
   bool is_done() const { return writer_.is_done(); }
 
  private:
   DeviceMesh mesh_;
   std::filesystem::path folder_;
   CheckpointWriter writer_;
+  int64_t step_ = 0;  // of the one begun last
 };
 
 }  // namespace dtensor::nn

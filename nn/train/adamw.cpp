@@ -16,8 +16,39 @@ struct AdamW::Piece {
   Tensor value, copy, exp_avg, exp_avg_sq, gradient;
 };
 
+namespace {
+
+// Whether `text` is `pattern`, in which * stands for any text without a point.
+bool matches(std::string_view pattern, std::string_view text) {
+  if (pattern.empty()) return text.empty();
+  if (pattern[0] != '*') return !text.empty() && pattern[0] == text[0] && matches(pattern.substr(1), text.substr(1));
+  for (size_t n = 0; n <= text.size(); ++n) {
+    if (matches(pattern.substr(1), text.substr(n))) return true;
+    if (n < text.size() && text[n] == '.') break;
+  }
+  return false;
+}
+
+// Whether the last parts of a path are the pattern's.
+bool ends_as(std::string_view path, std::string_view pattern) {
+  for (size_t begin = 0;; ++begin) {
+    if (matches(pattern, path.substr(begin))) return true;
+    begin = path.find('.', begin);
+    if (begin == path.npos) return false;
+  }
+}
+
+}  // namespace
+
 AdamW::AdamW(std::vector<Parameter*> parameters, const AdamWOptions& options)
-    : Optimizer(std::move(parameters)), options_(options) {}
+    : Optimizer(std::move(parameters)), options_(options), decay_(parameters_.size(), options.weight_decay) {
+  for (const std::string& pattern : options_.no_decay) {
+    bool found = false;
+    for (size_t i = 0; i < parameters_.size(); ++i)
+      if (ends_as(parameters_[i]->path(), pattern)) decay_[i] = 0, found = true;
+    check(found, "[AdamW] no parameter's path ends in \"{}\", which is not to decay", pattern);
+  }
+}
 
 void AdamW::make_states() {
   if (!exp_avg_.empty()) return;
@@ -49,11 +80,11 @@ void AdamW::begin_step(double lr) {
   if (parameters_.empty()) return;
   Rank& rank = parameters_[0]->stored().mesh().rank_state();
   if (rank.device() != Device::cuda) return;
-  if (!numbers_.defined()) numbers_ = Tensor(rank.allocator(), DType::f32, {3});
+  if (!numbers_.defined()) numbers_ = Tensor(rank.allocator(), DType::f32, {2, 3});
   double correction1 = 1 - std::pow(options_.beta1, double(steps_)),
          correction2 = 1 - std::pow(options_.beta2, double(steps_));
-  copy(Tensor::of<float>(
-           {3}, {float(lr / correction1), float(1 - lr * options_.weight_decay), float(std::sqrt(correction2))}),
+  float step_size = float(lr / correction1), root = float(std::sqrt(correction2));
+  copy(Tensor::of<float>({2, 3}, {step_size, float(1 - lr * options_.weight_decay), root, step_size, 1, root}),
        numbers_);
 }
 
@@ -81,14 +112,11 @@ void AdamW::apply(const std::vector<DistributedTensor>& gradients, const Distrib
 void AdamW::apply_on_host(const std::vector<Piece>& pieces, const DistributedTensor& norm, double clip) {
   double value = norm.defined() ? norm.item() : 0;
   if (!std::isfinite(value)) return;
-  cpu::AdamW numbers{lr_,
-                     options_.beta1,
-                     options_.beta2,
-                     options_.eps,
-                     options_.weight_decay,
-                     1 - std::pow(options_.beta1, double(steps_)),
-                     1 - std::pow(options_.beta2, double(steps_)),
-                     clip > 0 && value > clip ? clip / (value + 1e-6) : 1};
+  auto numbers = [&, correction1 = 1 - std::pow(options_.beta1, double(steps_)),
+                  correction2 = 1 - std::pow(options_.beta2, double(steps_)),
+                  factor = clip > 0 && value > clip ? clip / (value + 1e-6) : 1](double decay) {
+    return cpu::AdamW{lr_, options_.beta1, options_.beta2, options_.eps, decay, correction1, correction2, factor};
+  };
   // All tensors in one launch: the elements of one follow those of another.
   int64_t total = 0;
   std::vector<std::pair<int64_t, Tensor>> gradients;  // from where on
@@ -103,7 +131,7 @@ void AdamW::apply_on_host(const std::vector<Piece>& pieces, const DistributedTen
           const Piece& p = pieces[i];
           int64_t b = std::max(begin - first, int64_t(0)), e = std::min(end - first, p.value.numel());
           if (b < e)
-            cpu::adamw(e - b, numbers, p.value.data<float>() + b, gradient.data<float>() + b,
+            cpu::adamw(e - b, numbers(decay_[i]), p.value.data<float>() + b, gradient.data<float>() + b,
                        p.exp_avg.data<float>() + b, p.exp_avg_sq.data<float>() + b);
         }
       });
@@ -112,19 +140,23 @@ void AdamW::apply_on_host(const std::vector<Piece>& pieces, const DistributedTen
 void AdamW::apply_on_device(const std::vector<Piece>& pieces, const DistributedTensor& norm, double clip) {
   Rank& rank = parameters_[0]->stored().mesh().rank_state();
   std::vector<Tensor> gradients;
-  std::vector<cuda::AdamWTensor> tensors;
+  std::vector<cuda::AdamWTensor> tensors[2];  // those that decay, and those that do not
   auto floats = [](const Tensor& t) { return reinterpret_cast<float*>(t.bytes_data()); };
-  for (const Piece& p : pieces) {
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    const Piece& p = pieces[i];
     gradients.push_back(aligned(p.gradient));
-    tensors.push_back({floats(p.value), floats(gradients.back()), floats(p.exp_avg), floats(p.exp_avg_sq),
-                       p.copy.bytes_data(), p.value.numel()});
+    tensors[decay_[i] == options_.weight_decay ? 0 : 1].push_back({floats(p.value), floats(gradients.back()),
+                                                                   floats(p.exp_avg), floats(p.exp_avg_sq),
+                                                                   p.copy.bytes_data(), p.value.numel()});
   }
   Tensor no_norm = norm.defined() ? Tensor() : Tensor::zeros(rank.allocator(), DType::f64, {});
   const Tensor& of_gradients = norm.defined() ? norm.local() : no_norm;
-  cuda::adamw(rank.allocator()->stream(), tensors.data(), int(tensors.size()),
-              {float(options_.beta1), float(options_.beta2), float(options_.eps)},
-              reinterpret_cast<const cuda::AdamWNumbers*>(numbers_.bytes_data()),
-              reinterpret_cast<const double*>(of_gradients.bytes_data()), float(clip));
+  const auto* numbers = reinterpret_cast<const cuda::AdamWNumbers*>(numbers_.bytes_data());
+  for (int k : {0, 1})
+    if (!tensors[k].empty())
+      cuda::adamw(rank.allocator()->stream(), tensors[k].data(), int(tensors[k].size()),
+                  {float(options_.beta1), float(options_.beta2), float(options_.eps)}, numbers + k,
+                  reinterpret_cast<const double*>(of_gradients.bytes_data()), float(clip));
 }
 
 }  // namespace dtensor::nn

@@ -18,9 +18,11 @@ Loss causal_lm_loss(CausalLM& model, int64_t ignored = ByteTokenizer::pad);
 
 struct LlamaTrainingOptions {
   uint64_t seed = 42;  // of the initial parameters, and of what is random in a step
-  int64_t steps = 1;   // of the whole schedule: warmup_cosine
+  int64_t steps = 1;   // of the whole schedule: ScheduleOptions
   double lr = 1e-3;
   int64_t warmup_steps = 0;
+  Decay decay = Decay::cosine;
+  double min_lr = 0;
   double clip = 1.0;  // TrainerOptions has the meaning of this and the next
   int64_t micro_batch_size = 0;
   DType dtype = DType::f32;  // to compute in, with f32 parameters and states

@@ -99,6 +99,7 @@ inline Metrics read_metrics(const std::string& file) {
   Metrics m;
   for (const std::string& line : lines_of(read(file))) {
     Json j = Json::parse(line);
+    if (!j.contains("loss")) continue;  // of another kind than a step
     m.loss.push_back(j.at("loss"));
     m.grad_norm.push_back(j.at("grad_norm"));
   }

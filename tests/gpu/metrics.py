@@ -14,7 +14,8 @@ PEAK_FLOPS = 989e12
 
 def read(path):
     with open(path) as file:
-        return [json.loads(line) for line in file if line.strip()]
+        lines = [json.loads(line) for line in file if line.strip()]
+    return [line for line in lines if "loss" in line]  # those of other kinds are no steps
 
 
 def load_config(path):

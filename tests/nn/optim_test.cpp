@@ -3,6 +3,7 @@
 #include <map>
 #include <numbers>
 
+#include "dtensor/creation.h"
 #include "tests/nn/helpers.h"
 
 using namespace dtensor;
@@ -264,6 +265,49 @@ TEST_CASE("the learning rate warms up and falls as a cosine") {
     INFO("step " << c.step << " of " << c.total << ", warm-up " << c.warmup);
     CHECK(warmup_cosine(3e-4, c.warmup, c.total)(c.step) == Approx(3e-4 * c.factor).epsilon(1e-12).margin(1e-18));
   }
+}
+
+TEST_CASE("schedules fall as a cosine, in a line, or late, to the least rate") {
+  struct Case {
+    Decay decay;
+    int64_t step;
+    double lr;  // peak 10, least 2, warm-up 10 of 110 steps
+  };
+  const Case cases[] = {{Decay::cosine, 60, 6}, {Decay::cosine, 110, 2}, {Decay::linear, 10, 10},
+                        {Decay::linear, 35, 8}, {Decay::linear, 110, 2}, {Decay::linear, 999, 2},
+                        {Decay::wsd, 0, 1},     {Decay::wsd, 10, 10},    {Decay::wsd, 88, 10},
+                        {Decay::wsd, 99, 6},    {Decay::wsd, 110, 2}};
+  for (const Case& c : cases) {
+    INFO(int(c.decay) << " at " << c.step);
+    CHECK(warmup_then_decay({.decay = c.decay, .peak = 10, .warmup = 10, .total = 110, .least = 2})(c.step) ==
+          Approx(c.lr).epsilon(1e-12));
+  }
+  CHECK(error_of([] { warmup_then_decay({.peak = 1, .least = 2}); }) ==
+        "[Schedule] the least learning rate 2 is above the peak 1");
+}
+
+TEST_CASE("parameters whose paths end in a pattern do not decay") {
+  auto after_a_step = [](std::vector<std::string> patterns) {
+    auto rank = Rank::single();
+    DeviceMesh m(*rank, "x=1");
+    Mlp model(m, true);
+    materialize(model, 3);
+    for (Parameter* p : model.parameters()) fill(p->stored().local_for_writing(), 1);
+    AdamW adamw(model.parameters(), {.weight_decay = 0.5, .no_decay = patterns});
+    std::vector<DistributedTensor> zeros;
+    for (Parameter* p : model.parameters()) zeros.push_back(zeros_like(p->stored()));
+    adamw.step(zeros, 0.5);
+    std::vector<double> v;
+    for (Parameter* p : model.parameters()) v.push_back(values(p->stored().local())[0]);
+    return v;  // up.weight, up.bias, down.weight, down.bias
+  };
+  using V = std::vector<double>;
+  CHECK(after_a_step({}) == V{0.75, 0.75, 0.75, 0.75});
+  CHECK(after_a_step({"bias"}) == V{0.75, 1, 0.75, 1});
+  CHECK(after_a_step({"up.*"}) == V{1, 1, 0.75, 0.75});
+  CHECK(after_a_step({"*n.weight", "up.bias"}) == V{0.75, 1, 1, 0.75});
+  CHECK(error_of([&] { after_a_step({"eight"}); }) ==
+        "[AdamW] no parameter's path ends in \"eight\", which is not to decay");
 }
 
 TEST_CASE("the global norm counts each element once on every mesh") {

@@ -1,0 +1,101 @@
+// llama_convert: a checkpoint to a Hugging Face folder, or back; what --from is, is seen.
+//
+//     llama_convert --from runs/one --to exported --dtype bf16    # config.json and model.safetensors
+//     llama_convert --from exported --to imported                 # a checkpoint with the weights under "model"
+//
+// Exit codes: 0 done, 1 it failed, 2 bad input (nothing was written).
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+
+#include "nn/checkpoint/checkpoint_folder.h"
+#include "nn/checkpoint/hugging_face.h"
+#include "nn/json.h"
+
+using namespace dtensor;
+namespace fs = std::filesystem;
+
+namespace {
+
+struct Options {
+  std::string from, to, dtype = "fp32";
+  int64_t step = -1;
+};
+
+// The checkpoint that --from and --step name, or nothing.
+std::optional<fs::path> find_checkpoint(const Options& o) {
+  if (fs::exists(fs::path(o.from) / "checkpoint.json")) return o.from;
+  std::vector<int64_t> steps = nn::checkpoint_steps(o.from);
+  if (steps.empty()) return {};
+  if (o.step < 0) return nn::checkpoint_of_step(o.from, steps.back());
+  check(std::find(steps.begin(), steps.end(), o.step) != steps.end(),
+        "[llama_convert] {} has no checkpoint of --step {}, but those of {}", o.from, o.step, fmt::join(steps, ", "));
+  return nn::checkpoint_of_step(o.from, o.step);
+}
+
+void to_folder(const Options& o, const fs::path& checkpoint) {
+  nn::Checkpoint c(checkpoint);
+  c.verify();
+  nn::export_weights(c, "model", c.value("config"), o.to, o.dtype == "bf16" ? DType::bf16 : DType::f32);
+}
+
+void to_checkpoint(const Options& o) {
+  nn::Safetensors file(o.from);
+  auto rank = Rank::single();
+  DeviceMesh mesh(*rank, "dp=1");
+  nn::CheckpointItems items{{"config", nn::load_json((fs::path(o.from) / "config.json").string(), "llama config")}};
+  for (const std::string& name : file.names()) {
+    const nn::SafetensorsEntry& e = file.entry(name);
+    check(is_floating(nn::safetensors_dtype(e.dtype, name)), "[llama_convert] {} has elements {}, which are no weights",
+          name, e.dtype);
+    DistributedTensor x = DistributedTensor::empty(mesh, TensorSpec{DType::f32, e.shape, {}});
+    file.read(name, x);
+    items.emplace_back("model." + name, x);
+  }
+  nn::save_checkpoint(mesh, o.to, items);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Options o;
+  CLI::App app("Converts a checkpoint to a Hugging Face folder, or back.", "llama_convert");
+  app.add_option("--from", o.from, "a checkpoint, a folder of them, or a Hugging Face folder")->required();
+  app.add_option("--to", o.to, "the folder to write, which must be empty or not there")->required();
+  app.add_option("--step", o.step, "of a folder of checkpoints, the one of this step [the newest]")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--dtype", o.dtype, "of the weights of a Hugging Face folder")
+      ->check(CLI::IsMember({"fp32", "bf16"}))
+      ->capture_default_str();
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& e) {
+    return app.exit(e);
+  } catch (const CLI::Error& e) {
+    std::fprintf(stderr, "llama_convert: %s; see --help\n", e.what());
+    return 2;
+  }
+  std::optional<fs::path> checkpoint;
+  try {
+    check(fs::is_directory(o.from), "[llama_convert] --from {}: there is no such folder", o.from);
+    check(!fs::exists(o.to) || (fs::is_directory(o.to) && fs::is_empty(o.to)),
+          "[llama_convert] --to {} is not empty: name a new folder", o.to);
+    checkpoint = find_checkpoint(o);
+    check(checkpoint || fs::exists(fs::path(o.from) / "config.json"),
+          "[llama_convert] --from {} is neither a checkpoint nor a Hugging Face folder", o.from);
+    check(checkpoint || (o.step < 0 && o.dtype == "fp32"),
+          "[llama_convert] --step and --dtype are for checkpoints, and --from {} is a Hugging Face folder", o.from);
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "llama_convert: %s\n", e.what());
+    return 2;
+  }
+  try {
+    checkpoint ? to_folder(o, *checkpoint) : to_checkpoint(o);
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "llama_convert: %s\n", e.what());
+    return 1;
+  }
+  fmt::print("written to {}\n", o.to);
+  return 0;
+}
