@@ -36,6 +36,7 @@ pid_t start(const std::string& program, const Words& arguments) {
   Words words = arguments;
   for (std::string& w : words) argv.push_back(w.data());
   argv.push_back(nullptr);
+  fflush(stdout);  // the child would write it too
   pid_t child = fork();
   if (child == 0) {
     if (!freopen("/dev/null", "w", stdout) || !freopen("/dev/null", "w", stderr)) _exit(126);
@@ -132,7 +133,7 @@ TEST_CASE("SIGTERM and SIGINT finish the step, write a checkpoint and exit with 
   }
 }
 
-TEST_CASE("--max-time ends a run with a checkpoint, and a run that is done has nothing to do") {
+TEST_CASE("a run ends at --max-time with a checkpoint, and a run that is done has nothing to do") {
   Small small;
   Result r = small(small.saving("1000") + Words{"--max-time", "0.001"});
   CHECK(r.code == 0);
