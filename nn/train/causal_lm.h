@@ -1,6 +1,7 @@
 // Training of causal language models on packed text, and of the Llama as llama_pretrain does it.
 #pragma once
 
+#include "nn/data/dataset.h"
 #include "nn/data/packed_text.h"
 #include "nn/models/llama.h"
 #include "nn/parallel/plan.h"
@@ -11,7 +12,7 @@ namespace dtensor::nn {
 
 // The cross entropy of each next token, of batches {inputs, targets} (PackedText::Batch). A target that is `ignored`
 // does not count. `model` gives logits of ids and outlives the loss.
-Loss causal_lm_loss(Callable<DistributedTensor(const DistributedTensor&)>& model, int64_t ignored = ByteTokenizer::pad);
+Loss causal_lm_loss(Callable<DistributedTensor(const DistributedTensor&)>& model, int64_t ignored = ignored_target);
 
 struct LlamaTrainingOptions {
   uint64_t seed = 42;  // of the initial parameters, and of what is random in a step
