@@ -21,6 +21,7 @@
 #include "dtensor/table.h"
 #include "examples/pretrain_checkpoints.h"
 #include "examples/progress.h"
+#include "nn/data/loader.h"
 #include "nn/json.h"
 #include "nn/models/auto_plan.h"
 #include "nn/train/causal_lm.h"
@@ -37,8 +38,10 @@ struct Options {
   std::string device = "cpu", dtype = "fp32", comm = "auto", cuda_graph = "auto";
   std::string tune_gemm;
   double deadline = 600, max_time = std::numeric_limits<double>::infinity();
-  std::vector<std::string> data;
-  int64_t batch_size = 16, seq_len = 128;
+  std::vector<std::string> data, eval_data;
+  std::string tokenizer, data_mode = "pack";
+  int64_t batch_size = 16, seq_len = 128, epochs = 0, eval_every = 0;
+  bool shuffle = false, document_mask = false;
   nn::LlamaTrainingOptions train{
       .seed = 42, .steps = 0, .lr = 1e-3, .warmup_steps = 0, .clip = 1.0, .adamw = {.weight_decay = 0.1}};
   int threads = 0;
@@ -82,8 +85,24 @@ void declare(CLI::App& app, Options& o) {
                  "axes and sizes, the last one fastest; dp, dp_replicate and dp_shard divide the batch");
   app.add_option("--plan", o.plan,
                  "JSON plan: how the model is parallelized; auto: tensor parallelism of the model_type over tp");
-  app.add_option("--data", o.data, "text files; tokens are bytes, then [BOT], [EOT] and [PAD]");
+  app.add_option(
+      "--data", o.data,
+      "text files, JSON lines (.jsonl), both also .gz and .zst, or shards of tokens: data_prepare's, llm.c's, "
+      "Megatron's, nanotron's");
+  app.add_option("--tokenizer", o.tokenizer,
+                 "Hugging Face tokenizer.json; without one, tokens are bytes, then [BOT], [EOT] and [PAD]");
+  app.add_option(
+         "--data-mode", o.data_mode,
+         "pack: documents one after the other, cut into sequences; pad: a document in each, clipped or filled up")
+      ->check(CLI::IsMember({"pack", "pad"}));
+  app.add_flag("--document-mask", o.document_mask,
+               "tokens attend to those of their own document alone, and positions begin anew with each");
+  app.add_flag("--shuffle", o.shuffle, "sequences in an order of each epoch's own, by --seed");
   app.add_option("--steps", o.train.steps, "training steps")->check(positive);
+  app.add_option("--epochs", o.epochs, "instead of --steps: as many as the data has whole batches, so many times")
+      ->check(positive);
+  app.add_option("--eval-data", o.eval_data, "as --data: its loss is computed every --eval-every steps and at the end");
+  app.add_option("--eval-every", o.eval_every, "steps; 0: only at the end")->check(not_negative);
   app.add_option("--batch-size", o.batch_size, "sequences per step, over all ranks")->check(positive);
   app.add_option(
          "--micro-batch-size", o.train.micro_batch_size,
@@ -190,6 +209,8 @@ struct Run {
   RunRecord record = {};
   Device device = Device::cpu;
   std::optional<Environment> processes = {};  // with NCCL
+  std::optional<nn::Tokenizer> tokenizer = {};
+  std::shared_ptr<const nn::Dataset> data = nullptr, eval_data = nullptr;
 };
 
 // Where the run is and what it computes in.
@@ -236,9 +257,10 @@ class Checks {
 
 void check_sizes(const Options& o, const Run& run, Checks& checks) {
   checks.run([&] {
-    check(run.model->vocab_size() >= nn::ByteTokenizer::vocab_size,
+    int64_t tokens = run.tokenizer ? run.tokenizer->vocab_size() : nn::ByteTokenizer::vocab_size;
+    check(run.model->vocab_size() >= tokens,
           "[llama_pretrain] the model's vocab_size {} is smaller than the tokenizer's {}", run.model->vocab_size(),
-          nn::ByteTokenizer::vocab_size);
+          tokens);
   });
   checks.run([&] {
     check(o.seq_len <= run.model->max_position_embeddings(),
@@ -272,7 +294,7 @@ RunRecord record_of(const Options& o, const Run& run, const std::string& command
   nlohmann::ordered_json plan;
   if (!o.plan.empty()) plan = run.plan.to_json();
   return {.config = nn::load_json(nn::config_file(o.model), "model config"),
-          .data = {{"files", o.data}, {"batch_size", o.batch_size}, {"seq_len", o.seq_len}},
+          .data = {{"files", o.data}, {"batch_size", o.batch_size}},
           .command = {{"command", command}, {"version", DTENSOR_VERSION}, {"mesh", o.mesh}, {"plan", plan}},
           .seed = o.train.seed};
 }
@@ -290,6 +312,9 @@ Run prepare(const Options& o, const std::string& command) {
     if (!o.plan.empty() && o.plan != "auto") run.plan = nn::ParallelPlan::load(o.plan);
   });
   files.run([&] { check_resume(o); });
+  files.run([&] {
+    if (!o.tokenizer.empty()) run.tokenizer = nn::Tokenizer::load(o.tokenizer);
+  });
   files.end();
   if (o.plan == "auto") run.plan = nn::auto_plan(*run.model, run.mesh);
   run.record = record_of(o, run, command);
@@ -302,11 +327,47 @@ Run prepare(const Options& o, const std::string& command) {
   if (!o.only_looks()) {
     rest.run([&] { check(!o.data.empty(), "[llama_pretrain] --data is missing: give text files, or --dry-run"); });
     rest.run([&] {
-      check(o.train.steps >= 1, "[llama_pretrain] --steps is missing: give a number of steps, or --dry-run");
+      check(o.train.steps >= 1 || o.epochs >= 1,
+            "[llama_pretrain] --steps is missing: give a number of steps, --epochs, or --dry-run");
+      check(o.train.steps == 0 || o.epochs == 0,
+            "[llama_pretrain] --steps and --epochs both say how long: give one of them");
     });
   }
   rest.end();
   return run;
+}
+
+std::shared_ptr<const nn::Dataset> open_data(const Options& o, const Run& run, const std::vector<std::string>& files,
+                                             bool shuffle) {
+  int64_t pad = nn::ByteTokenizer::pad;
+  if (run.tokenizer) {
+    const nn::DocumentTokens& t = run.tokenizer->document_tokens();
+    pad = t.pad.value_or(t.end.value_or(0));  // any id will do: padding is no target, and nothing attends to it
+  }
+  nn::DatasetOptions options{.mode = o.data_mode == "pad" ? nn::DataMode::pad : nn::DataMode::pack,
+                             .seq_len = o.seq_len,
+                             .shuffle = shuffle,
+                             .seed = o.train.seed,
+                             .pad = pad,
+                             .vocab_size = run.model->vocab_size()};
+  std::vector<nn::Dataset::Part> parts;
+  parts.push_back({nn::TokenSource(files, run.tokenizer)});
+  auto data = std::make_shared<nn::Dataset>(std::move(parts), options);
+  check(data->samples() >= o.batch_size,
+        "[llama_pretrain] {} sequences of {} tokens are fewer than --batch-size {}, so a batch would have some twice: "
+        "give more text, "
+        "a smaller --batch-size or a smaller --seq-len",
+        data->samples(), o.seq_len, o.batch_size);
+  return data;
+}
+
+// The data, and how many steps they make where epochs are asked for.
+void prepare_data(const Options& o, Run& run) {
+  run.data = open_data(o, run, o.data, o.shuffle);
+  if (!o.eval_data.empty()) run.eval_data = open_data(o, run, o.eval_data, false);
+  check(!o.eval_data.empty() || o.eval_every == 0, "[llama_pretrain] --eval-every needs --eval-data");
+  run.record.data["order"] = run.data->state(0);
+  if (o.epochs > 0) run.train.steps = o.epochs * run.data->samples() / o.batch_size;
 }
 
 // One step on meta tensors: what a real one would communicate. Plans and shapes that do not fit are errors here
@@ -426,8 +487,44 @@ class MetricsFile {
   std::ofstream file_;
 };
 
-void train(const Options& o, const Run& run, const nn::PackedText& text, MetricsFile& metrics) {
-  Progress progress(o.train.steps);
+// What the loss takes.
+nn::Batch batch_of(const Options& o, const nn::TokenBatch& b) {
+  if (o.document_mask) return {b.inputs, b.targets, b.positions, b.documents};
+  return b;
+}
+
+// The targets of samples first, first + 1, ... that count.
+int64_t counted_tokens(const nn::Dataset& data, int64_t first, int64_t samples) {
+  auto s = size_t(data.seq_len());
+  if (data.options().mode == nn::DataMode::pack) return samples * int64_t(s);
+  std::vector<int64_t> row(4 * s);
+  std::span<int64_t> all(row);
+  int64_t count = 0;
+  for (int64_t n = first; n < first + samples; ++n) {
+    auto targets = all.subspan(s, s);
+    data.read(n, {all.first(s), targets, all.subspan(2 * s, s), all.subspan(3 * s, s)});
+    count += int64_t(s) - std::count(targets.begin(), targets.end(), nn::ignored_target);
+  }
+  return count;
+}
+
+// The mean loss over all counted tokens of the whole batches of --eval-data.
+double evaluate(const Options& o, const Run& run, const DeviceMesh& mesh, nn::Trainer& trainer) {
+  const nn::Dataset& data = *run.eval_data;
+  nn::BatchLoader loader(data, mesh, nn::batch_layout(run.mesh, run.plan), o.batch_size);
+  double sum = 0;
+  int64_t tokens = 0;
+  while (loader.samples() + o.batch_size <= data.samples()) {
+    int64_t counted = counted_tokens(data, loader.samples(), o.batch_size);
+    sum += trainer.evaluate(batch_of(o, loader.next())) * double(counted);
+    tokens += counted;
+  }
+  return sum / double(tokens);
+}
+
+void train(const Options& o, const Run& run, MetricsFile& metrics) {
+  int64_t steps = run.train.steps;
+  Progress progress(steps);
   std::optional<StopSignals> signals;
   if (o.saves()) signals.emplace();
   auto start = std::chrono::steady_clock::now();
@@ -439,22 +536,23 @@ void train(const Options& o, const Run& run, const nn::PackedText& text, Metrics
     rank.tf32 = o.tf32;
     bool tuned = o.tune_gemm.empty() || std::filesystem::exists(o.tune_gemm);
     if (tuned && !o.tune_gemm.empty()) cuda::gemm(rank).load(o.tune_gemm);
-    int64_t tokens = o.batch_size * o.seq_len;
     if (first)
       fmt::print("{} parameters, mesh {}, {} tokens per step\n", training.model.parameter_count(), to_string(run.mesh),
-                 tokens);
+                 o.batch_size * o.seq_len);
     RunCheckpoints checkpoints(mesh, o.checkpoints, run.record, training);
     auto note = [&](const std::string& what) {
       if (first) progress.note(what);
     };
     int64_t done = checkpoints.resume(note);
     if (first) metrics.begin(done, run.record);
-    if (done >= o.train.steps) note(fmt::format("nothing to do: step {} of {} is done", done, o.train.steps));
-    Layout layout = nn::batch_layout(run.mesh, run.plan);
+    if (done >= steps) note(fmt::format("nothing to do: step {} of {} is done", done, steps));
+    nn::BatchLoader loader(*run.data, mesh, nn::batch_layout(run.mesh, run.plan), o.batch_size, done * o.batch_size);
     bool stops = false;
-    for (int64_t here = 0; done < o.train.steps && !stops; ++here) {
+    for (int64_t here = 0; done < steps && !stops; ++here) {
       auto begin = std::chrono::steady_clock::now();
-      nn::Trainer::Step s = training.trainer.step(text.batch(mesh, layout, done++, o.batch_size));
+      int64_t sample = loader.samples();
+      nn::Trainer::Step s = training.trainer.step(batch_of(o, loader.next()));
+      ++done;
       double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
       if (!tuned) {
         int products = cuda::gemm(rank).tune();
@@ -462,20 +560,31 @@ void train(const Options& o, const Run& run, const nn::PackedText& text, Metrics
         if (first) cuda::gemm(rank).save(o.tune_gemm);
         note(fmt::format("{} products tuned, written to {}", products, o.tune_gemm));
       }
-      if (first) progress.step(s, tokens, seconds);
+      if (first) {
+        int64_t tokens = counted_tokens(*run.data, sample, o.batch_size);
+        progress.step(s, tokens, seconds);
+        metrics.write(metrics_line(s, tokens, seconds, rank.allocator()->peak_bytes()));
+      }
       if (here == 1 && run.device == Device::cuda) note("CUDA graph: " + training.trainer.graph_status());
-      if (first) metrics.write(metrics_line(s, tokens, seconds, rank.allocator()->peak_bytes()));
+      int64_t epoch = loader.samples() / run.data->samples();
+      if (epoch > sample / run.data->samples()) note(fmt::format("end of epoch {}", epoch));
+      if (run.eval_data && (done == steps || (o.eval_every > 0 && done % o.eval_every == 0))) {
+        double loss = evaluate(o, run, mesh, training.trainer);
+        note(fmt::format("step {}: loss {:.4f} on --eval-data", done, loss));
+        if (first)
+          metrics.write(fmt::format("{{\"kind\": \"eval\", \"step\": {}, \"eval_loss\": {:.17g}}}\n", done, loss));
+      }
       std::chrono::duration<double> passed = std::chrono::steady_clock::now() - start;
       if (o.saves() || std::isfinite(o.max_time))
         stops = on_any_rank(mesh, (signals && signals->asked()) || passed.count() >= o.max_time);
-      if (!o.saves() || !(stops || done == o.train.steps || checkpoints.is_due(done))) continue;
+      if (!o.saves() || !(stops || done == steps || checkpoints.is_due(done))) continue;
       auto written = checkpoints.begin(done);
       if (first) metrics.write(written);
     }
     auto written = checkpoints.wait();
     if (first) metrics.write(written);
-    if (stops && done < o.train.steps)
-      note(fmt::format("stopped after step {} of {}{}", done, o.train.steps,
+    if (stops && done < steps)
+      note(fmt::format("stopped after step {} of {}{}", done, steps,
                        o.saves() ? ", which a checkpoint has: --resume auto goes on" : ""));
   };
   std::chrono::milliseconds deadline = milliseconds_of(o.deadline);
@@ -507,11 +616,10 @@ int main(int argc, char** argv) {
     return 2;
   }
   std::optional<Run> run;
-  std::optional<nn::PackedText> text;
   MetricsFile metrics;
   try {
     run = prepare(o, fmt::format("{}", fmt::join(argv, argv + argc, " ")));
-    if (!o.only_looks()) text.emplace(o.data, o.seq_len);
+    if (!o.only_looks()) prepare_data(o, *run);
     std::vector<CommLog::Entry> entries = dry_run(o, *run);
     if (o.check) fmt::print("fits\n");
     if (o.dry_run) o.json ? print_json(*run, entries) : print_table(*run, entries);
@@ -522,7 +630,7 @@ int main(int argc, char** argv) {
     return 2;
   }
   try {
-    train(o, *run, *text, metrics);
+    train(o, *run, metrics);
   } catch (const std::exception& e) {
     std::fprintf(stderr, "llama_pretrain: %s\n", e.what());
     return 1;

@@ -49,7 +49,8 @@ int main(int argc, char** argv) {
   app.add_option("--tokenizer", file, "Hugging Face tokenizer.json")->required();
   app.add_flag("--decode", decode, "ids to text; special tokens are left out of it with --no-special");
   app.add_flag("--json", json, "one JSON array of ids for all of the input; with --decode, one JSON text");
-  app.add_flag("--no-special", no_special, "do not add what the post-processor of the file adds (--decode leaves special tokens out anyway)");
+  app.add_flag("--no-special", no_special,
+               "do not add what the post-processor of the file adds (--decode leaves special tokens out anyway)");
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& e) {

@@ -28,7 +28,8 @@ int main(int argc, char** argv) {
   app.add_option("--special", options.special, "special tokens: the first ids")->expected(0, -1);
   app.add_option("--pattern", pattern, "how text is cut before merges: gpt2, llama3 or qwen")
       ->check(CLI::IsMember({"gpt2", "llama3", "qwen"}));
-  app.add_flag("--lines", lines, "each line, with its end, is a text of its own, as in the tokenizers package's train(files)");
+  app.add_flag("--lines", lines,
+               "each line, with its end, is a text of its own, as in the tokenizers package's train(files)");
   app.add_option("--output", output, "tokenizer.json to write")->required();
   try {
     app.parse(argc, argv);
@@ -69,6 +70,7 @@ int main(int argc, char** argv) {
     return 1;
   }
   fmt::print("{} tokens, written to {}\n", tokens, output);
-  if (tokens < options.vocab_size) fmt::print("no pair of symbols is left: fewer tokens than the {} asked for\n", options.vocab_size);
+  if (tokens < options.vocab_size)
+    fmt::print("no pair of symbols is left: fewer tokens than the {} asked for\n", options.vocab_size);
   return 0;
 }

@@ -65,7 +65,8 @@ class GzipReader : public Reader {
 
 class ZstdReader : public Reader {
  public:
-  explicit ZstdReader(const std::string& file) : file_(file), in_(file), stream_(ZSTD_createDStream(), ZSTD_freeDStream) {}
+  explicit ZstdReader(const std::string& file)
+      : file_(file), in_(file), stream_(ZSTD_createDStream(), ZSTD_freeDStream) {}
   size_t read(char* to, size_t most) override {
     ZSTD_outBuffer out{to, most, 0};
     while (out.pos == 0) {
@@ -78,7 +79,8 @@ class ZstdReader : public Reader {
         }
       }
       size_t left = ZSTD_decompressStream(stream_.get(), &out, &buffer_);
-      check(!ZSTD_isError(left), "[data] {} is no zstd file: {}", file_, ZSTD_isError(left) ? ZSTD_getErrorName(left) : "");
+      check(!ZSTD_isError(left), "[data] {} is no zstd file: {}", file_,
+            ZSTD_isError(left) ? ZSTD_getErrorName(left) : "");
       whole_ = left == 0;
     }
     return out.pos;

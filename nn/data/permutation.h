@@ -6,8 +6,8 @@
 
 namespace dtensor::nn {
 
-// A permutation of 0 .. size - 1 by (seed, epoch): a Feistel network over the next even number of bits, walked along its
-// cycle until it is back in range (Black and Rogaway, 2002). An index costs some 20 ns, and no memory.
+// A permutation of 0 .. size - 1 by (seed, epoch): a Feistel network over the next even number of bits, walked along
+// its cycle until it is back in range (Black and Rogaway, 2002). An index costs some 20 ns, and no memory.
 class Permutation {
  public:
   Permutation(int64_t size, uint64_t seed, int64_t epoch)

@@ -28,8 +28,8 @@ struct TokenSource::Shard {
   const std::byte* data = nullptr;  // of the tokens; they need not be aligned
   int width = 0;                    // bytes of a token; 0: text
   int64_t tokens = 0, documents = 0;
-  std::vector<int64_t> found_ends = {};     // of the documents, where the file has none
-  const std::byte* stored_ends = nullptr;   // or as uint64 in a file
+  std::vector<int64_t> found_ends = {};         // of the documents, where the file has none
+  const std::byte* stored_ends = nullptr;       // or as uint64 in a file
   int64_t first_token = 0, first_document = 0;  // in the whole sequence
 
   int64_t end(int64_t document) const {
@@ -52,8 +52,8 @@ struct TokenSource::Shard {
   void check_ends() const {
     int64_t last = 0;
     for (int64_t d = 0; d < documents; ++d) {
-      check(end(d) >= last && end(d) <= tokens, "[data] {}: document {} ends at token {}, outside of {} to {}", file, d, end(d),
-            last, tokens);
+      check(end(d) >= last && end(d) <= tokens, "[data] {}: document {} ends at token {}, outside of {} to {}", file, d,
+            end(d), last, tokens);
       last = end(d);
     }
     check(last == tokens, "[data] {}: its documents have {} tokens, the file {}", file, last, tokens);
@@ -98,8 +98,8 @@ void read_own(Shard& s) {
   size_t most = map.size();  // so that nothing below overflows
   bool fits = h.tokens <= most && h.documents <= most &&
               sizeof(Header) + padded(size_t(h.tokens * h.width)) + size_t(h.documents) * 8 == most;
-  check(fits, "[data] {} is cut short, or not what its header says: {} bytes for {} tokens and {} documents", s.file, most,
-        h.tokens, h.documents);
+  check(fits, "[data] {} is cut short, or not what its header says: {} bytes for {} tokens and {} documents", s.file,
+        most, h.tokens, h.documents);
   s.width = int(h.width), s.tokens = int64_t(h.tokens), s.documents = int64_t(h.documents);
   s.data = map.data() + sizeof(Header);
   s.stored_ends = s.data + padded(size_t(h.tokens * h.width));
@@ -125,25 +125,27 @@ void read_megatron(Shard& s, const std::string& index) {
   s.index_map = std::make_unique<MappedFile>(index);
   const MappedFile& idx = *s.index_map;
   constexpr size_t header = 9 + 8 + 1 + 8 + 8;
-  check(idx.size() >= header && std::memcmp(idx.data(), "MMIDIDX\0\0", 9) == 0, "[data] {} is no index of Megatron", index);
+  check(idx.size() >= header && std::memcmp(idx.data(), "MMIDIDX\0\0", 9) == 0, "[data] {} is no index of Megatron",
+        index);
   check(value_at<uint64_t>(idx, 9) == 1, "[data] {} has version {}: 1 is supported", index, value_at<uint64_t>(idx, 9));
   int type = int(value_at<uint8_t>(idx, 17));
   check(type == 4 || type == 8, "[data] {} has tokens of type {}: 4 (int32) and 8 (uint16) are supported", index, type);
   auto sequences = value_at<uint64_t>(idx, 18);
-  check(sequences <= idx.size() / 12 && header + size_t(sequences) * 12 <= idx.size(), "[data] {} is cut short: {} bytes for {} sequences", index,
-        idx.size(), sequences);
+  check(sequences <= idx.size() / 12 && header + size_t(sequences) * 12 <= idx.size(),
+        "[data] {} is cut short: {} bytes for {} sequences", index, idx.size(), sequences);
   s.width = type == 4 ? 4 : 2;
   size_t lengths = header, places = header + size_t(sequences) * 4;
   for (size_t i = 0; i < size_t(sequences); ++i) {
     auto length = value_at<int32_t>(idx, lengths + 4 * i);
     auto place = value_at<int64_t>(idx, places + 8 * i);
-    check(length >= 0 && place == s.tokens * s.width, "[data] {}: sequence {} of {} tokens is at byte {}, not {}: only sequences one after the other are supported",
+    check(length >= 0 && place == s.tokens * s.width,
+          "[data] {}: sequence {} of {} tokens is at byte {}, not {}: only sequences one after the other are supported",
           index, i, length, place, s.tokens * s.width);
     s.tokens += length;
     s.found_ends.push_back(s.tokens);
   }
-  check(size_t(s.tokens) * size_t(s.width) == s.map->size(), "[data] {} has {} bytes, its index {} tokens", s.file, s.map->size(),
-        s.tokens);
+  check(size_t(s.tokens) * size_t(s.width) == s.map->size(), "[data] {} has {} bytes, its index {} tokens", s.file,
+        s.map->size(), s.tokens);
   s.data = s.map->data(), s.documents = int64_t(sequences);
 }
 
@@ -153,7 +155,8 @@ void read_nanotron(Shard& s) {
   std::string index = s.file + ".index";
   s.index_map = std::make_unique<MappedFile>(index);
   const MappedFile& idx = *s.index_map;
-  check(idx.size() % 8 == 0 && idx.size() > 0, "[data] {} has {} bytes: it should have 8 for each document", index, idx.size());
+  check(idx.size() % 8 == 0 && idx.size() > 0, "[data] {} has {} bytes: it should have 8 for each document", index,
+        idx.size());
   auto tokens = value_at<uint64_t>(idx, idx.size() - 8);
   check(tokens > 0 && (s.map->size() == tokens * 2 || s.map->size() == tokens * 4),
         "[data] {} has {} bytes, its index {} tokens: 2 or 4 bytes each are supported", s.file, s.map->size(), tokens);
@@ -188,7 +191,8 @@ TokenSource::TokenSource(const std::vector<std::string>& files, const std::optio
     }
     std::vector<std::string> inside;
     for (const auto& entry : fs::directory_iterator(file))
-      if (entry.path().extension() == ".bin" || entry.path().extension() == ".ds") inside.push_back(entry.path().string());
+      if (entry.path().extension() == ".bin" || entry.path().extension() == ".ds")
+        inside.push_back(entry.path().string());
     std::sort(inside.begin(), inside.end());
     check(!inside.empty(), "[data] cannot read {}: it is a folder without .bin or .ds files", file);
     for (const std::string& path : inside) add(path, tokenizer);
@@ -236,12 +240,14 @@ void TokenSource::add(const std::string& file, const std::optional<Tokenizer>& t
 }
 
 const TokenSource::Shard& TokenSource::shard_of_document(int64_t document) const {
-  auto after = std::upper_bound(shards_.begin(), shards_.end(), document, [](int64_t d, const auto& s) { return d < s->first_document; });
+  auto after = std::upper_bound(shards_.begin(), shards_.end(), document,
+                                [](int64_t d, const auto& s) { return d < s->first_document; });
   return **--after;
 }
 
 const TokenSource::Shard& TokenSource::shard_of_token(int64_t token) const {
-  auto after = std::upper_bound(shards_.begin(), shards_.end(), token, [](int64_t t, const auto& s) { return t < s->first_token; });
+  auto after = std::upper_bound(shards_.begin(), shards_.end(), token,
+                                [](int64_t t, const auto& s) { return t < s->first_token; });
   return **--after;
 }
 
@@ -276,7 +282,10 @@ void TokenSource::read(int64_t begin, std::span<int64_t> to) const {
 }
 
 ShardWriter::ShardWriter(const std::string& file, int64_t vocab_size)
-    : file_(file), vocab_size_(vocab_size), width_(vocab_size <= 65536 ? 2 : 4), out_(std::fopen((file + ".partial").c_str(), "wb")) {
+    : file_(file),
+      vocab_size_(vocab_size),
+      width_(vocab_size <= 65536 ? 2 : 4),
+      out_(std::fopen((file + ".partial").c_str(), "wb")) {
   check(out_ != nullptr, "[data] cannot write {}: does the folder exist?", file);
   Header nothing{};
   write(&nothing, sizeof nothing);

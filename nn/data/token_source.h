@@ -19,7 +19,8 @@ class TokenSource {
  public:
   // What is in a file is seen from it:
   //   a folder                its *.bin and *.ds files, by name
-  //   *.bin                   a shard of data_prepare; of llm.c (uint16 of GPT-2, uint32 of Llama 3); or Megatron's, with its .idx
+  //   *.bin                   a shard of data_prepare; of llm.c (uint16 of GPT-2, uint32 of Llama 3); or Megatron's,
+  //   with its .idx
   //   *.ds                    nanotron's (datatrove's), with its .ds.index
   //   anything else           text (documents.h), tokenized here with all threads into a temporary file that is deleted
   //                           at once, each document between the tokenizer's document tokens
@@ -46,8 +47,8 @@ class TokenSource {
 };
 
 // Writes a shard: 40 bytes of header (magic "DTTOKENS", version 1, bytes per token, tokens, documents, vocabulary), the
-// tokens as uint16 or uint32, zeros up to a multiple of 8, and where each document ends, as uint64; all little-endian. The
-// file has another name until finish().
+// tokens as uint16 or uint32, zeros up to a multiple of 8, and where each document ends, as uint64; all little-endian.
+// The file has another name until finish().
 class ShardWriter {
  public:
   // Tokens take two bytes where the vocabulary fits. Errors: a file that cannot be written.
@@ -66,8 +67,8 @@ class ShardWriter {
   std::FILE* out_;
 };
 
-// f(ids) of each document of the files, in order: [begin] ids [end]. Documents are encoded by `threads` threads, some 16 MB
-// of text at a time; 0: as many as there are cores.
+// f(ids) of each document of the files, in order: [begin] ids [end]. Documents are encoded by `threads` threads, some
+// 16 MB of text at a time; 0: as many as there are cores.
 void tokenize_documents(const std::vector<std::string>& files, const Tokenizer& tokenizer, int threads,
                         const std::function<void(std::span<const int32_t>)>& f);
 

@@ -56,9 +56,10 @@ void TokenFinder::for_tokens(std::string_view text, const CharClasses& classes,
     const AddedToken& t = tokens_[size_t(token)];
     size_t begin = at;
     at = end;  // where the next is looked for
-    if (t.single_word && ((class_before(text, begin, classes) | class_at(text, end, classes)) & CharClasses::word)) continue;
-    while (t.lstrip && begin > done && (class_before(text, begin, classes) & CharClasses::space))
-      do --begin;
+    if (t.single_word && ((class_before(text, begin, classes) | class_at(text, end, classes)) & CharClasses::word))
+      continue;
+    while (t.lstrip && begin > done && (class_before(text, begin, classes) & CharClasses::space)) do
+        --begin;
       while (begin > done && (uint8_t(text[begin]) & 0xC0) == 0x80);
     while (t.rstrip && (class_at(text, end, classes) & CharClasses::space))
       end += size_t(utf8_at(text.data() + end, text.data() + text.size()).length);

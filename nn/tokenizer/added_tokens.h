@@ -13,7 +13,7 @@ namespace dtensor::nn {
 struct AddedToken {
   int32_t id;
   std::string content;
-  bool single_word = false;  // only between characters that are of no word
+  bool single_word = false;             // only between characters that are of no word
   bool lstrip = false, rstrip = false;  // takes the white space before or behind it
   bool normalized = false;              // is looked for in normalized text
   bool special = false;                 // decoding leaves it out, where asked to

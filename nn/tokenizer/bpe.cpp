@@ -20,8 +20,8 @@ Bpe::Bpe(Vocabulary vocabulary, const std::vector<Merge>& merges, const Options&
   for (size_t rank = 0; rank < merges.size(); ++rank) {
     auto [left, right] = merges[rank];
     auto l = texts.find(left), r = texts.find(right);
-    check(l != texts.end() && r != texts.end(), "[tokenizer] merge {} joins ids {} and {}, which are not both tokens", rank,
-          left, right);
+    check(l != texts.end() && r != texts.end(), "[tokenizer] merge {} joins ids {} and {}, which are not both tokens",
+          rank, left, right);
     joined.assign(l->second).append(r->second);
     auto made = vocabulary_.find(joined);
     if (made == vocabulary_.end())
@@ -33,7 +33,8 @@ Bpe::Bpe(Vocabulary vocabulary, const std::vector<Merge>& merges, const Options&
   }
   for (int b = 0; b < 256; ++b) {
     char byte = char(b);
-    auto found = options_.bytes ? vocabulary_.find(std::string_view(&byte, 1)) : vocabulary_.find(fmt::format("<0x{:02X}>", b));
+    auto found =
+        options_.bytes ? vocabulary_.find(std::string_view(&byte, 1)) : vocabulary_.find(fmt::format("<0x{:02X}>", b));
     byte_tokens_[size_t(b)] = found == vocabulary_.end() ? -1 : found->second;
   }
 }

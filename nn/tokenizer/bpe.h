@@ -24,15 +24,15 @@ struct StringHash {
 using Vocabulary = std::unordered_map<std::string, int32_t, StringHash, std::equal_to<>>;
 
 struct BpeOptions {
-  bool bytes = false;          // the first symbols are bytes; else characters
-  bool ignore_merges = false;  // a piece that is a token is that token
-  bool byte_fallback = false;  // a character that is no token becomes tokens <0x00> ... <0xFF>
-  bool fuse_unknown = false;   // unknown characters side by side are one
+  bool bytes = false;                             // the first symbols are bytes; else characters
+  bool ignore_merges = false;                     // a piece that is a token is that token
+  bool byte_fallback = false;                     // a character that is no token becomes tokens <0x00> ... <0xFF>
+  bool fuse_unknown = false;                      // unknown characters side by side are one
   std::optional<int32_t> unknown = std::nullopt;  // without one, what is no token is left out
 };
 
-// From the lowest rank on, leftmost first, neighbours that are a merge become one symbol. Sources: Sennrich et al. 2016;
-// the tokenizers package's BPE model, whose results these are. A piece of n symbols takes O(n log n).
+// From the lowest rank on, leftmost first, neighbours that are a merge become one symbol. Sources: Sennrich et al.
+// 2016; the tokenizers package's BPE model, whose results these are. A piece of n symbols takes O(n log n).
 class Bpe {
  public:
   using Options = BpeOptions;

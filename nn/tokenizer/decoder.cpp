@@ -37,7 +37,8 @@ class ByteLevelStep : public Decoder::Step {
       if ((lead & 0xC0) == 0x80) continue;
       int needed = lead >= 0xF0 ? 4 : lead >= 0xE0 ? 3 : lead >= 0xC0 ? 2 : 1;
       Utf8 c = utf8_at(held_.data() + held_.size() - back, held_.data() + held_.size());
-      if (c.code < 0 && c.length == int(back) && int(back) < needed && lead >= 0xC2 && lead <= 0xF4) keep = held_.size() - back;
+      if (c.code < 0 && c.length == int(back) && int(back) < needed && lead >= 0xC2 && lead <= 0xF4)
+        keep = held_.size() - back;
       break;
     }
     if (keep == 0) return;
@@ -58,7 +59,12 @@ class ByteLevelStep : public Decoder::Step {
 class ByteFallbackStep : public Decoder::Step {
  public:
   void token(std::string text, const Decoder::Emit& emit) override {
-    auto digit = [](char c) { return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1; };
+    auto digit = [](char c) {
+      return c >= '0' && c <= '9'   ? c - '0'
+             : c >= 'A' && c <= 'F' ? c - 'A' + 10
+             : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                                    : -1;
+    };
     if (text.size() == 6 && text.starts_with("<0x") && text[5] == '>' && digit(text[3]) >= 0 && digit(text[4]) >= 0) {
       held_.push_back(char(digit(text[3]) * 16 + digit(text[4])));
       return;
@@ -92,7 +98,8 @@ class ReplaceStep : public Decoder::Step {
 // Takes up to `start` times `content` off each token, or behind Fuse off the whole text.
 class StripStep : public Decoder::Step {
  public:
-  StripStep(std::string content, int64_t start, bool whole) : content_(std::move(content)), start_(start), left_(start), whole_(whole) {}
+  StripStep(std::string content, int64_t start, bool whole)
+      : content_(std::move(content)), start_(start), left_(start), whole_(whole) {}
   void token(std::string text, const Decoder::Emit& emit) override {
     if (!whole_) left_ = start_;
     size_t at = 0;
@@ -177,8 +184,9 @@ void Decoder::add(const nlohmann::ordered_json& json, const std::string& path) {
       } else if (name == "Strip") {
         auto content = step.get<std::string>("content");
         auto start = step.get<int64_t>("start", 0), stop = step.get<int64_t>("stop", 0);
-        check(stop == 0 && !content.empty(), "[tokenizer] {} takes {} times \"{}\" off the end: only a text off the start is supported",
-              where, stop, content);
+        check(stop == 0 && !content.empty(),
+              "[tokenizer] {} takes {} times \"{}\" off the end: only a text off the start is supported", where, stop,
+              content);
         steps_.push_back([=] { return std::make_unique<StripStep>(content, start, fused); });
         step.end();
       } else {
@@ -206,8 +214,10 @@ void Decoder::add(const nlohmann::ordered_json& json, const std::string& path) {
     s.find("split");
     steps_.push_back([=] { return std::make_unique<MetaspaceStep>(mark, scheme != "never"); });
   } else {
-    fail("[tokenizer] {} has the type {}: supported are Sequence, ByteLevel, Replace, ByteFallback, Fuse, Strip and Metaspace",
-         path, type);
+    fail(
+        "[tokenizer] {} has the type {}: supported are Sequence, ByteLevel, Replace, ByteFallback, Fuse, Strip and "
+        "Metaspace",
+        path, type);
   }
   s.end();
 }

@@ -48,8 +48,8 @@ class Decoder {
   bool spaces_ = true;  // tokens are joined by spaces
 };
 
-// The 256 characters of GPT-2's byte alphabet, in which tokens of byte-level files are written: byte b's is byte_char(b);
-// of_alphabet gives raw bytes back. A text with any other character is not of that alphabet: nullopt.
+// The 256 characters of GPT-2's byte alphabet, in which tokens of byte-level files are written: byte b's is
+// byte_char(b); of_alphabet gives raw bytes back. A text with any other character is not of that alphabet: nullopt.
 std::string byte_char(uint8_t byte);
 std::optional<std::string> of_byte_alphabet(std::string_view text);
 

@@ -59,15 +59,18 @@ void Reader::read_model(const Json& json) {
   Section s(json, "model");
   auto type = s.get<std::string>("type", "BPE");
   check(type == "BPE", "[tokenizer] model.type is {}: only BPE is supported", type);
-  check(s.get<double>("dropout", 0.0) == 0.0, "[tokenizer] model.dropout is {}: only 0 is supported", s.get<double>("dropout", 0.0));
+  check(s.get<double>("dropout", 0.0) == 0.0, "[tokenizer] model.dropout is {}: only 0 is supported",
+        s.get<double>("dropout", 0.0));
   for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"})
     check(s.get<std::string>(key, "").empty(), "[tokenizer] model.{} is \"{}\": only an empty one is supported", key,
           s.get<std::string>(key, ""));
   const Json& vocabulary = s.required("vocab");
-  check(vocabulary.is_object() && !vocabulary.empty(), "[tokenizer] model.vocab is not an object of tokens and their ids");
+  check(vocabulary.is_object() && !vocabulary.empty(),
+        "[tokenizer] model.vocab is not an object of tokens and their ids");
   for (const auto& [text, id] : vocabulary.items()) {
     if (!id.is_number_unsigned() || id.get<uint64_t>() >= uint64_t(most_ids))
-      fail("[tokenizer] model.vocab has the id {} of \"{}\": ids are integers from 0 to {}", id.dump(), text, most_ids - 1);
+      fail("[tokenizer] model.vocab has the id {} of \"{}\": ids are integers from 0 to {}", id.dump(), text,
+           most_ids - 1);
     add_token(text, id.get<int32_t>(), "model.vocab \"" + text + "\"");
   }
   BpeOptions options{.bytes = t_->pre_tokenizer.byte_level(),
@@ -80,7 +83,9 @@ void Reader::read_model(const Json& json) {
     if (!unknown.empty()) options.unknown = id_of(unknown, "model.unk_token");
   }
   if (options.bytes && options.byte_fallback)
-    fail("[tokenizer] model.byte_fallback is of characters, but pre_tokenizer is ByteLevel: only one of them is supported");
+    fail(
+        "[tokenizer] model.byte_fallback is of characters, but pre_tokenizer is ByteLevel: only one of them is "
+        "supported");
   t_->bpe.emplace(model_vocabulary(vocabulary), read_merges(s.required("merges")), options);
   s.end();
 }
@@ -149,7 +154,8 @@ void Reader::read_post_processor(const Json& json, const std::string& path) {
   auto type = s.get<std::string>("type");
   auto pair = [&](const char* key) {  // ["</s>", 2]
     const Json& p = s.required(key);
-    if (!p.is_array() || p.size() != 2 || !p[0].is_string()) fail("[tokenizer] {} is {}, not a token and its id", s.at(key), p.dump());
+    if (!p.is_array() || p.size() != 2 || !p[0].is_string())
+      fail("[tokenizer] {} is {}, not a token and its id", s.at(key), p.dump());
     return id_of(p[0], s.at(key));
   };
   if (type == "Sequence") {
@@ -168,8 +174,10 @@ void Reader::read_post_processor(const Json& json, const std::string& path) {
   } else if (type == "BertProcessing") {
     t_->post.before.push_back(pair("cls")), t_->post.behind.push_back(pair("sep"));
   } else {
-    fail("[tokenizer] {} has the type {}: supported are Sequence, ByteLevel, TemplateProcessing, RobertaProcessing and "
-         "BertProcessing", path, type);
+    fail(
+        "[tokenizer] {} has the type {}: supported are Sequence, ByteLevel, TemplateProcessing, RobertaProcessing and "
+        "BertProcessing",
+        path, type);
   }
   s.end();
 }
@@ -195,7 +203,8 @@ void Reader::read_template(Section& s) {
     Section ids(*named, s.at("special_tokens") + "." + name);
     const Json& list = ids.required("ids");
     for (size_t k = 0; k < list.size(); ++k) {
-      bool ok = list[k].is_number_unsigned() && list[k].get<uint64_t>() < t_->tokens.size() && t_->tokens[list[k].get<size_t>()];
+      bool ok = list[k].is_number_unsigned() && list[k].get<uint64_t>() < t_->tokens.size() &&
+                t_->tokens[list[k].get<size_t>()];
       if (!ok) fail("[tokenizer] {}.ids has {}, which is no id of a token", ids.path(), list[k].dump());
       (behind ? t_->post.behind : t_->post.before).push_back(list[k].get<int32_t>());
     }
@@ -225,7 +234,8 @@ void Reader::read_lengths() {
       to = fixed.get<int64_t>("Fixed");
       fixed.end();
     } else {
-      check(strategy == "BatchLongest", "[tokenizer] padding.strategy is {}, not BatchLongest or Fixed", strategy.dump());
+      check(strategy == "BatchLongest", "[tokenizer] padding.strategy is {}, not BatchLongest or Fixed",
+            strategy.dump());
     }
     s.find("pad_type_id"), s.find("pad_token");
     auto id = s.get<int32_t>("pad_id", 0);
@@ -246,15 +256,16 @@ void Reader::find_document_tokens() {
                                      : first({"[BOT]", "<|begin_of_text|>", "<s>", "[BOS]", "<bos>"});
   d.end = !t_->post.behind.empty() ? std::optional(t_->post.behind.front())
                                    : first({"[EOT]", "<|end_of_text|>", "<|endoftext|>", "</s>", "[EOS]", "<eos>"});
-  d.pad = t_->padding ? std::optional(t_->padding->id)
-                      : first({"[PAD]", "<|finetune_right_pad_id|>", "<pad>", "<|pad|>"});
+  d.pad =
+      t_->padding ? std::optional(t_->padding->id) : first({"[PAD]", "<|finetune_right_pad_id|>", "<pad>", "<|pad|>"});
 }
 
 std::shared_ptr<const TokenizerParts> Reader::read() {
   Section s(json_, "tokenizer.json");
   auto version = s.get<std::string>("version", "1.0");
   check(version == "1.0", "[tokenizer] the file's version is {}: 1.0 is supported", version);
-  for (const char* key : {"truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder"})
+  for (const char* key :
+       {"truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder"})
     s.find(key);
   const Json& model = s.required("model");
   s.end();

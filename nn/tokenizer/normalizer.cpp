@@ -25,24 +25,27 @@ int64_t decomposed(std::string_view text, AlignedText::Range c, int options) {
   utf8proc_int32_t codes[32];
   int boundclass = 0;
   auto kind = utf8proc_option_t((options & UTF8PROC_COMPAT) | UTF8PROC_DECOMPOSE);
-  return utf8proc_decompose_char(utf8_at(text.data() + c.begin, text.data() + c.end).code, codes, 32, kind, &boundclass);
+  return utf8proc_decompose_char(utf8_at(text.data() + c.begin, text.data() + c.end).code, codes, 32, kind,
+                                 &boundclass);
 }
 
 // `normal` is what from.text[begin, end) became: each of its characters comes from the one where its own decomposition
 // begins, so a composed one from its base.
-void append_changed(AlignedText& to, std::string_view normal, const AlignedText& from, size_t begin, size_t end, int options) {
+void append_changed(AlignedText& to, std::string_view normal, const AlignedText& from, size_t begin, size_t end,
+                    int options) {
   auto old = characters(from.text, begin, end);
   int64_t at = 0, old_end = decomposed(from.text, old[0], options);  // in decomposed text
   size_t k = 0;
   for (AlignedText::Range c : characters(normal, 0, normal.size())) {
     while (at >= old_end && k + 1 < old.size()) old_end += decomposed(from.text, old[++k], options);
-    to.append(normal.substr(c.begin, c.end - c.begin), {from.origin(old[k].begin).begin, from.origin(old[k].end - 1).end});
+    to.append(normal.substr(c.begin, c.end - c.begin),
+              {from.origin(old[k].begin).begin, from.origin(old[k].end - 1).end});
     at += decomposed(normal, c, options);
   }
 }
 
-// Normalizes what lies between two characters at which a normal form cannot reach across: starters that nothing composes
-// with. Those of ASCII suffice as such places.
+// Normalizes what lies between two characters at which a normal form cannot reach across: starters that nothing
+// composes with. Those of ASCII suffice as such places.
 AlignedText normal_form(const AlignedText& from, int options) {
   AlignedText to;
   const std::string& text = from.text;
@@ -181,8 +184,10 @@ void Normalizer::add(const nlohmann::ordered_json& json, const std::string& path
     bool left = s.get<bool>("strip_left", true), right = s.get<bool>("strip_right", true);
     steps_.push_back([=](const AlignedText& t) { return strip(t, left, right); });
   } else {
-    fail("[tokenizer] {} has the type {}: supported are Sequence, NFC, NFD, NFKC, NFKD, Prepend, Replace, Lowercase and Strip",
-         path, type);
+    fail(
+        "[tokenizer] {} has the type {}: supported are Sequence, NFC, NFD, NFKC, NFKD, Prepend, Replace, Lowercase and "
+        "Strip",
+        path, type);
   }
   s.end();
 }

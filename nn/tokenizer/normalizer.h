@@ -29,7 +29,7 @@ class Normalizer {
 
 // Each occurrence of a text or a match of a regular expression becomes `content`.
 struct Replace {
-  std::string text;             // where `regex` is empty
+  std::string text;  // where `regex` is empty
   std::optional<Regex> regex = {};
   std::string content;
   AlignedText operator()(const AlignedText& from) const;

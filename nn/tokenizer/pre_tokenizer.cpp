@@ -17,8 +17,10 @@ Behavior behavior_of(const std::string& name, const std::string& path) {
   constexpr const char* names[] = {"Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous"};
   for (size_t i = 0; i < 5; ++i)
     if (name == names[i]) return Behavior(i);
-  fail("[tokenizer] {}.behavior is {}: Isolated, Removed, MergedWithPrevious, MergedWithNext or Contiguous are supported",
-       path, name);
+  fail(
+      "[tokenizer] {}.behavior is {}: Isolated, Removed, MergedWithPrevious, MergedWithNext or Contiguous are "
+      "supported",
+      path, name);
 }
 
 // What of matches and what lies between them belongs together.
@@ -69,9 +71,12 @@ void for_known(KnownPattern pattern, const CharClasses& classes, const std::stri
     f(begin, begin + p.size());
   };
   switch (pattern) {
-    case KnownPattern::gpt2: return for_pieces<KnownPattern::gpt2>(classes, text, piece);
-    case KnownPattern::llama3: return for_pieces<KnownPattern::llama3>(classes, text, piece);
-    case KnownPattern::qwen: return for_pieces<KnownPattern::qwen>(classes, text, piece);
+    case KnownPattern::gpt2:
+      return for_pieces<KnownPattern::gpt2>(classes, text, piece);
+    case KnownPattern::llama3:
+      return for_pieces<KnownPattern::llama3>(classes, text, piece);
+    case KnownPattern::qwen:
+      return for_pieces<KnownPattern::qwen>(classes, text, piece);
   }
 }
 
@@ -127,7 +132,8 @@ void PreTokenizer::add_split(Section& s) {
     auto regex = pattern.get<std::string>("Regex");
     if (auto known = known_pattern(regex)) {
       // Its matches tile the text: matched and isolated, or all between matches removed, is the same.
-      bool tiles = !invert ? behavior == Behavior::isolated : behavior == Behavior::removed || behavior == Behavior::isolated;
+      bool tiles =
+          !invert ? behavior == Behavior::isolated : behavior == Behavior::removed || behavior == Behavior::isolated;
       if (tiles && steps_.empty()) known_ = known;
       steps_.push_back([=](const AlignedText& t, const CharClasses& classes, Pieces& pieces) {
         split(t, invert, behavior, pieces, [&](auto match) { for_known(*known, classes, t.text, match); });
@@ -145,7 +151,10 @@ void PreTokenizer::add_byte_level(Section& s) {
   bool prefix = s.get<bool>("add_prefix_space", true), use_regex = s.get<bool>("use_regex", true);
   s.get<bool>("trim_offsets", true);  // only the post-processor's counts
   std::optional<KnownPattern> before = steps_.size() == 1 ? known_ : std::nullopt;
-  known_ = prefix ? std::nullopt : !use_regex ? before : steps_.empty() ? std::optional(KnownPattern::gpt2) : std::nullopt;
+  known_ = prefix           ? std::nullopt
+           : !use_regex     ? before
+           : steps_.empty() ? std::optional(KnownPattern::gpt2)
+                            : std::nullopt;
   byte_level_ = true;
   if (prefix)
     steps_.push_back([](const AlignedText& t, const CharClasses&, Pieces& pieces) {

@@ -42,7 +42,8 @@ class Section {
   // Errors: a field that nothing asked for and that is not null.
   void end() const {
     for (const auto& [key, value] : json_.items())
-      check(value.is_null() || read_.count(key), "[tokenizer] {}.{} is not supported (it is {})", path_, key, value.dump());
+      check(value.is_null() || read_.count(key), "[tokenizer] {}.{} is not supported (it is {})", path_, key,
+            value.dump());
   }
 
  private:

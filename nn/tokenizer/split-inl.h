@@ -6,8 +6,7 @@ namespace dtensor::nn {
 // A reading position: the class of the character there, and the way to the next.
 class PieceReader {
  public:
-  PieceReader(const CharClasses& classes, std::string_view text)
-      : classes_(classes), end_(text.data() + text.size()) {}
+  PieceReader(const CharClasses& classes, std::string_view text) : classes_(classes), end_(text.data() + text.size()) {}
 
   // The class of the character at p (p < end), and its length.
   struct Char {

@@ -13,8 +13,7 @@ struct Named {
   std::string_view name, regex;
 };
 constexpr Named known[] = {
-    {KnownPattern::gpt2, "gpt2",
-     R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)"},
+    {KnownPattern::gpt2, "gpt2", R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)"},
     {KnownPattern::llama3, "llama3",
      R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)"},
     {KnownPattern::qwen, "qwen",
@@ -48,8 +47,8 @@ Regex::Regex(std::string_view pattern) : pattern_(pattern) {
   size_t place;
   pcre2_code* code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern_.data()), pattern_.size(),
                                    PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C, &error, &place, nullptr);
-  check(code != nullptr, "[tokenizer] {} is no regular expression: {} at byte {}", pattern_, code ? "" : message_of(error),
-        place);
+  check(code != nullptr, "[tokenizer] {} is no regular expression: {} at byte {}", pattern_,
+        code ? "" : message_of(error), place);
   code_ = std::shared_ptr<void>(code, [](void* c) { pcre2_code_free(static_cast<pcre2_code*>(c)); });
   pcre2_jit_compile(code, PCRE2_JIT_COMPLETE);  // where it cannot, pcre2_match interprets
 }

@@ -49,7 +49,8 @@ Encoding Tokenizer::encode(std::string_view text, bool special) const {
     t.bpe->append(piece.text, symbols);
     size_t at = 0;
     for (Symbol s : symbols) {
-      add(s.id, piece.origin(at).begin, piece.origin(at + s.bytes - 1).end, std::string_view(piece.text).substr(at, s.bytes));
+      add(s.id, piece.origin(at).begin, piece.origin(at + s.bytes - 1).end,
+          std::string_view(piece.text).substr(at, s.bytes));
       at += s.bytes;
     }
   });
@@ -57,7 +58,9 @@ Encoding Tokenizer::encode(std::string_view text, bool special) const {
   if (t.truncation) {
     int64_t room = std::max<int64_t>(0, t.truncation->max_length - int64_t(before.size() + behind.size()));
     if (int64_t over = int64_t(body.ids.size()) - room; over > 0) {
-      auto cut = [&](auto& v) { t.truncation->left ? v.erase(v.begin(), v.begin() + over) : v.erase(v.end() - over, v.end()); };
+      auto cut = [&](auto& v) {
+        t.truncation->left ? v.erase(v.begin(), v.begin() + over) : v.erase(v.end() - over, v.end());
+      };
       cut(body.ids), cut(body.offsets);
     }
   }
@@ -109,7 +112,8 @@ bool Tokenizer::is_special(int32_t id) const {
 
 const DocumentTokens& Tokenizer::document_tokens() const { return parts_->document; }
 
-// The ids of pieces of up to 23 bytes, by a hash of them: one line of the processor's cache each. What was met last stays.
+// The ids of pieces of up to 23 bytes, by a hash of them: one line of the processor's cache each. What was met last
+// stays.
 struct Encoder::Cache {
   static constexpr size_t most_bytes = 23, most_ids = 9, lines = size_t(1) << 15;
   struct alignas(64) Line {
@@ -165,9 +169,12 @@ void Encoder::append_section(std::string_view text, std::vector<int32_t>& ids) {
   const auto& t = *tokenizer_.parts_;
   auto piece = [&](std::string_view p) { append_piece(p, ids); };
   switch (*t.pre_tokenizer.known()) {
-    case KnownPattern::gpt2: return for_pieces<KnownPattern::gpt2>(t.classes, text, piece);
-    case KnownPattern::llama3: return for_pieces<KnownPattern::llama3>(t.classes, text, piece);
-    case KnownPattern::qwen: return for_pieces<KnownPattern::qwen>(t.classes, text, piece);
+    case KnownPattern::gpt2:
+      return for_pieces<KnownPattern::gpt2>(t.classes, text, piece);
+    case KnownPattern::llama3:
+      return for_pieces<KnownPattern::llama3>(t.classes, text, piece);
+    case KnownPattern::qwen:
+      return for_pieces<KnownPattern::qwen>(t.classes, text, piece);
   }
 }
 
@@ -176,8 +183,9 @@ void Encoder::append(std::string_view text, std::vector<int32_t>& ids) {
   bool ascii = std::all_of(text.begin(), text.end(), [](char c) { return uint8_t(c) < 0x80; });
   bool as_it_is = t.normalizer.empty() || (ascii && t.normalizer.keeps_ascii());
   if (!t.pre_tokenizer.known() || !as_it_is || !t.in_normalized.empty() || !(ascii || is_utf8(text))) {
-    t.for_sections(replace_invalid(text), [&](int32_t id, size_t, size_t) { ids.push_back(id); },
-                   [&](const AlignedText& piece) { append_piece(piece.text, ids); });
+    t.for_sections(
+        replace_invalid(text), [&](int32_t id, size_t, size_t) { ids.push_back(id); },
+        [&](const AlignedText& piece) { append_piece(piece.text, ids); });
     return;
   }
   size_t at = 0;

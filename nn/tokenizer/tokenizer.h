@@ -30,9 +30,10 @@ struct DocumentTokens {
 
 struct TokenizerParts;
 
-// An immutable tokenizer, shared by copies. Its results are those of the tokenizers package: BPE of bytes (GPT-2, Llama 3,
-// Qwen 2) or of characters with byte fallback (files made from SentencePiece models, as TinyLlama's). Sections that are
-// not supported are errors, for they would change ids. Text that is no UTF-8 is read as Python's errors="replace" does.
+// An immutable tokenizer, shared by copies. Its results are those of the tokenizers package: BPE of bytes (GPT-2, Llama
+// 3, Qwen 2) or of characters with byte fallback (files made from SentencePiece models, as TinyLlama's). Sections that
+// are not supported are errors, for they would change ids. Text that is no UTF-8 is read as Python's errors="replace"
+// does.
 class Tokenizer {
  public:
   // Errors: a file that cannot be read; what is no tokenizer.json; a section, type or field that is not supported.
@@ -41,8 +42,8 @@ class Tokenizer {
   // Bytes, then [BOT], [EOT] and [PAD]: 259 tokens.
   static Tokenizer bytes();
 
-  // With what the file's post-processor, truncation and padding sections say; `special`: whether the post-processor adds
-  // its tokens.
+  // With what the file's post-processor, truncation and padding sections say; `special`: whether the post-processor
+  // adds its tokens.
   Encoding encode(std::string_view text, bool special = true) const;
   // The text alone: no tokens are added, nothing is cut or padded.
   std::vector<int32_t> ids(std::string_view text) const;

@@ -21,7 +21,8 @@ Json pre_tokenizer_of(KnownPattern pattern) {
   bool gpt2 = pattern == KnownPattern::gpt2;
   Json bytes{{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", gpt2}};
   if (gpt2) return bytes;
-  Json split{{"type", "Split"}, {"pattern", {{"Regex", regex_of(pattern)}}}, {"behavior", "Isolated"}, {"invert", false}};
+  Json split{
+      {"type", "Split"}, {"pattern", {{"Regex", regex_of(pattern)}}}, {"behavior", "Isolated"}, {"invert", false}};
   return {{"type", "Sequence"}, {"pretokenizers", {split, bytes}}};
 }
 
@@ -114,9 +115,11 @@ class Pairs {
 TokenizerTrainer::TokenizerTrainer(TrainOptions options) : options_(std::move(options)) {
   std::set<std::string> seen;
   for (const std::string& s : options_.special)
-    check(!s.empty() && seen.insert(s).second && is_utf8(s), "[tokenizer_train] special token \"{}\" is empty, stands twice or is no UTF-8", s);
+    check(!s.empty() && seen.insert(s).second && is_utf8(s),
+          "[tokenizer_train] special token \"{}\" is empty, stands twice or is no UTF-8", s);
   int64_t least = 256 + int64_t(options_.special.size());
-  check(options_.vocab_size >= least, "[tokenizer_train] a vocabulary of {} tokens is less than the {} of bytes and special tokens",
+  check(options_.vocab_size >= least,
+        "[tokenizer_train] a vocabulary of {} tokens is less than the {} of bytes and special tokens",
         options_.vocab_size, least);
 }
 
@@ -133,9 +136,12 @@ void TokenizerTrainer::add(std::string_view text) {
     ++found->second;
   };
   switch (options_.pattern) {
-    case KnownPattern::gpt2: return for_pieces<KnownPattern::gpt2>(classes_, text, count);
-    case KnownPattern::llama3: return for_pieces<KnownPattern::llama3>(classes_, text, count);
-    case KnownPattern::qwen: return for_pieces<KnownPattern::qwen>(classes_, text, count);
+    case KnownPattern::gpt2:
+      return for_pieces<KnownPattern::gpt2>(classes_, text, count);
+    case KnownPattern::llama3:
+      return for_pieces<KnownPattern::llama3>(classes_, text, count);
+    case KnownPattern::qwen:
+      return for_pieces<KnownPattern::qwen>(classes_, text, count);
   }
 }
 
@@ -149,8 +155,8 @@ Json TokenizerTrainer::finish() const {
     return known->second;
   };
   for (const std::string& s : options_.special) {
-    Json token{{"id", add(s)},          {"content", s},      {"single_word", false}, {"lstrip", false},
-               {"rstrip", false},       {"normalized", false}, {"special", true}};
+    Json token{{"id", add(s)},    {"content", s},        {"single_word", false}, {"lstrip", false},
+               {"rstrip", false}, {"normalized", false}, {"special", true}};
     added.push_back(token);
   }
   std::vector<std::string> alphabet;
@@ -172,12 +178,25 @@ Json TokenizerTrainer::finish() const {
   }
   for (size_t i = 0; i < tokens.size(); ++i) vocabulary[tokens[i]] = i;
   Json level{{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", true}};
-  Json model{{"type", "BPE"}, {"dropout", nullptr}, {"unk_token", nullptr}, {"continuing_subword_prefix", nullptr},
-             {"end_of_word_suffix", nullptr}, {"fuse_unk", false}, {"byte_fallback", false}, {"ignore_merges", false},
-             {"vocab", vocabulary}, {"merges", merges}};
-  return {{"version", "1.0"}, {"truncation", nullptr}, {"padding", nullptr}, {"added_tokens", added},
-          {"normalizer", normalizer_of(options_.pattern)}, {"pre_tokenizer", pre_tokenizer_of(options_.pattern)},
-          {"post_processor", level}, {"decoder", level}, {"model", model}};
+  Json model{{"type", "BPE"},
+             {"dropout", nullptr},
+             {"unk_token", nullptr},
+             {"continuing_subword_prefix", nullptr},
+             {"end_of_word_suffix", nullptr},
+             {"fuse_unk", false},
+             {"byte_fallback", false},
+             {"ignore_merges", false},
+             {"vocab", vocabulary},
+             {"merges", merges}};
+  return {{"version", "1.0"},
+          {"truncation", nullptr},
+          {"padding", nullptr},
+          {"added_tokens", added},
+          {"normalizer", normalizer_of(options_.pattern)},
+          {"pre_tokenizer", pre_tokenizer_of(options_.pattern)},
+          {"post_processor", level},
+          {"decoder", level},
+          {"model", model}};
 }
 
 }  // namespace dtensor::nn

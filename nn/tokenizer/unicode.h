@@ -33,7 +33,7 @@ struct AlignedText {
   size_t first = 0;
 
   Range origin(size_t byte) const { return from.empty() ? Range{first + byte, first + byte + 1} : from[byte]; }
-  void append(std::string_view bytes, Range origin);             // all from one place
+  void append(std::string_view bytes, Range origin);              // all from one place
   void append(const AlignedText& other, size_t at, size_t size);  // a part of another, with its origins
   AlignedText part(size_t at, size_t size) const;
 };

@@ -1,6 +1,7 @@
 // Training of causal language models on packed text, and of whole models as llama_pretrain does it.
 #pragma once
 
+#include "nn/data/dataset.h"
 #include "nn/data/packed_text.h"
 #include "nn/models/llama.h"
 #include "nn/parallel/plan.h"
@@ -11,10 +12,10 @@ namespace dtensor::nn {
 
 // The cross entropy of each next token, of batches {inputs, targets} (PackedText::Batch). A target that is `ignored`
 // does not count. `model` gives logits of ids and outlives the loss.
-Loss causal_lm_loss(Callable<DistributedTensor(const DistributedTensor&)>& model, int64_t ignored = ByteTokenizer::pad);
+Loss causal_lm_loss(Callable<DistributedTensor(const DistributedTensor&)>& model, int64_t ignored = ignored_target);
 // The same of a model of nn/models, whose criterion computes it where a plan says so (LinearLossParallel). A batch may
 // say more of its tokens: {inputs, targets, positions, documents} (SequenceInputs).
-Loss causal_lm_loss(CausalLM& model, int64_t ignored = ByteTokenizer::pad);
+Loss causal_lm_loss(CausalLM& model, int64_t ignored = ignored_target);
 
 struct LlamaTrainingOptions {
   uint64_t seed = 42;  // of the initial parameters, and of what is random in a step

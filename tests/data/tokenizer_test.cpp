@@ -12,7 +12,8 @@ using namespace dtensor::nn;
 namespace {
 
 // The package counts characters: of a part of a character, all of it.
-std::vector<std::array<size_t, 2>> in_characters(const std::string& text, const std::vector<Encoding::Offsets>& offsets) {
+std::vector<std::array<size_t, 2>> in_characters(const std::string& text,
+                                                 const std::vector<Encoding::Offsets>& offsets) {
   std::vector<size_t> character(text.size() + 1);  // of each byte
   size_t n = 0;
   for (size_t i = 0; i < text.size(); ++i) {
@@ -112,7 +113,8 @@ TEST_CASE("merges of a trained tokenizer are those of the tokenizers package's t
   Json reference = reference_json("reference.json");
   for (const auto& [name, merges] : reference["trained"].items()) {
     INFO(name);
-    TokenizerTrainer trainer({.vocab_size = 600, .pattern = pattern_by_name(name), .special = {"[BOT]", "[EOT]", "[PAD]"}});
+    TokenizerTrainer trainer(
+        {.vocab_size = 600, .pattern = pattern_by_name(name), .special = {"[BOT]", "[EOT]", "[PAD]"}});
     trainer.add(reference["text_to_train"].get<std::string>());
     Json file = trainer.finish();
     CHECK(file["model"]["merges"] == merges);

@@ -15,7 +15,7 @@ PackedText::Batch made_up(const DeviceMesh& m, int64_t rows, int64_t seq, int64_
   for (int64_t i = 0; i < rows * seq; ++i) {
     int64_t r = (i * 7919 + 3) % 1009;
     inputs.push_back(r % vocabulary);
-    targets.push_back(r % (2 + i / seq) == 0 ? ByteTokenizer::pad : (r * 31 + i) % vocabulary);
+    targets.push_back(r % (2 + i / seq) == 0 ? ignored_target : (r * 31 + i) % vocabulary);
   }
   Layout layout = batch_layout(m.shape());
   return {DistributedTensor::distribute(Tensor::of<int64_t>({rows, seq}, inputs), m, layout),

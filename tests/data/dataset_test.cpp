@@ -1,0 +1,251 @@
+#include "nn/data/dataset.h"
+
+#include "dtensor/launch.h"
+#include "nn/data/documents.h"
+#include "nn/data/loader.h"
+#include "nn/data/permutation.h"
+#include "tests/data/helpers.h"
+
+using namespace dtensor;
+using namespace dtensor::testing;
+using namespace dtensor::nn;
+
+namespace {
+
+struct Row {
+  std::vector<int64_t> inputs, targets, positions, documents;
+  bool operator==(const Row&) const = default;
+};
+Row row(const Dataset& d, int64_t n) {
+  Row r;
+  for (auto* v : {&r.inputs, &r.targets, &r.positions, &r.documents}) v->resize(size_t(d.seq_len()));
+  d.read(n, {r.inputs, r.targets, r.positions, r.documents});
+  return r;
+}
+
+std::vector<int64_t> all_tokens(const TokenSource& s) {
+  std::vector<int64_t> tokens(size_t(s.tokens()));
+  if (!tokens.empty()) s.read(0, tokens);
+  return tokens;
+}
+
+// Bytes as they are in memory.
+template <class... T>
+std::string raw(T... values) {
+  std::string bytes;
+  (bytes.append(reinterpret_cast<const char*>(&values), sizeof values), ...);
+  return bytes;
+}
+
+Dataset dataset(const TokenSource& source, DatasetOptions options) { return Dataset({{source}}, options); }
+
+}  // namespace
+
+TEST_CASE("a permutation of global indices is one, for every size, and another for each seed and epoch") {
+  for (int64_t size : {1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 100, 1000, 4097}) {
+    std::vector<bool> seen(size_t(size), false);
+    Permutation p(size, 42, 0);
+    for (int64_t i = 0; i < size; ++i) {
+      int64_t at = p(i);
+      REQUIRE((at >= 0 && at < size));
+      CHECK(!seen[size_t(at)]);
+      seen[size_t(at)] = true;
+    }
+  }
+  int same = 0;
+  for (int64_t i = 0; i < 1000; ++i)
+    same += (Permutation(1000, 42, 0)(i) == Permutation(1000, 42, 1)(i)) +
+            (Permutation(1000, 42, 0)(i) == Permutation(1000, 43, 0)(i));
+  CHECK(same < 12);  // two are expected
+}
+
+TEST_CASE("pack keeps positions and document numbers") {
+  Folder folder;
+  TokenSource source({folder.write("a.txt", "abc"), folder.write("b.txt", ""), folder.write("c.txt", "de")});
+  // BOT a b c EOT BOT EOT BOT d e EOT
+  CHECK(all_tokens(source) == std::vector<int64_t>{256, 97, 98, 99, 257, 256, 257, 256, 100, 101, 257});
+  CHECK(source.documents() == 3);
+  Dataset d = dataset(source, {.seq_len = 5});
+  CHECK(d.samples() == 2);
+  CHECK(row(d, 0) == Row{{256, 97, 98, 99, 257}, {97, 98, 99, 257, 256}, {0, 1, 2, 3, 4}, {0, 0, 0, 0, 0}});
+  CHECK(row(d, 1) == Row{{256, 257, 256, 100, 101}, {257, 256, 100, 101, 257}, {0, 1, 0, 1, 2}, {0, 0, 1, 1, 1}});
+  CHECK(row(d, 3) == row(d, 1));  // the next epoch
+  CHECK(row(dataset(source, {.seq_len = 3}), 1) == Row{{99, 257, 256}, {257, 256, 257}, {3, 4, 0}, {0, 0, 1}});
+}
+
+TEST_CASE("pad gives each document a sequence, clipped or filled up, and padding is no target") {
+  Folder folder;
+  TokenSource source({folder.write("a.txt", "abcdef"), folder.write("b.txt", ""), folder.write("c.txt", "de")});
+  Dataset d = dataset(source, {.mode = DataMode::pad, .seq_len = 4, .pad = 258});
+  int64_t no = ignored_target;
+  CHECK(d.samples() == 3);
+  CHECK(row(d, 0) == Row{{256, 97, 98, 99}, {97, 98, 99, 100}, {0, 1, 2, 3}, {0, 0, 0, 0}});
+  CHECK(row(d, 1) == Row{{256, 257, 258, 258}, {257, no, no, no}, {0, 1, 2, 3}, {0, 0, -1, -1}});
+  CHECK(row(d, 2) == Row{{256, 100, 101, 257}, {100, 101, 257, no}, {0, 1, 2, 3}, {0, 0, 0, 0}});
+}
+
+TEST_CASE("a padding token that is the end of text does not silence the end of text") {
+  Folder folder;
+  TokenSource source({folder.write("a.txt", "ab")});
+  Dataset d = dataset(source, {.mode = DataMode::pad, .seq_len = 6, .pad = 257});
+  CHECK(row(d, 0).targets == std::vector<int64_t>{97, 98, 257, ignored_target, ignored_target, ignored_target});
+}
+
+TEST_CASE("every epoch has each sequence once, in an order of its own") {
+  Folder folder;
+  std::string text;
+  for (int i = 0; i < 400; ++i) text += char('a' + i * i % 26);
+  Dataset d = dataset(TokenSource({folder.write("a.txt", text)}), {.seq_len = 4, .shuffle = true});
+  std::vector<std::vector<int64_t>> epochs[2], plain;
+  for (int64_t n = 0; n < d.samples(); ++n) {
+    for (int64_t e : {0, 1}) epochs[e].push_back(row(d, e * d.samples() + n).inputs);
+    plain.push_back(row(dataset(TokenSource({folder.write("a.txt", text)}), {.seq_len = 4}), n).inputs);
+  }
+  CHECK(epochs[0] != epochs[1]);
+  CHECK(epochs[0] != plain);
+  for (auto* list : {&epochs[0], &epochs[1], &plain}) std::sort(list->begin(), list->end());
+  CHECK(epochs[0] == plain);
+  CHECK(epochs[1] == plain);
+}
+
+TEST_CASE("a mixture has each part's share of every 4096 samples") {
+  Folder folder;
+  TokenSource a({folder.write("a.txt", std::string(100, 'a'))}), b({folder.write("b.txt", std::string(5000, 'b'))});
+  Dataset d({{a, 3}, {b, 1}}, {.seq_len = 10, .shuffle = true});
+  int64_t from_b = 0;
+  for (int64_t n = 0; n < 4096; ++n) {
+    auto inputs = row(d, n).inputs;
+    from_b += std::count(inputs.begin(), inputs.end(), 'b') > 0;
+    if (n == 7) CHECK(from_b == 2);
+  }
+  CHECK(from_b == 1024);
+  CHECK(error_of([&] { Dataset({{a, 1}, {b, 0}}, {.seq_len = 10}); }) == "[data] weight 0 of part 1 is not positive");
+  CHECK_THAT(error_of([&] {
+               Dataset({{a, 1}, {b, 1e-6}}, {.seq_len = 10});
+             }),
+             Contains("is less than 1/4096 of the sum"));
+}
+
+TEST_CASE("the order of samples is one for every mesh, and a position goes on on another") {
+  Folder folder;
+  std::string text;
+  for (int i = 0; i < 3000; ++i) text += char(i * 7 % 251);
+  Dataset d = dataset(TokenSource({folder.write("a.txt", text)}), {.seq_len = 12, .shuffle = true});
+  // Batches first .. first + count of 8 rows, as all ranks together have them.
+  auto batches = [&](const std::string& mesh, const std::string& layout, int64_t samples, int count) {
+    MeshShape shape = MeshShape::parse(mesh);
+    std::vector<std::vector<double>> all(size_t(shape.world()));
+    std::vector<int64_t> ends(size_t(shape.world()));
+    launch(shape.world(), [&](Rank& rank) {
+      DeviceMesh m(rank, shape);
+      BatchLoader loader(d, m, parse_layout(layout, shape, 2), 8, samples);
+      for (int i = 0; i < count; ++i) {
+        TokenBatch b = loader.next();
+        for (const auto& t : {b.inputs, b.targets, b.positions, b.documents}) {
+          Tensor full = t.full_tensor();
+          for (int64_t k = 0; k < full.numel(); ++k)
+            all[size_t(rank.rank())].push_back(double(full.data<int64_t>()[k]));
+        }
+      }
+      ends[size_t(rank.rank())] = loader.samples();
+    });
+    for (const auto& rank : all) CHECK(rank == all[0]);
+    for (int64_t e : ends) CHECK(e == samples + 8 * count);
+    return all[0];
+  };
+  auto one = batches("dp=1", "", 0, 6);
+  struct Case {
+    const char *mesh, *layout;
+  };
+  for (Case c : {Case{"dp=2", "dp=Shard(0)"},
+                 {"dp=4", "dp=Shard(0)"},
+                 {"dp=8", "dp=Shard(0)"},
+                 {"dp=2,tp=2", "dp=Shard(0)"},
+                 {"dp=2,cp=2", "dp=Shard(0) cp=Shard(1)"}}) {
+    INFO(c.mesh);
+    CHECK(batches(c.mesh, c.layout, 0, 6) == one);
+    // Saved after two batches on one mesh, taken up on another: none repeated, none skipped.
+    auto begin = batches("dp=1", "", 0, 2),
+         rest = batches(c.mesh, c.layout, d.resume(Json::parse(d.state(16).dump())), 4);
+    begin.insert(begin.end(), rest.begin(), rest.end());
+    CHECK(begin == one);
+  }
+}
+
+TEST_CASE("a position of other data is an error") {
+  Folder folder;
+  TokenSource source({folder.write("a.txt", std::string(100, 'a'))});
+  Json state = dataset(source, {.seq_len = 5}).state(40);
+  CHECK(dataset(source, {.seq_len = 5}).resume(state) == 40);
+  CHECK(error_of([&] { dataset(source, {.seq_len = 6}).resume(state); }) ==
+        "[data] the position is of other data: \"seq_len\" was 5, and is 6 here");
+  CHECK(error_of([&] {
+          dataset(source, {.seq_len = 5}).resume({{"steps", 3}});
+        }) == "[data] a position has no \"samples\"");
+}
+
+TEST_CASE("tokens that were prepared are those of the text") {
+  Folder folder;
+  Tokenizer t = Tokenizer::load(reference_file("gpt2.json"));
+  std::string a = folder.write("a.txt", "Hello world"),
+              b = folder.write("b.jsonl", "{\"text\": \"one\"}\n\n{\"text\": \"two\", \"x\": 1}\n");
+  ShardWriter writer((folder.path / "s.bin").string(), t.vocab_size());
+  tokenize_documents({a, b}, t, 2, [&](auto document) { writer.add(document); });
+  writer.finish();
+  std::vector<int64_t> expected;
+  for (const char* text : {"Hello world", "one", "two"}) {  // GPT-2's end of text ends a document, nothing begins it
+    for (int32_t id : t.ids(text)) expected.push_back(id);
+    expected.push_back(*t.id_of("<|endoftext|>"));
+  }
+  for (const TokenSource& s : {TokenSource({folder.path.string()}), TokenSource({a, b}, t)}) {
+    CHECK(all_tokens(s) == expected);
+    CHECK(s.documents() == 3);
+    CHECK(s.document_begin(3) == s.tokens());
+  }
+}
+
+TEST_CASE("a document begins and ends once, also where the tokenizer itself adds a token") {
+  Folder folder;
+  Tokenizer t = Tokenizer::load(reference_file("llama3.json"));
+  TokenSource s({folder.write("a.txt", "some text")}, t);
+  std::vector<int64_t> expected{*t.id_of("<|begin_of_text|>")};
+  for (int32_t id : t.ids("some text")) expected.push_back(id);
+  expected.push_back(*t.id_of("<|end_of_text|>"));
+  CHECK(all_tokens(s) == expected);
+}
+
+TEST_CASE("shards of llm.c, Megatron and nanotron") {
+  Folder folder;
+  auto u16 = [](uint16_t v) { return v; };
+  std::string tokens = raw(u16(50256), u16(1), u16(2), u16(50256), u16(3));
+  std::string header(1024, '\0');
+  header.replace(0, 12, raw(int32_t(20240520), int32_t(1), int32_t(5)));
+  TokenSource llm({folder.write("llm.bin", header + tokens)});
+  CHECK(all_tokens(llm) == std::vector<int64_t>{50256, 1, 2, 50256, 3});
+  CHECK(llm.documents() == 2);
+  CHECK(llm.document_begin(1) == 3);
+
+  std::string idx =
+      std::string("MMIDIDX\0\0", 9) + raw(uint64_t(1), uint8_t(8), uint64_t(2), uint64_t(3), int32_t(3), int32_t(2),
+                                          int64_t(0), int64_t(6), int64_t(0), int64_t(1), int64_t(2));
+  folder.write("meg.idx", idx);
+  TokenSource megatron({folder.write("meg.bin", tokens)});
+  CHECK(all_tokens(megatron) == all_tokens(llm));
+  CHECK(megatron.document_of(2) == 0);
+  CHECK(megatron.document_of(3) == 1);
+
+  folder.write("n.ds.index", raw(uint64_t(2), uint64_t(5)));
+  TokenSource nanotron({folder.write("n.ds", tokens)});
+  CHECK(all_tokens(nanotron) == all_tokens(llm));
+  CHECK(nanotron.document_begin(1) == 2);
+}
+
+TEST_CASE("compressed text is text") {
+  Folder folder;
+  std::string text = "{\"text\": \"one\"}\n{\"text\": \"two\"}";
+  auto file = folder.write("a.jsonl", text);
+  REQUIRE(std::system(("gzip -k " + file).c_str()) == 0);
+  std::vector<std::string> found;
+  for_documents(file + ".gz", [&](std::string_view t) { found.emplace_back(t); });
+  CHECK(found == std::vector<std::string>{"one", "two"});
+}
