@@ -47,6 +47,10 @@ struct Place {
 };
 
 template <class T>
+__device__ bool by_position(const Call<T>& c) {
+  return c.scores.query_positions || c.scores.key_positions;
+}
+template <class T>
 __device__ int64_t query_position(const Call<T>& c, const Place& at, int64_t i) {
   const AttentionScores& s = c.scores;
   return s.query_positions ? s.query_positions[at.batch * s.query_position_stride + i] : i + c.shape.diagonal;
@@ -159,7 +163,7 @@ struct Dropout {
 template <class T>
 __device__ int64_t seen_keys(const Call<T>& c, const Place& at, int64_t end) {
   const AttentionShape& s = c.shape;
-  if (!s.causal || c.scores.by_position()) return at.keys;
+  if (!s.causal || by_position(c)) return at.keys;
   if (end > s.queries) end = s.queries;
   return end + s.diagonal < at.keys ? end + s.diagonal : at.keys;
 }
@@ -168,7 +172,7 @@ __device__ int64_t seen_keys(const Call<T>& c, const Place& at, int64_t end) {
 template <class T>
 __device__ int64_t first_seen_key(const Call<T>& c, int64_t begin, int tile) {
   const AttentionShape& s = c.shape;
-  if (!s.causal || !s.window || c.scores.by_position()) return 0;
+  if (!s.causal || !s.window || by_position(c)) return 0;
   const int64_t first = begin + s.diagonal - s.window + 1;
   return first > 0 ? first / tile * tile : 0;
 }
@@ -357,7 +361,7 @@ __global__ void keys_kernel(Call<T> c) {
   clear_tile<tile>(dk, d);
   clear_tile<tile>(dv, d);
 
-  const bool by_index = s.causal && !c.scores.by_position();
+  const bool by_index = s.causal && !by_position(c);
   const int64_t begin = by_index && at.first > s.diagonal ? (at.first - s.diagonal) / tile * tile : 0;
   int64_t end = s.queries;
   if (by_index && s.window && at.first + tile - 1 + s.window - s.diagonal < end)
