@@ -3,9 +3,9 @@
 //
 // Run build/bin/06_gpt; it prints
 //
-//     tp=1  loss 4.6184
-//     tp=2  loss 4.6184  largest difference from rank 0: 0 0
-//     tp=4  loss 4.6184  largest difference from rank 0: 0 0 0 0
+//     tp=1  loss 4.5267
+//     tp=2  loss 4.5267  largest difference from rank 0: 0 0
+//     tp=4  loss 4.5267  largest difference from rank 0: 0 0 0 0
 #include <fmt/format.h>
 
 #include <cmath>

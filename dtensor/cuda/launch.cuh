@@ -120,13 +120,26 @@ struct alignas(sizeof(T) * n) Pack {
   T at[n];
   static constexpr int size = n;
 };
-template <class T>
-__device__ inline Pack<T> load_pack(const T* from) {
-  return *reinterpret_cast<const Pack<T>*>(from);
+template <class T, int n = 16 / sizeof(T)>
+__device__ inline Pack<T, n> load_pack(const T* from) {
+  return *reinterpret_cast<const Pack<T, n>*>(from);
 }
-template <class T>
-__device__ inline void store_pack(T* to, const Pack<T>& p) {
-  *reinterpret_cast<Pack<T>*>(to) = p;
+// One instruction: nvcc takes an assignment apart where the elements were computed one by one, down to stores of 2
+// bytes, of which a sector of 32 then takes 16.
+template <class T, int n>
+__device__ inline void store_pack(T* to, const Pack<T, n>& p) {
+#ifdef __CUDA_ARCH__
+  if constexpr (sizeof(p) == 16) {
+    uint4 bytes;
+    memcpy(&bytes, &p, 16);
+    return __stwb(reinterpret_cast<uint4*>(to), bytes);
+  } else if constexpr (sizeof(p) == 8) {
+    uint2 bytes;
+    memcpy(&bytes, &p, 8);
+    return __stwb(reinterpret_cast<uint2*>(to), bytes);
+  }
+#endif
+  *reinterpret_cast<Pack<T, n>*>(to) = p;
 }
 template <class T>
 inline bool is_aligned(const T* p) {

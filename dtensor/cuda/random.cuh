@@ -56,7 +56,7 @@ __global__ void words_kernel(Key from, __grid_constant__ const Runs runs, const 
       Pack<T, 4> pack{};
       if (x) pack = *reinterpret_cast<const Pack<T, 4>*>(x + at);
       for (int k = 0; k < 4; ++k) pack.at[k] = value(k, pack.at[k]);
-      *reinterpret_cast<Pack<T, 4>*>(out + at) = pack;
+      store_pack(out + at, pack);
     } else {
       for (int k = 0; k < 4; ++k)
         if (begin + k >= 0 && begin + k < size) out[at + k] = value(k, x ? x[at + k] : T{});

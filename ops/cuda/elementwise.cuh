@@ -47,7 +47,7 @@ __device__ void write(const Elementwise& e, int64_t first, const F& f, const X&.
     else
       y[0].at[v] = rounded<Out>(result.first), y[1].at[v] = rounded<Out>(result.second);
   }
-  for (int o = 0; o < outputs; ++o) *reinterpret_cast<Pack<Out, V>*>(static_cast<Out*>(e.out[o]) + first) = y[o];
+  for (int o = 0; o < outputs; ++o) store_pack(static_cast<Out*>(e.out[o]) + first, y[o]);
 }
 
 // Where element `first` of the output reads each operand.

@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(threads)
     if (!copy) continue;
     Pack<bf16, 4> values;
     for (int k = 0; k < 4; ++k) values.at[k] = rounded<bf16>(p.at[k]);
-    *reinterpret_cast<Pack<bf16, 4>*>(copy + at) = values;
+    store_pack(copy + at, values);
   }
   if (int64_t at = whole + threadIdx.x; at >= begin && at < end) {  // the last up to three
     update(c, s, grad_scale, t.value[at], t.gradient[at], t.exp_avg[at], t.exp_avg_sq[at]);

@@ -57,6 +57,7 @@ __global__ void __launch_bounds__(row_threads, 1) rotary_kernel(__grid_constant_
           write<T, n>(y + head * d + i, p), write<T, n>(y + head * d + half + i, q);
         }
         const int rest = d - 2 * half;
+#pragma unroll 1
         for (int item = int(threadIdx.x); item < int(tensor.heads) * rest; item += row_threads) {
           const int head = item / rest, i = 2 * half + item - head * rest;
           y[head * d + i] = x[head * tensor.head_stride + i];

@@ -18,7 +18,7 @@ __device__ inline Pack<T, n> read(const T* from) {
 }
 template <class T, int n>
 __device__ inline void write(T* to, const Pack<T, n>& p) {
-  *reinterpret_cast<Pack<T, n>*>(to) = p;
+  store_pack(to, p);
 }
 
 // f(row) for the rows of this team.
