@@ -20,7 +20,7 @@
 
 using namespace dtensor;
 
-constexpr int64_t vocabulary = 32, rows = 16, length = 24, cls = 0, mask = 1;
+constexpr int64_t vocabulary = 32, rows = 16, length = 16, cls = 0, mask = 1;
 
 // Sentences that count from somewhere; the same for all ranks of tp, and each rank of dp has its rows.
 DistributedTensor sentences(const DeviceMesh& mesh, int64_t step) {
@@ -32,7 +32,7 @@ DistributedTensor sentences(const DeviceMesh& mesh, int64_t step) {
 
 nn::BertConfig config_for(const DeviceMesh& mesh) {
   nn::BertConfig c;
-  c.vocab_size = vocabulary, c.hidden_size = 64, c.intermediate_size = 128, c.num_hidden_layers = 2;
+  c.vocab_size = vocabulary, c.hidden_size = 32, c.intermediate_size = 64, c.num_hidden_layers = 1;
   c.num_attention_heads = 4, c.max_position_embeddings = length, c.pad_token_id = -1;
   c.use_tensor_parallel = mesh.shape().find("tp") >= 0;
   return c;
@@ -47,7 +47,7 @@ void train(Rank& rank, const std::string& axes, const std::string& folder, bool 
     return ops::cross_entropy(model(b[0]), b[1], {.ignore_index = -100, .reduction = ops::Reduction::none});
   };
   auto count = [](const nn::Batch& b) { return ops::sum(ops::cast(ops::ne(b[1], -100), DType::f32)); };
-  nn::Trainer trainer(model, nn::Loss(terms, count), optimizer, {.lr = 3e-3, .clip = 1.0});
+  nn::Trainer trainer(model, nn::Loss(terms, count), optimizer, {.lr = 2e-2, .clip = 1.0});
 
   int64_t epoch = 0;
   double loss = 0;
@@ -58,7 +58,7 @@ void train(Rank& rank, const std::string& axes, const std::string& folder, bool 
   }
   std::string text = resume ? fmt::format(" epoch {}, loss {:.4f}; then", epoch, loss) : " loss";
   for (int64_t end = resume ? epoch + 1 : 3; epoch < end; ++epoch, text += fmt::format(" {:.4f}", loss))
-    for (int64_t step = 10 * epoch; step < 10 * (epoch + 1); ++step) {
+    for (int64_t step = 30 * epoch; step < 30 * (epoch + 1); ++step) {
       auto [inputs, labels] = nn::mask_tokens(sentences(mesh, step), step,
                                               {.mask_token = mask, .vocab_size = vocabulary, .special_tokens = {cls}});
       loss = trainer.step({inputs, labels}).loss;

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "dtensor/distributed_tensor.h"
-#include "nn/checkpoint/file.h"
+#include "nn/file.h"
 
 namespace dtensor::nn {
 

@@ -11,8 +11,8 @@
 #include <thread>
 
 #include "nn/data/documents.h"
-#include "nn/data/mapped_file.h"
 #include "nn/data/packed_text.h"
+#include "nn/file.h"
 #include "placement/error.h"
 
 namespace dtensor::nn {
@@ -122,7 +122,7 @@ void read_llm_c(Shard& s, bool llama3) {
 // (int64, in bytes); each sequence is a document here.
 template <class Shard>
 void read_megatron(Shard& s, const std::string& index) {
-  s.index_map = std::make_unique<MappedFile>(index);
+  s.index_map = std::make_unique<MappedFile>(index, "data");
   const MappedFile& idx = *s.index_map;
   constexpr size_t header = 9 + 8 + 1 + 8 + 8;
   check(idx.size() >= header && std::memcmp(idx.data(), "MMIDIDX\0\0", 9) == 0, "[data] {} is no index of Megatron",
@@ -153,7 +153,7 @@ void read_megatron(Shard& s, const std::string& index) {
 template <class Shard>
 void read_nanotron(Shard& s) {
   std::string index = s.file + ".index";
-  s.index_map = std::make_unique<MappedFile>(index);
+  s.index_map = std::make_unique<MappedFile>(index, "data");
   const MappedFile& idx = *s.index_map;
   check(idx.size() % 8 == 0 && idx.size() > 0, "[data] {} has {} bytes: it should have 8 for each document", index,
         idx.size());
@@ -204,7 +204,7 @@ void TokenSource::add(const std::string& file, const std::optional<Tokenizer>& t
   s->file = file;
   std::string ending = fs::path(file).extension();
   if (ending == ".bin") {
-    s->map = std::make_unique<MappedFile>(file);
+    s->map = std::make_unique<MappedFile>(file, "data");
     bool eight = s->map->size() >= 8;
     auto first = eight ? value_at<int32_t>(*s->map, 0) : 0, version = eight ? value_at<int32_t>(*s->map, 4) : 0;
     std::string index = fs::path(file).replace_extension(".idx").string();
@@ -217,11 +217,11 @@ void TokenSource::add(const std::string& file, const std::optional<Tokenizer>& t
     else
       fail("[data] {} is no shard of data_prepare or llm.c, and has no .idx of Megatron beside it", file);
   } else if (ending == ".ds") {
-    s->map = std::make_unique<MappedFile>(file);
+    s->map = std::make_unique<MappedFile>(file, "data");
     read_nanotron(*s);
   } else if (!tokenizer && is_plain_text(file)) {
     check(!fs::is_directory(file), "[data] cannot read {}: it is a folder", file);
-    s->map = std::make_unique<MappedFile>(file);
+    s->map = std::make_unique<MappedFile>(file, "data");
     s->data = s->map->data();
     s->tokens = int64_t(s->map->size()) + 2, s->documents = 1, s->found_ends = {s->tokens};
   } else {
@@ -230,7 +230,7 @@ void TokenSource::add(const std::string& file, const std::optional<Tokenizer>& t
     ShardWriter writer(temporary.path, t.vocab_size());
     tokenize_documents({file}, t, 0, [&](std::span<const int32_t> document) { writer.add(document); });
     writer.finish();
-    s->map = std::make_unique<MappedFile>(temporary.path);
+    s->map = std::make_unique<MappedFile>(temporary.path, "data");
     read_own(*s);
   }
   s->check_ends();

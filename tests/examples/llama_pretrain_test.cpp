@@ -42,7 +42,7 @@ TEST_CASE("bad input ends llama_pretrain with exit code 2 and an error that name
       {{"--mesh", "tp=8", "--plan", plans + "tp.json", "--steps", "1"},
        R"([model.layers.0.self_attn] 4 heads do not divide over 8 ranks (tp): use fewer ranks on that axis, or let the projection's plan line have "output_layouts": "Replicate")"},
       {{"--data", small.folder / "nothing.txt", "--steps", "1"},
-       "[data] cannot read " + small.folder / "nothing.txt" + ": no such file, or no permission"},
+       "[data] cannot read " + small.folder / "nothing.txt" + ": No such file or directory"},
       {{"--mesh", "dp=3", "--steps", "1"},
        "[llama_pretrain] --batch-size 8 does not divide over the 3 data ranks of mesh dp=3"},
       {{"--mesh", "dp", "--steps", "1"}, R"([mesh] "dp" is no mesh: write axes and sizes as in dp=2,tp=4)"},

@@ -91,6 +91,7 @@ Pass forward_backward(const Json& m, const std::string& mesh, const std::string&
   Pass pass;
   MeshShape shape = MeshShape::parse(mesh);
   launch(shape.world(), [&](Rank& rank) {
+    rank.strict = true;  // law 7
     auto model = make(DeviceMesh(rank, shape));
     if (!plan.empty())
       nn::ParallelPlan::load(std::string(DTENSOR_SOURCE_DIR) + "/examples/plans/" + plan).apply(*model);

@@ -1,4 +1,4 @@
-#include "nn/checkpoint/file.h"
+#include "nn/file.h"
 
 #include <fcntl.h>
 #include <sys/mman.h>
