@@ -189,6 +189,9 @@ TEST_CASE("errors of writing safetensors") {
   CHECK(std::filesystem::is_empty(folder.path));  // nothing half is left
   CHECK_THAT(error_of([&] { save_safetensors(folder.path / "no" / "x", {}, value); }),
              Contains("[save_safetensors] cannot write ") && Contains("No such file or directory"));
+  CHECK_THAT(error_of([&] { sync_folder(folder.path / "no", "who"); }), StartsWith("[who] cannot sync the folder "));
+  CHECK_THAT(error_of([&] { publish(folder.path / "no", folder.path / "yes", "who"); }),
+             StartsWith("[who] cannot rename ") && Contains("No such file or directory"));
   CHECK_THAT(error_of([&] {
                std::filesystem::create_symlink("/dev/full", folder.path / "full");
                NewFile full(folder.path / "full", "save_safetensors");

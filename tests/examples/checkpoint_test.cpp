@@ -185,10 +185,10 @@ TEST_CASE("what cannot go on is an error") {
       {{"--steps", "3", "--resume", small.dir, "--seed", "43"}, 1, "has --seed 42: give the same"},
       {{"--steps", "3", "--resume", small.dir, "--seq-len", "8"},
        1,
-       "give the same --data, --batch-size and --seq-len"},
+       ": give the same --data, --batch-size and --seq-len"},
       {{"--steps", "3", "--resume", small.dir, "--model", folder.write("c.json", other.dump())},
        1,
-       "is of another model: rope_theta is "},
+       " is of another model: rope_theta is "},
       {{"--steps", "1", "--lr", "0.1", "--min-lr", "0.2"},
        2,
        "[Schedule] the least learning rate 0.2 is above the peak 0.1"},
@@ -255,9 +255,9 @@ TEST_CASE("a checkpoint becomes a Hugging Face folder and comes back") {
       {{"--from", exported, "--to", again}, "[llama_convert] --to " + again + " is not empty: name a new folder"},
       {{"--from", small.dir, "--to", small.folder / "x", "--step", "7"},
        "has no checkpoint of --step 7, but those of 2"},
-      {{"--from", small.folder / "", "--to", small.folder / "x"}, "is neither a checkpoint nor a Hugging Face folder"},
+      {{"--from", small.folder / "", "--to", small.folder / "x"}, " is neither a checkpoint nor a Hugging Face folder"},
       {{"--from", exported, "--to", small.folder / "x", "--dtype", "bf16"},
-       "[llama_convert] --step and --dtype are for checkpoints"},
+       "[llama_convert] --step and --dtype are for checkpoints, and --from "},
   };
   for (const Case& c : cases) {
     Result bad = run("llama_convert", c.arguments);
