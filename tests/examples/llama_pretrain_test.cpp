@@ -101,7 +101,7 @@ TEST_CASE("bad input ends llama_pretrain with exit code 2 and an error that name
   Result several = run("llama_pretrain",
                        {"--model", small.folder / "none.json", "--mesh", "dp", "--plan", small.folder / "none.json"});
   CHECK(several.code == 2);
-  CHECK_THAT(several.err, Contains("llama_pretrain: [llama config] cannot read ") &&
+  CHECK_THAT(several.err, Contains("llama_pretrain: [model config] cannot read ") &&
                               Contains("\nllama_pretrain: [mesh] ") &&
                               Contains("\nllama_pretrain: [plan] cannot read "));
   several = run("llama_pretrain", model + Words{"--data", small.text, "--mesh", "dp=3", "--batch-size", "8",
@@ -173,7 +173,7 @@ TEST_CASE("llama_pretrain --check says that a step fits, or what a dry run finds
       {{"--model", plan("params", R"({"dim": 2048, "n_layers": 16})")},
        "[llama config] this is no config.json of a Llama: it lacks vocab_size, and hidden_size"},
       {{"--model", plan("overflow", R"({"vocab_size": 259, "rope_theta": 1e999})")},
-       "[llama config] " + folder / "overflow.json" + " is not JSON: "},
+       "[model config] " + folder / "overflow.json" + " is not JSON: "},
       {{"--plan", folder / "none.json"}, "[plan] cannot read " + folder / "none.json"},
       {{"--mesh", "dp=0"}, R"([MeshShape] axis "dp" has size 0)"},
       {{"--lr", "nan"}, "--lr: nan is not finite; see --help"},
