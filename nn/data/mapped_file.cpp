@@ -23,7 +23,7 @@ MappedFile::MappedFile(const std::string& file) {
   int error = errno;
   close(fd);
   check(is_file, "[data] cannot read {}: it is no file", file);
-  check(size_ == 0 || at != MAP_FAILED, "[data] cannot map {} into memory: {}", file, std::strerror(error));
+  check(size_ == 0 || at != MAP_FAILED, "[data] cannot read {}: {}", file, std::strerror(error));
   if (size_ > 0) data_ = static_cast<const std::byte*>(at);
 }
 
