@@ -328,7 +328,7 @@ Run prepare(const Options& o, const std::string& command) {
     rest.run([&] { check(!o.data.empty(), "[llama_pretrain] --data is missing: give text files, or --dry-run"); });
     rest.run([&] {
       check(o.train.steps >= 1 || o.epochs >= 1,
-            "[llama_pretrain] --steps is missing: give a number of steps, --epochs, or --dry-run");
+            "[llama_pretrain] --steps is missing: give a number of steps, or --dry-run");
       check(o.train.steps == 0 || o.epochs == 0,
             "[llama_pretrain] --steps and --epochs both say how long: give one of them");
     });

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <bit>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <thread>
@@ -167,8 +168,10 @@ void read_nanotron(Shard& s) {
 
 // A file that is gone when its last user is.
 struct Temporary {
-  std::string path = (fs::temp_directory_path() / "dtensor_tokens_XXXXXX").string();
+  std::string path;
   Temporary() {
+    const char* folder = std::getenv("TMPDIR");
+    path = std::string(folder && *folder ? folder : "/tmp") + "/dtensor_tokens_XXXXXX";
     int fd = mkstemp(path.data());
     check(fd >= 0, "[data] cannot write {}: set TMPDIR to a folder with room for the tokens", path);
     close(fd);

@@ -3,6 +3,7 @@
 #include <utf8proc.h>
 
 #include <cstdlib>
+#include <new>
 
 #include "nn/tokenizer/section.h"
 
@@ -65,7 +66,7 @@ AlignedText normal_form(const AlignedText& from, int options) {
       utf8proc_uint8_t* made = nullptr;
       utf8proc_ssize_t size = utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(part.data()),
                                            utf8proc_ssize_t(part.size()), &made, utf8proc_option_t(options));
-      check(size >= 0, "[tokenizer] cannot normalize text: {}", size < 0 ? utf8proc_errmsg(size) : "");
+      if (size < 0) throw std::bad_alloc();  // all else that can fail is text that is no UTF-8
       std::string_view normal(reinterpret_cast<char*>(made), size_t(size));
       if (normal == part)
         to.append(from, begin, part.size());

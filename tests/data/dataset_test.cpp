@@ -249,3 +249,22 @@ TEST_CASE("compressed text is text") {
   for_documents(file + ".gz", [&](std::string_view t) { found.emplace_back(t); });
   CHECK(found == std::vector<std::string>{"one", "two"});
 }
+
+TEST_CASE("errors of datasets and loaders") {
+  Folder folder;
+  TokenSource source({folder.write("a.txt", "abc")});
+  CHECK(error_of([&] { Dataset({}, {.seq_len = 2}); }) == "[data] there is no data: give files");
+  Dataset small({{source}}, {.seq_len = 3, .vocab_size = 258}), narrow({{source}}, {.seq_len = 3, .vocab_size = 256});
+  CHECK(row(small, 0).inputs.size() == 3);
+  CHECK(error_of([&] { row(narrow, 0); }) ==
+        "[data] token 256 in sample 0 is outside of the vocabulary of 256: another tokenizer made the data");
+  auto rank = Rank::single();
+  DeviceMesh m(*rank, "dp=1");
+  CHECK(error_of([&] { BatchLoader(small, m, Layout(), 2); }) ==
+        "[data] 1 sequences of 3 tokens are fewer than the 2 rows of a batch, which would have some twice: give more "
+        "text, a "
+        "smaller --batch-size or a smaller --seq-len");
+  BatchLoader loader(narrow, m, Layout(), 1);
+  for (int again = 0; again < 2; ++again)
+    CHECK_THAT(error_of([&] { loader.next(); }), StartsWith("[data] token 256 in sample 0"));
+}

@@ -1,0 +1,97 @@
+// tokenizer_train, tokenize, data_prepare, and a training on what they made.
+#include <nlohmann/json.hpp>
+
+#include "tests/examples/programs.h"
+
+using namespace dtensor::testing;
+using Catch::Contains;
+using Catch::StartsWith;
+
+namespace {
+
+std::string some_lines() {
+  std::string text;
+  for (int i = 0; i < 400; ++i) text += "line " + std::to_string(i * i % 97) + " of the text, and so on.\n";
+  return text;
+}
+
+}  // namespace
+
+TEST_CASE("text is tokenized, prepared and trained on") {
+  Folder folder;
+  std::string text = folder.write("text.txt", some_lines()), tokenizer = folder / "tokenizer.json",
+              shards = folder / "shards";
+  Result r =
+      run("tokenizer_train", {"--data", text, "--vocab-size", "300", "--pattern", "llama3", "--output", tokenizer});
+  CHECK(r.err.empty());
+  REQUIRE(r.code == 0);
+  CHECK(r.out == "300 tokens, written to " + tokenizer + "\n");
+
+  auto shell = [&](const std::string& command) { return run("/bin/sh", {"-c", command}); };
+  std::string tokenize = std::string(DTENSOR_BIN_DIR) + "/tokenize --tokenizer " + tokenizer;
+  r = shell(tokenize + " --json <" + text);
+  REQUIRE(r.code == 0);
+  CHECK(nlohmann::json::parse(r.out).is_array());
+  r = shell(tokenize + " <" + text + " | " + tokenize + " --decode");
+  CHECK(r.out == some_lines());
+  r = shell("echo 1 x 2 | " + tokenize + " --decode");
+  CHECK(r.code == 2);
+  CHECK(r.err == "tokenize: [tokenize] \"x\" is no id: --decode reads numbers between spaces or commas\n");
+
+  for (const char* out : {": 1 documents, ", " is there"}) {  // a second time, it is there
+    r = run("data_prepare", {"--tokenizer", tokenizer, "--data", text, "--output", shards});
+    CHECK(r.code == 0);
+    CHECK_THAT(r.out, Contains(out));
+  }
+  r = run("data_prepare", {"--tokenizer", tokenizer, "--data", folder / "none.txt", "--output", shards});
+  CHECK(r.code == 2);
+  CHECK_THAT(r.err, StartsWith("data_prepare: [data_prepare] cannot read ") && Contains(": it is no file"));
+  r = run("tokenizer_train", {"--data", text, "--vocab-size", "300", "--output", folder / "no/t.json"});
+  CHECK(r.code == 1);
+  CHECK_THAT(r.err, Contains(": does the folder exist, is the disk full?"));
+
+  Words pretrain = {"--model",      std::string(DTENSOR_SOURCE_DIR) + "/examples/configs/llama_tiny.json",
+                    "--batch-size", "8",
+                    "--seq-len",    "16",
+                    "--threads",    "1",
+                    "--tokenizer",  tokenizer};
+  auto with = [&](const Words& more) {
+    Words all = pretrain;
+    all.insert(all.end(), more.begin(), more.end());
+    return run("llama_pretrain", all);
+  };
+  CHECK_THAT(with({"--data", text, "--steps", "1"}).err,
+             Contains("vocab_size 259 is smaller than the tokenizer's 300"));
+}
+
+TEST_CASE("epochs end where the data does, and evaluation is a line of its own") {
+  Folder folder;
+  std::string text = folder.write("text.txt", std::string(8 * 16 * 2 - 1, 'x')), metrics = folder / "m.jsonl";
+  Result r =
+      run("llama_pretrain", {"--model", std::string(DTENSOR_SOURCE_DIR) + "/examples/configs/llama_tiny.json",
+                             "--batch-size", "8", "--seq-len", "16", "--threads", "1", "--data", text, "--epochs", "2",
+                             "--shuffle", "--eval-data", text, "--eval-every", "3", "--metrics", metrics});
+  CHECK(r.err.empty());
+  REQUIRE(r.code == 0);
+  CHECK_THAT(r.out, Contains("end of epoch 1\n") && Contains("end of epoch 2\n") && Contains("step 4/4"));
+  std::vector<int> evaluated;
+  for (const std::string& line : lines_of(read(metrics)))
+    if (auto j = nlohmann::json::parse(line); j.contains("eval_loss")) {
+      CHECK(j["kind"] == "eval");
+      CHECK(!j.contains("loss"));
+      evaluated.push_back(j["step"]);
+    }
+  CHECK(evaluated == std::vector<int>{3, 4});
+}
+
+TEST_CASE("padding is no token of the metrics") {
+  Folder folder;
+  std::string text = folder.write("text.jsonl", "{\"text\": \"ab\"}\n{\"text\": \"abcdefghijklmnopqrstuvw\"}\n"),
+              metrics = folder / "m.jsonl";
+  Result r = run("llama_pretrain", {"--model", std::string(DTENSOR_SOURCE_DIR) + "/examples/configs/llama_tiny.json",
+                                    "--batch-size", "2", "--seq-len", "16", "--threads", "1", "--data", text,
+                                    "--data-mode", "pad", "--steps", "1", "--metrics", metrics});
+  CHECK(r.err.empty());
+  REQUIRE(r.code == 0);
+  CHECK(nlohmann::json::parse(lines_of(read(metrics)).at(0))["tokens"] == 3 + 16);
+}
