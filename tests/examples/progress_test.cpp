@@ -10,7 +10,9 @@ TEST_CASE("the progress line has a bar, time left, and never the terminal's last
         "[==========>                 ] step 38/100  loss 2.8313  grad norm 0.931  20113 tokens/s  0:12 left");
   CHECK(progress_line({100, 2.5, 0.5, 0}, 100, 100, 900, 20, 200) ==
         "[==============================] step 100/100  loss 2.5000  grad norm 0.500  900 tokens/s  0:00 left");
-  CHECK(progress_line(s, 1, 100, 5, 4000, 80).ends_with("  5 tokens/s  110:00:00 left"));
+  nn::Trainer::Step first{1, 2.8313, 0.9312, 1e-3};
+  CHECK(progress_line(first, 1, 100, 5, 4000, 80).ends_with("  5 tokens/s  110:00:00 left"));
+  CHECK(progress_line(s, 2, 100, 5, 4, 80).ends_with("  5 tokens/s  2:04 left"));  // resumed after 36 steps
   CHECK(progress_line(s, 38, 100, 20113, 7.6, 40) == "step 38/100  loss 2.8313  grad norm 0.9");
   for (int columns = 1; columns < 150; ++columns)
     for (int64_t done : {1, 50, 99, 100})
