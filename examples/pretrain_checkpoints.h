@@ -88,12 +88,12 @@ class RunCheckpoints {
     }
     std::string name = from->folder().string();
     check_same_model(from->value("config"), record_.config, name);
+    check(from->value("seed") == record_.seed, "[llama_pretrain] the checkpoint {} has --seed {}: give the same", name,
+          from->value("seed").dump());
     check(from->value("data") == record_.data,
           "[llama_pretrain] the checkpoint {} goes on with the data {}, but these are {}: give the same --data, "
           "--batch-size and --seq-len",
           name, from->value("data").dump(), record_.data.dump());
-    check(from->value("seed") == record_.seed, "[llama_pretrain] the checkpoint {} has --seed {}: give the same", name,
-          from->value("seed").dump());
     from->load({{"model", training_.model}, {"optimizer", training_.optimizer}});
     saved_ = from->value("step").get<int64_t>();
     note(fmt::format("resumed from {}, written on mesh {}", name, from->mesh()));

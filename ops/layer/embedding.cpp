@@ -124,23 +124,26 @@ void embedding_backward_gradient(Gradient& g) {
 
 }  // namespace
 
-const Op embedding_op = {.name = "embedding",
-                         .functions = {function<embedding>("embedding(ids, weight, padding_idx=-1)", "the rows of weight at ids")},
-                         .rule = "...,vd->...d",
-                         .passes = {linear_in({1})},
-                         .types = table_type,
-                         .cpu = embedding_kernel,
-                         .gradient = embedding_gradient,
-                         .keeps = {.inputs = {0}},
-                         .sample = {{{ids({4, 3}, 7), {7, 5}}, Padding{2}}, {{ids({5}, 3), {3, 1}}, Padding{}}, {{ids({0}, 3), {3, 4}}, Padding{}}}};
-const Op embedding_backward_op = {.name = "embedding_backward",
-                                  .rule = embedding_backward_rule,
-                                  .passes = {linear_in({1})},
-                                  .types = gradient_type,
-                                  .cpu = embedding_backward_kernel,
-                                  .gradient = embedding_backward_gradient,
-                                  .keeps = {.inputs = {0}},
-                                  .sample = {{{ids({4, 3}, 7), {4, 3, 5}}, TableSize{7}}, {{ids({4, 3}, 7), {4, 3, 5}}, TableSize{7, 3}}}};
+const Op embedding_op = {
+    .name = "embedding",
+    .functions = {function<embedding>("embedding(ids, weight, padding_idx=-1)", "the rows of weight at ids")},
+    .rule = "...,vd->...d",
+    .passes = {linear_in({1})},
+    .types = table_type,
+    .cpu = embedding_kernel,
+    .gradient = embedding_gradient,
+    .keeps = {.inputs = {0}},
+    .sample = {
+        {{ids({4, 3}, 7), {7, 5}}, Padding{}}, {{ids({5}, 3), {3, 1}}, Padding{}}, {{ids({0}, 3), {3, 4}}, Padding{}}}};
+const Op embedding_backward_op = {
+    .name = "embedding_backward",
+    .rule = embedding_backward_rule,
+    .passes = {linear_in({1})},
+    .types = gradient_type,
+    .cpu = embedding_backward_kernel,
+    .gradient = embedding_backward_gradient,
+    .keeps = {.inputs = {0}},
+    .sample = {{{ids({4, 3}, 7), {4, 3, 5}}, TableSize{7}}, {{ids({4, 3}, 7), {4, 3, 5}}, TableSize{7, 3}}}};
 
 namespace {
 constexpr const Op* list[] = {&embedding_op, &embedding_backward_op};

@@ -77,13 +77,14 @@ void add_pointwise(std::vector<Case>& list, Gpu& gpu, int64_t tokens) {
   auto wide = rows(ffn), narrow = rows(hidden);
   auto queries = [&gpu, tokens](int64_t n) { return gpu.random(DType::bf16, {1, tokens, n, head_dim}); };
   for (bool inverse : {false, true})
-    list.push_back({inverse ? "rotary backward" : "rotary",
-                    [=] {
-                      return Tensors{queries(heads), queries(kv_heads)};
-                    },
-                    [=](const Tensors& t) {
-                      return call(ops::rotary_pair_op, {t[0], t[1], {}}, ops::Rotary{.theta = theta, .inverse = inverse});
-                    }});
+    list.push_back(
+        {inverse ? "rotary backward" : "rotary",
+         [=] {
+           return Tensors{queries(heads), queries(kv_heads)};
+         },
+         [=](const Tensors& t) {
+           return call(ops::rotary_pair_op, {t[0], t[1], {}}, ops::Rotary{.theta = theta, .inverse = inverse});
+         }});
   list.push_back({"SwiGLU",
                   [=] {
                     return Tensors{wide(), wide()};

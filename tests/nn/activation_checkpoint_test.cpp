@@ -257,7 +257,9 @@ TEST_CASE("errors of activation_checkpoint") {
   Mlp mlp(DeviceMesh(*rank, "dp=1"));
   CHECK_THAT(
       error_of([&] { ParallelPlan::from_json(json(with("", R"({"mode": "full"})"))).apply(mlp); }),
-      Contains("activation_checkpoint: the model has no blocks, the elements of a ModuleList: call nn::checkpoint()"));
+      Contains(
+          "[plan] activation_checkpoint: the model has no blocks, the elements of a ModuleList: call nn::checkpoint() "
+          "for its modules"));
   for (const char* mode : all_modes) {
     ParallelPlan plan = ParallelPlan::from_json(json(with("", mode)));
     CHECK(ParallelPlan::from_json(plan.to_json()) == plan);

@@ -141,8 +141,9 @@ TEST_CASE("errors of context_parallel") {
   }
   auto rank = Rank::recorded(8);
   Mlp mlp(DeviceMesh(*rank, "cp=8"));
-  CHECK_THAT(error_of([&] { plan_of(cp("all_gather")).apply(mlp); }),
-             Contains("context_parallel: the model has no CoreAttention, whose queries meet keys of other ranks"));
+  CHECK_THAT(
+      error_of([&] { plan_of(cp("all_gather")).apply(mlp); }),
+      Contains("[plan] context_parallel: the model has no CoreAttention, whose queries meet keys of other ranks"));
   CHECK_THAT(error_of([] { train("cp=8", plan_of(cp("all_to_all")), 1); }),
              Contains("context_parallel: 4 heads do not divide over 8 ranks (cp): use fewer ranks on that axis, or"));
   CHECK_THAT(error_of([&] {

@@ -194,11 +194,12 @@ TEST_CASE("options of fully_shard and replicate that cannot be are errors") {
   };
   CHECK(error({.axes = {0}, .stage = 4}) == "[fully_shard] stage 4 is none: 1, 2 or 3");
   CHECK_THAT(error({.axes = {0, 1}, .kept_axes = 2}),
-             Contains("are not fewer than the 2 axes: without reshard_after_forward"));
+             Contains("are not fewer than the 2 axes: without reshard_after_forward all is kept"));
   CHECK_THAT(error({.axes = {0, 1}, .kept_axes = 1, .stage = 2}),
              Contains(" keeps whole copies: leave kept_axes away"));
-  CHECK_THAT(error({.axes = {0}, .stage = 1, .sync_each_batch = true}),
-             Contains("stage 1 keeps whole gradients until the step ends: for sync_each_batch use stage 2"));
+  CHECK_THAT(
+      error({.axes = {0}, .stage = 1, .sync_each_batch = true}),
+      Contains("[fully_shard] stage 1 keeps whole gradients until the step ends: for sync_each_batch use stage 2"));
   Mlp mlp(m);
   CHECK(error_of([&] { replicate(mlp, 0); }) == "[replicate] buckets of 0 bytes hold no gradient");
 }

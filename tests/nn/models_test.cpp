@@ -351,6 +351,18 @@ TEST_CASE("configurations of GPT-2, GPT and BERT that make no sense are errors")
   gpt2["activation_function"] = "gellu";
   CHECK_THAT(error_of([&] { ModelConfig::from_json(gpt2).make(m); }),
              StartsWith("[Activation] there is no activation \"gellu\"; the nearest is \"gelu\""));
+  Json longrope = small_config("llama");
+  longrope["rope_scaling"] = json(R"({"type": "longrope", "factor": 2, "short_factor": [1], "long_factor": [1]})");
+  CHECK_THAT(error_of([&] { (*ModelConfig::from_json(longrope).make(m))(zeros(m, "i64[1,3]")); }),
+             StartsWith("[rope] longrope has 1 factors for the 4 pairs of a head of 8 elements"));
+  struct Root : Module {
+    using Module::Module;
+    std::string_view kind() const override { return "Root"; }
+  } root(m);
+  Linear head(root, "head", 4, 8, true, 0.1);
+  LinearCrossEntropyLoss criterion(root, "criterion");
+  CHECK_THAT(error_of([&] { criterion(zeros(m, "f32[2,4]"), zeros(m, "i64[2]"), head, ignored); }),
+             StartsWith("[criterion] the head has a bias, which a loss fused with it does not take"));
   auto model = ModelConfig::from_json(small_config("gpt2")).make(m);
   CHECK_THAT(error_of([&] { (*model)(zeros(m, "i64[1,33]")); }),
              StartsWith("[transformer.wpe] a sequence of 33 tokens is longer than the 32 positions of the model"));

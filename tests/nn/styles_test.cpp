@@ -239,3 +239,48 @@ TEST_CASE("errors of styles name module, claim and fact") {
                Contains(c.error));
   }
 }
+
+TEST_CASE("styles that do not fit a module, or name inputs that it has not, are errors") {
+  auto rank = Rank::recorded(2);
+  DeviceMesh m(*rank, "tp=2");
+  Root root(m);
+  RMSNorm norm(root, "norm", 7, 1e-5);
+  Two two(root, "two");
+  two.input_names = {"query", "key"};
+  Style by_name{.kind = Style::Kind::prepare_input,
+                .input_kwarg_layouts = {{"quary", S1}},
+                .desired_input_kwarg_layouts = {{"quary", R}}};
+  CHECK_THAT(
+      error_of([&] { nn::apply(two, 0, by_name); }),
+      Catch::StartsWith("[two] PrepareModuleInput: there is no tensor input \"quary\"; the nearest is \"query\""));
+  Style twice{.kind = Style::Kind::prepare_input,
+              .input_layouts = {S1},
+              .desired_input_layouts = {R},
+              .input_kwarg_layouts = {{"query", S1}},
+              .desired_input_kwarg_layouts = {{"query", R}}};
+  CHECK_THAT(error_of([&] { nn::apply(two, 0, twice); }),
+             Catch::Contains("input \"query\" has a layout by its position too; keep one of them"));
+  CHECK_THAT(error_of([&] { nn::apply(norm, 0, {.kind = Style::Kind::linear_loss}); }),
+             Catch::StartsWith(
+                 "[norm] LinearLossParallel fits LinearCrossEntropyLoss, the criterion of a model, not RMSNorm"));
+  CHECK_THAT(error_of([&] { nn::apply(norm, 0, {.kind = Style::Kind::swiglu_linear}); }),
+             Catch::StartsWith("[norm] SwiGLULinearParallel fits SwiGLULinear, not RMSNorm"));
+}
+
+TEST_CASE("inputs by keyword are brought as those by position are") {
+  auto layouts = on_mesh("tp=2", [&](const DeviceMesh& m) {
+    Root root(m);
+    Two two(root, "two");
+    two.input_names = {"query", "key"};
+    nn::apply(two, 0,
+              {.kind = Style::Kind::prepare_input_output,
+               .output_layouts = {std::nullopt, R},
+               .desired_output_layouts = {std::nullopt, S0},
+               .input_kwarg_layouts = {{"key", S1}},
+               .desired_input_kwarg_layouts = {{"key", R}}});
+    auto x = DistributedTensor::distribute(f32({4, 4}, 1), m, Layout().with(0, S1));
+    auto [a, b] = two(x, x);
+    return to_string(a.layout(), m.shape()) + ", " + to_string(b.layout(), m.shape());
+  })[0];
+  CHECK(layouts == "tp=Shard(1), tp=Shard(0)");
+}

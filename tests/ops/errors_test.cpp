@@ -45,6 +45,8 @@ TEST_CASE("law 9: bad operands of products, attention, losses and norms are erro
          ops::bmm(one({2, 3, 4}), one({2, 5, 3}));
        },
        "[bmm] operands are [b,m,k] and [b,k,n], not f32[2,3,4]"},
+      {[&] { ops::embedding(ids, matrix, 2); },
+       "[embedding] padding_idx is 2, outside the 2 rows of the table; -1 is none"},
       {[&] { ops::argsort(matrix, 2); }, "[argsort] dimension 2 is out of range for 2 dimensions"},
       {[&] {
          ops::cross_entropy(one({0, 0}), one({0}, DType::i64));
