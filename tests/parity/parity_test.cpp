@@ -94,6 +94,8 @@ struct Reference {
       std::vector<int64_t> v;
       const Json& rows = json["batches"][step][which];
       for (const Json& row : rows) v.insert(v.end(), row.begin(), row.end());
+      if (std::string(which) == "targets")
+        std::replace(v.begin(), v.end(), json["ignore_index"].get<int64_t>(), nn::ignored_target);
       Shape shape{int64_t(rows.size()), int64_t(rows[0].size())};
       return DistributedTensor::distribute(Tensor::of<int64_t>(shape, v), mesh, nn::batch_layout(mesh.shape()));
     };
@@ -127,7 +129,7 @@ Pass forward_backward(const Reference& reference, const std::string& mesh_shape,
     nn::watch_parameters(autograd, parameters);
     nn::PackedText::Batch batch = reference.batch(mesh, 0);
     DistributedTensor loss =
-        ops::cross_entropy(model(batch.inputs), batch.targets, {.ignore_index = reference.json["ignore_index"]});
+        ops::cross_entropy(model(batch.inputs), batch.targets, {.ignore_index = nn::ignored_target});
     autograd.backward(loss);
     std::vector<DistributedTensor> gradients = nn::reduce_gradients(autograd, parameters);
 

@@ -33,7 +33,7 @@ CONFIG = {
     "initializer_range": 0.2,
 }
 TRAINING = {"seed": 7, "steps": 5, "lr": 0.02, "warmup_steps": 2, "clip": 2.5, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1}
-BATCH, SEQUENCE, IGNORED = 4, 12, 258  # nn::Trainer ignores targets that are ByteTokenizer::pad
+BATCH, SEQUENCE, IGNORED = 4, 12, 258  # parity_test.cpp makes nn::ignored_target of them
 
 
 # --- the initial weights -------------------------------------------------------------------------------------------
