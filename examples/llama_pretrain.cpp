@@ -1,4 +1,4 @@
-// llama_pretrain: trains a Llama on text, on any mesh, as a JSON plan says.
+// llama_pretrain: trains a language model on text, on any mesh, as a JSON plan says.
 //
 //     llama_pretrain --model examples/configs/llama_tiny.json --mesh dp=2,tp=2 --plan examples/plans/tp_sp_loss.json
 //                    --data text.txt --steps 200 --batch-size 16 --seq-len 128
@@ -19,7 +19,8 @@
 #include "dtensor/launch.h"
 #include "dtensor/launch_nccl.h"
 #include "dtensor/table.h"
-#include "examples/pretrain_checkpoints.h"
+#include "examples/metrics_file.h"
+#include "examples/pretrain_options.h"
 #include "examples/progress.h"
 #include "nn/data/loader.h"
 #include "nn/json.h"
@@ -31,174 +32,6 @@
 using namespace dtensor;
 
 namespace {
-
-struct Options {
-  std::string model, mesh = "dp=1", plan, metrics, config;
-  CheckpointOptions checkpoints;
-  std::string device = "cpu", dtype = "fp32", comm = "auto", cuda_graph = "auto";
-  std::string tune_gemm;
-  double deadline = 600, max_time = std::numeric_limits<double>::infinity();
-  std::vector<std::string> data, eval_data;
-  std::string tokenizer, data_mode = "pack";
-  int64_t batch_size = 16, seq_len = 128, epochs = 0, eval_every = 0;
-  bool shuffle = false, document_mask = false;
-  nn::LlamaTrainingOptions train{
-      .seed = 42, .steps = 0, .lr = 1e-3, .warmup_steps = 0, .clip = 1.0, .adamw = {.weight_decay = 0.1}};
-  int threads = 0;
-  bool tf32 = false, strict = false, dry_run = false, check = false, json = false;
-
-  bool saves() const { return !checkpoints.folder.empty(); }
-  bool only_looks() const { return dry_run || check; }  // nothing runs: no data, steps or device are needed
-};
-
-// Numbers of options. CLI11's own PositiveNumber and Range print the largest double, all 309 digits, and let nan pass.
-CLI::Validator number(const char* name, std::function<std::string(double)> wrong) {
-  return CLI::Validator(
-      [wrong](std::string& text) {
-        char* end = nullptr;
-        double n = std::strtod(text.c_str(), &end);
-        std::string what = *end ? "" : wrong(n);  // what is no number is said when it is read
-        return what.empty() ? "" : fmt::format("{} is {}", text, what);
-      },
-      name);
-}
-const CLI::Validator positive = number("POSITIVE", [](double n) {
-  return std::isnan(n) ? "no number" : n > 0 ? "" : "not above 0";
-});
-const CLI::Validator not_negative = number("NONNEGATIVE", [](double n) {
-  return !std::isfinite(n) ? "not finite" : n >= 0 ? "" : "below 0";
-});
-constexpr int most_threads = 1024;
-const CLI::Validator thread_count = number("THREADS", [](double n) {
-  return n < 0 ? "below 0" : n > most_threads ? fmt::format("more than {} threads of a rank", most_threads) : "";
-});
-
-const std::map<std::string, nn::Decay> decays = {
-    {"cosine", nn::Decay::cosine}, {"linear", nn::Decay::linear}, {"wsd", nn::Decay::wsd}};
-
-void declare(CLI::App& app, Options& o) {
-  app.option_defaults()->always_capture_default();
-  app.add_option("--model", o.model,
-                 "Hugging Face config.json, or its folder: of a Llama, Mistral, Qwen2, Qwen3, Phi-3 or GPT-2")
-      ->capture_default_str();
-  app.add_option("--mesh", o.mesh,
-                 "axes and sizes, the last one fastest; dp, dp_replicate and dp_shard divide the batch");
-  app.add_option("--plan", o.plan,
-                 "JSON plan: how the model is parallelized; auto: tensor parallelism of the model_type over tp");
-  app.add_option(
-      "--data", o.data,
-      "text files, JSON lines (.jsonl), both also .gz and .zst, or shards of tokens: data_prepare's, llm.c's, "
-      "Megatron's, nanotron's");
-  app.add_option("--tokenizer", o.tokenizer,
-                 "Hugging Face tokenizer.json; without one, tokens are bytes, then [BOT], [EOT] and [PAD]");
-  app.add_option(
-         "--data-mode", o.data_mode,
-         "pack: documents one after the other, cut into sequences; pad: a document in each, clipped or filled up")
-      ->check(CLI::IsMember({"pack", "pad"}));
-  app.add_flag("--document-mask", o.document_mask,
-               "tokens attend to those of their own document alone, and positions begin anew with each");
-  app.add_flag("--shuffle", o.shuffle, "sequences in an order of each epoch's own, by --seed");
-  app.add_option("--steps", o.train.steps, "training steps")->check(positive);
-  app.add_option("--epochs", o.epochs, "instead of --steps: as many as the data has whole batches, so many times")
-      ->check(positive);
-  app.add_option("--eval-data", o.eval_data, "as --data: its loss is computed every --eval-every steps and at the end");
-  app.add_option("--eval-every", o.eval_every, "steps; 0: only at the end")->check(not_negative);
-  app.add_option("--batch-size", o.batch_size, "sequences per step, over all ranks")->check(positive);
-  app.add_option(
-         "--micro-batch-size", o.train.micro_batch_size,
-         "of these, sequences in one forward and backward pass, over all ranks; it divides --batch-size; 0: all")
-      ->check(not_negative);
-  app.add_option("--seq-len", o.seq_len, "tokens per sequence")->check(positive);
-  app.add_option("--seed", o.train.seed, "of the initial parameters");
-  app.add_option("--lr", o.train.lr, "peak learning rate")->check(not_negative);
-  app.add_option("--min-lr", o.train.min_lr, "least learning rate, at the last step")->check(not_negative);
-  app.add_option("--schedule", o.train.decay,
-                 "how the learning rate falls: as a cosine, in a line, or (wsd) in a line over the last fifth of all "
-                 "steps")
-      ->transform(CLI::CheckedTransformer(decays).description(""))
-      ->default_str("cosine")
-      ->type_name("cosine|linear|wsd");
-  app.add_option("--warmup-steps", o.train.warmup_steps, "linear warm-up from a tenth, before --schedule begins")
-      ->check(not_negative);
-  app.add_option("--weight-decay", o.train.adamw.weight_decay, "of AdamW")->check(not_negative);
-  app.add_option("--no-decay", o.train.adamw.no_decay,
-                 "parameters that do not decay, by the last parts of their paths: bias, *norm.weight");
-  app.add_option("--clip", o.train.clip, "largest global gradient norm; 0: no clipping")->check(not_negative);
-  app.add_option("--metrics", o.metrics, "JSON lines, one per step");
-  app.add_option("--config", o.config,
-                 "JSON file with any of these options, {\"lr\": 0.003, ...}; options on the command line win");
-  app.add_option(
-      "--checkpoint-dir", o.checkpoints.folder,
-      "where checkpoints are written, after the last step and where SIGTERM, SIGINT or --max-time end the run");
-  app.add_option("--checkpoint-every", o.checkpoints.every, "steps between checkpoints; 0: only those")
-      ->check(not_negative);
-  app.add_option("--keep", o.checkpoints.keep, "of the checkpoints, the last ones to keep; 0: all")
-      ->check(not_negative);
-  app.add_option("--resume", o.checkpoints.resume,
-                 "auto: from the newest sound checkpoint in --checkpoint-dir, if there is one; never; or the path of a "
-                 "checkpoint or of a folder of them [auto where there is --checkpoint-dir]");
-  app.add_option("--init-from", o.checkpoints.init_from,
-                 "Hugging Face folder (config.json, model.safetensors or its index) whose weights the run begins with");
-  app.add_option("--max-time", o.max_time, "seconds after which the run ends, with a checkpoint")->check(positive);
-  app.add_option("--device", o.device, "where tensors are: cpu or cuda")->check(CLI::IsMember({"cpu", "cuda"}));
-  app.add_option("--dtype", o.dtype, "to compute in; bf16 keeps fp32 parameters")
-      ->check(CLI::IsMember({"fp32", "bf16"}));
-  app.add_option("--comm", o.comm,
-                 "threads: ranks are threads of this process; nccl: processes that torchrun, mpirun or srun started, a "
-                 "GPU each; auto: nccl on cuda where one of these did")
-      ->check(CLI::IsMember({"auto", "threads", "nccl"}));
-  app.add_option("--cuda-graph", o.cuda_graph, "auto: a step is one CUDA graph where nothing forbids it; or never")
-      ->check(CLI::IsMember({"auto", "never"}));
-  app.add_option(
-      "--tune-gemm", o.tune_gemm,
-      "file of the fastest cuBLASLt algorithms on this GPU: read, or measured after the first step and written");
-  app.add_flag("--tf32", o.tf32, "on cuda, products of fp32 may round their factors to tf32");
-  app.add_option("--deadline", o.deadline, "seconds that a rank waits for the others; inf: for ever")->check(positive);
-  app.add_option("--threads", o.threads, "of each rank's kernels; 0: the cores divided by the ranks")
-      ->check(thread_count);
-  app.add_flag("--strict", o.strict, "communication that nobody asked for is an error");
-  app.add_flag("--dry-run", o.dry_run, "list the collectives of a step and stop; needs neither --data nor --steps");
-  app.add_flag("--check", o.check,
-               "say \"fits\", or what is wrong with model, mesh and plan, and stop; needs neither --data nor --steps");
-  app.add_flag("--json", o.json, "print --dry-run as JSON");
-}
-
-std::vector<std::string> option_names(const CLI::App& app, const char* prefix = "") {
-  std::vector<std::string> names;
-  for (const CLI::Option* o : app.get_options()) names.push_back(prefix + o->get_name().substr(2));
-  return names;
-}
-
-// What is wrong with a command line.
-std::string message(const CLI::App& app, const CLI::Error& e) {
-  if (dynamic_cast<const CLI::ExtrasError*>(&e))
-    for (const std::string& word : app.remaining())
-      if (std::string name = word.substr(0, word.find('=')); name.starts_with("--"))
-        return fmt::format("there is no option {}{}", name, nearest_hint(name, option_names(app, "--")));
-  return e.what();
-}
-
-// Options from the file, where the command line does not have them.
-void apply_config(CLI::App& app, const std::string& file) {
-  nlohmann::ordered_json json = nn::load_json(file, "config");
-  check(json.is_object(), "[config] {} is not a JSON object", file);
-  std::vector<std::string> names = option_names(app);
-  std::erase_if(names, [](const std::string& n) { return n == "config" || n == "help"; });
-  for (const auto& [key, value] : json.items()) {
-    CLI::Option* option = app.get_option_no_throw("--" + key);
-    check(std::find(names.begin(), names.end(), key) != names.end(), "[config] there is no option \"{}\"{} (in {})",
-          key, nearest_hint(key, names), file);
-    if (option->count()) continue;
-    auto add = [&](const nlohmann::ordered_json& v) {
-      option->add_result(v.is_string() ? v.get<std::string>() : v.dump());
-    };
-    if (value.is_array())
-      for (const auto& v : value) add(v);
-    else
-      add(value);
-    option->run_callback();
-  }
-}
 
 // Everything a run needs, checked.
 struct Run {
@@ -440,52 +273,6 @@ std::string metrics_line(const nn::Trainer::Step& s, int64_t tokens, double seco
       "{}}}\n",
       s.step, s.loss, s.grad_norm, s.lr, tokens, double(tokens) / seconds, seconds, s.host_seconds, peak_bytes);
 }
-
-// The metrics file, of the rank that writes it. It goes on where a run is resumed, without the lines of later steps,
-// which are trained again.
-class MetricsFile {
- public:
-  // Errors: it cannot be written.
-  void open(const std::string& path) {
-    path_ = path;
-    check(!std::filesystem::is_directory(path),
-          "[llama_pretrain] cannot write --metrics {}: it is a folder; name a file in it", path);
-    file_.open(path, std::ios::app);
-    check(file_.good(), "[llama_pretrain] cannot write --metrics {}: does the folder exist?", path);
-  }
-  // Keeps the lines of the first `steps` steps.
-  void begin(int64_t steps, const RunRecord& record) {
-    if (!file_.is_open()) return;
-    std::vector<std::string> kept;
-    std::ifstream in(path_);
-    for (std::string line; steps > 0 && std::getline(in, line);)
-      if (nlohmann::json j = nlohmann::json::parse(line, nullptr, false);
-          j.is_object() && j.value("step", int64_t(0)) <= steps)
-        kept.push_back(line);
-    file_.close();
-    file_.open(path_, std::ios::trunc);
-    for (const std::string& line : kept) file_ << line << '\n';
-    nlohmann::ordered_json run{{"kind", "run"}};
-    run.update(record.command);
-    write(run.dump() + "\n");
-  }
-  void write(const std::string& line) {
-    if (!file_.is_open()) return;
-    file_ << line << std::flush;
-    check(file_.good(), "[llama_pretrain] cannot write to --metrics {}: is the disk full?", path_);
-  }
-  void write(const std::optional<nn::CheckpointFolder::Written>& w) {
-    if (!w) return;
-    write(
-        fmt::format("{{\"kind\": \"checkpoint\", \"step\": {}, \"stalled_seconds\": {:.17g}, "
-                    "\"written_seconds\": {:.17g}, \"bytes\": {}}}\n",
-                    w->step, w->stalled_seconds, w->written_seconds, w->bytes));
-  }
-
- private:
-  std::string path_;
-  std::ofstream file_;
-};
 
 // What the loss takes.
 nn::Batch batch_of(const Options& o, const nn::TokenBatch& b) {
