@@ -15,8 +15,8 @@
 //     down.weight  f32[16,32] dp=Replicate tp=Shard(1)
 //     all_reduce over tp,  256 bytes: down: RowwiseParallel
 //     all_reduce over dp,    8 bytes: loss
-//     all_reduce over dp, 1024 bytes: gradient of up.weight
 //     all_reduce over dp, 1024 bytes: gradient of down.weight
+//     all_reduce over dp, 1024 bytes: gradient of up.weight
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 

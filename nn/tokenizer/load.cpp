@@ -68,7 +68,7 @@ void Reader::read_model(const Json& json) {
   check(vocabulary.is_object() && !vocabulary.empty(),
         "[tokenizer] model.vocab is not an object of tokens and their ids");
   for (const auto& [text, id] : vocabulary.items()) {
-    if (!id.is_number_unsigned() || id.get<uint64_t>() >= uint64_t(most_ids))
+    if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() >= most_ids)
       fail("[tokenizer] model.vocab has the id {} of \"{}\": ids are integers from 0 to {}", id.dump(), text,
            most_ids - 1);
     add_token(text, id.get<int32_t>(), "model.vocab \"" + text + "\"");

@@ -321,7 +321,7 @@ TEST_CASE("cuda rows: ids and targets that do not exist make their rows NaN") {
   using Rows = std::vector<double>;
   SampleInput wide{1, 1, 1, 514}, absent(Kind::absent, {});
   CHECK_THROWS_WITH(run(ops::rotary_op, {wide, absent}, {Rows(514), {}}, ops::Rotary{100}),
-                    Contains("[rotary] 257 pairs turn; on CUDA at most 256 do"));
+                    Catch::Contains("[rotary] 257 pairs turn; on CUDA at most 256 do"));
   SampleInput ids(Kind::index, {4}), table{2, 2}, each{4};
   const Rows bad{1, -1, 2, 0};
   CHECK(run(ops::embedding_op, {ids, table}, {bad, {1, 2, 3, 4}})[0] == Rows{3, 4, -99, -99, -99, -99, 1, 2});

@@ -73,7 +73,7 @@ TEST_CASE("bad input ends llama_pretrain with exit code 2 and an error that name
        "[config] " + small.folder / "overflow.json" + " is not JSON: "},
       {{"--config", small.folder.write("deadline.json", R"({"deadline": -2})")},
        "--deadline: -2 is not above 0; see --help"},
-      {{}, "[llama_pretrain] --steps is missing: give a number of steps, --epochs, or --dry-run"},
+      {{}, "[llama_pretrain] --steps is missing: give a number of steps, or --dry-run"},
       {{"--steps", "1", "--epochs", "1"}, "[llama_pretrain] --steps and --epochs both say how long: give one of them"},
       {{"--steps", "1", "--eval-every", "1"}, "[llama_pretrain] --eval-every needs --eval-data"},
       {{"--steps", "1", "--tokenizer", small.folder / "none.json"}, "[tokenizer] cannot read "},

@@ -245,9 +245,9 @@ TEST_CASE("attention and rotary refuse positions and lengths that do not fit") {
   CHECK_THROWS_WITH(attend({.k_lengths = one({3}, DType::i64)}),
                     Contains("[scaled_dot_product_attention] k_lengths is i64[3]") && Contains("not i64[] or i64[2]"));
   CHECK_THROWS_WITH(attend({.k_lengths = one(integers({2}, {3, 6}))}), Contains("k_lengths has 6, outside [0,5]"));
-  CHECK_THROWS_WITH(
-      attend({.q_documents = one({3}, DType::i64)}),
-      Contains("documents are given of queries or of keys alone: give q_documents and k_documents, or neither"));
+  CHECK_THROWS_WITH(attend({.q_documents = one({3}, DType::i64)}),
+                    Contains("[scaled_dot_product_attention] documents are given of queries or of keys alone: give "
+                             "q_documents and k_documents, or neither"));
   CHECK_THROWS_WITH(attend({.q_documents = one({4}, DType::i64), .k_documents = one({5}, DType::i64)}),
                     Contains("[scaled_dot_product_attention] q_documents are i64[4]"));
   CHECK_THROWS_WITH(
