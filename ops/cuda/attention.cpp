@@ -22,7 +22,7 @@ struct KeyHeads {
     repeats = end ? q.size(2) / end : 1;
     if (!c.attributes.as<ops::Attention>().whole_kv) return;
     Range heads = c.range('h');
-    repeats = end ? std::max<int64_t>(c.size('h') / end, 1) : 1;
+    repeats = end ? std::max<int64_t>((c.size('h') + end - 1) / end, 1) : 1;
     begin = std::min(heads.begin / repeats, end), end = std::min((heads.end + repeats - 1) / repeats, end);
     first_head = heads.begin - begin * repeats;
     if (end - begin == 1) repeats = heads.size(), first_head = 0;  // all of them read the one

@@ -71,7 +71,8 @@ struct Heads {
   }
 
   int64_t kv_head(int64_t h) const {
-    return attributes_.whole_kv ? (first_head + h) * kv_heads / all_heads : h * kv_heads / heads;
+    int64_t first = attributes_.whole_kv ? first_head : 0, all = attributes_.whole_kv ? all_heads : heads;
+    return (first + h) / ((all + kv_heads - 1) / kv_heads);
   }
   // The query heads of this rank that read key head g.
   Range readers(int64_t g) const {
