@@ -1,5 +1,8 @@
 // Attention's tensors and attributes as the kernels want them; ops/layer/attention.cpp has the card.
 #include "ops/layer/attention.h"
+
+#include <limits>
+
 #include "ops/cuda/attention_backend.h"
 #include "ops/cuda/kernels.h"
 #include "ops/family/kernel.h"
@@ -108,6 +111,10 @@ bool cudnn_takes(const Context& c, const CudnnAttention& call, const AttentionSc
 
 // q [b,s,(g r),d], k and v [b,t,g,d], More -> out [b,s,(g r),d], lse [b,(g r),s]
 void forward(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+  if (in[1].size(2) == 0) {  // nothing is seen
+    fill(out[0], 0), fill(out[1], -std::numeric_limits<double>::infinity());
+    return;
+  }
   KeyHeads heads(c, in[0], in[1]);
   Tensor q = with_whole_rows(in[0]), k = with_whole_rows(heads.of(in[1])), v = with_whole_rows(heads.of(in[2]));
   AttentionShape s = shape_of(c, q, k, heads);
@@ -125,6 +132,10 @@ void forward(const Context& c, std::span<const Tensor> in, std::span<Tensor> out
 
 // dout, q, k, v, out, lse, More -> dq, dk, dv, and where it is asked for that of the scores [b,(g r),s,t]
 void backward(const Context& c, std::span<const Tensor> in, std::span<Tensor> grad) {
+  if (in[2].size(2) == 0) {
+    for (const Tensor& t : grad) fill(t, 0);
+    return;
+  }
   KeyHeads heads(c, in[1], in[2]);
   Tensor dout = with_whole_rows(in[0]), q = with_whole_rows(in[1]), k = with_whole_rows(heads.of(in[2])),
          v = with_whole_rows(heads.of(in[3])), out = with_whole_rows(in[4]), lse = in[5].contiguous();
