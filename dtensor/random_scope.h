@@ -49,6 +49,8 @@ class RandomScope {
   const StepNumber& step() const { return step_; }
   const DistributedTensor& rows() const { return options_.rows; }
   const DistributedTensor& positions() const { return options_.positions; }
+  // What follows in this pass is of a sequence in another order: RandomScopeOptions::positions from now on.
+  void set_positions(DistributedTensor positions) { options_.positions = std::move(positions); }
   // The innermost module's next stream for this purpose, at step 0.
   uint64_t next_key(std::string_view purpose);
 

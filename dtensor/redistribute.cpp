@@ -82,11 +82,23 @@ void unpack(const Tensor& flat, const std::vector<Parcel>& parcels, const Tensor
   }
 }
 
-// What a collective of one tensor takes. A meta tensor has nothing to pack, so nobody asks for its route.
+// Whether parcels of `part` that lie in another box are apart in its memory: they divide a dimension that is not the
+// first of several elements. What routes find out, without a list of the ranks.
+bool is_apart(const Box& part, const Box& other) {
+  int first = 0;
+  while (first < part.dims && part[first].size() == 1) ++first;
+  for (int d = 0; d < part.dims; ++d)
+    if (d != first && (other[d].begin > part[d].begin || other[d].end < part[d].end)) return true;
+  return false;
+}
+
+// What a collective of one tensor takes. Nobody asks for the route of a meta tensor, which would take time in
+// proportion to the ranks; but what would be packed and unpacked is counted.
 Buffers prepare(Travel& t) {
   if (t.is_meta()) {
-    t.arriving = t.make(t.box(t.step().to).shape());
-    return {t.local, t.arriving};
+    Box before = t.box(t.step().from), now = t.box(t.step().to);
+    t.arriving = t.make(now.shape());
+    return {is_apart(before, now) ? t.make(before.shape()) : t.local.contiguous(), t.arriving};
   }
   const Route& r = t.route();
   t.arriving = t.make(r.unpacks ? Shape{r.now.numel()} : r.now.shape());
@@ -95,7 +107,10 @@ Buffers prepare(Travel& t) {
 
 void arrive(Travel& t) {
   Tensor here = std::exchange(t.arriving, Tensor());
-  if (!t.is_meta() && t.route().unpacks) {
+  if (t.is_meta()) {
+    Box before = t.box(t.step().from), now = t.box(t.step().to);
+    t.local = is_apart(now, before) ? t.make(now.shape()) : here;
+  } else if (t.route().unpacks) {
     const Route& r = t.route();
     t.local = t.make(r.now.shape());
     unpack(here, r.receive, t.local, r.now);

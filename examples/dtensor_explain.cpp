@@ -5,10 +5,12 @@
 //     dtensor_explain --mesh tp=4 redistribute "f32[8,16] tp=Shard(0)" "tp=Replicate"
 //     dtensor_explain --mesh tp=4 op matmul "f32[8,16] tp=Shard(1)" "f32[16,4] tp=Shard(0)"
 //     dtensor_explain ops
+//     dtensor_explain --mesh dp=2,tp=4 plan --model config.json --plan plan.json --module model.layers.0
 //
 // prints who holds what, as a list or a picture; the steps and their bytes; what an op makes of its operands, why, and
-// the ways it did not take; the names and arguments of ops. Attributes of an op follow its operands: dim=-1,
-// shape=8,4,4, keepdim=true. Exit codes: 0 done, 2 bad input.
+// the ways it did not take; the names and arguments of ops; each tensor of a module's forward pass with the plan line
+// or rule that made its layout. Attributes of an op follow its operands: dim=-1, shape=8,4,4, keepdim=true. Exit
+// codes: 0 done, 2 bad input.
 #include <fmt/format.h>
 #include <CLI/CLI.hpp>
 #include <charconv>
@@ -16,6 +18,9 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "nn/foresight/parallelism.h"
+#include "nn/foresight/walk.h"
+#include "nn/models/auto_plan.h"
 #include "ops/cards.h"
 #include "ops/explain.h"
 #include "placement/redistribution.h"
@@ -294,6 +299,28 @@ Json op_command(const MeshShape& mesh, const std::vector<std::string>& words, st
   return j;
 }
 
+// What `plan` walks.
+struct PlanOptions {
+  std::string model, plan, module;
+  int64_t batch_size = 0, seq_len = 0;
+};
+
+Json plan_command(const MeshShape& mesh, const PlanOptions& o, const std::vector<std::string>& words,
+                  std::string& text) {
+  check(words.empty(), "[dtensor_explain] plan takes no \"{}\": give --model, --plan and --module", words[0]);
+  check(!o.model.empty(), "[dtensor_explain] plan needs --model, a Hugging Face config.json");
+  nn::ModelConfig model = nn::ModelConfig::load(o.model);
+  nn::ParallelPlan plan;
+  if (!o.plan.empty()) plan = o.plan == "auto" ? nn::auto_plan(model, mesh) : nn::read_plan(o.plan);
+  int64_t data_ranks = mesh.product(nn::batch_layout(mesh, plan).split[0].set());
+  nn::ForecastOptions options{
+      .batch_size = o.batch_size ? o.batch_size : data_ranks,
+      .seq_len = o.seq_len ? o.seq_len : std::min(model.max_position_embeddings(), int64_t(128))};
+  std::vector<nn::WalkStep> steps = nn::walk(mesh, model, plan, options, o.module);
+  text = nn::to_string(steps);
+  return nn::to_json(steps);
+}
+
 // What `op` takes.
 Json ops_command(std::string& text) {
   Json list = Json::array();
@@ -310,16 +337,24 @@ int main(int argc, char** argv) {
   CLI::App app("Answers questions about layouts without running anything.", "dtensor_explain");
   std::string mesh_text, command;
   std::vector<std::string> words;
+  PlanOptions plan;
   bool json = false;
   app.add_option("--mesh", mesh_text, "axes and sizes, the last one fastest: dp=2,tp=4");
   app.add_flag("--json", json, "print JSON");
   app.add_option(
          "command", command,
-         "layout TENSOR | visualize TENSOR | redistribute TENSOR LAYOUT | op NAME TENSOR... ATTRIBUTE=VALUE... | ops")
+         "layout TENSOR | visualize TENSOR | redistribute TENSOR LAYOUT | op NAME TENSOR... ATTRIBUTE=VALUE... | ops | "
+         "plan")
       ->required()
-      ->check(CLI::IsMember({"layout", "visualize", "redistribute", "op", "ops"}));
+      ->check(CLI::IsMember({"layout", "visualize", "redistribute", "op", "ops", "plan"}));
   app.add_option("arguments", words,
                  "tensors as in \"f32[8,16] tp=Shard(0)\", none for an absent one; values as in dim=-1");
+  std::vector<CLI::Option*> of_plan{
+      app.add_option("--model", plan.model, "of plan: Hugging Face config.json, or its folder"),
+      app.add_option("--plan", plan.plan, "of plan: a plan file, or auto"),
+      app.add_option("--module", plan.module, "of plan: the module to walk, as model.layers.0 [all of the model]"),
+      app.add_option("--batch-size", plan.batch_size, "of plan: rows over all ranks [one for each data rank]"),
+      app.add_option("--seq-len", plan.seq_len, "of plan: tokens per sequence [at most 128]")};
   app.positionals_at_end(false);
   try {
     app.parse(argc, argv);
@@ -332,6 +367,9 @@ int main(int argc, char** argv) {
   try {
     std::string text;
     Json j;
+    for (const CLI::Option* option : of_plan)
+      check(command == "plan" || option->count() == 0, "[dtensor_explain] {} is for plan, not for {}",
+            option->get_name(), command);
     if (command == "ops") {
       j = ops_command(text);
     } else {
@@ -340,6 +378,7 @@ int main(int argc, char** argv) {
       j = command == "layout"      ? layout_command(mesh, words, text)
           : command == "visualize" ? visualize_command(mesh, words, text)
           : command == "op"        ? op_command(mesh, words, text)
+          : command == "plan"      ? plan_command(mesh, plan, words, text)
                                    : redistribute_command(mesh, words, text);
     }
     std::fputs(json ? (j.dump(2) + "\n").c_str() : text.c_str(), stdout);

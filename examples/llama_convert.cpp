@@ -3,6 +3,8 @@
 //     llama_convert --from runs/one --to exported --dtype bf16    # config.json and model.safetensors
 //     llama_convert --from exported --to imported                 # a checkpoint with the weights under "model"
 //
+// Of each family of docs/models.md. What belongs to the tokenizer and to generation goes along.
+//
 // Exit codes: 0 done, 1 it failed, 2 bad input (nothing was written).
 #include <fmt/format.h>
 
@@ -12,6 +14,8 @@
 #include "nn/checkpoint/checkpoint_folder.h"
 #include "nn/checkpoint/hugging_face.h"
 #include "nn/json.h"
+#include "nn/models/bert.h"
+#include "nn/models/causal_lm.h"
 
 using namespace dtensor;
 namespace fs = std::filesystem;
@@ -34,26 +38,53 @@ std::optional<fs::path> find_checkpoint(const Options& o) {
   return nn::checkpoint_of_step(o.from, o.step);
 }
 
+// What a folder has besides weights and config.json: of each file the first of the folders that has it.
+void copy_others(const std::vector<fs::path>& from, const fs::path& to) {
+  for (const char* name :
+       {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+        "merges.txt", "tokenizer.model", "chat_template.jinja", "generation_config.json"})
+    for (const fs::path& folder : from)
+      if (fs::exists(folder / name)) {
+        std::error_code error;
+        fs::copy_file(folder / name, to / name, error);
+        check(!error, "[llama_convert] cannot copy {} to {}: {}", (folder / name).string(), to.string(),
+              error.message());
+        break;
+      }
+}
+
+bool is_bert(const nlohmann::ordered_json& config) { return config.value("model_type", "") == "bert"; }
+
+std::unique_ptr<nn::Module> make(const nlohmann::ordered_json& config, const DeviceMesh& mesh) {
+  if (is_bert(config)) return std::make_unique<nn::BertForMaskedLM>(mesh, nn::BertConfig::from_json(config));
+  return nn::ModelConfig::from_json(config).make(mesh);
+}
+
+// The model's config with what transformers needs to know which model it is of.
+nlohmann::ordered_json complete(nlohmann::ordered_json config) {
+  if (is_bert(config)) return config;
+  nn::ModelConfig model = nn::ModelConfig::from_json(config);
+  config["model_type"] = model.model_type();
+  if (!config.contains("architectures")) config["architectures"] = {model.architecture()};
+  return config;
+}
+
 void to_folder(const Options& o, const fs::path& checkpoint) {
   nn::Checkpoint c(checkpoint);
   c.verify();
-  nn::export_weights(c, "model", c.value("config"), o.to, o.dtype == "bf16" ? DType::bf16 : DType::f32);
+  nn::export_weights(c, "model", complete(c.value("config")), o.to, o.dtype == "bf16" ? DType::bf16 : DType::f32);
+  copy_others({checkpoint, checkpoint.parent_path()}, o.to);
 }
 
 void to_checkpoint(const Options& o) {
-  nn::Safetensors file(o.from);
   auto rank = Rank::single();
   DeviceMesh mesh(*rank, "dp=1");
-  nn::CheckpointItems items{{"config", nn::load_json((fs::path(o.from) / "config.json").string(), "llama config")}};
-  for (const std::string& name : file.names()) {
-    const nn::SafetensorsEntry& e = file.entry(name);
-    check(is_floating(nn::safetensors_dtype(e.dtype, name)), "[llama_convert] {} has elements {}, which are no weights",
-          name, e.dtype);
-    DistributedTensor x = DistributedTensor::empty(mesh, TensorSpec{DType::f32, e.shape, {}});
-    file.read(name, x);
-    items.emplace_back("model." + name, x);
-  }
-  nn::save_checkpoint(mesh, o.to, items);
+  nlohmann::ordered_json config = nn::load_json(nn::config_file(o.from), "model config");
+  std::unique_ptr<nn::Module> model = make(config, mesh);
+  nn::materialize(*model, 0);
+  nn::load_weights(o.from, *model);
+  nn::save_checkpoint(mesh, o.to, {{"config", config}, {"model", *model}});
+  copy_others({o.from}, o.to);
 }
 
 }  // namespace

@@ -3,8 +3,8 @@
 //     llama_pretrain --model examples/configs/llama_tiny.json --mesh dp=2,tp=2 --plan examples/plans/tp_sp_loss.json
 //                    --data text.txt --steps 200 --batch-size 16 --seq-len 128
 //
-// shows a progress bar on a terminal and prints a line per step elsewhere. With --dry-run it lists the collectives of a
-// step instead, for a mesh of any size, in this process; with --check it says whether such a step fits.
+// shows a progress bar on a terminal and prints a line per step elsewhere. With --dry-run it says what a step would
+// communicate, hold and take instead, for a mesh of any size, in this process; with --check, whether such a step fits.
 // Exit codes: 0 done, 1 the run failed, 2 bad input (nothing was started).
 #include <fmt/format.h>
 #include <CLI/CLI.hpp>
@@ -15,17 +15,24 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
-#include "dtensor/comm_log.h"
 #include "dtensor/launch.h"
 #include "dtensor/launch_nccl.h"
-#include "dtensor/table.h"
+#include "dtensor/mpi/launch_mpi.h"
 #include "examples/metrics_file.h"
 #include "examples/pretrain_options.h"
+#include "examples/pretrain_processes.h"
 #include "examples/progress.h"
+#include "examples/run_trace.h"
 #include "nn/data/loader.h"
+#include "nn/foresight/report.h"
 #include "nn/json.h"
 #include "nn/models/auto_plan.h"
+#include "nn/report/event_file.h"
+#include "nn/report/run_page.h"
 #include "nn/train/causal_lm.h"
+#include "nn/train/gradients.h"
+#include "nn/train/value_hash.h"
+#include "ops/cuda/attention_backend.h"
 #include "ops/cuda/gemm.h"
 #include "placement/nearest.h"
 
@@ -41,10 +48,14 @@ struct Run {
   nn::LlamaTrainingOptions train;
   RunRecord record = {};
   Device device = Device::cpu;
-  std::optional<Environment> processes = {};  // with NCCL
+  std::optional<Environment> processes = {};  // with NCCL or MPI
   std::optional<nn::Tokenizer> tokenizer = {};
+  std::optional<nn::Hardware> hardware = {};  // to predict for
   std::shared_ptr<const nn::Dataset> data = nullptr, eval_data = nullptr;
 };
+
+// Whether this process speaks for all.
+bool speaks(const Run& run) { return !run.processes || run.processes->rank == 0; }
 
 // Where the run is and what it computes in.
 void prepare_device(const Options& o, Run& run) {
@@ -52,20 +63,28 @@ void prepare_device(const Options& o, Run& run) {
   run.train = o.train;
   run.train.dtype = o.dtype == "bf16" ? DType::bf16 : DType::f32;
   run.train.graph = o.cuda_graph == "auto";
+  run.train.keep_gradients = o.hash || o.module_norms;
   bool cuda = run.device == Device::cuda;
   check(cuda || o.tune_gemm.empty(), "[llama_pretrain] --tune-gemm needs --device cuda");
   check(cuda || !o.tf32, "[llama_pretrain] --tf32 needs --device cuda");
   check(cuda || o.comm != "nccl", "[llama_pretrain] --comm nccl needs --device cuda");
-  if (o.only_looks() || !cuda) return;
+  check(!cuda || o.launch != "mpi" || o.comm != "threads",
+        "[llama_pretrain] --launch mpi on --device cuda is --comm nccl: leave out --comm threads");
+  check(!cuda || o.trace.empty(),
+        "[llama_pretrain] --trace is of steps on the CPU, not yet of --device cuda: use nsys");
+  if (o.only_looks()) return;
+  if (!cuda) {
+    run.processes = processes_of_mpi(o.launch == "mpi", run.mesh);
+    return;
+  }
   check(cuda::unavailable().empty(), "[llama_pretrain] --device cuda: {}; use --device cpu", cuda::unavailable());
   bool started = was_launched();
   check(
-      started || o.comm != "nccl",
+      started || (o.comm != "nccl" && o.launch != "mpi"),
       "[llama_pretrain] --comm nccl needs processes: start this with torchrun, mpirun or srun, or use --comm threads");
   if (o.comm == "threads" || !started) return;
   run.processes = read_environment();
-  check(run.processes->world == run.mesh.world(), "[llama_pretrain] --mesh {} has {} ranks, but {} started {}", o.mesh,
-        run.mesh.world(), run.processes->launcher, run.processes->world);
+  check_world(*run.processes, run.mesh);
 }
 
 // Runs checks that do not depend on each other, so that one call says all that is wrong.
@@ -101,7 +120,7 @@ void check_sizes(const Options& o, const Run& run, Checks& checks) {
           run.model->max_position_embeddings());
   });
   checks.run([&] {
-    int ranks = run.mesh.product(nn::batch_layout(run.mesh, run.plan).sharded());
+    int ranks = run.mesh.product(nn::batch_layout(run.mesh, run.plan).split[0].set());
     check(o.batch_size % ranks == 0,
           "[llama_pretrain] --batch-size {} does not divide over the {} data ranks of mesh {}", o.batch_size, ranks,
           o.mesh);
@@ -129,7 +148,8 @@ RunRecord record_of(const Options& o, const Run& run, const std::string& command
   return {.config = nn::load_json(nn::config_file(o.model), "model config"),
           .data = {{"files", o.data}, {"batch_size", o.batch_size}},
           .command = {{"command", command}, {"version", DTENSOR_VERSION}, {"mesh", o.mesh}, {"plan", plan}},
-          .seed = o.train.seed};
+          .seed = o.train.seed,
+          .tokenizer = o.tokenizer};
 }
 
 Run prepare(const Options& o, const std::string& command) {
@@ -148,6 +168,9 @@ Run prepare(const Options& o, const std::string& command) {
   files.run([&] {
     if (!o.tokenizer.empty()) run.tokenizer = nn::Tokenizer::load(o.tokenizer);
   });
+  files.run([&] {
+    if (!o.hardware.empty()) run.hardware = nn::Hardware::load(o.hardware);
+  });
   files.end();
   if (o.plan == "auto") run.plan = nn::auto_plan(*run.model, run.mesh);
   run.record = record_of(o, run, command);
@@ -155,7 +178,12 @@ Run prepare(const Options& o, const std::string& command) {
   check_sizes(o, run, rest);
   rest.run([&] {
     check(!o.dry_run || !o.check, "[llama_pretrain] --dry-run finds what --check finds: give one of them");
-    check(!o.json || o.dry_run, "[llama_pretrain] --json is how --dry-run prints: give --dry-run too");
+    check(!o.explain || !o.check, "[llama_pretrain] --explain finds what --check finds: give one of them");
+    check(!o.json || o.dry_run || o.explain, "[llama_pretrain] --json is how --dry-run prints: give --dry-run too");
+    check(o.report.empty() || !o.check,
+          "[llama_pretrain] --report is a page of a run or of --dry-run: --check has none");
+    check(o.hardware.empty() || o.only_looks(),
+          "[llama_pretrain] --hardware is what --dry-run and --check predict for: give one of them too");
   });
   if (!o.only_looks()) {
     rest.run([&] { check(!o.data.empty(), "[llama_pretrain] --data is missing: give text files, or --dry-run"); });
@@ -203,75 +231,64 @@ void prepare_data(const Options& o, Run& run) {
   if (o.epochs > 0) run.train.steps = o.epochs * run.data->samples() / o.batch_size;
 }
 
-// One step on meta tensors: what a real one would communicate. Plans and shapes that do not fit are errors here
-// already.
-std::vector<CommLog::Entry> dry_run(const Options& o, const Run& run) {
-  auto rank = Rank::recorded(run.mesh.world());
-  rank->strict = o.strict;
-  DeviceMesh mesh(*rank, run.mesh);
-  nn::LlamaTraining training(mesh, *run.model, run.plan, run.train);
-  for (const std::string& note : run.plan.notes(training.model))
+// One step on meta tensors: what a real one would be. Plans and shapes that do not fit are errors here already.
+nn::Forecast look_ahead(const Options& o, const Run& run) {
+  nn::ForecastOptions options{.batch_size = o.batch_size, .seq_len = o.seq_len, .train = run.train, .strict = o.strict};
+  options.captured = run.device == Device::cuda && run.train.graph && run.mesh.world() == 1;
+  options.warm_up = o.dry_run || o.explain || run.hardware || !o.report.empty() ? 1 : 0;
+  options.explain = o.explain || !o.report.empty();
+  nn::Forecast f = nn::forecast(run.mesh, *run.model, run.plan, options, run.hardware);
+  // What is doubtful is refused by --check alone: a run may mean it.
+  std::vector<std::string> notes = o.check ? std::vector<std::string>() : f.doubts;
+  notes.insert(notes.end(), f.implicit.begin(), f.implicit.end());
+  for (const std::string& note : speaks(run) ? notes : std::vector<std::string>())
     std::fprintf(stderr, "llama_pretrain: note: %s\n", note.c_str());
-  CommLog log(*rank, std::numeric_limits<int64_t>::max());  // all of them, however many
-  training.trainer.step(nn::meta_batch(mesh, nn::batch_layout(run.mesh, run.plan), o.batch_size, o.seq_len));
-  return log.entries();
+  check(!o.check || nn::what_is_wrong(f).empty(), "{}", nn::what_is_wrong(f));
+  return f;
 }
 
-void print_json(const Run& run, const std::vector<CommLog::Entry>& entries) {
-  nlohmann::ordered_json list = nlohmann::ordered_json::array(), counts = nlohmann::ordered_json::object();
-  int64_t bytes = 0;
-  auto layout = [](const std::string& text) {
-    return text.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(text);
-  };
-  for (const CommLog::Entry& e : entries) {
-    list.push_back({{"phase", name(e.phase)},
-                    {"collective", e.collective},
-                    {"axes", e.axes},
-                    {"tensor", e.tensor},
-                    {"from", layout(e.from)},
-                    {"to", layout(e.to)},
-                    {"bytes", e.bytes},
-                    {"group", e.group},
-                    {"module", e.module},
-                    {"op", e.op},
-                    {"reason", e.reason},
-                    {"plan_line", e.plan_line},
-                    {"asked_for", e.asked_for}});
-    if (e.peer >= 0) list.back()["peer"] = e.peer;
-    bytes += e.bytes;
-  }
-  for (const auto& [kind, n] : count_by_kind(entries)) counts[kind] = n;
-  nlohmann::ordered_json out{
-      {"mesh", to_string(run.mesh)}, {"collectives", list}, {"counts", counts}, {"bytes", bytes}};
-  std::printf("%s\n", out.dump(2).c_str());
+void write_report(const Options& o, const nn::Forecast& forecast) {
+  std::ofstream file(o.report);
+  file << nn::html_report(forecast, fmt::format("{} on {}", o.model, o.mesh));
+  check(bool(file.flush()), "[llama_pretrain] cannot write --report {}: does the folder exist?", o.report);
 }
 
-// A row per launch, and totals by phase and kind.
-void print_table(const Run& run, const std::vector<CommLog::Entry>& entries) {
-  std::vector<std::vector<std::string>> lines{{"phase", "collective", "axes", "bytes", "tensor", "for"}};
-  for (size_t i = 0; i < entries.size();) {
-    const CommLog::Entry& e = entries[i];
-    int64_t bytes = 0;
-    size_t n = 0;
-    for (; i < entries.size() && entries[i].group == e.group; ++i, ++n) bytes += entries[i].bytes;
-    std::string why = fmt::format("{}{}{}", e.module, e.module.empty() || e.reason.empty() ? "" : ": ", e.reason);
-    if (!e.plan_line.empty()) why += fmt::format("{}[{}]", why.empty() ? "" : "  ", e.plan_line);
-    if (n > 1) why += fmt::format(" and {} more", n - 1);
-    if (!e.asked_for) why += " (implicit)";
-    lines.push_back({std::string(name(e.phase)), e.collective, e.axes, std::to_string(bytes), e.tensor, why});
+// What --hash and --module-norms add to a line of the metrics file. All ranks call it.
+std::string asked_metrics(const Options& o, const DeviceMesh& mesh, nn::LlamaTraining& training) {
+  std::string text;
+  const std::vector<nn::Parameter*>& parameters = training.optimizer.parameters();
+  if (o.hash) {
+    std::vector<nn::NamedValue> values, gradients;
+    for (size_t i = 0; i < parameters.size(); ++i) {
+      values.push_back({parameters[i]->path(), parameters[i]->stored()});
+      gradients.push_back({parameters[i]->path(), training.trainer.gradients()[i]});
+    }
+    text += fmt::format(", \"hash\": {{\"parameters\": \"{}\", \"gradients\": \"{}\"}}", nn::value_hash(mesh, values),
+                        nn::value_hash(mesh, gradients));
   }
-  if (entries.empty()) lines.push_back({"(none)"});
-  fmt::print("One step on {}, bytes as the busiest rank receives them\n\n{}\n{}", to_string(run.mesh),
-             table("<<<><<", lines), summary(entries, {CommLog::By::phase, CommLog::By::collective}));
+  if (!o.module_norms) return text;
+  std::map<std::string, std::vector<DistributedTensor>> by_module;
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    const std::string& path = parameters[i]->path();
+    by_module[path.substr(0, path.rfind('.'))].push_back(training.trainer.gradients()[i]);
+  }
+  nlohmann::ordered_json norms;
+  for (const auto& [module, gradients] : by_module) norms[module] = nn::global_norm(gradients).item();
+  return text + ", \"module_norms\": " + norms.dump();
 }
+
+// JSON has no word for what is not finite.
+std::string json_number(double x) { return std::isfinite(x) ? fmt::format("{:.17g}", x) : "null"; }
 
 // One line of the metrics file: numbers have 17 digits, which read back to the same bits.
-std::string metrics_line(const nn::Trainer::Step& s, int64_t tokens, double seconds, int64_t peak_bytes) {
+std::string metrics_line(const nn::Trainer::Step& s, int64_t tokens, double seconds, int64_t peak_bytes,
+                         const std::string& more) {
   return fmt::format(
-      "{{\"step\": {}, \"loss\": {:.17g}, \"grad_norm\": {:.17g}, \"lr\": {:.17g}, \"tokens\": {}, "
+      "{{\"step\": {}, \"loss\": {}, \"grad_norm\": {}, \"lr\": {:.17g}, \"tokens\": {}, "
       "\"tokens_per_second\": {:.17g}, \"step_seconds\": {:.17g}, \"host_seconds\": {:.17g}, \"peak_memory_bytes\": "
-      "{}}}\n",
-      s.step, s.loss, s.grad_norm, s.lr, tokens, double(tokens) / seconds, seconds, s.host_seconds, peak_bytes);
+      "{}{}{}}}\n",
+      s.step, json_number(s.loss), json_number(s.grad_norm), s.lr, tokens, double(tokens) / seconds, seconds,
+      s.host_seconds, peak_bytes, s.skipped ? ", \"skipped\": true" : "", more);
 }
 
 // What the loss takes.
@@ -309,15 +326,36 @@ double evaluate(const Options& o, const Run& run, const DeviceMesh& mesh, nn::Tr
   return sum / double(tokens);
 }
 
+// What must be the same in all processes of a run.
+CommonOptions common_options(const Options& o, const Run& run) {
+  const nn::LlamaTrainingOptions& t = run.train;
+  nlohmann::ordered_json order = run.data->state(0), eval = run.eval_data ? run.eval_data->state(0) : nullptr;
+  return {{"--model", run.record.config},
+          {"--plan", run.plan.to_json()},
+          {"--data, --batch-size and --seq-len", {order, o.batch_size, o.document_mask}},
+          {"--eval-data and --eval-every", {eval, o.eval_every}},
+          {"--steps", t.steps},
+          {"--seed", t.seed},
+          {"--lr, its schedule, --weight-decay or --clip",
+           {t.lr, t.min_lr, t.warmup_steps, int(t.decay), t.adamw.weight_decay, t.adamw.no_decay, t.clip}},
+          {"--ema, --z-loss, --skip-bad-steps, --hash or --module-norms",
+           {o.ema, t.z_loss, t.skip_bad_steps, o.hash, o.module_norms}},
+          {"--dtype or --micro-batch-size", {o.dtype, t.micro_batch_size}},
+          {"--trace or --trace-steps", {!o.trace.empty(), o.trace_steps}},
+          {"--checkpoint-dir, --checkpoint-every, --resume or --max-time",
+           {o.checkpoints.folder, o.checkpoints.every, o.checkpoints.resume, std::isfinite(o.max_time)}}};
+}
+
 void train(const Options& o, const Run& run, MetricsFile& metrics) {
   int64_t steps = run.train.steps;
   Progress progress(steps);
   std::optional<StopSignals> signals;
-  if (o.saves()) signals.emplace();
+  if (o.saves() || run.processes) signals.emplace();
   auto start = std::chrono::steady_clock::now();
   auto body = [&](Rank& rank) {
     rank.strict = o.strict;
     DeviceMesh mesh(rank, run.mesh);
+    if (run.processes) check_same_options(mesh, common_options(o, run));
     nn::LlamaTraining training(mesh, *run.model, run.plan, run.train);
     bool first = rank.rank() == 0;
     rank.tf32 = o.tf32;
@@ -326,20 +364,31 @@ void train(const Options& o, const Run& run, MetricsFile& metrics) {
     if (first)
       fmt::print("{} parameters, mesh {}, {} tokens per step\n", training.model.parameter_count(), to_string(run.mesh),
                  o.batch_size * o.seq_len);
-    RunCheckpoints checkpoints(mesh, o.checkpoints, run.record, training);
+    std::optional<nn::Ema> ema;
+    if (o.ema > 0) ema.emplace(training.optimizer.parameters(), o.ema);
+    RunCheckpoints checkpoints(mesh, o.checkpoints, run.record, training, ema ? &*ema : nullptr);
     auto note = [&](const std::string& what) {
-      if (first) progress.note(what);
+      if (first && !what.empty()) progress.note(what);
     };
     int64_t done = checkpoints.resume(note);
     if (first) metrics.begin(done, run.record);
     if (done >= steps) note(fmt::format("nothing to do: step {} of {} is done", done, steps));
     nn::BatchLoader loader(*run.data, mesh, nn::batch_layout(run.mesh, run.plan), o.batch_size, done * o.batch_size);
+    std::optional<nn::StepClock> clock;
+    if (run.device == Device::cpu) clock.emplace(rank);
+    RunTrace trace(mesh, o.trace, o.trace_steps, steps - done, run.record.command);
     bool stops = false;
     for (int64_t here = 0; done < steps && !stops; ++here) {
       auto begin = std::chrono::steady_clock::now();
       int64_t sample = loader.samples();
-      nn::Trainer::Step s = training.trainer.step(batch_of(o, loader.next()));
+      if (here == 1) rank.allocator()->reset_peak();  // what steps need, not what began them
+      if (clock) clock->begin();
+      nn::Batch batch = batch_of(o, loader.next());
+      if (clock) clock->loaded();
+      nn::Trainer::Step s = training.trainer.step(batch);
+      if (clock) clock->end();
       ++done;
+      if (ema && !s.skipped) ema->update();
       double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
       if (!tuned) {
         int products = cuda::gemm(rank).tune();
@@ -347,27 +396,44 @@ void train(const Options& o, const Run& run, MetricsFile& metrics) {
         if (first) cuda::gemm(rank).save(o.tune_gemm);
         note(fmt::format("{} products tuned, written to {}", products, o.tune_gemm));
       }
+      std::string asked = asked_metrics(o, mesh, training);
+      if (s.skipped) {
+        const nn::Trainer::Norms& n = training.trainer.norms();
+        note(fmt::format("step {} is skipped: the loss is {}, the gradient norm {} (on average {}); {} in all", s.step,
+                         s.loss, s.grad_norm, n.average, n.skipped));
+      }
       if (first) {
         int64_t tokens = counted_tokens(*run.data, sample, o.batch_size);
         progress.step(s, tokens, seconds);
-        metrics.write(metrics_line(s, tokens, seconds, rank.allocator()->peak_bytes()));
+        if (clock) asked += ", \"time\": " + nn::to_json(clock->split()).dump();
+        metrics.write(metrics_line(s, tokens, seconds, rank.allocator()->peak_bytes(), asked));
       }
-      if (here == 1 && run.device == Device::cuda) note("CUDA graph: " + training.trainer.graph_status());
+      if (clock) note(trace.step(*clock, s.step));
+      if (here == 1 && run.device == Device::cuda) {
+        note("CUDA graph: " + training.trainer.graph_status());
+        if (std::string why = o.dtype == "bf16" ? cuda::missing_cudnn(rank) : ""; !why.empty())
+          note("attention is computed by the library's own kernels, which are slower: " + why);
+      }
       int64_t epoch = loader.samples() / run.data->samples();
       if (epoch > sample / run.data->samples()) note(fmt::format("end of epoch {}", epoch));
+      std::optional<double> eval_loss;
       if (run.eval_data && (done == steps || (o.eval_every > 0 && done % o.eval_every == 0))) {
-        double loss = evaluate(o, run, mesh, training.trainer);
-        note(fmt::format("step {}: loss {:.4f} on --eval-data", done, loss));
+        if (ema) ema->exchange();
+        eval_loss = evaluate(o, run, mesh, training.trainer);
+        if (ema) ema->exchange();
+        note(fmt::format("step {}: loss {:.4f} on --eval-data", done, *eval_loss));
         if (first)
-          metrics.write(fmt::format("{{\"kind\": \"eval\", \"step\": {}, \"eval_loss\": {:.17g}}}\n", done, loss));
+          metrics.write(
+              fmt::format("{{\"kind\": \"eval\", \"step\": {}, \"eval_loss\": {:.17g}}}\n", done, *eval_loss));
       }
       std::chrono::duration<double> passed = std::chrono::steady_clock::now() - start;
-      if (o.saves() || std::isfinite(o.max_time))
+      if (signals || std::isfinite(o.max_time))
         stops = on_any_rank(mesh, (signals && signals->asked()) || passed.count() >= o.max_time);
       if (!o.saves() || !(stops || done == steps || checkpoints.is_due(done))) continue;
-      auto written = checkpoints.begin(done);
+      auto written = checkpoints.begin(done, eval_loss);
       if (first) metrics.write(written);
     }
+    note(trace.finish());
     auto written = checkpoints.wait();
     if (first) metrics.write(written);
     if (stops && done < steps)
@@ -375,11 +441,22 @@ void train(const Options& o, const Run& run, MetricsFile& metrics) {
                        o.saves() ? ", which a checkpoint has: --resume auto goes on" : ""));
   };
   std::chrono::milliseconds deadline = milliseconds_of(o.deadline);
-  if (run.processes)
+  if (run.processes && run.device == Device::cpu)
+    launch_mpi(body, {.deadline = deadline, .threads = o.threads});
+  else if (run.processes)
     launch_nccl(*run.processes, body, {.nccl = {.deadline = deadline}, .threads = o.threads});
   else
     launch(run.mesh.world(), body, {.deadline = deadline, .threads = o.threads, .device = run.device});
-  if (!run.processes || run.processes->rank == 0) progress.summary(o.metrics);
+  if (speaks(run)) progress.summary(o.metrics);
+}
+
+// Whoever listens is told, if it can be: the run's own error is what counts.
+void end_in_failure(MetricsFile& metrics, const std::string& why) {
+  try {
+    metrics.end("failed: " + why);
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "llama_pretrain: %s\n", e.what());
+  }
 }
 
 }  // namespace
@@ -407,19 +484,32 @@ int main(int argc, char** argv) {
   try {
     run = prepare(o, fmt::format("{}", fmt::join(argv, argv + argc, " ")));
     if (!o.only_looks()) prepare_data(o, *run);
-    std::vector<CommLog::Entry> entries = dry_run(o, *run);
+    nn::Forecast forecast = look_ahead(o, *run);
     if (o.check) fmt::print("fits\n");
-    if (o.dry_run) o.json ? print_json(*run, entries) : print_table(*run, entries);
+    if (!o.report.empty() && o.only_looks() && speaks(*run)) write_report(o, forecast);
+    if (o.explain && !o.json) fmt::print("{}", nn::explanation(forecast));
+    if (o.json)
+      fmt::print("{}\n", nn::to_json(forecast).dump(2));
+    else if (o.dry_run)
+      fmt::print("{}", nn::to_string(forecast));
     if (o.only_looks()) return 0;
-    if (!o.metrics.empty() && (!run->processes || run->processes->rank == 0)) metrics.open(o.metrics);
+    if (!o.metrics.empty() && speaks(*run)) metrics.open(o.metrics);
+    check(o.trace.empty() || !speaks(*run) || std::ofstream(o.trace).good(),
+          "[llama_pretrain] cannot write --trace {}: does the folder exist?", o.trace);
+    if (!o.report.empty() && speaks(*run))
+      metrics.add(std::make_unique<nn::RunPage>(o.report, fmt::format("{} on {}", o.model, o.mesh),
+                                                nn::html_sections(forecast)));
+    if (!o.tensorboard.empty() && speaks(*run)) metrics.add(std::make_unique<nn::TensorBoard>(o.tensorboard));
   } catch (const std::exception& e) {
     std::fprintf(stderr, "llama_pretrain: %s\n", e.what());
     return 2;
   }
   try {
     train(o, *run, metrics);
+    metrics.end("done");
   } catch (const std::exception& e) {
     std::fprintf(stderr, "llama_pretrain: %s\n", e.what());
+    end_in_failure(metrics, e.what());
     return 1;
   }
   return 0;

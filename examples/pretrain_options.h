@@ -18,20 +18,22 @@ namespace dtensor {
 struct Options {
   std::string model, mesh = "dp=1", plan, metrics, config;
   CheckpointOptions checkpoints;
-  std::string device = "cpu", dtype = "fp32", comm = "auto", cuda_graph = "auto";
-  std::string tune_gemm;
+  std::string device = "cpu", dtype = "fp32", launch = "threads", comm = "auto", cuda_graph = "auto";
+  std::string tune_gemm, hardware, report, tensorboard, trace;
   double deadline = 600, max_time = std::numeric_limits<double>::infinity();
   std::vector<std::string> data, eval_data;
   std::string tokenizer, data_mode = "pack";
-  int64_t batch_size = 16, seq_len = 128, epochs = 0, eval_every = 0;
+  int64_t batch_size = 16, seq_len = 128, epochs = 0, eval_every = 0, trace_steps = 3;
   bool shuffle = false, document_mask = false;
   nn::LlamaTrainingOptions train{
       .seed = 42, .steps = 0, .lr = 1e-3, .warmup_steps = 0, .clip = 1.0, .adamw = {.weight_decay = 0.1}};
+  double ema = 0;
+  bool hash = false, module_norms = false;
   int threads = 0;
-  bool tf32 = false, strict = false, dry_run = false, check = false, json = false;
+  bool tf32 = false, strict = false, dry_run = false, check = false, explain = false, json = false;
 
   bool saves() const { return !checkpoints.folder.empty(); }
-  bool only_looks() const { return dry_run || check; }  // nothing runs: no data, steps or device are needed
+  bool only_looks() const { return dry_run || check || explain; }  // nothing runs: no data, steps or device are needed
 };
 
 // Numbers of options. CLI11's own PositiveNumber and Range print the largest double, all 309 digits, and let nan pass.
@@ -51,6 +53,9 @@ inline const CLI::Validator positive = number("POSITIVE", [](double n) {
 inline const CLI::Validator not_negative = number("NONNEGATIVE", [](double n) {
   return !std::isfinite(n) ? "not finite" : n >= 0 ? "" : "below 0";
 });
+inline const CLI::Validator fraction = number("FRACTION", [](double n) {
+  return !(n >= 0) ? "below 0" : n < 1 ? "" : "not below 1";
+});
 constexpr int most_threads = 1024;
 inline const CLI::Validator thread_count = number("THREADS", [](double n) {
   return n < 0 ? "below 0" : n > most_threads ? fmt::format("more than {} threads of a rank", most_threads) : "";
@@ -62,7 +67,7 @@ inline const std::map<std::string, nn::Decay> decays = {
 inline void declare(CLI::App& app, Options& o) {
   app.option_defaults()->always_capture_default();
   app.add_option("--model", o.model,
-                 "Hugging Face config.json, or its folder: of a Llama, Mistral, Qwen2, Qwen3, Phi-3 or GPT-2")
+                 "Hugging Face config.json, or its folder: of a Llama, Mistral, Qwen2, Qwen3, Phi-3, GPT-2 or GLA")
       ->capture_default_str();
   app.add_option("--mesh", o.mesh,
                  "axes and sizes, the last one fastest; dp, dp_replicate and dp_shard divide the batch");
@@ -107,7 +112,22 @@ inline void declare(CLI::App& app, Options& o) {
   app.add_option("--no-decay", o.train.adamw.no_decay,
                  "parameters that do not decay, by the last parts of their paths: bias, *norm.weight");
   app.add_option("--clip", o.train.clip, "largest global gradient norm; 0: no clipping")->check(not_negative);
+  app.add_option("--skip-bad-steps", o.train.skip_bad_steps,
+                 "in a row: those whose loss or gradient norm is not finite, or whose norm is ten times its average, "
+                 "change nothing; 0: what is not finite is an error")
+      ->check(not_negative);
+  app.add_option("--ema", o.ema, "decay of an average of the parameters, as 0.999, with which --eval-data is evaluated")
+      ->check(fraction);
+  app.add_option("--z-loss", o.train.z_loss, "times the squared log of the sum of exp(logits), added to the loss")
+      ->check(not_negative);
+  app.add_flag("--hash", o.hash, "hashes of parameters and gradients in --metrics, for dtensor_bisect");
+  app.add_flag("--module-norms", o.module_norms, "gradient norm of each module in --metrics");
   app.add_option("--metrics", o.metrics, "JSON lines, one per step");
+  app.add_option("--tensorboard", o.tensorboard,
+                 "folder of TensorBoard's event files: the numbers of --metrics as curves");
+  app.add_option("--trace", o.trace,
+                 "file for Perfetto (ui.perfetto.dev): what each rank computes and communicates in some steps");
+  app.add_option("--trace-steps", o.trace_steps, "how many steps --trace has, from the second on")->check(positive);
   app.add_option("--config", o.config,
                  "JSON file with any of these options, {\"lr\": 0.003, ...}; options on the command line win");
   app.add_option(
@@ -126,6 +146,10 @@ inline void declare(CLI::App& app, Options& o) {
   app.add_option("--device", o.device, "where tensors are: cpu or cuda")->check(CLI::IsMember({"cpu", "cuda"}));
   app.add_option("--dtype", o.dtype, "to compute in; bf16 keeps fp32 parameters")
       ->check(CLI::IsMember({"fp32", "bf16"}));
+  app.add_option("--launch", o.launch,
+                 "threads: ranks are threads of this process; mpi: each is one of the processes that mpirun or srun "
+                 "started, by MPI on cpu and NCCL on cuda")
+      ->check(CLI::IsMember({"threads", "mpi"}));
   app.add_option("--comm", o.comm,
                  "threads: ranks are threads of this process; nccl: processes that torchrun, mpirun or srun started, a "
                  "GPU each; auto: nccl on cuda where one of these did")
@@ -140,10 +164,18 @@ inline void declare(CLI::App& app, Options& o) {
   app.add_option("--threads", o.threads, "of each rank's kernels; 0: the cores divided by the ranks")
       ->check(thread_count);
   app.add_flag("--strict", o.strict, "communication that nobody asked for is an error");
-  app.add_flag("--dry-run", o.dry_run, "list the collectives of a step and stop; needs neither --data nor --steps");
+  app.add_flag("--dry-run", o.dry_run,
+               "say what a step communicates, holds and takes, and stop; needs neither --data nor --steps");
   app.add_flag("--check", o.check,
                "say \"fits\", or what is wrong with model, mesh and plan, and stop; needs neither --data nor --steps");
-  app.add_flag("--json", o.json, "print --dry-run as JSON");
+  app.add_flag("--explain", o.explain,
+               "say of each collective of a step why it is there and what else it could have been, and stop");
+  app.add_option(
+      "--hardware", o.hardware,
+      "what --dry-run and --check predict for: a100, h100, h200, b200, or a file as dtensor_calibrate writes");
+  app.add_option("--report", o.report,
+                 "file for one HTML page to look at: the run, while it goes on and at its end, or --dry-run");
+  app.add_flag("--json", o.json, "print --dry-run and --explain as JSON");
 }
 
 inline std::vector<std::string> option_names(const CLI::App& app, const char* prefix = "") {

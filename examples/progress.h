@@ -9,7 +9,9 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <iterator>
 #include <string>
+#include <vector>
 
 #include "nn/train/trainer.h"
 
@@ -23,8 +25,20 @@ inline std::string progress_line(const nn::Trainer::Step& s, int64_t here, int64
   int64_t left = int64_t(seconds / double(here) * double(steps - s.step) + 0.5);
   std::string time = left < 3600 ? fmt::format("{}:{:02}", left / 60, left % 60)
                                  : fmt::format("{}:{:02}:{:02}", left / 3600, left / 60 % 60, left % 60);
-  std::string text = fmt::format("step {}/{}  loss {:.4f}  grad norm {:.3f}  {:.0f} tokens/s  {} left", s.step, steps,
-                                 s.loss, s.grad_norm, tokens_per_second, time);
+  // Where there is no room for all, what matters least is left out.
+  const std::string parts[] = {fmt::format("step {}/{}", s.step, steps), fmt::format("loss {:.4f}", s.loss),
+                               fmt::format("grad norm {:.3f}", s.grad_norm),
+                               fmt::format("{:.0f} tokens/s", tokens_per_second), time + " left"};
+  std::vector<bool> shown(std::size(parts), true);
+  auto joined = [&] {
+    std::string text;
+    for (size_t i = 0; i < std::size(parts); ++i)
+      if (shown[i]) text += (text.empty() ? "" : "  ") + parts[i];
+    return text;
+  };
+  std::string text = joined();
+  for (size_t least : {2, 3, 4, 1})
+    if (int(text.size()) >= columns) shown[least] = false, text = joined();
   int width = std::min(30, columns - 4 - int(text.size()));  // brackets, a space, and the last column, where lines wrap
   if (width < 3) return text.substr(0, size_t(std::max(1, columns - 1)));
   std::string bar(size_t(s.step * width / steps), '=');

@@ -18,10 +18,13 @@ nlohmann::ordered_json load_json(const std::string& file, const char* who) {
 }
 
 nlohmann::ordered_json parse_json(std::string_view text, const std::string& file, const char* who) {
-  // A key that stands twice in one object would silently lose one of its values.
+  // A key that stands twice in one object would silently lose one of its values; printing recurses into what is nested.
   using Json = nlohmann::ordered_json;
+  constexpr int deepest = 100;
   std::vector<std::set<std::string>> keys;
-  Json::parser_callback_t no_duplicates = [&](int, Json::parse_event_t event, Json& parsed) {
+  Json::parser_callback_t judge = [&](int depth, Json::parse_event_t event, Json& parsed) {
+    if (event == Json::parse_event_t::object_start || event == Json::parse_event_t::array_start)
+      check(depth < deepest, "[{}] {}: more than {} objects and arrays are nested in each other", who, file, deepest);
     if (event == Json::parse_event_t::object_start) keys.emplace_back();
     if (event == Json::parse_event_t::object_end) keys.pop_back();
     if (event == Json::parse_event_t::key)
@@ -30,7 +33,7 @@ nlohmann::ordered_json parse_json(std::string_view text, const std::string& file
     return true;
   };
   try {
-    return Json::parse(text, no_duplicates);
+    return Json::parse(text, judge);
   } catch (const nlohmann::json::exception& e) {  // of the text, or of a number that is too large
     fail("[{}] {} is not JSON: {}", who, file, e.what());
   }

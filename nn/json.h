@@ -8,7 +8,7 @@
 namespace dtensor::nn {
 
 // `who` is the public function for the error. Errors: a file that cannot be read; text that is not JSON, with its
-// place; a number beyond a double.
+// place; a number beyond a double; a key that stands twice in one object; more than 100 levels.
 nlohmann::ordered_json load_json(const std::string& file, const char* who);
 // The same of a text, which errors call `what`.
 nlohmann::ordered_json parse_json(std::string_view text, const std::string& what, const char* who);

@@ -62,6 +62,10 @@ class Parameter {
   Parameter(const Parameter&) = delete;
   Parameter& operator=(const Parameter&) = delete;
 
+  // False: it is used, placed and stored as others are, but has no gradient, and optimizers leave it as it is. Said
+  // before an optimizer is made.
+  bool requires_grad = true;
+
   const std::string& path() const { return path_; }  // "model.norm.weight"
   const Shape& shape() const { return stored_.shape(); }
   // As stored: what optimizers and checkpoints see.

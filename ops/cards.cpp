@@ -7,12 +7,13 @@ namespace dtensor::ops {
 Cards cards() {
   static const std::vector<const Op*> all = [] {
     std::vector<const Op*> list;
-    for (Cards family :
-         {binary_cards, unary_cards,      activation_cards, compare_cards,    cast_cards,
-          reduce_cards, statistics_cards, scan_cards,       order_cards,      softmax_cards,
-          view_cards,   slice_cards,      join_cards,       rearrange_cards,  gather_cards,
-          matmul_cards, einsum_cards,     norm_cards,       layer_norm_cards, embedding_cards,
-          rotary_cards, attention_cards,  dropout_cards,    loss_cards,       linear_cross_entropy_cards})
+    for (Cards family : {binary_cards,         unary_cards,     activation_cards, compare_cards,
+                         cast_cards,           reduce_cards,    statistics_cards, scan_cards,
+                         order_cards,          softmax_cards,   view_cards,       slice_cards,
+                         join_cards,           rearrange_cards, gather_cards,     matmul_cards,
+                         einsum_cards,         norm_cards,      layer_norm_cards, embedding_cards,
+                         rotary_cards,         attention_cards, gla_cards,        convolution_cards,
+                         ring_attention_cards, dropout_cards,   loss_cards,       linear_cross_entropy_cards})
       list.insert(list.end(), family.begin(), family.end());
     return list;
   }();

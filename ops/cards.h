@@ -15,8 +15,8 @@ extern const Cards binary_cards, unary_cards, activation_cards, compare_cards, c
 extern const Cards reduce_cards, statistics_cards, scan_cards, order_cards, softmax_cards;
 extern const Cards view_cards, slice_cards, join_cards, rearrange_cards, gather_cards;
 extern const Cards matmul_cards, einsum_cards;
-extern const Cards norm_cards, layer_norm_cards, embedding_cards, rotary_cards, attention_cards, dropout_cards,
-    loss_cards, linear_cross_entropy_cards;
+extern const Cards norm_cards, layer_norm_cards, embedding_cards, rotary_cards, attention_cards, gla_cards,
+    convolution_cards, ring_attention_cards, dropout_cards, loss_cards, linear_cross_entropy_cards;
 
 // All of them.
 Cards cards();

@@ -2,8 +2,10 @@
 #pragma once
 
 #include "ops/layer/attention.h"
+#include "ops/layer/convolution.h"
 #include "ops/layer/dropout.h"
 #include "ops/layer/embedding.h"
+#include "ops/layer/gla.h"
 #include "ops/layer/layer_norm.h"
 #include "ops/layer/loss.h"
 #include "ops/layer/norm.h"

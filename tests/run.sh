@@ -8,7 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 packages=(g++ cmake ninja-build ccache git catch2 libboost-context-dev libcli11-dev libeigen3-dev libfmt-dev libhwy-dev libpcre2-dev libutf8proc-dev libzstd-dev
   nlohmann-json3-dev zlib1g-dev)
-for_tests=(clang-format)  # which only tests need
+for_tests=(clang-format libopenmpi-dev openmpi-bin pkg-config)  # which only tests need; with MPI, --launch mpi is built too
 
 install_missing() {
   if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then

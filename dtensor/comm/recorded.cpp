@@ -1,16 +1,16 @@
 // The communicator of dry runs: collectives end at once and nothing moves. What would have run is written down by the
 // observers, which see the same events as in a real run (law 8).
-#include <algorithm>
+#include "dtensor/comm/recorded.h"
 
-#include "dtensor/comm/communicator.h"
+#include <algorithm>
 
 namespace dtensor {
 namespace {
 
 class Recorded : public Communicator {
  public:
-  explicit Recorded(int size) : size_(size) {}
-  int rank() const override { return 0; }
+  explicit Recorded(int size, int rank = 0) : size_(size), rank_(rank) {}
+  int rank() const override { return rank_; }
   int size() const override { return size_; }
   Work all_reduce(std::vector<Buffers> list, Reduce) override { return started("all_reduce", list); }
   Work reduce_scatter(std::vector<Buffers> list, Reduce) override { return started("reduce_scatter", list); }
@@ -21,7 +21,7 @@ class Recorded : public Communicator {
   Work receive(std::vector<Tensor> list, int) override { return started("receive", buffers(list)); }
   void barrier() override {}
   std::shared_ptr<Communicator> split(const RankGrid& ranks) override {
-    return std::make_shared<Recorded>(ranks.size());
+    return std::make_shared<Recorded>(ranks.size(), ranks.find(rank_));
   }
   void end() override {}
   void abort(const std::string& reason) override { fail("{}", reason); }
@@ -44,11 +44,16 @@ class Recorded : public Communicator {
     return all;
   }
 
-  int size_;
+  int size_, rank_;
 };
 
 }  // namespace
 
 std::shared_ptr<Communicator> make_recorded_communicator(int size) { return std::make_shared<Recorded>(size); }
+
+std::shared_ptr<Communicator> make_recorded_communicator(int size, int rank) {
+  check(rank >= 0 && rank < size, "[make_recorded_communicator] a world of {} ranks has no rank {}", size, rank);
+  return std::make_shared<Recorded>(size, rank);
+}
 
 }  // namespace dtensor

@@ -214,7 +214,17 @@ class Threads : public Communicator, public std::enable_shared_from_this<Threads
     }
     if (stream)
       for (const Call& other : round.calls) cuda::wait(stream, *other.read);
+    if (!stream) drop(round.calls[size_t(rank_)], shared_work);
     if (++round.done == round.calls.size()) group_->rounds.erase(number);
+  }
+
+  // What no rank reads any more, so that one that is ahead of the others does not hold it until they have come by: the
+  // outputs, and where all have met again the inputs. Where shifts disagree, messages tell the outputs' sizes.
+  static void drop(Call& mine, bool all_have_read) {
+    for (Buffers& b : mine.list) {
+      if (mine.kind != Kind::shift) b.out = {};
+      if (all_have_read) b.in = {};
+    }
   }
 
   Work meet(Kind kind, std::vector<Tensor> list, int peer) {

@@ -6,17 +6,13 @@
 #include <vector>
 
 #include "dtensor/local/block_pool.h"
+#include "dtensor/local/segments.h"
 #include "placement/error.h"
 
 namespace dtensor::cuda {
 namespace {
 
-constexpr int64_t grain = 512, small = int64_t(1) << 20, small_segment = 2 << 20, large_grain = 2 << 20;
-
-int64_t rounded(int64_t bytes, int64_t to) { return (bytes + to - 1) / to * to; }
-
-// A kind of blocks is a pool and, in it, the small ones: these have segments of their own, so that they do not cut the
-// large ones to pieces.
+// A kind of blocks is a pool and, in it, the small ones.
 int kind_of(int pool, bool is_small) { return 2 * pool + is_small; }
 
 class CachingAllocator : public Allocator {
@@ -32,13 +28,12 @@ class CachingAllocator : public Allocator {
   CUstream_st* stream() const override { return stream_.handle(); }
 
   void* allocate(int64_t bytes, int64_t) override {
-    int64_t size = rounded(std::max<int64_t>(bytes, 1), grain);
-    bool is_small = size <= small;
+    int64_t size = Segments::block(bytes);
     std::lock_guard lock(mutex_);
-    int kind = kind_of(pool_, is_small);
+    int kind = kind_of(pool_, Segments::is_small(size));
     void* block = blocks_.take(size, kind);
     if (!block) {
-      int64_t segment = is_small ? small_segment : rounded(size, large_grain);
+      int64_t segment = Segments::segment(size);
       blocks_.add(new_segment(segment, bytes), segment, kind);
       block = blocks_.take(size, kind);
     }
@@ -125,11 +120,11 @@ class PinnedAllocator : public Allocator {
   bool is_pinned() const override { return true; }
 
   void* allocate(int64_t bytes, int64_t overhead) override {
-    int64_t size = rounded(bytes + overhead, grain);
+    int64_t size = rounded_up(bytes + overhead, Segments::grain);
     std::lock_guard lock(mutex_);
     void* block = blocks_.take(size, 0);
     if (!block) {
-      int64_t segment = rounded(size, large_grain);
+      int64_t segment = rounded_up(size, Segments::grain_of_large);
       void* at = allocate_pinned(segment);
       check(at, "[cuda] no pinned host memory for {} bytes: the tensors there hold {}; offload less", bytes,
             bytes_in_use());

@@ -3,6 +3,7 @@
 #include <cstdlib>
 
 #include "dtensor/cuda/allocator.h"
+#include "dtensor/local/meta_allocator.h"
 #include "placement/error.h"
 
 namespace dtensor {
@@ -22,16 +23,6 @@ void* aligned_malloc(size_t bytes) {
 }
 void aligned_free(void* block) { std::free(static_cast<void**>(block)[-1]); }
 
-class MetaAllocator : public Allocator {
- public:
-  Device device() const override { return Device::meta; }
-  void* allocate(int64_t bytes, int64_t) override {
-    count(bytes);
-    return nullptr;
-  }
-  void free(void*, int64_t bytes, int64_t) override { count(-bytes); }
-};
-
 }  // namespace
 
 std::shared_ptr<Allocator> make_allocator(Device device, int cuda_device) {
@@ -43,6 +34,18 @@ std::shared_ptr<Allocator> make_allocator(Device device, int cuda_device) {
 std::shared_ptr<Allocator> make_host_allocator(const std::shared_ptr<Allocator>& of) {
   if (of->device() == Device::cuda) return cuda::make_pinned_allocator();
   return of->device() == Device::meta ? make_allocator(Device::meta) : of;
+}
+
+void* MetaAllocator::allocate(int64_t bytes, int64_t) {
+  count(bytes);
+  ++last_;
+  if (log) log->on_allocate(last_, bytes);
+  return reinterpret_cast<void*>(last_);
+}
+
+void MetaAllocator::free(void* block, int64_t bytes, int64_t) {
+  count(-bytes);
+  if (log) log->on_free(reinterpret_cast<uint64_t>(block));
 }
 
 void Allocator::count(int64_t bytes) {

@@ -31,7 +31,7 @@ Tensor::Tensor(const std::shared_ptr<Allocator>& allocator, DType dtype, const S
   if (placeholder) return;
   device_ = allocator->device();
   storage_ = Storage(allocator, bytes);
-  data_ = storage_.data();
+  if (device_ != Device::meta) data_ = storage_.data();  // meta has numbers of blocks
 }
 
 Tensor Tensor::zeros(const std::shared_ptr<Allocator>& allocator, DType dtype, const Shape& shape, Device device) {

@@ -29,6 +29,17 @@ Box within(const Box& box, const Box& whole) {
   return b;
 }
 
+// Sizes that a tensor of such elements can have, or nothing.
+std::optional<Shape> shape_of(const Json& sizes, int64_t itemsize) {
+  if (!sizes.is_array() || sizes.size() > size_t(max_dims)) return {};
+  Shape shape;
+  for (const Json& n : sizes) {
+    if (!n.is_number_unsigned() || n.get<uint64_t>() > uint64_t(INT64_MAX)) return {};
+    shape.push_back(n.get<int64_t>());
+  }
+  return countable_bytes(shape, itemsize) ? std::optional(shape) : std::nullopt;
+}
+
 std::vector<std::string> keys_of(const Json& object) {
   std::vector<std::string> keys;
   for (const auto& [key, value] : object.items()) keys.push_back(key);
@@ -99,7 +110,9 @@ void Checkpoint::read_tensor(const std::string& name, const Json& json) {
   std::optional<DType> dtype = dtype_named(json.at("dtype").get<std::string>());
   if (!dtype) fail_with(fmt::format("{} has the unknown element type {}", name, json.at("dtype").dump()));
   t.dtype = *dtype;
-  t.shape = Shape(json.at("shape").get<std::vector<int64_t>>());
+  std::optional<Shape> shape = shape_of(json.at("shape"), itemsize(t.dtype));
+  if (!shape) fail_with(fmt::format("{} has the shape {}, which no tensor has", name, json.at("shape").dump()));
+  t.shape = *shape;
   std::vector<Box> boxes;
   for (const Json& p : json.at("pieces")) {
     StoredPiece piece{p.at("file"), {}, 0};
@@ -108,7 +121,8 @@ void Checkpoint::read_tensor(const std::string& name, const Json& json) {
     if (error != std::errc() || end != sum.data() + sum.size())
       fail_with(fmt::format("{} has the checksum {}", name, p.at("crc32c").dump()));
     for (const Json& range : p.at("box")) {
-      if (piece.box.dims == max_dims) fail_with(fmt::format("{} has a box of too many dimensions", name));
+      if (piece.box.dims == max_dims || !range.at(0).is_number_integer() || !range.at(1).is_number_integer())
+        fail_with(fmt::format("{} has the box {}, which no tensor has", name, p.at("box").dump()));
       piece.box[piece.box.dims++] = {range.at(0).get<int64_t>(), range.at(1).get<int64_t>()};
     }
     boxes.push_back(piece.box);

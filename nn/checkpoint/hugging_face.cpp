@@ -15,6 +15,15 @@ bool is_no_parameter(const std::string& name) {
          name == "lm_head.weight";
 }
 
+// The name of a parameter in a file: its path, or, in files that were written from a model without its head, what
+// follows the name of that model in it.
+std::string name_in(const Safetensors& file, const std::string& path) {
+  for (std::string_view model : {"model.", "transformer."})
+    if (!file.contains(path) && path.starts_with(model) && file.contains(path.substr(model.size())))
+      return path.substr(model.size());
+  return path;
+}
+
 Tensor converted(const Tensor& from, DType dtype) {
   if (from.dtype() == dtype) return from;
   Tensor to(std::make_shared<Allocator>(), dtype, from.shape());
@@ -34,8 +43,9 @@ void load_weights(const fs::path& folder, Module& model) {
     Safetensors file(folder);
     std::set<std::string> used;
     for (Parameter* p : model.parameters()) {
-      file.read(p->path(), p->stored());
-      used.insert(p->path());
+      std::string name = name_in(file, p->path());
+      file.read(name, p->stored());
+      used.insert(name);
     }
     for (const std::string& name : file.names())
       check(used.contains(name) || is_no_parameter(name), "[load_weights] {} has {}, which the model has not",

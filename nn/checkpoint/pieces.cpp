@@ -60,6 +60,13 @@ std::vector<Piece> pieces_of(const MeshShape& mesh, const TensorSpec& spec) {
   return pieces;
 }
 
+std::optional<int64_t> countable_bytes(const Shape& shape, int64_t itemsize) {
+  int64_t bytes = itemsize;
+  for (int64_t n : shape)
+    if (n != 0 && __builtin_mul_overflow(bytes, n, &bytes)) return {};
+  return numel(shape) == 0 ? 0 : bytes;
+}
+
 std::string why_no_tiling(const Shape& shape, std::span<const Box> boxes) {
   Box whole = whole_box(shape);
   for (const Box& b : boxes) {

@@ -7,6 +7,7 @@
 #include <set>
 
 #include "dtensor/local/runs.h"
+#include "nn/checkpoint/pieces.h"
 #include "nn/json.h"
 #include "placement/nearest.h"
 
@@ -104,10 +105,9 @@ std::string parse_entry(const Json& json, std::span<const std::byte> data, Safet
     if (!is_count(n)) return fmt::format("has a size {}", n.dump());
     entry.shape.push_back(n.get<int64_t>());
   }
-  bool empty = std::find(entry.shape.begin(), entry.shape.end(), 0) != entry.shape.end();
-  for (int64_t n : entry.shape)
-    if (!empty && __builtin_mul_overflow(bytes, n, &bytes)) return "has more bytes than there can be";
-  if (empty) bytes = 0;
+  std::optional<int64_t> counted = countable_bytes(entry.shape, bytes);
+  if (!counted) return "has more bytes than there can be";
+  bytes = *counted;
   const Json* at = json.contains("data_offsets") ? &json["data_offsets"] : nullptr;
   if (!at || !at->is_array() || at->size() != 2 || !is_count((*at)[0]) || !is_count((*at)[1]))
     return "has no two \"data_offsets\"";

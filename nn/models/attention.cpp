@@ -1,5 +1,7 @@
 #include "nn/models/attention.h"
 
+#include "nn/models/key_value_cache.h"
+
 namespace dtensor::nn {
 
 DistributedTensor split_heads(const Module& module, const DistributedTensor& x, int64_t heads) {
@@ -24,17 +26,35 @@ DistributedTensor beside(const DistributedTensor& x, const DistributedTensor& of
   return of_tokens.redistribute(layout);
 }
 
+// Among all that the cache has, where a key's index is its position.
+DistributedTensor attend_cached(const CoreAttention& module, const DistributedTensor& q, const DistributedTensor& k,
+                                const DistributedTensor& v, const SequenceInputs& inputs,
+                                ops::AttentionOptions options) {
+  check(options.causal && inputs.positions.defined() && !inputs.documents.defined(),
+        "[{}] a cache is for causal attention with positions and without documents", module.path());
+  auto [keys, values] = inputs.cache->extend(module, k, v);
+  Layout rows;
+  rows.split[0] = q.layout().split[0];
+  options.q_positions = beside(q, inputs.positions), options.k_lengths = inputs.cache->lengths().redistribute(rows);
+  return ops::scaled_dot_product_attention(q, keys, values, options);
+}
+
 }  // namespace
 
 DistributedTensor CoreAttention::forward(const DistributedTensor& q, const DistributedTensor& k,
                                          const DistributedTensor& v, const SequenceInputs& inputs,
                                          const ops::AttentionOptions& given) {
+  check(!reordered || inputs.positions.defined(),
+        "[{}] context_parallel: balanced parts of the sequence are in another order, and nothing says which tokens "
+        "they are: give SequenceInputs::positions, and bring all of the batch into balanced_order()",
+        path());
+  if (inputs.cache) return attend_cached(*this, q, k, v, inputs, given);
   ops::AttentionOptions options = given;
   if (options.causal)
     options.q_positions = beside(q, inputs.positions), options.k_positions = beside(k, inputs.positions);
   if (inputs.documents.defined()) options.q_documents = options.k_documents = inputs.documents;
   options.q_documents = beside(q, options.q_documents), options.k_documents = beside(k, options.k_documents);
-  return ops::scaled_dot_product_attention(q, k, v, options);
+  return ring ? ops::ring_attention(q, k, v, *ring, options) : ops::scaled_dot_product_attention(q, k, v, options);
 }
 
 DistributedTensor attend(CoreAttention& attention, const DistributedTensor& q, const DistributedTensor& k,

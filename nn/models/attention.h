@@ -16,6 +16,10 @@ class CoreAttention
  public:
   explicit CoreAttention(Module& parent) : Callable(parent, "core_attention") { input_names = {"q", "k", "v"}; }
   std::string_view kind() const override { return "CoreAttention"; }
+  // What a plan's context_parallel asks for: a mesh axis round whose ring keys and values go (ops::ring_attention); and
+  // whether the sequence is in another order, so that inputs must have positions.
+  std::optional<int> ring = {};
+  bool reordered = false;
   // q [batch, heads, s, head_dim], k and v [batch, kv_heads, t, head_dim] -> as q, among the tokens of `inputs`, which
   // are brought to where queries and keys are.
   DistributedTensor forward(const DistributedTensor& q, const DistributedTensor& k, const DistributedTensor& v,

@@ -47,6 +47,21 @@ constexpr const char* gpt = R"({
     "lm_head": "ColwiseParallel"}},
   "loss_parallel": true})";
 
+constexpr const char* gla = R"({
+  "tensor_parallel": {"axis": "tp", "plan": {
+    "model.embeddings": "RowwiseParallel",
+    "model.layers.*.attn.q_proj": "ColwiseParallel",
+    "model.layers.*.attn.k_proj": "ColwiseParallel",
+    "model.layers.*.attn.v_proj": "ColwiseParallel",
+    "model.layers.*.attn.g_proj": "ColwiseParallel",
+    "model.layers.*.attn.gk_proj.1": "ColwiseParallel",
+    "model.layers.*.attn.o_proj": "RowwiseParallel",
+    "model.layers.*.mlp.gate_proj": "ColwiseParallel",
+    "model.layers.*.mlp.up_proj": "ColwiseParallel",
+    "model.layers.*.mlp.down_proj": "RowwiseParallel",
+    "lm_head": "ColwiseParallel"}},
+  "loss_parallel": true})";
+
 // Keys and values are gathered: each rank reads the heads of its queries.
 void gather_keys_and_values(TensorParallelPlan& plan) {
   for (auto& [path, style] : plan.lines)
@@ -59,7 +74,7 @@ ParallelPlan auto_plan(const ModelConfig& model, const MeshShape& mesh) {
   int axis = mesh.find("tp");
   if (axis < 0 || mesh.size(axis) == 1) return {};
   const std::string& type = model.model_type();
-  const char* text = type == "phi3" ? phi3 : type == "gpt2" ? gpt2 : type == "gpt" ? gpt : llama;
+  const char* text = type == "phi3" ? phi3 : type == "gpt2" ? gpt2 : type == "gpt" ? gpt : type == "gla" ? gla : llama;
   ParallelPlan plan = ParallelPlan::from_json(nlohmann::ordered_json::parse(text));
   if (model.kv_heads() % mesh.size(axis) != 0) gather_keys_and_values(plan.tensor_parallel[0]);
   return plan;

@@ -1,6 +1,6 @@
 #include "nn/models/llama.h"
 
-#include "nn/models/attention.h"
+#include "nn/models/key_value_cache.h"
 
 namespace dtensor::nn {
 namespace {
@@ -106,7 +106,16 @@ DecoderAttention::DecoderAttention(Module& parent, std::string name, const Llama
   k_norm_ = std::make_unique<RMSNorm>(*this, "k_norm", c.head_dim, c.rms_norm_eps);
 }
 
-ops::RotaryAngles DecoderAttention::angles(int64_t length) {
+ops::RotaryAngles DecoderAttention::angles(int64_t length, const KeyValueCache* cache) {
+  if (cache) length = cache->longest();
+  if (int64_t before = cache ? cache->longest_before() : 0; before > 0 && config_.rope.depends_on_length()) {
+    ops::RotaryAngles was = config_.rope.angles(config_.head_dim, before),
+                      is = config_.rope.angles(config_.head_dim, length);
+    check(was.frequencies == is.frequencies && was.scale == is.scale,
+          "[{}] the rotary angles change between {} and {} tokens, and the cache has keys of the former: generate "
+          "without a cache, or fewer tokens",
+          path(), before, length);
+  }
   if (length_ != length && (length_ < 0 || config_.rope.depends_on_length()))
     angles_ = config_.rope.angles(config_.head_dim, length), length_ = length;
   return angles_;
@@ -118,7 +127,7 @@ DistributedTensor DecoderAttention::attend(const DistributedTensor& q_proj, cons
                     k = split_heads(*this, k_proj, config_.num_key_value_heads),
                     v = split_heads(*this, v_proj, config_.num_key_value_heads);
   if (q_norm_) q = (*q_norm_)(q), k = (*k_norm_)(k);
-  std::tie(q, k) = ops::rotary(q, k, angles(q.size(1)), inputs.positions);
+  std::tie(q, k) = ops::rotary(q, k, angles(q.size(1), inputs.cache), inputs.positions);
   return nn::attend(core_attention, q, k, v, inputs,
                     {.causal = true, .window = window_, .dropout_p = config_.attention_dropout});
 }

@@ -54,7 +54,8 @@ class DecoderAttention : public Callable<DistributedTensor(const DistributedTens
   LlamaConfig config_;
 
  private:
-  ops::RotaryAngles angles(int64_t length);
+  // Of queries of `length` tokens. Errors: with a cache, keys in it that were turned by other angles.
+  ops::RotaryAngles angles(int64_t length, const KeyValueCache* cache);
 
   int64_t window_;
   std::unique_ptr<RMSNorm> q_norm_, k_norm_;

@@ -132,4 +132,19 @@ void FullyShardPlan::apply(Module& model) const {
   prefetch(model);
 }
 
+std::vector<std::string> FullyShardPlan::notes(Module& model) const {
+  std::vector<std::string> list = left_out(model, modules, "fully_shard.modules");
+  AxisSet over = 0;
+  for (const std::string& axis : axes) over |= axis_bit(model.mesh().shape().axis(axis, "plan"));
+  std::vector<const Parameter*> whole;
+  for (const Parameter* p : model.parameters())
+    if (!(p->stored().layout().sharded() & over)) whole.push_back(p);
+  if (model.mesh().shape().product(over) > 1 && !whole.empty())
+    list.push_back(
+        fmt::format("fully_shard.modules: {}{} in no group, so that every rank stores the whole: add their modules, or "
+                    "\"\", the root, for all that is left",
+                    whole[0]->path(), whole.size() > 1 ? fmt::format(" and {} more are", whole.size() - 1) : " is"));
+  return list;
+}
+
 }  // namespace dtensor::nn

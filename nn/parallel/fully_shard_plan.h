@@ -38,6 +38,8 @@ struct FullyShardPlan {
   nlohmann::ordered_json to_json() const;
   // Inner modules first, so that a parameter belongs to the innermost group.
   void apply(Module& model) const;
+  // ParallelPlan::notes.
+  std::vector<std::string> notes(Module& model) const;
   friend bool operator==(const FullyShardPlan&, const FullyShardPlan&) = default;
 };
 

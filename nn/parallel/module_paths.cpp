@@ -1,5 +1,10 @@
 #include "nn/parallel/module_paths.h"
 
+#include <fmt/format.h>
+#include <map>
+#include <set>
+
+#include "nn/parallel/json_place.h"
 #include "placement/nearest.h"
 
 namespace dtensor::nn {
@@ -44,8 +49,11 @@ std::vector<Module*> find_modules(Module& model, const std::string& pattern, con
     if (m->path().empty()) continue;
     names.push_back(pattern.find('*') == std::string::npos ? m->path() : like_modules(m->path()));
   }
-  if (found.empty()) fail("[plan] {}: \"{}\" matches no module{}", place, pattern, nearest_hint(pattern, names));
-  return found;
+  if (!found.empty()) return found;
+  // A name that only goes on, as g_norm_swish_gate after g_norm, is nearer than any other.
+  auto longer = std::find_if(names.begin(), names.end(), [&](const auto& n) { return n.starts_with(pattern + "_"); });
+  fail("[plan] {}: \"{}\" matches no module{}", place, pattern,
+       longer == names.end() ? nearest_hint(pattern, names) : fmt::format("; the nearest is \"{}\"", *longer));
 }
 
 std::vector<Module*> find_modules(Module& model, const std::vector<std::string>& patterns, const char* place) {
@@ -56,6 +64,29 @@ std::vector<Module*> find_modules(Module& model, const std::vector<std::string>&
             m->path());
       list.push_back(m);
     }
+  return list;
+}
+
+std::vector<std::string> left_out(Module& model, const std::vector<std::string>& patterns, const char* place) {
+  std::set<Module*> matched;
+  for (const std::string& pattern : patterns)
+    for (Module* m : find_modules(model, pattern, place)) matched.insert(m);
+  std::map<std::string, std::vector<std::string>> others;  // that are not matched, by the pattern of like modules
+  for (Module* m : model.modules())
+    if (!matched.contains(m)) others[like_modules(m->path())].push_back(m->path());
+  std::vector<std::string> list;
+  for (const std::string& pattern : patterns) {
+    std::set<std::string> kinds;
+    for (Module* m : find_modules(model, pattern, place)) kinds.insert(like_modules(m->path()));
+    for (const std::string& kind : kinds) {
+      auto it = others.find(kind);
+      if (it == others.end()) continue;
+      size_t n = it->second.size();
+      std::string rest = n > 1 ? fmt::format(" and {} more, which are", n - 1) : ", which is";
+      list.push_back(fmt::format("{}.{}: leaves out {}{} like what it matches: name \"{}\" for all of them", place,
+                                 quoted(pattern), it->second[0], rest, kind));
+    }
+  }
   return list;
 }
 

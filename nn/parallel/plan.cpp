@@ -104,6 +104,8 @@ std::vector<std::string> ParallelPlan::notes(Module& model) const {
   std::vector<std::string> list;
   for (const TensorParallelPlan& t : tensor_parallel)
     for (std::string& note : t.notes(model)) list.push_back("[plan] " + std::move(note));
+  if (fully_shard)
+    for (std::string& note : fully_shard->notes(model)) list.push_back("[plan] " + std::move(note));
   return list;
 }
 

@@ -38,7 +38,8 @@ struct ParallelPlan {
   std::vector<std::string> axes() const;
   // Errors: an axis of several ranks that neither the plan uses nor the batch (batch_layout).
   void check_uses(const MeshShape& mesh) const;
-  // What may not be meant, a sentence each: a key that matches some modules and leaves out others like them.
+  // What may not be meant, a sentence each: a key that matches some modules and leaves out others like them; of a model
+  // to which the plan was applied, parameters that no group of fully_shard has.
   std::vector<std::string> notes(Module& model) const;
   // Places the parameters and adds the hooks; before materialize(). Errors: an axis that the mesh lacks, a key that
   // matches no module (with the nearest name), a module matched twice on one axis, a style that does not fit a module.

@@ -1,6 +1,7 @@
 #include "nn/parallel/styles.h"
 
 #include "nn/layers.h"
+#include "nn/parallel/implicit_moves.h"
 #include "placement/nearest.h"
 
 namespace dtensor::nn {
@@ -11,6 +12,7 @@ using Layouts = Style::Layouts;
 struct Line {  // what the hooks of one style know
   int axis;
   std::string text;
+  std::shared_ptr<ImplicitMoves> moves;
 };
 
 std::string path_of(const Module& m) { return m.path().empty() ? "the root module" : m.path(); }
@@ -22,17 +24,25 @@ Placement normalized(const Module& m, const Line& line, const DistributedTensor&
   return Shard(p.dim < 0 ? p.dim + t.dims() : p.dim);
 }
 
+[[noreturn]] void fail_claim(const Module& m, const Line& line, const char* what, size_t i, const DistributedTensor& t,
+                             Placement claim) {
+  const std::string& axis = m.mesh().shape().name(line.axis);
+  Placement is = t.layout()[line.axis];
+  std::string cause = line.moves->last(m.mesh(), line.axis, is);
+  if (!cause.empty()) cause = fmt::format("; the last op to bring a tensor to {}={} unasked was {}", axis, is, cause);
+  fail(
+      "[{}] {} claims that {} {} arrives as {}={}, but it is {}: correct the claim, or prepare the {} with a line "
+      "before{}",
+      path_of(m), line.text, what, i, axis, claim, t, what, cause);
+}
+
 // What a plan line says of a value that passes: it must be at `claim`, and is brought to `desired`.
 void pass(Module& m, const Line& line, const char* what, size_t i, DistributedTensor& t, std::optional<Placement> claim,
           std::optional<Placement> desired) {
   if (m.mesh().shape().size(line.axis) == 1 || !t.defined()) return;
   if (claim) {
     Placement p = normalized(m, line, t, *claim);
-    if (t.layout()[line.axis] != p)
-      fail(
-          "[{}] {} claims that {} {} arrives as {}={}, but it is {}: correct the claim, or prepare the {} with a line "
-          "before",
-          path_of(m), line.text, what, i, m.mesh().shape().name(line.axis), to_string(p), to_string(t), what);
+    if (t.layout()[line.axis] != p) fail_claim(m, line, what, i, t, p);
   }
   if (!desired) return;
   Placement p = normalized(m, line, t, *desired);
@@ -151,7 +161,7 @@ std::string_view name(Style::Kind kind) {
 
 void apply(Module& m, int axis, const Style& s, std::string text) {
   using Kind = Style::Kind;
-  Line line{axis, text.empty() ? std::string(name(s.kind)) : std::move(text)};
+  Line line{axis, text.empty() ? std::string(name(s.kind)) : std::move(text), ImplicitMoves::of(m.mesh().rank_state())};
   switch (s.kind) {
     case Kind::colwise:
     case Kind::rowwise:

@@ -2,8 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <set>
-
 #include "nn/parallel/module_paths.h"
 #include "placement/nearest.h"
 
@@ -91,17 +89,21 @@ const std::vector<std::pair<std::string, Style>>& hugging_face_styles() {
       {"rowwise_rep", row_of_whole},
       {"rowwise_split_input", row_of_whole},
       {"embedding_rowwise", {.kind = Kind::rowwise}},
+      {"embedding_colwise", column_gathered},
       {"local_colwise", {.kind = Kind::local_colwise}},
       {"local_rowwise", {.kind = Kind::local_rowwise}},
       {"gather", {.kind = Kind::gather}},
       {"all_reduce", {.kind = Kind::gather}},
+      {"replicate", {.kind = Kind::replicated}},
       {"replicated_with_grad_allreduce", {.kind = Kind::replicated}},
       {"sequence_parallel", {.kind = Kind::sequence}}};
   return list;
 }
-constexpr std::string_view of_experts[] = {
-    "local",     "local_packed_rowwise", "packed_rowwise", "grouped_gemm", "moe_tp_experts", "moe_identity_expert",
-    "ep_router", "ep_rowwise",           "ep_colwise",     "isolated",     "megablocks_mlp", "mla_kv_a_proj"};
+// Of experts, latent attention, and attention sinks, which are parameters of no module that has a forward.
+constexpr std::string_view not_yet[] = {
+    "local",       "local_packed_rowwise", "packed_rowwise", "grouped_gemm", "moe_tp_experts", "moe_identity_expert",
+    "ep_router",   "ep_rowwise",           "ep_colwise",     "isolated",     "megablocks_mlp", "mla_kv_a_proj",
+    "local_params"};
 constexpr Kind own_kinds[] = {Kind::colwise,        Kind::rowwise,        Kind::sequence,
                               Kind::prepare_input,  Kind::prepare_output, Kind::prepare_input_output,
                               Kind::prepare_weight, Kind::linear_loss,    Kind::swiglu_linear};
@@ -116,8 +118,9 @@ Style parse_name(const Place& p, const std::string& given) {
     names.emplace_back(name(kind));
     if (given == name(kind)) return {.kind = kind};
   }
-  if (std::find(std::begin(of_experts), std::end(of_experts), given) != std::end(of_experts))
-    p.error(fmt::format("\"{}\" is for experts or latent attention, which are not supported yet", given));
+  if (std::find(std::begin(not_yet), std::end(not_yet), given) != std::end(not_yet))
+    p.error(
+        fmt::format("\"{}\" is for experts, latent attention or attention sinks, which are not supported yet", given));
   p.error(fmt::format("there is no style \"{}\"{} (styles: {})", given, nearest_hint(given, names),
                       fmt::join(names, ", ")));
 }
@@ -241,24 +244,9 @@ void TensorParallelPlan::apply(Module& model, std::map<Module*, std::string>& ma
 }
 
 std::vector<std::string> TensorParallelPlan::notes(Module& model) const {
-  std::set<Module*> matched;
-  for (const auto& [pattern, style] : lines)
-    for (Module* m : find_modules(model, pattern, "tensor_parallel.plan")) matched.insert(m);
-  std::map<std::string, std::vector<std::string>> left_out;  // by the pattern of like modules
-  for (Module* m : model.modules())
-    if (!matched.contains(m)) left_out[like_modules(m->path())].push_back(m->path());
-  std::vector<std::string> list;
-  for (const auto& [pattern, style] : lines) {
-    std::vector<Module*> found = find_modules(model, pattern, "tensor_parallel.plan");
-    std::set<std::string> kinds;
-    for (Module* m : found) kinds.insert(like_modules(m->path()));
-    for (const std::string& kind : kinds)
-      if (auto others = left_out.find(kind); others != left_out.end())
-        list.push_back(fmt::format("tensor_parallel.plan.{}: leaves out {}, which {} like what it matches",
-                                   quoted(pattern), fmt::join(others->second, ", "),
-                                   others->second.size() == 1 ? "is" : "are"));
-  }
-  return list;
+  std::vector<std::string> patterns;
+  for (const auto& [pattern, style] : lines) patterns.push_back(pattern);
+  return left_out(model, patterns, "tensor_parallel.plan");
 }
 
 }  // namespace dtensor::nn

@@ -17,6 +17,12 @@ const Json& section_or_null(const Json& json, const char* key) {
 // Ids are indices: a gap costs memory, so a stray one is an error.
 constexpr int32_t most_ids = 1 << 24;
 
+// The id that a number of a JSON is; -1 where it is none. A JSON made by a program has signed integers.
+int64_t id_in(const Json& number) {
+  if (number.is_number_unsigned()) return int64_t(std::min<uint64_t>(number.get<uint64_t>(), most_ids));
+  return number.is_number_integer() ? std::max<int64_t>(number.get<int64_t>(), -1) : -1;
+}
+
 class Reader {
  public:
   explicit Reader(const Json& json) : json_(json) {}
@@ -68,7 +74,7 @@ void Reader::read_model(const Json& json) {
   check(vocabulary.is_object() && !vocabulary.empty(),
         "[tokenizer] model.vocab is not an object of tokens and their ids");
   for (const auto& [text, id] : vocabulary.items()) {
-    if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() >= most_ids)
+    if (int64_t n = id_in(id); n < 0 || n >= most_ids)
       fail("[tokenizer] model.vocab has the id {} of \"{}\": ids are integers from 0 to {}", id.dump(), text,
            most_ids - 1);
     add_token(text, id.get<int32_t>(), "model.vocab \"" + text + "\"");
@@ -203,8 +209,8 @@ void Reader::read_template(Section& s) {
     Section ids(*named, s.at("special_tokens") + "." + name);
     const Json& list = ids.required("ids");
     for (size_t k = 0; k < list.size(); ++k) {
-      bool ok = list[k].is_number_unsigned() && list[k].get<uint64_t>() < t_->tokens.size() &&
-                t_->tokens[list[k].get<size_t>()];
+      int64_t id = id_in(list[k]);
+      bool ok = id >= 0 && id < int64_t(t_->tokens.size()) && t_->tokens[size_t(id)];
       if (!ok) fail("[tokenizer] {}.ids has {}, which is no id of a token", ids.path(), list[k].dump());
       (behind ? t_->post.behind : t_->post.before).push_back(list[k].get<int32_t>());
     }

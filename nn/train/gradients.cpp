@@ -1,5 +1,7 @@
 #include "nn/train/gradients.h"
 
+#include <set>
+
 #include "dtensor/redistribute.h"
 #include "ops/all.h"
 #include "ops/cuda/optim.h"
@@ -8,12 +10,15 @@
 namespace dtensor::nn {
 
 void watch_parameters(GradientStore& store, const std::vector<Parameter*>& parameters) {
-  for (Parameter* p : parameters) {
+  const std::set<const Parameter*> wanted(parameters.begin(), parameters.end());
+  std::set<const ParameterGroup*> seen;
+  for (const Parameter* p : parameters) {
     if (!p->group()) store.watch(p->value(), p->stored().dtype(), p->path());
-    if (!p->group() || p->group()->parameters().front() != p) continue;
+    if (!p->group() || !seen.insert(p->group().get()).second) continue;
     std::vector<DistributedTensor> leaves;
     std::vector<std::string> names;
-    for (const Parameter* q : p->group()->parameters()) leaves.push_back(q->value()), names.push_back(q->path());
+    for (const Parameter* q : p->group()->parameters())
+      if (wanted.contains(q)) leaves.push_back(q->value()), names.push_back(q->path());
     store.watch_together(leaves, names, p->stored().dtype(), p->group()->reduction());
   }
 }

@@ -6,7 +6,7 @@
 
 namespace dtensor::nn {
 
-// Gradients of all parameters are wanted; those of one group are reduced together, as soon as they are complete.
+// Gradients of these parameters are wanted; those of one group are reduced together, as soon as they are complete.
 void watch_parameters(GradientStore& store, const std::vector<Parameter*>& parameters);
 
 // The gradients of parameters, brought to their stored layouts, all in as few launches as possible. Zeros where the

@@ -7,11 +7,13 @@
 
 namespace dtensor::nn {
 
-// Updates stored local parts of parameters, and communicates nothing. On meta nothing is written, but values
-// count as new.
+// Updates stored local parts of parameters, those of them that require gradients, and communicates nothing. On meta
+// nothing is written, but values count as new.
 class Optimizer {
  public:
-  explicit Optimizer(std::vector<Parameter*> parameters) : parameters_(std::move(parameters)) {}
+  explicit Optimizer(std::vector<Parameter*> parameters) : parameters_(std::move(parameters)) {
+    std::erase_if(parameters_, [](const Parameter* p) { return !p->requires_grad; });
+  }
   virtual ~Optimizer() = default;
   Optimizer(const Optimizer&) = delete;
   Optimizer& operator=(const Optimizer&) = delete;

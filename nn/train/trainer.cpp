@@ -111,6 +111,9 @@ Trainer::Trainer(Module& model, Loss loss, Optimizer& optimizer, TrainerOptions 
   std::set<Parameter*> of_model(all.begin(), all.end());
   for (Parameter* p : optimizer.parameters())
     check(of_model.contains(p), "[Trainer] the optimizer has {}, which is no parameter of the model", p->path());
+  check(options_.skip_bad_steps >= 0, "[Trainer] {} bad steps cannot be skipped", options_.skip_bad_steps);
+  check(options_.spike > 1, "[Trainer] a norm of {} times the average is no spike: give more than 1", options_.spike);
+  if (options_.skip_bad_steps > 0) limit_ = number(model.mesh(), DType::f64, largest_norm());
   watch_parameters(gradients_, optimizer.parameters());
 }
 
@@ -200,8 +203,48 @@ Trainer::Results Trainer::run(const Batch& batch) {
   std::vector<DistributedTensor> gradients = reduce_gradients(gradients_, optimizer_.parameters());
   gradients_.clear();
   DistributedTensor norm = global_norm(gradients);
-  optimizer_.apply(gradients, norm, options_.clip);
+  optimizer_.apply(gradients, judged(loss, norm), options_.clip);
   return {loss, norm, std::move(gradients)};
+}
+
+// The norm, or NaN where the step is to be skipped: optimizers change nothing then. Bits of good ones stay.
+DistributedTensor Trainer::judged(const DistributedTensor& loss, const DistributedTensor& norm) {
+  if (!limit_.defined()) return norm;
+  NoGrad scope(model_.mesh().rank_state());
+  DistributedTensor finite = ops::add(norm, ops::mul(ops::cast(loss, DType::f64), 0.0));
+  return ops::where(ops::le(finite, limit_), finite, std::numeric_limits<double>::quiet_NaN());
+}
+
+double Trainer::largest_norm() const {
+  constexpr int64_t enough = 20;
+  return norms_.good >= enough ? options_.spike * norms_.average : std::numeric_limits<double>::max();
+}
+
+void Trainer::set_norms(const Norms& norms) { norms_ = norms; }
+
+// What a step is that was run; nothing of a bad one has reached the weights.
+void Trainer::judge(Step& s, const Batch& batch, const std::vector<DistributedTensor>& gradients) {
+  bool finite = std::isfinite(s.loss) && std::isfinite(s.grad_norm);
+  if (!limit_.defined() || (finite && s.grad_norm <= largest_norm())) {
+    if (!finite) fail_not_finite(s, batch, gradients);
+    norms_.average = norms_.good == 0 ? s.grad_norm : 0.98 * norms_.average + 0.02 * s.grad_norm;
+    ++norms_.good, norms_.bad_in_a_row = 0;
+    return;
+  }
+  if (norms_.bad_in_a_row == options_.skip_bad_steps) {
+    if (!finite) fail_not_finite(s, batch, gradients);
+    fail(
+        "[Trainer] step {}: the gradient norm is {}, more than {} times its average of {}, and {} steps before it were "
+        "skipped already. Lower the learning rate, or go on from an earlier checkpoint with other data",
+        s.step, s.grad_norm, options_.spike, norms_.average, norms_.bad_in_a_row);
+  }
+  s.skipped = true;
+  ++norms_.bad_in_a_row, ++norms_.skipped;
+}
+
+const std::vector<DistributedTensor>& Trainer::gradients() const {
+  check(options_.keep_gradients, "[Trainer] gradients are gone after a step: set TrainerOptions::keep_gradients");
+  return last_grads_;
 }
 
 // "" where the step can be captured now.
@@ -269,11 +312,12 @@ Trainer::Step Trainer::step(const Batch& batch) {
   double lr = options_.lr(optimizer_.steps());
   optimizer_.begin_step(lr);
   step_number_.set(optimizer_.steps());
+  if (limit_.defined() && !limit_.is_meta()) copy(Tensor::of<double>({}, {largest_norm()}), limit_.local_for_writing());
   Results r = run_or_launch(batch);
   double host_seconds = std::chrono::duration<double>(Clock::now() - begin).count();
   Step result{optimizer_.steps(), value_of(r.loss), value_of(r.norm), lr, host_seconds};
-  if (!r.loss.is_meta() && !(std::isfinite(result.loss) && std::isfinite(result.grad_norm)))
-    fail_not_finite(result, batch, r.gradients);
+  if (!r.loss.is_meta()) judge(result, batch, r.gradients);
+  if (options_.keep_gradients) last_grads_ = std::move(r.gradients);
   return result;
 }
 

@@ -3,6 +3,7 @@
 
 #include <limits>
 
+#include "ops/core/call.h"
 #include "ops/cuda/attention_backend.h"
 #include "ops/cuda/kernels.h"
 #include "ops/family/kernel.h"
@@ -78,7 +79,8 @@ class More {
     scores.drop_step = integers(step_), scores.rows = integers(rows);
     scores.drop_key = uint64_t(c.attributes.as<ops::Attention>().key),
     scores.drop_p = c.attributes.as<ops::Attention>().dropout_p;
-    scores.first_row = c.range('b').begin, scores.all_queries = c.size('s');
+    const int64_t chunks = c.attributes.as<ops::Attention>().chunks;
+    scores.first_row = c.range('b').begin, scores.all_queries = c.size('s') * chunks, scores.all_keys = s.keys * chunks;
     if (c.attributes.as<ops::Attention>().whole_kv)
       scores.first_head = c.range('h').begin, scores.all_heads = c.size('h');
     else
@@ -92,10 +94,22 @@ class More {
   std::array<Tensor, 6> list_;  // contiguous
 };
 
-// What does not change between a rank's calls.
-struct AttentionDevice {
-  int capability = properties(current_device()).major;
-  explicit AttentionDevice(const std::shared_ptr<Allocator>&) {}
+// A rank's device and its cuDNN, which is looked for at the first call.
+struct Backends {
+  AttentionDevice device{.capability = properties(current_device()).major};
+  std::unique_ptr<Cudnn> cudnn;
+
+  explicit Backends(const std::shared_ptr<Allocator>& allocator) {
+    if (device.capability != 9) return;
+    cudnn::Api api;
+    try {
+      api = cudnn::load();
+    } catch (const Error& e) {
+      device.no_cudnn = e.what();
+      return;
+    }
+    cudnn = std::make_unique<Cudnn>(allocator, std::move(api));
+  }
 };
 
 CudnnAttention cudnn_call(const Context& c, const AttentionShape& s, AttentionPass pass) {
@@ -105,12 +119,11 @@ CudnnAttention cudnn_call(const Context& c, const AttentionShape& s, AttentionPa
 
 bool cudnn_takes(const Context& c, const CudnnAttention& call, const AttentionScores& scores,
                  const AttentionPointers& pointers) {
-  int capability = c.workspace().get<AttentionDevice>().capability;
-  return attention_backend(call, scores, pointers, capability).name == "cudnn";
+  return attention_backend(call, scores, pointers, c.workspace().get<Backends>().device).name == "cudnn";
 }
 
 // q [b,s,(g r),d], k and v [b,t,g,d], More -> out [b,s,(g r),d], lse [b,(g r),s]
-void forward(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+void forward_of_chunk(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   if (in[1].size(2) == 0) {  // nothing is seen
     fill(out[0], 0), fill(out[1], -std::numeric_limits<double>::infinity());
     return;
@@ -125,13 +138,13 @@ void forward(const Context& c, std::span<const Tensor> in, std::span<Tensor> out
   double scale = c.attributes.as<ops::Attention>().scale;
   CudnnAttention call = cudnn_call(c, s, AttentionPass::forward);
   if (cudnn_takes(c, call, scores, pointers))
-    c.workspace().get<Cudnn>().run(call, pointers, scale);
+    c.workspace().get<Backends>().cudnn->run(call, pointers, scale);
   else
     attention_forward(s, scores, pointers, scale, c.stream());
 }
 
 // dout, q, k, v, out, lse, More -> dq, dk, dv, and where it is asked for that of the scores [b,(g r),s,t]
-void backward(const Context& c, std::span<const Tensor> in, std::span<Tensor> grad) {
+void backward_of_chunk(const Context& c, std::span<const Tensor> in, std::span<Tensor> grad) {
   if (in[2].size(2) == 0) {
     for (const Tensor& t : grad) fill(t, 0);
     return;
@@ -155,16 +168,33 @@ void backward(const Context& c, std::span<const Tensor> in, std::span<Tensor> gr
   if ((by_cudnn && call.shape.keys < s.keys) || s.kv_heads < grad[1].size(2))
     for (const Tensor& t : {grad[1], grad[2]}) zero(t.bytes_data(), t.bytes(), c.stream());
   if (by_cudnn) {
-    c.workspace().get<Cudnn>().run(call, pointers, scale);
+    c.workspace().get<Backends>().cudnn->run(call, pointers, scale);
   } else {
     Tensor delta(c.allocator, lse.dtype(), lse.shape());
     attention_backward(s, scores, pointers, delta.bytes_data(), scale, c.stream());
   }
 }
 
+void forward(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+  ops::for_chunks(c, in, out, forward_of_chunk);
+}
+void backward(const Context& c, std::span<const Tensor> in, std::span<Tensor> grad) {
+  ops::for_chunks(c, in, grad, backward_of_chunk);
+}
+
+// out [b,s,h,d], lse [b,h,s], out, lse -> out, lse
+void merge(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+  merge_attention({in[0].size(0), in[0].size(1), in[0].size(2), in[0].size(3)}, in[2].dtype(),
+                  {in[0].bytes_data(), in[1].bytes_data()}, {in[2].bytes_data(), in[3].bytes_data()},
+                  {out[0].bytes_data(), out[1].bytes_data()}, c.stream());
+}
+
 }  // namespace
 
+std::string missing_cudnn(Rank& rank) { return workspace_of(rank).get<Backends>().device.no_cudnn; }
+
 extern const KernelTable attention_kernels;
-const KernelTable attention_kernels = {{&ops::attention_op, forward}, {&ops::attention_backward_op, backward}};
+const KernelTable attention_kernels = {
+    {&ops::attention_op, forward}, {&ops::attention_backward_op, backward}, {&ops::merge_attention_op, merge}};
 
 }  // namespace dtensor::cuda

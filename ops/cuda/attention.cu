@@ -155,7 +155,7 @@ struct Dropout {
     const AttentionScores& s = c.scores;
     const int64_t row = s.rows ? s.rows[at.batch] : s.first_row + at.batch;
     const int64_t query = (row * s.all_heads + s.first_head + at.head) * s.all_queries + query_position(c, at, i);
-    return Accumulate<T>(drop.factor(query * c.shape.keys + key_position(c, at, j)));
+    return Accumulate<T>(drop.factor(query * s.all_keys + key_position(c, at, j)));
   }
 };
 
@@ -396,6 +396,42 @@ __global__ void keys_kernel(Call<T> c) {
   store_tile<tile>(row_of(static_cast<T*>(c.pointers.dv), s.dv, at.batch, group, at.first), dv, s.dv.sequence, rows, d);
 }
 
+// --- Two results of the same queries.
+
+// What the exponentials of a row's scores add up to, of two parts of its keys: their shares, and its logarithm.
+template <class A>
+struct Shares {
+  A x, y, lse;
+  __device__ Shares(A a, A b) {
+    const A most = Max()(a, b);
+    const bool none = most == -A(inf);  // neither saw a key: the sum is 0, and out is
+    x = none ? A(1) : exp(a - most), y = none ? A(0) : exp(b - most);
+    const A sum = x + y;
+    lse = most + log(sum), x /= sum, y /= sum;
+  }
+};
+
+template <class T>
+struct Merge {
+  int64_t n, queries, heads, head_dim;
+  const Accumulate<T>*x, *x_lse;
+  const T* y;
+  const Accumulate<T>* y_lse;
+  Accumulate<T>*out, *lse;
+};
+
+template <class T>
+__global__ void merge_kernel(Merge<T> m) {
+  for (int64_t i = blockIdx.x * int64_t(threads) + threadIdx.x; i < m.n; i += gridDim.x * int64_t(threads)) {
+    const int64_t width = m.head_dim > 0 ? m.head_dim : 1;  // heads of no elements have logarithms too
+    const int64_t h = i / width % m.heads, s = i / width / m.heads % m.queries,
+                  row = (i / width / m.heads / m.queries * m.heads + h) * m.queries + s;
+    const Shares<Accumulate<T>> shares(m.x_lse[row], m.y_lse[row]);
+    if (m.head_dim > 0) m.out[i] = shares.x * m.x[i] + shares.y * load(m.y[i]);
+    if (i % width == 0) m.lse[row] = shares.lse;
+  }
+}
+
 // --- Launching.
 
 template <class T>
@@ -438,6 +474,26 @@ void attention_backward(const AttentionShape& s, const AttentionScores& scores, 
       launch_backward<T, tile>(s, scores, p, delta, scale, stream);
     else  // six tiles have to fit
       launch_backward<T, tile / 2>(s, scores, p, delta, scale, stream);
+  });
+}
+
+void merge_attention(const std::array<int64_t, 4>& shape, DType type, const AttentionResult& x,
+                     const AttentionResult& y, const MergedAttention& to, StreamHandle stream) {
+  const int64_t n = shape[0] * shape[1] * shape[2] * (shape[3] > 0 ? shape[3] : 1);
+  for_floating(type, [&](auto of) {
+    using T = decltype(of);
+    using A = Accumulate<T>;
+    Merge<T> m{n,
+               shape[1],
+               shape[2],
+               shape[3],
+               static_cast<const A*>(x.out),
+               static_cast<const A*>(x.lse),
+               static_cast<const T*>(y.out),
+               static_cast<const A*>(y.lse),
+               static_cast<A*>(to.out),
+               static_cast<A*>(to.lse)};
+    launch(merge_kernel<T>, blocks_for(n, threads), threads, 0, stream, m);
   });
 }
 

@@ -1,6 +1,7 @@
 // Attention on CUDA: what a call is, whose kernel takes it, and the library's own kernel.
 #pragma once
 
+#include <array>
 #include <compare>
 #include <cstdint>
 
@@ -48,12 +49,12 @@ struct AttentionScores {
   const int64_t* key_lengths = nullptr;
   int64_t key_length_stride = 0;
   // Dropout of the weights after the softmax, by the stream with this key at step 0, at `*drop_step` (ops/cpu/drop.h).
-  // Weight (b, h, i, j) has the index ((row * all_heads + first_head + h) * all_queries + position of i) * keys +
-  // position of j, where row is rows[b] or first_row + b.
+  // Weight (b, h, i, j) has the index ((row * all_heads + first_head + h) * all_queries + position of i) * all_keys
+  // + position of j, where row is rows[b] or first_row + b.
   const int64_t *drop_step = nullptr, *rows = nullptr;
   uint64_t drop_key = 0;
   double drop_p = 0;
-  int64_t first_row = 0, first_head = 0, all_heads = 0, all_queries = 0;
+  int64_t first_row = 0, first_head = 0, all_heads = 0, all_queries = 0, all_keys = 0;
 
   bool by_position() const { return query_positions || key_positions; }
 };
@@ -81,5 +82,16 @@ void attention_forward(const AttentionShape&, const AttentionScores&, const Atte
 // Writes dq, dk, dv and dscores. `delta`: memory of lse's size.
 void attention_backward(const AttentionShape&, const AttentionScores&, const AttentionPointers&, void* delta,
                         double scale, StreamHandle);
+
+// Two results of the same queries, each of other keys, as one: out [batch, queries, heads, head_dim] and
+// lse [batch, heads, queries], contiguous, of `x` and of the result in the type of lse; `y`'s out is of `type`.
+struct AttentionResult {
+  const void *out, *lse;
+};
+struct MergedAttention {
+  void *out, *lse;
+};
+void merge_attention(const std::array<int64_t, 4>& shape, DType type, const AttentionResult& x,
+                     const AttentionResult& y, const MergedAttention& to, StreamHandle);
 
 }  // namespace dtensor::cuda

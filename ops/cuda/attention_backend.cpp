@@ -14,9 +14,10 @@ int64_t score_gradient_bytes(const AttentionShape& s, int64_t batch, int64_t kv_
 }
 
 std::string refusal(const CudnnAttention& call, const AttentionScores& scores, const AttentionPointers& p,
-                    int capability) {
-  if (!cudnn_is_built()) return "cuDNN is not built";
-  if (capability != 9) return fmt::format("cuDNN's attention is used on compute capability 9, not {}", capability);
+                    const AttentionDevice& device) {
+  if (device.capability != 9)
+    return fmt::format("cuDNN's attention is used on compute capability 9, not {}", device.capability);
+  if (!device.no_cudnn.empty()) return device.no_cudnn;
   if (scores.bias || scores.visible) return "cuDNN is not given masks";
   if (scores.by_position()) return "cuDNN is not given positions";
   if (scores.key_lengths) return "cuDNN is not given lengths";
@@ -52,8 +53,8 @@ std::string refusal(const CudnnAttention& call, const AttentionScores& scores, c
 }  // namespace
 
 AttentionBackend attention_backend(const CudnnAttention& call, const AttentionScores& scores,
-                                   const AttentionPointers& pointers, int capability) {
-  std::string reason = refusal(call, scores, pointers, capability);
+                                   const AttentionPointers& pointers, const AttentionDevice& device) {
+  std::string reason = refusal(call, scores, pointers, device);
   if (reason.empty()) return {"cudnn", ""};
   check(call.shape.head_dim <= own_attention_head_dim,
         "[attention] heads of {} elements: on CUDA they may have at most {}", call.shape.head_dim,

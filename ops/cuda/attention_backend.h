@@ -4,19 +4,30 @@
 #include <string>
 #include <string_view>
 
+#include "dtensor/rank.h"
 #include "ops/cuda/cudnn_attention.h"
 
 namespace dtensor::cuda {
+
+// Why the rank has no cuDNN though its device is one on which attention would be cuDNN's, or "". Errors: a rank that is
+// not on CUDA.
+std::string missing_cudnn(Rank& rank);
 
 struct AttentionBackend {
   std::string_view name;  // "cudnn" or "own"
   std::string reason;     // why cuDNN does not take it, or ""
 };
 
-// The backend of a call on a device of that compute capability (9 for Hopper). Errors: neither takes it, that is heads
+// What the choice knows of a rank.
+struct AttentionDevice {
+  int capability = 9;    // the major number of the compute capability: 9 for Hopper
+  std::string no_cudnn;  // why there is no cuDNN, or ""
+};
+
+// Errors: neither takes it, that is heads
 // of more than 256 elements.
 AttentionBackend attention_backend(const CudnnAttention& call, const AttentionScores& scores,
-                                   const AttentionPointers& pointers, int capability);
+                                   const AttentionPointers& pointers, const AttentionDevice& device);
 
 // The keys beyond those that the last query of a causal call sees take no part: without them, its mask ends at the last
 // key, as cuDNN wants it. Their gradients are 0.

@@ -39,7 +39,7 @@ enum Id : int64_t {
 // order.
 class Builder {
  public:
-  explicit Builder(const CudnnAttention& call) : call_(call), s_(call.shape), padded_(call.padded) {
+  Builder(const Api& api, const CudnnAttention& call) : call_(call), s_(call.shape), padded_(call.padded), graph_(api) {
     q_ = graph_.tensor(id_q, rows(s_.heads, s_.queries, s_.q));
     k_ = graph_.tensor(id_k, columns(s_.k));
     lse_ = graph_.tensor(id_lse, by_query_);
@@ -105,15 +105,15 @@ class Builder {
   TensorOptions packed(int64_t sequence) const {
     return rows(s_.heads, sequence, {s_.heads * sequence * s_.head_dim, s_.head_dim, sequence * s_.head_dim});
   }
-  TensorOptions scores_of(cudnnDataType_t type) const {
+  TensorOptions scores_of(DataType type) const {
     return {type,
             {s_.batch, s_.heads, s_.queries, s_.keys},
             {s_.heads * s_.queries * s_.keys, s_.queries * s_.keys, s_.keys, 1}};
   }
-  Node scores_virtual(cudnnDataType_t type = CUDNN_DATA_FLOAT) { return graph_.virtual_tensor(scores_of(type)); }
+  Node scores_virtual(DataType type = CUDNN_DATA_FLOAT) { return graph_.virtual_tensor(scores_of(type)); }
 
-  Node score(cudnnPointwiseMode_t mode, Node x, Node b = nullptr, Node t = nullptr,
-             cudnnDataType_t type = CUDNN_DATA_FLOAT, int64_t axis = -1) {
+  Node score(PointwiseMode mode, Node x, Node b = nullptr, Node t = nullptr, DataType type = CUDNN_DATA_FLOAT,
+             int64_t axis = -1) {
     Node y = scores_virtual(type);
     graph_.pointwise(mode, type, x, y, b, t, axis);
     return y;
@@ -121,7 +121,7 @@ class Builder {
   Node index(Node like, int64_t axis) {
     return score(CUDNN_POINTWISE_GEN_INDEX, like, nullptr, nullptr, CUDNN_DATA_INT32, axis);
   }
-  Node reduced(cudnnReduceTensorOp_t mode, Node x) {
+  Node reduced(ReduceTensorOp mode, Node x) {
     Node y = graph_.virtual_tensor(by_query_);
     graph_.reduce(mode, x, y);
     return y;
@@ -185,8 +185,7 @@ class Builder {
 };
 
 Plan make_plan(const CudnnAttention& call, const Target& target) {
-  check_cudnn_version(cudnnGetVersion());
-  Builder builder(call);
+  Builder builder(target.api(), call);
   return Plan(call.pass == AttentionPass::forward ? builder.forward() : builder.backward(), target, call.deterministic);
 }
 
@@ -215,36 +214,32 @@ AttentionPointers pointers_of(const AttentionShape& s, const AttentionPointers& 
 
 }  // namespace
 
-bool cudnn_is_built() { return true; }
-
-int64_t cudnn_engine(const CudnnAttention& call, const std::string& device_properties) {
-  return make_plan(call, Target(device_properties)).engine();
-}
-
-void check_cudnn_version(size_t version) {
-  check(version >= 91600, "[cudnn] version {} is loaded, but attention needs 9.16 or newer", version);
+int64_t cudnn_engine(const Api& api, const CudnnAttention& call, const std::string& device_properties) {
+  return make_plan(call, Target(api, device_properties)).engine();
 }
 
 // --- Running.
 
 struct Cudnn::State {
   std::shared_ptr<Allocator> allocator;
-  cudnnHandle_t handle = nullptr;
+  Api api;
+  Handle handle = nullptr;
   std::map<CudnnAttention, Plan> plans;
 
   ~State() {
-    if (handle) cudnnDestroy(handle);
+    if (handle) api.Destroy(handle);
   }
   const Plan& plan(const CudnnAttention& call) {
     auto at = plans.find(call);
-    return at != plans.end() ? at->second : plans.emplace(call, make_plan(call, Target(handle))).first->second;
+    return at != plans.end() ? at->second : plans.emplace(call, make_plan(call, Target(api, handle))).first->second;
   }
 };
 
-Cudnn::Cudnn(std::shared_ptr<Allocator> allocator) : state_(std::make_unique<State>()) {
-  state_->allocator = std::move(allocator);
-  check_call(cudnnCreate(&state_->handle), "cudnnCreate");
-  check_call(cudnnSetStream(state_->handle, state_->allocator->stream()), "cudnnSetStream");
+Cudnn::Cudnn(std::shared_ptr<Allocator> allocator, Api api) : state_(std::make_unique<State>()) {
+  state_->allocator = std::move(allocator), state_->api = std::move(api);
+  const Api& a = state_->api;
+  check_call(a, a.Create(&state_->handle), "cudnnCreate");
+  check_call(a, a.SetStream(state_->handle, state_->allocator->stream()), "cudnnSetStream");
 }
 Cudnn::~Cudnn() = default;
 

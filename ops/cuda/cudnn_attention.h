@@ -1,4 +1,4 @@
-// Attention by cuDNN, in bf16. Where cuDNN was not found, no_cudnn.cpp stands for it, and refuses everything.
+// Attention by cuDNN, in bf16.
 #pragma once
 
 #include <memory>
@@ -6,6 +6,7 @@
 
 #include "dtensor/local/allocator.h"
 #include "ops/cuda/attention.h"
+#include "ops/cuda/cudnn_api.h"
 
 namespace dtensor::cuda {
 
@@ -21,20 +22,15 @@ struct CudnnAttention {
   friend auto operator<=>(const CudnnAttention&, const CudnnAttention&) = default;
 };
 
-bool cudnn_is_built();
-
 // Builds the graph and has cuDNN's heuristics and engines check it for a device that is described by cuDNN's JSON of
 // its properties; no GPU is needed, but the driver's library, or its stub. The number of the engine that takes it.
-// Errors: none does; cuDNN is not built, or too old.
-int64_t cudnn_engine(const CudnnAttention& call, const std::string& device_properties);
-
-// The version that was linked is too old. Errors: it is.
-void check_cudnn_version(size_t version);
+// Errors: none does.
+int64_t cudnn_engine(const cudnn::Api& api, const CudnnAttention& call, const std::string& device_properties);
 
 // A rank's handle and plans; used by one thread, on the allocator's stream.
 class Cudnn {
  public:
-  explicit Cudnn(std::shared_ptr<Allocator> allocator);
+  Cudnn(std::shared_ptr<Allocator> allocator, cudnn::Api api);
   ~Cudnn();
 
   // A call that attention_backend gives to cuDNN. Lengths by batch entry, i32 on the device, where it is padded. A

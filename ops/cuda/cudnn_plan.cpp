@@ -7,93 +7,95 @@
 namespace dtensor::cuda::cudnn {
 namespace {
 
-std::string last_error() {
+std::string last_error(const Api& api) {
   char text[2048] = "";
-  cudnnGetLastErrorString(text, sizeof text);
+  api.GetLastErrorString(text, sizeof text);
   return text;
 }
 
 // The attribute's value, a descriptor: `into` was made for it.
-void get_descriptor(const Descriptor& from, cudnnBackendAttributeName_t name, Descriptor& into) {
+void get_descriptor(const Api& api, const Descriptor& from, AttributeName name, Descriptor& into) {
   int64_t count = 0;
-  cudnnBackendDescriptor_t handle = into.handle();
-  check_call(cudnnBackendGetAttribute(from.handle(), name, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &count, &handle),
+  BackendDescriptor handle = into.handle();
+  check_call(api, api.BackendGetAttribute(from.handle(), name, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &count, &handle),
              "cudnnBackendGetAttribute");
 }
-int64_t get_int64(const Descriptor& from, cudnnBackendAttributeName_t name) {
+int64_t get_int64(const Api& api, const Descriptor& from, AttributeName name) {
   int64_t count = 0, value = 0;
-  check_call(cudnnBackendGetAttribute(from.handle(), name, CUDNN_TYPE_INT64, 1, &count, &value),
+  check_call(api, api.BackendGetAttribute(from.handle(), name, CUDNN_TYPE_INT64, 1, &count, &value),
              "cudnnBackendGetAttribute");
   return value;
 }
 
 // The heuristics' engine configurations, the best first.
 std::vector<Descriptor> engine_configs(Node graph, const Target& target) {
-  Descriptor heuristics(CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR);
+  const Api& api = target.api();
+  Descriptor heuristics(api, CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR);
   heuristics.set(CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, graph)
       .set(CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_TYPE_HEUR_MODE, CUDNN_HEUR_MODE_A);
   if (target.is_described()) target.set_on(heuristics, {}, CUDNN_ATTR_ENGINEHEUR_DEVICEPROP);
   heuristics.finalize();
   auto results = [&](int64_t room, void* into) {
     int64_t count = 0;
-    check_call(cudnnBackendGetAttribute(heuristics.handle(), CUDNN_ATTR_ENGINEHEUR_RESULTS,
-                                        CUDNN_TYPE_BACKEND_DESCRIPTOR, room, &count, into),
+    check_call(api,
+               api.BackendGetAttribute(heuristics.handle(), CUDNN_ATTR_ENGINEHEUR_RESULTS,
+                                       CUDNN_TYPE_BACKEND_DESCRIPTOR, room, &count, into),
                "cudnnBackendGetAttribute of ENGINEHEUR_RESULTS");
     return count;
   };
   std::vector<Descriptor> configs;
-  std::vector<cudnnBackendDescriptor_t> handles;
+  std::vector<BackendDescriptor> handles;
   for (int64_t n = results(0, nullptr); n > 0; --n)
-    handles.push_back(configs.emplace_back(CUDNN_BACKEND_ENGINECFG_DESCRIPTOR).handle());
+    handles.push_back(configs.emplace_back(api, CUDNN_BACKEND_ENGINECFG_DESCRIPTOR).handle());
   int64_t count = handles.empty() ? 0 : results(int64_t(handles.size()), handles.data());
   while (int64_t(configs.size()) > count) configs.pop_back();
   return configs;
 }
 
-bool says_nondeterministic(const Descriptor& engine) {
-  cudnnBackendNumericalNote_t notes[CUDNN_NUMERICAL_NOTE_TYPE_COUNT];
+bool says_nondeterministic(const Api& api, const Descriptor& engine) {
+  NumericalNote notes[most_numerical_notes];
   int64_t count = 0;
-  check_call(cudnnBackendGetAttribute(engine.handle(), CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, CUDNN_TYPE_NUMERICAL_NOTE,
-                                      CUDNN_NUMERICAL_NOTE_TYPE_COUNT, &count, notes),
+  check_call(api,
+             api.BackendGetAttribute(engine.handle(), CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, CUDNN_TYPE_NUMERICAL_NOTE,
+                                     most_numerical_notes, &count, notes),
              "cudnnBackendGetAttribute of ENGINE_NUMERICAL_NOTE");
   return std::find(notes, notes + count, CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC) != notes + count;
 }
 
 }  // namespace
 
-void check_call(cudnnStatus_t status, const std::string& call) {
-  if (status != CUDNN_STATUS_SUCCESS) fail("[cudnn] {}: {}: {}", call, cudnnGetErrorString(status), last_error());
+void check_call(const Api& api, Status status, const std::string& call) {
+  if (status != CUDNN_STATUS_SUCCESS) fail("[cudnn] {}: {}: {}", call, api.GetErrorString(status), last_error(api));
 }
 
 // --- Descriptors.
 
-Descriptor::Descriptor(cudnnBackendDescriptorType_t type) : type_(type) {
-  check_call(cudnnBackendCreateDescriptor(type, &handle_), "cudnnBackendCreateDescriptor");
+Descriptor::Descriptor(const Api& api, DescriptorType type) : api_(&api), type_(type) {
+  check_call(api, api.BackendCreateDescriptor(type, &handle_), "cudnnBackendCreateDescriptor");
 }
 Descriptor::~Descriptor() {
-  if (handle_) cudnnBackendDestroyDescriptor(handle_);
+  if (handle_) api_->BackendDestroyDescriptor(handle_);
 }
-Descriptor& Descriptor::set(cudnnBackendAttributeName_t name, cudnnBackendAttributeType_t type, int64_t count,
-                            const void* values) {
-  cudnnStatus_t status = cudnnBackendSetAttribute(handle_, name, type, count, values);
+Descriptor& Descriptor::set(AttributeName name, AttributeType type, int64_t count, const void* values) {
+  Status status = api_->BackendSetAttribute(handle_, name, type, count, values);
   if (status != CUDNN_STATUS_SUCCESS)
-    check_call(status, fmt::format("cudnnBackendSetAttribute({}) of descriptor {}", int(name), int(type_)));
+    check_call(*api_, status, fmt::format("cudnnBackendSetAttribute({}) of descriptor {}", int(name), int(type_)));
   return *this;
 }
 Descriptor& Descriptor::finalize() {
-  cudnnStatus_t status = cudnnBackendFinalize(handle_);
+  Status status = api_->BackendFinalize(handle_);
   if (status != CUDNN_STATUS_SUCCESS)
-    check_call(status, fmt::format("cudnnBackendFinalize of descriptor {}", int(type_)));
+    check_call(*api_, status, fmt::format("cudnnBackendFinalize of descriptor {}", int(type_)));
   return *this;
 }
 
-Target::Target(const std::string& device_properties) {
-  Descriptor& d = described_.emplace_back(CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR);
+Target::Target(const Api& api, const std::string& device_properties) : api_(&api) {
+  Descriptor& d = described_.emplace_back(api, CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR);
   d.set(CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION, CUDNN_TYPE_CHAR, int64_t(device_properties.size()),
         device_properties.data());
   d.finalize();
 }
-void Target::set_on(Descriptor& d, cudnnBackendAttributeName_t handle, cudnnBackendAttributeName_t properties) const {
+void Target::set_on(Descriptor& d, AttributeName handle, AttributeName properties) const {
   if (is_described())
     d.set(properties, described_[0].handle());
   else
@@ -114,7 +116,7 @@ Node OperationGraph::make_tensor(int64_t id, const TensorOptions& o, bool is_vir
   return d.finalize().handle();
 }
 Node OperationGraph::tensor(int64_t id, const TensorOptions& o) { return make_tensor(id, o, false, false); }
-Node OperationGraph::scalar(int64_t id, cudnnDataType_t type) { return make_tensor(id, {.type = type}, false, true); }
+Node OperationGraph::scalar(int64_t id, DataType type) { return make_tensor(id, {.type = type}, false, true); }
 Node OperationGraph::virtual_tensor(const TensorOptions& o) { return make_tensor(next_virtual_++, o, true, false); }
 
 void OperationGraph::matmul(Node a, Node b, Node to, const Lengths& lengths) {
@@ -132,8 +134,7 @@ void OperationGraph::matmul(Node a, Node b, Node to, const Lengths& lengths) {
   operations_.push_back(op.finalize().handle());
 }
 
-void OperationGraph::pointwise(cudnnPointwiseMode_t mode, cudnnDataType_t precision, Node x, Node to, Node b, Node t,
-                               int64_t axis) {
+void OperationGraph::pointwise(PointwiseMode mode, DataType precision, Node x, Node to, Node b, Node t, int64_t axis) {
   Descriptor& how = add(CUDNN_BACKEND_POINTWISE_DESCRIPTOR);
   how.set(CUDNN_ATTR_POINTWISE_MODE, CUDNN_TYPE_POINTWISE_MODE, mode)
       .set(CUDNN_ATTR_POINTWISE_MATH_PREC, CUDNN_TYPE_DATA_TYPE, precision);
@@ -147,7 +148,7 @@ void OperationGraph::pointwise(cudnnPointwiseMode_t mode, cudnnDataType_t precis
   operations_.push_back(op.finalize().handle());
 }
 
-void OperationGraph::reduce(cudnnReduceTensorOp_t mode, Node x, Node to) {
+void OperationGraph::reduce(ReduceTensorOp mode, Node x, Node to) {
   Descriptor& how = add(CUDNN_BACKEND_REDUCTION_DESCRIPTOR);
   how.set(CUDNN_ATTR_REDUCTION_OPERATOR, CUDNN_TYPE_REDUCTION_OPERATOR_TYPE, mode)
       .set(CUDNN_ATTR_REDUCTION_COMP_TYPE, CUDNN_TYPE_DATA_TYPE, CUDNN_DATA_FLOAT)
@@ -173,43 +174,45 @@ Node OperationGraph::finalize(const Target& target) {
 
 // --- Plans.
 
-Plan::Plan(OperationGraph graph, const Target& target, bool deterministic) : graph_(std::move(graph)) {
+Plan::Plan(OperationGraph graph, const Target& target, bool deterministic)
+    : api_(&target.api()), graph_(std::move(graph)) {
+  const Api& api = *api_;
   std::string refusals;
   for (Descriptor& config : engine_configs(graph_.finalize(target), target)) {
-    Descriptor engine(CUDNN_BACKEND_ENGINE_DESCRIPTOR);
-    get_descriptor(config, CUDNN_ATTR_ENGINECFG_ENGINE, engine);
-    engine_ = get_int64(engine, CUDNN_ATTR_ENGINE_GLOBAL_INDEX);
-    if (deterministic && says_nondeterministic(engine)) {
+    Descriptor engine(api, CUDNN_BACKEND_ENGINE_DESCRIPTOR);
+    get_descriptor(api, config, CUDNN_ATTR_ENGINECFG_ENGINE, engine);
+    engine_ = get_int64(api, engine, CUDNN_ATTR_ENGINE_GLOBAL_INDEX);
+    if (deterministic && says_nondeterministic(api, engine)) {
       refusals += fmt::format("; engine {} is not deterministic", engine_);
       continue;
     }
-    Descriptor plan(CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR);
+    Descriptor plan(api, CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR);
     plan.set(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, config.handle());
     target.set_on(plan, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP);
-    cudnnStatus_t status = cudnnBackendFinalize(plan.handle());
+    Status status = api.BackendFinalize(plan.handle());
     // What is refused fails before the driver is called.
     if (target.is_described() && status == CUDNN_STATUS_EXECUTION_FAILED_CUDA_DRIVER) return;
     if (status == CUDNN_STATUS_SUCCESS) {
-      workspace_bytes_ = get_int64(plan, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE);
+      workspace_bytes_ = get_int64(api, plan, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE);
       config_.push_back(std::move(config));
       plan_.push_back(std::move(plan));
       return;
     }
-    refusals += fmt::format("; engine {}: {}: {}", engine_, cudnnGetErrorString(status), last_error());
+    refusals += fmt::format("; engine {}: {}: {}", engine_, api.GetErrorString(status), last_error(api));
   }
   fail("[cudnn] no engine takes this graph{}", refusals);
 }
 
-void Plan::run(cudnnHandle_t handle, std::span<const std::pair<int64_t, void*>> values, void* workspace) const {
+void Plan::run(Handle handle, std::span<const std::pair<int64_t, void*>> values, void* workspace) const {
   std::vector<int64_t> ids;
   std::vector<void*> pointers;
   for (auto [id, pointer] : values) ids.push_back(id), pointers.push_back(pointer);
-  Descriptor pack(CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR);
+  Descriptor pack(*api_, CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR);
   pack.set(CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, CUDNN_TYPE_INT64, int64_t(ids.size()), ids.data())
       .set(CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, CUDNN_TYPE_VOID_PTR, int64_t(pointers.size()), pointers.data())
       .set(CUDNN_ATTR_VARIANT_PACK_WORKSPACE, CUDNN_TYPE_VOID_PTR, workspace)
       .finalize();
-  check_call(cudnnBackendExecute(handle, plan_.at(0).handle(), pack.handle()), "cudnnBackendExecute");
+  check_call(*api_, api_->BackendExecute(handle, plan_.at(0).handle(), pack.handle()), "cudnnBackendExecute");
 }
 
 }  // namespace dtensor::cuda::cudnn

@@ -3,8 +3,6 @@
 // Errors: every failed call is an Error that names the call, the descriptor and what cuDNN says.
 #pragma once
 
-#include <cudnn.h>
-
 #include <array>
 #include <deque>
 #include <span>
@@ -12,67 +10,73 @@
 #include <utility>
 #include <vector>
 
+#include "ops/cuda/cudnn_api.h"
+
 namespace dtensor::cuda::cudnn {
 
-void check_call(cudnnStatus_t status, const std::string& call);
+void check_call(const Api&, Status status, const std::string& call);
 
 class Descriptor {
  public:
-  explicit Descriptor(cudnnBackendDescriptorType_t type);
-  Descriptor(Descriptor&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)), type_(other.type_) {}
+  Descriptor(const Api& api, DescriptorType type);  // the table outlives it
+  Descriptor(Descriptor&& other) noexcept
+      : api_(other.api_), handle_(std::exchange(other.handle_, nullptr)), type_(other.type_) {}
   Descriptor& operator=(Descriptor&& other) noexcept {
-    std::swap(handle_, other.handle_), std::swap(type_, other.type_);
+    std::swap(api_, other.api_), std::swap(handle_, other.handle_), std::swap(type_, other.type_);
     return *this;
   }
   ~Descriptor();
 
-  cudnnBackendDescriptor_t handle() const { return handle_; }
-  Descriptor& set(cudnnBackendAttributeName_t name, cudnnBackendAttributeType_t type, int64_t count,
-                  const void* values);
+  BackendDescriptor handle() const { return handle_; }
+  Descriptor& set(AttributeName name, AttributeType type, int64_t count, const void* values);
   template <class T>
-  Descriptor& set(cudnnBackendAttributeName_t name, cudnnBackendAttributeType_t type, const T& value) {
+  Descriptor& set(AttributeName name, AttributeType type, const T& value) {
     return set(name, type, 1, &value);
   }
-  Descriptor& set(cudnnBackendAttributeName_t name, cudnnBackendDescriptor_t descriptor) {
+  Descriptor& set(AttributeName name, BackendDescriptor descriptor) {
     return set(name, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &descriptor);
   }
   Descriptor& finalize();
 
  private:
-  cudnnBackendDescriptor_t handle_ = nullptr;
-  cudnnBackendDescriptorType_t type_;
+  const Api* api_;
+  BackendDescriptor handle_ = nullptr;
+  DescriptorType type_;
 };
 
 // A handle, or, for checks without a GPU, a device that is described.
 class Target {
  public:
-  explicit Target(cudnnHandle_t handle) : handle_(handle) {}
+  Target(const Api& api, Handle handle) : api_(&api), handle_(handle) {}
   // What CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION gives of a device.
-  explicit Target(const std::string& device_properties);
+  Target(const Api& api, const std::string& device_properties);
 
+  const Api& api() const { return *api_; }
   bool is_described() const { return !described_.empty(); }
   // Sets the one of the two attributes that applies.
-  void set_on(Descriptor& d, cudnnBackendAttributeName_t handle, cudnnBackendAttributeName_t properties) const;
+  void set_on(Descriptor& d, AttributeName handle, AttributeName properties) const;
 
  private:
-  cudnnHandle_t handle_ = nullptr;
+  const Api* api_;
+  Handle handle_ = nullptr;
   std::vector<Descriptor> described_;
 };
 
 using Dims = std::array<int64_t, 4>;
-using Node = cudnnBackendDescriptor_t;  // a tensor of a graph, which owns it
+using Node = BackendDescriptor;  // a tensor of a graph, which owns it
 
 // What is known of a tensor before it is made.
 struct TensorOptions {
-  cudnnDataType_t type = CUDNN_DATA_FLOAT;
+  DataType type = CUDNN_DATA_FLOAT;
   Dims dims = {1, 1, 1, 1}, strides = {1, 1, 1, 1};
 };
 
 // A graph of operations. Those without an id are virtual: cuDNN keeps them out of memory.
 class OperationGraph {
  public:
+  explicit OperationGraph(const Api& api) : api_(&api) {}
   Node tensor(int64_t id, const TensorOptions& options);  // 16-byte aligned
-  Node scalar(int64_t id, cudnnDataType_t type);          // read from host memory when the plan is run
+  Node scalar(int64_t id, DataType type);                 // read from host memory when the plan is run
   Node virtual_tensor(const TensorOptions& options);
 
   // Lengths by batch entry [b,1,1,1], i32: only so many of the rows of a, columns of b, or elements summed over count.
@@ -82,9 +86,9 @@ class OperationGraph {
   };
   void matmul(Node a, Node b, Node to, const Lengths& lengths);
   // to = mode(x, b) or, for a selection, t ? x : b. Precision and type of the result go together.
-  void pointwise(cudnnPointwiseMode_t mode, cudnnDataType_t precision, Node x, Node to, Node b = nullptr,
-                 Node t = nullptr, int64_t axis = -1);
-  void reduce(cudnnReduceTensorOp_t mode, Node x, Node to);  // over the dimensions that are 1 in `to`
+  void pointwise(PointwiseMode mode, DataType precision, Node x, Node to, Node b = nullptr, Node t = nullptr,
+                 int64_t axis = -1);
+  void reduce(ReduceTensorOp mode, Node x, Node to);  // over the dimensions that are 1 in `to`
   void reshape(Node x, Node to);
 
   // The graph's own descriptor; nothing may be added then.
@@ -92,10 +96,11 @@ class OperationGraph {
 
  private:
   Node make_tensor(int64_t id, const TensorOptions& options, bool is_virtual, bool by_value);
-  Descriptor& add(cudnnBackendDescriptorType_t type) { return descriptors_.emplace_back(type); }
+  Descriptor& add(DescriptorType type) { return descriptors_.emplace_back(*api_, type); }
 
+  const Api* api_;
   std::deque<Descriptor> descriptors_;
-  std::vector<cudnnBackendDescriptor_t> operations_;
+  std::vector<BackendDescriptor> operations_;
   int64_t next_virtual_ = 1000;
 };
 
@@ -110,9 +115,10 @@ class Plan {
   int64_t workspace_bytes() const { return workspace_bytes_; }
   int64_t engine() const { return engine_; }  // its number
   // Values by the ids of tensors (device memory, 16-byte aligned) and scalars (host memory).
-  void run(cudnnHandle_t handle, std::span<const std::pair<int64_t, void*>> values, void* workspace) const;
+  void run(Handle handle, std::span<const std::pair<int64_t, void*>> values, void* workspace) const;
 
  private:
+  const Api* api_;
   OperationGraph graph_;
   std::vector<Descriptor> config_, plan_;  // one each; none on a described device
   int64_t workspace_bytes_ = 0, engine_ = -1;

@@ -1,4 +1,5 @@
 // A build without CUDA.
+#include "ops/cuda/attention_backend.h"
 #include "ops/cuda/gemm.h"
 #include "ops/cuda/kernels.h"
 #include "ops/cuda/matmul.h"
@@ -22,6 +23,8 @@ int Gemm::tune() { none(); }
 void Gemm::save(const std::string&) const { none(); }
 void Gemm::load(const std::string&) { none(); }
 Gemm& gemm(Rank&) { none(); }
+
+std::string missing_cudnn(Rank&) { none(); }
 
 void multiply(const Context&, const Tensor&, const Tensor&, const Tensor&) { none(); }
 

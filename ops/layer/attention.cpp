@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "dtensor/creation.h"
 #include "ops/cards.h"
 #include "ops/cpu/attention.h"
 #include "ops/family/kernel.h"
@@ -41,7 +42,7 @@ struct Heads {
   const More& more;
   cpu::Drop drop;
   Shape mask_strides;
-  int64_t first_batch, first_head, all_heads, all_queries;
+  int64_t first_batch, first_head, all_heads, all_queries, all_keys;
 
   Heads(const Context& c, const Tensor& q, const Tensor& k, const More& more)
       : batch(q.size(0)),
@@ -50,6 +51,7 @@ struct Heads {
         more(more),
         first_batch(c.range('b').begin),
         all_queries(c.size('s')),
+        all_keys(k.size(1)),
         attributes_(c.attributes.as<Attention>()),
         shape_{.queries = q.size(1),
                .keys = k.size(1),
@@ -59,6 +61,7 @@ struct Heads {
                .causal = attributes_.causal,
                .scale = attributes_.scale,
                .window = attributes_.window} {
+    all_queries *= attributes_.chunks, all_keys *= attributes_.chunks;
     if (attributes_.whole_kv) {
       first_head = c.range('h').begin, all_heads = c.size('h');
     } else {
@@ -112,8 +115,8 @@ struct Heads {
     }
     int64_t row = more.rows.defined() ? more.rows.data<int64_t>()[b] : first_batch + b;
     s.drop = drop;
-    s.drop_stride = keys();
-    s.drop_first = (row * all_heads + first_head + h) * all_queries * keys();
+    s.drop_stride = all_keys;
+    s.drop_first = (row * all_heads + first_head + h) * all_queries * all_keys;
     return s;
   }
 
@@ -129,7 +132,7 @@ T* head(const Tensor& t, int64_t batch, int64_t h) {
 
 // q [b,s,(g r),d], k and v [b,t,g,d], More -> out [b,s,(g r),d], and the logarithm of each row's sum [b,(g r),s]
 // for the gradient
-void attention_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+void attention_of_chunk(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   Tensor q = with_whole_rows(in[0]), k = with_whole_rows(in[1]), v = with_whole_rows(in[2]);
   if (k.size(2) == 0) {  // nothing is seen
     fill(out[0], 0), fill(out[1], -std::numeric_limits<double>::infinity());
@@ -151,7 +154,7 @@ void attention_kernel(const Context& c, std::span<const Tensor> in, std::span<Te
 }
 
 // dout, q, k, v, out, lse, More -> dq, dk, dv, and where it is asked for that of the scores [b,(g r),s,t]
-void attention_backward_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> grad) {
+void backward_of_chunk(const Context& c, std::span<const Tensor> in, std::span<Tensor> grad) {
   Tensor dout = with_whole_rows(in[0]), q = with_whole_rows(in[1]), k = with_whole_rows(in[2]),
          v = with_whole_rows(in[3]), out = with_whole_rows(in[4]), rows = in[5].contiguous();
   fill(grad[1], 0);
@@ -182,10 +185,28 @@ void attention_backward_kernel(const Context& c, std::span<const Tensor> in, std
   });
 }
 
+void attention_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+  for_chunks(c, in, out, attention_of_chunk);
+}
+void attention_backward_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> grad) {
+  for_chunks(c, in, grad, backward_of_chunk);
+}
+
+// What a call's dimensions are in the rule.
+struct Terms {
+  const char *heads, *kv_heads, *queries, *keys;
+
+  explicit Terms(const Attributes& attributes) {
+    const auto& a = attributes.as<Attention>();
+    heads = a.whole_kv ? "h" : "(gr)", kv_heads = a.whole_kv ? "[g]" : "g";
+    queries = a.chunks > 1 ? "(cs)" : "s", keys = a.chunks > 1 ? "(ct)" : "[t]";
+  }
+};
+
 // The mask's term: a dimension of size 1 that is broadcast has no factor in common with the scores.
-std::string mask_term(const Shape* mask, const Shape& q, const Shape& k, const char* heads) {
+std::string mask_term(const Shape* mask, const Shape& q, const Shape& k, const Terms& t) {
   if (!mask) return "";
-  const char* names[] = {"b", heads, "s", "[t]"};
+  const char* names[] = {"b", t.heads, t.queries, t.keys};
   const char* broadcast[] = {"[w]", "[x]", "[y]", "[z]"};
   int64_t sizes[] = {q[0], q[2], q[1], k[1]};
   std::string term;
@@ -193,25 +214,28 @@ std::string mask_term(const Shape* mask, const Shape& q, const Shape& k, const c
   return term;
 }
 // More: the mask, step, rows, positions, lengths and documents.
-std::string more_terms(std::span<const Shape* const> more, const Shape& q, const Shape& k, const char* heads) {
-  return mask_term(more[0], q, k, heads) + ",," + (more[2] ? "b" : "") + "," + positions_term(more[3], "s") + "," +
-         positions_term(more[4], "[t]") + "," + (more[5] && more[5]->dims() ? "b" : "") + "," +
-         positions_term(more[6], "s") + "," + positions_term(more[7], "[t]");
+std::string more_terms(std::span<const Shape* const> more, const Shape& q, const Shape& k, const Terms& t) {
+  return mask_term(more[0], q, k, t) + ",," + (more[2] ? "b" : "") + "," + positions_term(more[3], t.queries) + "," +
+         positions_term(more[4], t.keys) + "," + (more[5] && more[5]->dims() ? "b" : "") + "," +
+         positions_term(more[6], t.queries) + "," + positions_term(more[7], t.keys);
 }
-// The dimensions of query heads and key heads.
-std::pair<const char*, const char*> head_terms(const Attributes& a) {
-  return a.as<Attention>().whole_kv ? std::pair("h", "[g]") : std::pair("(gr)", "g");
+Rule rule_of(std::string text, const Attributes& a) {
+  Rule r{std::move(text)};
+  if (int64_t chunks = a.as<Attention>().chunks; chunks > 1) r.sizes = {{'c', chunks}};
+  return r;
 }
 Rule attention_rule(std::span<const Shape* const> in, const Attributes& a) {
-  auto [q, kv] = head_terms(a);
-  return {fmt::format("bs{0}[d],b[t]{1}[d],b[t]{1}[d],{2}->bs{0}[d],b{0}s", q, kv,
-                      more_terms(in.subspan(3), *in[0], *in[1], q))};
+  Terms t(a);
+  std::string q = fmt::format("b{}{}[d]", t.queries, t.heads), k = fmt::format("b{}{}[d]", t.keys, t.kv_heads),
+              more = more_terms(in.subspan(3), *in[0], *in[1], t);
+  return rule_of(fmt::format("{0},{1},{1},{2}->{0},b{3}{4}", q, k, more, t.heads, t.queries), a);
 }
 Rule attention_backward_rule(std::span<const Shape* const> in, const Attributes& a) {
-  auto [q, kv] = head_terms(a);
-  return {fmt::format("bs{0}[d],bs{0}[d],b[t]{1}[d],b[t]{1}[d],bs{0}[d],b{0}s,{2}->bs{0}[d],b[t]{1}[d],b[t]{1}[d]{3}",
-                      q, kv, more_terms(in.subspan(6), *in[1], *in[2], q),
-                      a.as<AttentionBackward>().mask_gradient ? fmt::format(",b{}s[t]", q) : "")};
+  Terms t(a);
+  std::string q = fmt::format("b{}{}[d]", t.queries, t.heads), k = fmt::format("b{}{}[d]", t.keys, t.kv_heads),
+              more = more_terms(in.subspan(6), *in[1], *in[2], t), lse = fmt::format("b{}{}", t.heads, t.queries),
+              scores = a.as<AttentionBackward>().mask_gradient ? fmt::format(",{}{}", lse, t.keys) : "";
+  return rule_of(fmt::format("{0},{0},{1},{1},{0},{2},{3}->{0},{1},{1}{4}", q, k, lse, more, scores), a);
 }
 // Masks may be bool, and what else there is besides is i64.
 DType attention_backward_types(std::string_view, std::span<const TensorSpec* const> in, const Attributes& a,
@@ -281,6 +305,13 @@ std::vector<Sample> attention_samples() {
                  {.k_positions = ids({7}, 7), .q_documents = ids({2, 5}, 2), .k_documents = ids({2, 7}, 2)}),
           sample({2, 5, 2, 2}, {2, 4, 2, 2}, {}, {.q_documents = ids({5}, 3), .k_documents = ids({4}, 3)}),
           sample({2, 5, 6, 4}, {2, 5, 3, 4}, {.causal = true, .whole_kv = true}),
+          sample({2, 8, 4, 2}, {2, 12, 2, 2}, {.chunks = 4}),
+          sample({2, 8, 4, 2}, {2, 8, 2, 2}, {.causal = true, .window = 3, .chunks = 4, .dropout_p = 0.25},
+                 {.step = a_step,
+                  .q_positions = ids({8}, 8),
+                  .k_positions = ids({2, 8}, 8),
+                  .q_documents = ids({2, 8}, 2),
+                  .k_documents = ids({8}, 2)}),
           sample({2, 3, 6, 2}, {2, 4, 1, 2}, {.whole_kv = true, .dropout_p = 0.25},
                  {.mask = {2, 6, 3, 4}, .step = a_step})};
 }
@@ -294,7 +325,9 @@ std::vector<Sample> attention_backward_samples() {
           backward_sample({2, 5, 4, 2}, {2, 5, 2, 2}, {.causal = true, .window = 2},
                           {.q_documents = ids({2, 5}, 2), .k_documents = ids({2, 5}, 2)}),
           backward_sample({2, 5, 6, 2}, {2, 5, 3, 2}, {.causal = true, .whole_kv = true}),
-          backward_sample({2, 3, 6, 2}, {2, 4, 1, 2}, {.whole_kv = true}, {.mask = {2, 6, 3, 4}}, true)};
+          backward_sample({2, 3, 6, 2}, {2, 4, 1, 2}, {.whole_kv = true}, {.mask = {2, 6, 3, 4}}, true),
+          backward_sample({2, 8, 4, 2}, {2, 8, 2, 2}, {.causal = true, .chunks = 4, .dropout_p = 0.25},
+                          {.step = a_step, .q_positions = ids({2, 8}, 8), .k_positions = ids({8}, 8)})};
 }
 
 }  // namespace
@@ -364,22 +397,31 @@ DistributedTensor mask_of(const DistributedTensor& q, const DistributedTensor& k
   return mask.dims() < 4 ? view(mask, shape) : mask;
 }
 
-}  // namespace
+// What a call is checked for and made of. Inside, dimensions are [batch, sequence, heads, head_dim].
+struct Prepared {
+  DistributedTensor q, k, v, mask;
+  Draw drops;
+  Attention attributes;
 
-DistributedTensor scaled_dot_product_attention(const DistributedTensor& q, const DistributedTensor& k,
-                                               const DistributedTensor& v, const AttentionOptions& options) {
-  check_defined("scaled_dot_product_attention", q);
-  check_defined("scaled_dot_product_attention", k, 1);
-  check_defined("scaled_dot_product_attention", v, 2);
+  Prepared(const char* who, const DistributedTensor& q, const DistributedTensor& k, const DistributedTensor& v,
+           const AttentionOptions& options);
+};
+
+void check_operands(const char* who, const DistributedTensor& q, const DistributedTensor& k,
+                    const DistributedTensor& v) {
+  check_defined(who, q);
+  check_defined(who, k, 1);
+  check_defined(who, v, 2);
   check(q.dims() == 4 && k.dims() == 4 && v.dims() == 4,
-        "[scaled_dot_product_attention] operands are [batch, heads, sequence, head_dim]: {}, {}, {}", q, k, v);
+        "[{}] operands are [batch, heads, sequence, head_dim]: {}, {}, {}", who, q, k, v);
   check(k.shape() == v.shape() && q.size(0) == k.size(0) && q.size(3) == k.size(3),
-        "[scaled_dot_product_attention] q {}, k {} and v {}: k and v have one shape, and q's batch and head_dim", q, k,
-        v);
-  check(k.size(1) > 0 && q.size(1) % k.size(1) == 0,
-        "[scaled_dot_product_attention] {} query heads are no multiple of {} key/value heads", q.size(1), k.size(1));
-  const char* who = "scaled_dot_product_attention";
-  DistributedTensor mask = mask_of(q, k, options);
+        "[{}] q {}, k {} and v {}: k and v have one shape, and q's batch and head_dim", who, q, k, v);
+  check(k.size(1) > 0 && q.size(1) % k.size(1) == 0, "[{}] {} query heads are no multiple of {} key/value heads", who,
+        q.size(1), k.size(1));
+}
+
+void check_options(const char* who, const DistributedTensor& q, const DistributedTensor& k,
+                   const AttentionOptions& options) {
   check_positions(who, "q_positions", options.q_positions, q.size(0), q.size(2));
   check_positions(who, "k_positions", options.k_positions, k.size(0), k.size(2));
   check_positions(who, "q_documents", options.q_documents, q.size(0), q.size(2));
@@ -398,25 +440,99 @@ DistributedTensor scaled_dot_product_attention(const DistributedTensor& q, const
     check(lengths.dtype() == DType::i64 && (lengths.dims() == 0 || lengths.shape() == Shape{q.size(0)}),
           "[{}] k_lengths is {}, not i64[] or i64[{}]", who, lengths, q.size(0));
   check_probability(who, options.dropout_p);
+}
+
+Prepared::Prepared(const char* who, const DistributedTensor& q_heads, const DistributedTensor& k_heads,
+                   const DistributedTensor& v_heads, const AttentionOptions& options) {
+  check_operands(who, q_heads, k_heads, v_heads);
+  mask = mask_of(q_heads, k_heads, options);
+  check_options(who, q_heads, k_heads, options);
+  const DeviceMesh& mesh = q_heads.mesh();
   std::optional<Draw> d;
   if (options.dropout_p > 0)
-    d = options.stream ? draw_from_stream(who, q.mesh(), *options.stream) : draw_from_scope(who, q.mesh());
-  if (!d) d.emplace();
-  double scale = options.scale != 0 ? std::abs(options.scale) : 1 / std::sqrt(double(q.size(3)));
-  DistributedTensor qs = transpose(options.scale < 0 ? neg(q) : q, 1, 2), ks = transpose(k, 1, 2),
-                    vs = transpose(v, 1, 2);
-  bool drops = d->step.defined();
-  Attention attributes{.causal = options.causal,
-                       .window = options.window,
-                       .whole_kv = k.size(1) % q.mesh().shape().product(q.layout().split[1].set()) != 0,
-                       .scale = scale,
-                       .dropout_p = drops ? options.dropout_p : 0,
-                       .key = d->key,
-                       .deterministic = options.deterministic};
+    d = options.stream ? draw_from_stream(who, mesh, *options.stream) : draw_from_scope(who, mesh);
+  if (d) drops = *d;
+  q = transpose(options.scale < 0 ? neg(q_heads) : q_heads, 1, 2), k = transpose(k_heads, 1, 2),
+  v = transpose(v_heads, 1, 2);
+  attributes = {.causal = options.causal,
+                .window = options.window,
+                .whole_kv = k_heads.size(1) % mesh.shape().product(q_heads.layout().split[1].set()) != 0,
+                .scale = options.scale != 0 ? std::abs(options.scale) : 1 / std::sqrt(double(q_heads.size(3))),
+                .dropout_p = drops.step.defined() ? options.dropout_p : 0,
+                .key = drops.key,
+                .deterministic = options.deterministic};
+}
+
+}  // namespace
+
+void for_chunks(const Context& c, std::span<const Tensor> in, std::span<Tensor> out, Kernel kernel) {
+  int64_t chunks = c.attributes.as<Attention>().chunks > 1 ? c.range('c').size() : 1;
+  if (chunks == 1) return kernel(c, in, out);
+  bool backward = out.size() > 2;
+  size_t heads = backward ? 5 : 3;  // operands [batch, sequence, heads, head_dim]; before the rows' sums of `backward`
+  size_t more = backward ? 6 : 3;
+  auto chunk = [&](const Tensor& t, int dim, int64_t i) {
+    int64_t n = t.size(dim) / chunks;
+    return t.narrow(dim, i * n, n);
+  };
+  for (int64_t i = 0; i < chunks; ++i) {
+    std::vector<Tensor> of_in(in.begin(), in.end()), of_out;
+    for (size_t k = 0; k < heads; ++k) of_in[k] = chunk(in[k], 1, i);
+    if (backward) of_in[5] = chunk(in[5], 2, i);
+    for (size_t k : {more + 3, more + 4, more + 6, more + 7})  // positions and documents
+      if (in[k].defined()) of_in[k] = chunk(in[k], in[k].dims() - 1, i);
+    auto dim = [&](size_t k) { return !backward && k == 1 ? 2 : 1; };
+    for (size_t k = 0; k < out.size(); ++k) {
+      Shape shape = out[k].shape();
+      shape[dim(k)] /= chunks;
+      of_out.emplace_back(c.allocator, out[k].dtype(), shape, out[k].device());
+    }
+    kernel(c, of_in, of_out);
+    for (size_t k = 0; k < out.size(); ++k) copy(of_out[k], chunk(out[k], dim(k), i));
+  }
+}
+
+DistributedTensor scaled_dot_product_attention(const DistributedTensor& q, const DistributedTensor& k,
+                                               const DistributedTensor& v, const AttentionOptions& options) {
+  Prepared p("scaled_dot_product_attention", q, k, v, options);
   return transpose(call(attention_op,
-                        {&qs, &ks, &vs, &mask, &d->step, &d->rows, &options.q_positions, &options.k_positions, &lengths,
-                         &options.q_documents, &options.k_documents},
-                        attributes),
+                        {&p.q, &p.k, &p.v, &p.mask, &p.drops.step, &p.drops.rows, &options.q_positions,
+                         &options.k_positions, &options.k_lengths, &options.q_documents, &options.k_documents},
+                        p.attributes),
+                   1, 2);
+}
+
+DistributedTensor ring_attention(const DistributedTensor& q, const DistributedTensor& k, const DistributedTensor& v,
+                                 int axis, const AttentionOptions& options) {
+  const char* who = "ring_attention";
+  check_operands(who, q, k, v);
+  const MeshShape& mesh = q.mesh().shape();
+  check(axis >= 0 && axis < mesh.axes(), "[{}] axis {} of mesh {}", who, axis, to_string(mesh));
+  if (mesh.size(axis) == 1) return scaled_dot_product_attention(q, k, v, options);
+  check(!options.attn_mask.defined() && !options.k_lengths.defined(),
+        "[{}] attn_mask and k_lengths do not go round a ring: say who sees whom by positions and documents", who);
+  for (const DistributedTensor* x : {&q, &k, &v}) {
+    const AxisList& split = x->layout().split[2];
+    check(split.set() == axis_bit(axis), "[{}] {} is not sharded over {}, and it alone, along the sequence", who, *x,
+          mesh.name(axis));
+    check(x->size(2) % mesh.size(axis) == 0,
+          "[{}] a sequence of {} tokens does not divide over the {} ranks of {}: pad it, or gather the keys", who,
+          x->size(2), mesh.size(axis), mesh.name(axis));
+  }
+  AttentionOptions given = options;
+  auto indices = [&](const DistributedTensor& x) {
+    Layout layout = Layout().with(axis, Shard(0));
+    return arange(x.mesh(), TensorSpec{DType::i64, {x.size(2)}, layout});
+  };
+  if (options.causal || options.dropout_p > 0) {  // a chunk's own indices would begin at 0
+    if (!given.q_positions.defined()) given.q_positions = indices(q);
+    if (!given.k_positions.defined()) given.k_positions = indices(k);
+  }
+  Prepared p(who, q, k, v, given);
+  return transpose(call(ring_attention_op,
+                        {&p.q, &p.k, &p.v, &p.drops.step, &p.drops.rows, &given.q_positions, &given.k_positions,
+                         &given.q_documents, &given.k_documents},
+                        RingAttention{p.attributes, axis}),
                    1, 2);
 }
 

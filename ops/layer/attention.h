@@ -12,15 +12,16 @@ struct Attention {
   bool causal = false;
   int64_t window = 0;     // with causal; 0: none
   bool whole_kv = false;  // every rank has all key heads, wherever the query heads are
+  int64_t chunks = 1;     // queries of each of so many equal chunks of the sequence see the keys of that chunk alone
   double scale = 1;
   double dropout_p = 0;
   int64_t key = 0;  // of the stream that drops, at step 0
   bool deterministic = true;
   static constexpr auto fields() {
     return std::tuple(field("causal", &Attention::causal), run_time("window", &Attention::window),
-                      field("whole_kv", &Attention::whole_kv), field("scale", &Attention::scale),
-                      field("dropout_p", &Attention::dropout_p), run_time("key", &Attention::key),
-                      field("deterministic", &Attention::deterministic));
+                      field("whole_kv", &Attention::whole_kv), field("chunks", &Attention::chunks),
+                      field("scale", &Attention::scale), field("dropout_p", &Attention::dropout_p),
+                      run_time("key", &Attention::key), field("deterministic", &Attention::deterministic));
   }
 };
 // `mask_gradient`: that of the mask too.
@@ -32,7 +33,19 @@ struct AttentionBackward : Attention {
   }
 };
 
-extern const Op attention_op, attention_backward_op;
+struct RingAttention : Attention {
+  using Base = Attention;
+  int64_t axis;  // of the mesh
+  static constexpr auto fields() {
+    return std::tuple_cat(Attention::fields(), std::tuple(field("axis", &RingAttention::axis)));
+  }
+};
+
+extern const Op attention_op, attention_backward_op, merge_attention_op, ring_attention_op;
+
+// Runs a kernel of attention_op or attention_backward_op, which knows nothing of chunks, on each of this rank's: one,
+// where their axis is sharded.
+void for_chunks(const Context& c, std::span<const Tensor> in, std::span<Tensor> out, Kernel kernel);
 
 struct AttentionOptions {
   bool causal = false;
@@ -69,5 +82,12 @@ struct AttentionOptions {
 // "FlashAttention" (2022).
 DistributedTensor scaled_dot_product_attention(const DistributedTensor& q, const DistributedTensor& k,
                                                const DistributedTensor& v, const AttentionOptions& options = {});
+
+// The same of q, k and v that are sharded over a mesh axis along the sequence, evenly, where no rank has all keys: they
+// go round the ring of the axis, with their positions and documents, while each rank computes with those that it has,
+// and so do their gradients. What ranks compute is merged in f32 (f64 of f64). It knows neither attn_mask nor
+// k_lengths. Source: Liu et al., "Ring Attention with Blockwise Transformers" (2023).
+DistributedTensor ring_attention(const DistributedTensor& q, const DistributedTensor& k, const DistributedTensor& v,
+                                 int axis, const AttentionOptions& options = {});
 
 }  // namespace dtensor::ops

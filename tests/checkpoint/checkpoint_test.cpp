@@ -3,6 +3,7 @@
 #include <signal.h>
 #include <sys/resource.h>
 
+#include "nn/checkpoint/crc32c.h"
 #include "nn/checkpoint/pieces.h"
 #include "nn/train/adamw.h"
 #include "tests/nn/helpers.h"
@@ -183,6 +184,50 @@ TEST_CASE("a model and its optimizer go on from a checkpoint, bit for bit, on an
   }
 }
 
+TEST_CASE("the optimizer's state is not restored to NaN: every element is what was saved, on any mesh") {
+  Folder folder;
+  auto states = [](AdamW& adamw) {
+    std::vector<double> all;
+    for (const Optimizer::State& s : adamw.state())
+      for (double x : values(s.tensor.full_tensor())) all.push_back(x);
+    return all;
+  };
+  for (int steps : {0, 2}) {  // also of an optimizer that has not stepped
+    fs::path path = folder.path / fmt::format("{}", steps);
+    std::vector<double> saved = on_mesh("x=4", [&](const DeviceMesh& m) {
+      Mlp model(m, true);  // with parts that no mesh here divides
+      model.up.weight.place(0, Shard(0));
+      materialize(model, 3);
+      AdamW adamw(model.parameters(), {});
+      for (int i = 0; i < steps; ++i) {
+        std::vector<DistributedTensor> g;
+        for (Parameter* p : model.parameters())
+          g.push_back(DistributedTensor::distribute(f32(p->shape(), i), m, p->stored().layout()));
+        adamw.step(g, 0.01);
+      }
+      save_checkpoint(m, path, {{"optimizer", adamw}});
+      return states(adamw);
+    })[0];
+    CHECK(!saved.empty());
+    CHECK(std::all_of(saved.begin(), saved.end(), [](double x) { return std::isfinite(x); }));
+    for (const char* mesh : {"x=1", "x=2", "x=3", "x=5"})
+      for (Placement p : {Placement(Replicate()), Placement(Shard(0)), Placement(Shard(1))}) {
+        INFO(mesh << " " << to_string(p) << " after " << steps << " steps");
+        CHECK(on_mesh(mesh, [&](const DeviceMesh& m) {
+                Mlp model(m, true);
+                model.up.weight.place(0, p);
+                materialize(model, 5);
+                AdamW adamw(model.parameters(), {});
+                for (Optimizer::State s : adamw.state())
+                  if (s.tensor.local().numel() > 0) fill(s.tensor.local_for_writing(), NAN);
+                Checkpoint(path).load({{"optimizer", adamw}});
+                check(adamw.steps() == steps, "{} steps", adamw.steps());
+                return states(adamw);
+              }).back() == saved);
+      }
+  }
+}
+
 TEST_CASE("what is saved is what was there when begin() was called") {
   Folder folder;
   on_mesh("x=2", [&](const DeviceMesh& m) {
@@ -234,6 +279,44 @@ TEST_CASE("a damaged checkpoint is an error that names the file") {
     c.damage(folder.path / "c");
     std::string error = error_of([&] { Checkpoint(folder.path / "c").verify(); });
     CHECK_THAT(error, Contains(c.error));
+  }
+}
+
+TEST_CASE("a checkpoint.json that says what cannot be is an error, whatever its checksum") {
+  struct Case {
+    const char *at, *value, *error;
+  };
+  const Case cases[] = {
+      {"/tensors/x/dtype", "\"f31\"", "x has the unknown element type \"f31\""},
+      {"/tensors/x/shape", "[6,-8]", "x has the shape [6,-8], which no tensor has"},
+      {"/tensors/x/shape", "[6,8.5]", "x has the shape [6,8.5], which no tensor has"},
+      {"/tensors/x/shape", "48", "x has the shape 48, which no tensor has"},
+      {"/tensors/x/shape", "[1,1,1,1,1,1,1,6,8]", "x has the shape [1,1,1,1,1,1,1,6,8], which no tensor has"},
+      {"/tensors/x/shape", "[4611686018427387904,0,4]",
+       "x has the shape [4611686018427387904,0,4], which no tensor has"},
+      {"/tensors/x/shape", "[6,9]", "the pieces of x do not tile [6,9]"},
+      {"/tensors/x/pieces/0/box", "[[0.5,3],[0,8]]", "x has the box [[0.5,3],[0,8]], which no tensor has"},
+      {"/tensors/x/pieces/0/box", "[[0,3],[0,8],[0,1],[0,1],[0,1],[0,1],[0,1],[0,1],[0,1]]", "which no tensor has"},
+      {"/tensors/x/pieces/0/box", "[[0],[0,8]]", "checkpoint.json is not as it was written: "},
+      {"/tensors/x/pieces/0/crc32c", "\"12345xyz\"", "x has the checksum \"12345xyz\""},
+      {"/tensors/x/pieces/0/file", "\"../rank-00000.safetensors\"", "x is in ../rank-00000.safetensors"},
+      {"/tensors/x/pieces/0/file", "\"rank-00001.safetensors\"",
+       "rank-00001.safetensors is damaged: the checksum of x differs"},
+      {"/tensors/x", "3", "checkpoint.json is not as it was written: "},
+      {"/mesh", "3", "checkpoint.json is not as it was written: "},
+  };
+  for (const Case& c : cases) {
+    INFO(c.at << " " << c.value);
+    Folder folder;
+    save_one(folder.path / "c");
+    auto index = json(read_file(folder.path / "c" / "checkpoint.json"));
+    index[nlohmann::ordered_json::json_pointer(c.at)] = json(c.value);
+    index.erase("crc32c");
+    std::string text = index.dump();
+    index["crc32c"] = fmt::format("{:08x}", crc32c(std::as_bytes(std::span(text))));
+    std::ofstream(folder.path / "c" / "checkpoint.json") << index.dump();
+    CHECK_THAT(error_of([&] { Checkpoint(folder.path / "c").verify(); }),
+               StartsWith("[checkpoint] ") && Contains("/c: ") && Contains(c.error));
   }
 }
 

@@ -122,6 +122,8 @@ TEST_CASE("a safetensors file that is not exactly what its header says is an err
   const Case cases[] = {
       {"{", 0, "is not JSON: "},
       {"[]", 0, "the header is no object"},
+      {R"({"a": {"shape": )" + std::string(100000, '['), 0,
+       ": more than 100 objects and arrays are nested in each other"},
       {"{}", 1, "the tensors end at byte 0, but there are 1"},
       {R"({"a": 3})", 0, "the tensor \"a\" is no object"},
       {R"({"a": {"shape": [1], "data_offsets": [0, 4]}})", 4, "the tensor \"a\" has no \"dtype\""},
@@ -132,6 +134,8 @@ TEST_CASE("a safetensors file that is not exactly what its header says is an err
       {R"({"a": {"dtype": "F32", "shape": [1,1,1,1,1,1,1,1,1], "data_offsets": [0, 4]}})", 4,
        "has 9 dimensions, and at most 8 are supported"},
       {R"({"a": {"dtype": "F32", "shape": [4611686018427387904, 2], "data_offsets": [0, 4]}})", 4,
+       "has more bytes than there can be"},
+      {R"({"a": {"dtype": "F32", "shape": [4611686018427387904, 0, 4], "data_offsets": [0, 0]}})", 0,
        "has more bytes than there can be"},
       {R"({"a": {"dtype": "F32", "shape": [1]}})", 4, "has no two \"data_offsets\""},
       {R"({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}})", 4, "is at bytes 4 to 0 of 4"},
@@ -198,40 +202,4 @@ TEST_CASE("errors of writing safetensors") {
                full.write("text");
              }),
              Contains("full: No space left on device; make room, or keep fewer checkpoints"));
-}
-
-TEST_CASE("mutated safetensors files are read or rejected with a message, never more", "[nightly]") {
-  Folder folder;
-  auto path = folder.path / "x.safetensors";
-  save_safetensors(path, {{"a", DType::f32, {3, 5}}, {"b", DType::bf16, {4}}, {"c", DType::i64, {2}}},
-                   [](size_t i) -> Tensor {
-                     return i == 0 ? f32({3, 5}, 1) : i == 1 ? counting<BFloat16>({4}) : counting<int64_t>({2});
-                   });
-  std::ifstream in(path, std::ios::binary);
-  std::string good(std::istreambuf_iterator<char>(in), {});
-  uint32_t random = 1;
-  auto next = [&](size_t n) { return (random = random * 1664525u + 1013904223u, size_t(random >> 8) % n); };
-  int rejected = 0;
-  for (int i = 0; i < 10000; ++i) {
-    std::string bad = good;
-    for (size_t k = 0; k <= next(3); ++k) switch (next(3)) {
-        case 0:
-          bad[next(bad.size())] = char(next(256));
-          break;
-        case 1:
-          bad.erase(next(bad.size()), 1 + next(9));
-          break;
-        default:
-          bad.insert(next(bad.size()), 1 + next(9), char(next(256)));
-      }
-    std::string file = folder.write("bad", bad);
-    try {
-      Safetensors s(file);
-      for (const std::string& name : s.names()) s.read(name);
-    } catch (const Error& e) {
-      CHECK_THAT(e.what(), StartsWith("[safetensors] "));
-      ++rejected;
-    }
-  }
-  CHECK(rejected > 3000);
 }

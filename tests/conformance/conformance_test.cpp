@@ -27,6 +27,12 @@ constexpr Known not_offered[] = {
     {"attention",
      "Replicate,Shard(t),Shard(t),Replicate,Replicate,Replicate,Replicate,Replicate,Replicate,Replicate,Shard(t)",
      "only where all that a query sees is on one rank, as a sample's documents are"},
+    {"merge_attention", "Shard(d),Replicate,Shard(d),Replicate->Shard(d),Replicate",
+     "attention has whole heads, and nobody else calls it"},
+    {"gated_linear_attention_backward", "Replicate,",
+     "some gradients do not depend on some operands: dout and dlast are cheaper to reduce"},
+    {"state_scan_backward", "Replicate,Replicate,Replicate,Partial(sum)", "states come reduced: of use to nobody"},
+    {"causal_convolution_backward", "", "dx does not depend on x, nor dweight on the weight: of use to nobody"},
     {"layer_norm_backward", "", "statistics and their sums come reduced: of use to nobody"},
     {"normalize", "", "as above"},
     {"norm_gradient_sums", "", "as above"},
@@ -58,6 +64,10 @@ constexpr Known other_bits[] = {
     {"einsum", "b of sample 1", "two letters are contracted and the inner one is sharded, as for sum"},
     {"einsum", "b of sample 4", "as above"},
     {"attention_backward", "s of sample", "dk and dv under context parallelism agree to rounding"},
+    {"gated_linear_attention", "d of sample", "sums over a head's keys or values are not the last thing that is done"},
+    {"gated_linear_attention_backward", "d of sample", "as above"},
+    {"gated_linear_attention_backward", "e of sample", "as above"},
+    {"state_scan_backward", "e of sample", "as above"},
     {"attention_backward", "h of sample", "dk and dv of key heads that several ranks read agree to rounding"},
 };
 

@@ -153,3 +153,18 @@ TEST_CASE("law 9: every error message is reached by a test") {
   CHECK(count > 150);
   CHECK(missing == 0);
 }
+
+TEST_CASE("ctest can run every test by its name: none has a semicolon or begins as an option does") {
+  int count = 0;
+  for_files("tests", [&](const fs::path& path) {
+    std::string text = without_comments(read(path));
+    constexpr std::string_view macro = "\nTEST_CASE(";
+    for (size_t at = text.find(macro); at != std::string::npos; at = text.find(macro, at + 1), ++count) {
+      std::string name = joined_at(text, at + macro.size()).value;
+      INFO(path.string() << ": " << name);
+      CHECK(name.find(';') == std::string::npos);
+      CHECK_FALSE(name.starts_with('-'));
+    }
+  });
+  CHECK(count > 500);
+}

@@ -354,19 +354,29 @@ struct DenseCall {
   }
 };
 
-bool has_cudnn() { return cuda::cudnn_is_built() && cuda::properties(0).major == 9; }
+// The cuDNN of this machine, where its device has one that attention uses.
+std::optional<cuda::cudnn::Api> find_cudnn() {
+  if (cuda::properties(0).major != 9) return std::nullopt;
+  try {
+    return cuda::cudnn::load();
+  } catch (const Error& e) {
+    WARN("skipped: " << e.what());
+    return std::nullopt;
+  }
+}
 
 }  // namespace
 
 TEST_CASE("cuda: cuDNN's padded attention is attention of each batch entry's part") {
-  if (!has_cudnn()) return;
+  std::optional<cuda::cudnn::Api> api = find_cudnn();
+  if (!api) return;
   const std::vector<int32_t> lengths{40, 13};
   for (bool causal : {false, true}) {
     DenseCall b(2, 4, 2, 40, 64);
     b.call.padded = true, b.call.shape.causal = causal;
     auto on_device = Storage(b.allocator, 8);
     cuda::copy(on_device.data(), lengths.data(), 8, b.allocator->stream());
-    cuda::Cudnn cudnn(b.allocator);
+    cuda::Cudnn cudnn(b.allocator, *api);
     std::vector<Tensor> padded = b.run(cudnn, reinterpret_cast<const int32_t*>(on_device.data()));
     for (int64_t i = 0; i < 2; ++i) {
       cuda::AttentionShape s = b.call.shape;
@@ -387,11 +397,12 @@ TEST_CASE("cuda: cuDNN's padded attention is attention of each batch entry's par
 }
 
 TEST_CASE("cuda: cuDNN's deterministic backward pass in parts agrees with the other, and repeats its bits") {
-  if (!has_cudnn()) return;
+  std::optional<cuda::cudnn::Api> api = find_cudnn();
+  if (!api) return;
   DenseCall b(3, 8, 2, 8192, 64);
   b.call.shape.causal = true, b.call.pass = cuda::AttentionPass::backward;
   REQUIRE(cuda::attention_part(b.call) == cuda::AttentionPart{2, 2});
-  cuda::Cudnn cudnn(b.allocator);
+  cuda::Cudnn cudnn(b.allocator, *api);
   std::vector<Tensor> first = b.run(cudnn), second = b.run(cudnn);
   b.call.deterministic = false;
   std::vector<Tensor> any_order = b.run(cudnn);
@@ -401,12 +412,11 @@ TEST_CASE("cuda: cuDNN's deterministic backward pass in parts agrees with the ot
   }
 }
 
-TEST_CASE("cuda: without cuDNN, attention says so") {
-  if (cuda::cudnn_is_built()) return;
-  const char* text =
-      "[cudnn] this build has no cuDNN: configure it where cudnn.h and libcudnn, 9.16 or newer, are found";
-  CHECK(cuda::attention_backend({.shape = {.dtype = bf16, .head_dim = 64}}, {}, {}, 9).reason == "cuDNN is not built");
-  CHECK_THROWS_WITH(cuda::cudnn_engine({}, ""), Contains(text));
-  CHECK_THROWS_WITH(cuda::check_cudnn_version(0), Contains(text));
-  CHECK_THROWS_WITH(cuda::Cudnn(std::make_shared<Allocator>()), Contains(text));
+TEST_CASE("cuda: a rank knows why it has no cuDNN") {
+  auto rank = Rank::single(Device::cuda);
+  std::string why = cuda::missing_cudnn(*rank);
+  if (cuda::properties(0).major != 9)
+    CHECK(why == "");  // none is looked for
+  else if (!why.empty())
+    CHECK_THAT(why, Contains("[cudnn] "));
 }

@@ -21,13 +21,19 @@ const std::map<std::string_view, std::string_view> not_on_cuda = {
 };
 
 // Operands that are f32 beside bf16 (statistics of rows), where the card's types do not say so.
-const std::map<std::string_view, std::vector<size_t>> f32_beside_bf16 = {{"attention_backward", {5}},
-                                                                         {"cross_entropy_rows", {0, 1, 2, 4}},
-                                                                         {"norm_root", {0, 1}},
-                                                                         {"norm_statistics", {0, 1}}};
+const std::map<std::string_view, std::vector<size_t>> f32_beside_bf16 = {
+    {"attention_backward", {5}}, {"gated_linear_attention", {3, 4}}, {"gated_linear_attention_backward", {1, 5, 6}},
+    {"linear_state", {2}},       {"merge_attention", {0, 1, 3}},     {"cross_entropy_rows", {0, 1, 2, 4}},
+    {"norm_root", {0, 1}},       {"norm_statistics", {0, 1}}};
 
-// The largest size of a dimension. Products of many numbers leave the range of f32; heads have at most 256 elements.
-const std::map<std::string_view, int64_t> largest_size = {{"prod", 8}, {"attention", 64}, {"attention_backward", 64}};
+// The largest size of a dimension. Products of many numbers leave the range of f32; heads have at most 256 elements;
+// tiles of gated linear attention are whole for each head, and gla_test.cpp has its large sizes.
+const std::map<std::string_view, int64_t> largest_size = {{"prod", 8},
+                                                          {"attention", 64},
+                                                          {"attention_backward", 64},
+                                                          {"gated_linear_attention", 9},
+                                                          {"gated_linear_attention_backward", 9},
+                                                          {"linear_state", 9}};
 
 struct Ranks {
   std::shared_ptr<Rank> cpu = Rank::single(), cuda = Rank::single(Device::cuda);

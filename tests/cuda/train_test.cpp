@@ -2,6 +2,7 @@
 #include <catch2/catch.hpp>
 
 #include "dtensor/launch.h"
+#include "nn/models/gla.h"
 #include "nn/train/causal_lm.h"
 #include "tests/nn/helpers.h"
 
@@ -17,6 +18,7 @@ struct Run {
   bool graph = true;
   int steps = 6;
   int64_t micro_batch_size = 0;
+  bool recurrent = false;  // gated linear attention with short convolutions, not a Llama
 };
 
 struct Outcome {
@@ -29,6 +31,13 @@ nn::LlamaConfig small_model() {
   nn::LlamaConfig c;
   c.vocab_size = 264, c.hidden_size = 32, c.intermediate_size = 48, c.num_hidden_layers = 2;
   c.num_attention_heads = 4, c.num_key_value_heads = 2, c.head_dim = 8, c.max_position_embeddings = 64;
+  return c;
+}
+
+nn::GlaConfig small_recurrent_model() {
+  nn::GlaConfig c;
+  c.vocab_size = 264, c.hidden_size = 32, c.intermediate_size = 48, c.num_hidden_layers = 2;
+  c.num_heads = 4, c.num_kv_heads = 2, c.use_short_conv = true;
   return c;
 }
 
@@ -46,7 +55,9 @@ Outcome train(const Run& run) {
   launch(shape.world(),
          [&](Rank& rank) {
            DeviceMesh mesh(rank, shape);
-           nn::LlamaTraining training(mesh, small_model(), plan,
+           nn::ModelConfig model = small_model();
+           if (run.recurrent) model = small_recurrent_model();
+           nn::LlamaTraining training(mesh, model, plan,
                                       {.steps = run.steps,
                                        .lr = 3e-3,
                                        .warmup_steps = 2,
@@ -148,6 +159,17 @@ TEST_CASE("cuda: ranks that share a device train as one rank does") {
     CHECK(furthest(several, one) < 1e-4);
     CHECK_THAT(several.graph, Contains("ranks, whose collectives need the host"));
   }
+}
+
+TEST_CASE("cuda: gated linear attention trains as on the CPU, as one graph, in bf16, over parts of the sequence") {
+  Outcome cpu = train({.device = Device::cpu, .recurrent = true}), cuda = train({.recurrent = true}),
+          bf16 = train({.dtype = DType::bf16, .recurrent = true});
+  CAPTURE(cpu.loss, cuda.loss, bf16.loss, cuda.graph);
+  CHECK(furthest(cuda, cpu) < 1e-4);
+  CHECK(furthest(bf16, cpu) < 1e-2);
+  CHECK_THAT(cuda.graph, StartsWith("captured, "));
+  CHECK(train({.graph = false, .recurrent = true}) == cuda);
+  CHECK(furthest(train({.mesh = "cp=2", .recurrent = true}), cpu) < 1e-4);
 }
 
 TEST_CASE("cuda: the global norm is of the gradients' sums, not of each rank's contribution") {

@@ -32,6 +32,13 @@ std::string h200() {
   return text.str();
 }
 
+// The library's plan of a call; skips nothing: where CUDA is built for these tests, cuDNN is there, or the test says
+// so.
+int64_t engine_of(const CudnnAttention& call, const std::string& device) {
+  static const cudnn::Api api = cudnn::load();
+  return cudnn_engine(api, call, device);
+}
+
 // q, k and v as one product of the three leaves them: [batch, sequence, heads + 2 kv_heads, head_dim]; or one by one.
 CudnnAttention make_call(int64_t heads, int64_t kv_heads, int64_t queries, int64_t keys, int64_t head_dim,
                          bool packed = false) {
@@ -63,8 +70,8 @@ std::string to_string(const CudnnAttention& call) {
 
 void check_accepted(const CudnnAttention& call) {
   INFO(to_string(call));
-  CHECK(attention_backend(call, {}, {}, 9).reason == "");
-  CHECK_NOTHROW(cudnn_engine(call, h200()));
+  CHECK(attention_backend(call, {}, {}, {}).reason == "");
+  CHECK_NOTHROW(engine_of(call, h200()));
 }
 
 // All combinations, or each `every`-th of them.
@@ -111,11 +118,13 @@ TEST_CASE("cuDNN accepts attention for an H200: queries and keys of different le
 TEST_CASE("what cuDNN does not take goes to the library's own kernels, and says why") {
   struct Case {
     const char* reason;
-    void (*change)(CudnnAttention& call, AttentionScores& scores, AttentionPointers& pointers, int& capability);
+    void (*change)(CudnnAttention& call, AttentionScores& scores, AttentionPointers& pointers, AttentionDevice& device);
   };
   const Case cases[] = {
       {"", [](auto&, auto&, auto&, auto&) {}},
-      {"compute capability 9, not 8", [](auto&, auto&, auto&, int& capability) { capability = 8; }},
+      {"compute capability 9, not 8", [](auto&, auto&, auto&, auto& device) { device.capability = 8; }},
+      {"[cudnn] libcudnn.so.9 was not found",
+       [](auto&, auto&, auto&, auto& device) { device.no_cudnn = "[cudnn] libcudnn.so.9 was not found"; }},
       {"not given masks", [](auto&, auto& scores, auto&, auto&) { scores.bias = &scores; }},
       {"not given masks",
        [](auto&, auto& scores, auto&, auto&) {
@@ -156,14 +165,14 @@ TEST_CASE("what cuDNN does not take goes to the library's own kernels, and says 
     CudnnAttention call = make_call(8, 2, 128, 128, 64);
     AttentionScores scores;
     AttentionPointers pointers{};
-    int capability = 9;
-    t.change(call, scores, pointers, capability);
-    AttentionBackend backend = attention_backend(call, scores, pointers, capability);
+    AttentionDevice device;
+    t.change(call, scores, pointers, device);
+    AttentionBackend backend = attention_backend(call, scores, pointers, device);
     INFO(t.reason);
     CHECK(backend.name == (*t.reason ? "own" : "cudnn"));
     CHECK_THAT(backend.reason, Contains(t.reason));
   }
-  CHECK_THROWS_WITH(attention_backend(make_call(8, 2, 128, 128, 264), {}, {}, 9),
+  CHECK_THROWS_WITH(attention_backend(make_call(8, 2, 128, 128, 264), {}, {}, {}),
                     Contains("[attention] heads of 264 elements: on CUDA they may have at most 256"));
 }
 
@@ -207,9 +216,8 @@ TEST_CASE("keys that no query sees are left out") {
 }
 
 TEST_CASE("what cuDNN says no to is an error") {
-  CHECK_THROWS_WITH(cudnn_engine(make_call(8, 2, 128, 128, 7), h200()), Contains("[cudnn] no engine takes this graph"));
-  CHECK_THROWS_WITH(cudnn_engine(make_call(8, 2, 128, 128, 64), "{}"), Contains("[cudnn] cudnnBackend"));
-  CHECK_THROWS_WITH(check_cudnn_version(91500), Contains("version 91500 is loaded, but attention needs 9.16 or newer"));
-  CHECK_NOTHROW(check_cudnn_version(91600));
-  if (device_count() == 0) CHECK_THROWS_WITH(Cudnn(std::make_shared<Allocator>()), Contains("[cudnn] cudnnCreate: "));
+  CHECK_THROWS_WITH(engine_of(make_call(8, 2, 128, 128, 7), h200()), Contains("[cudnn] no engine takes this graph"));
+  CHECK_THROWS_WITH(engine_of(make_call(8, 2, 128, 128, 64), "{}"), Contains("[cudnn] cudnnBackend"));
+  if (device_count() == 0)
+    CHECK_THROWS_WITH(Cudnn(std::make_shared<Allocator>(), cudnn::load()), Contains("[cudnn] cudnnCreate: "));
 }

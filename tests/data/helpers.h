@@ -9,6 +9,7 @@
 #include <sstream>
 
 #include "placement/error.h"
+#include "tests/folder.h"
 
 namespace dtensor::testing {
 
@@ -37,21 +38,5 @@ inline std::string reference_file(const std::string& name) {
   return std::string(DTENSOR_SOURCE_DIR) + "/tests/data/reference/" + name;
 }
 inline Json reference_json(const std::string& name) { return Json::parse(read_file(reference_file(name))); }
-
-// A folder that is removed with all that is in it.
-struct Folder {
-  std::filesystem::path path;
-  Folder() {
-    std::string name = (std::filesystem::temp_directory_path() / "dtensor_data_XXXXXX").string();
-    dtensor::check(mkdtemp(name.data()) != nullptr, "no temporary folder {}", name);
-    path = name;
-  }
-  Folder(const Folder&) = delete;
-  ~Folder() { std::filesystem::remove_all(path); }
-  std::string write(const std::string& name, const std::string& text) const {
-    std::ofstream(path / name, std::ios::binary) << text;
-    return (path / name).string();
-  }
-};
 
 }  // namespace dtensor::testing

@@ -134,3 +134,14 @@ TEST_CASE("a trained tokenizer may have fewer tokens than asked for") {
   CHECK(file["model"]["merges"] == Json::parse(R"([["a","a"],["aa","aa"]])"));
   CHECK(Tokenizer::parse(file).vocab_size() == 258);
 }
+
+TEST_CASE("without a file, tokens are bytes") {
+  Tokenizer t = Tokenizer::bytes();
+  CHECK(t.vocab_size() == 259);
+  CHECK(t.ids(std::string("a\0\n[EOT]", 8)) == std::vector<int32_t>{97, 0, 10, 257});
+  CHECK(t.ids("é") == std::vector<int32_t>{0xC3, 0xA9});
+  CHECK(t.decode(t.ids("é b")) == "é b");
+  CHECK(t.document_tokens().begin == 256);
+  CHECK(t.document_tokens().end == 257);
+  CHECK(t.document_tokens().pad == 258);
+}

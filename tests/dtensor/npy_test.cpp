@@ -8,6 +8,7 @@
 #include <fstream>
 
 #include "tests/dtensor/ranks.h"
+#include "tests/folder.h"
 #include "tests/placement/cases.h"
 
 using namespace dtensor;
@@ -15,14 +16,6 @@ using namespace dtensor::testing;
 namespace fs = std::filesystem;
 
 namespace {
-
-// A new folder, removed at the end.
-struct Folder {
-  fs::path path = fs::temp_directory_path() / fmt::format("dtensor_npy_{}", reinterpret_cast<uintptr_t>(this));
-  Folder() { fs::remove_all(path), fs::create_directories(path); }
-  ~Folder() { fs::remove_all(path); }
-  std::string operator/(const std::string& name) const { return (path / name).string(); }
-};
 
 Tensor counting(DType t, const Shape& shape) {
   Tensor x(std::make_shared<Allocator>(), t, shape);

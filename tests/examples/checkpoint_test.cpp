@@ -3,6 +3,9 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <cstring>
+#include <numeric>
+#include <set>
 #include <thread>
 
 #include "tests/examples/programs.h"
@@ -62,30 +65,61 @@ void wait_for_lines(const std::string& file, size_t n) {
   FAIL("no " << n << " lines in " << file);
 }
 
-// A run of `steps` steps that is killed so often, at random times after its first step, ends with the losses of one
-// that is not.
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
+
+bool is_being_written(const std::string& checkpoints) {
+  if (!fs::exists(checkpoints)) return false;
+  for (const auto& entry : fs::directory_iterator(checkpoints))
+    if (entry.path().extension() == ".tmp") return true;
+  return false;
+}
+
+// Whole lines: the last one may have been cut off.
+Metrics read_so_far(const Folder& folder, const std::string& file) {
+  std::string text = read(file);
+  return read_metrics(folder.write("so_far.jsonl", text.substr(0, text.rfind('\n') + 1)));
+}
+
+// A run of `steps` steps that is killed so often, after its first step, every second time at any moment and every
+// second while a checkpoint is written: each start goes on, and all steps have the bits of a run that is not killed.
 void kill_and_resume(int kills, const std::string& steps) {
   Small small;
   Words mesh{"--mesh", "dp=2"};
-  std::string whole = small.folder / "whole.jsonl";
+  std::string whole = small.folder / "whole.jsonl", out = small.folder / "out";
   REQUIRE(small(mesh + Words{"--steps", steps, "--metrics", whole}).code == 0);
+  const Metrics wanted = read_metrics(whole);
   uint32_t random = 7;
-  std::string out = small.folder / "out";
+  int while_writing = 0;
+  size_t done = 0;
   for (int i = 0; i < kills; ++i) {
     fs::remove(out);
+    bool goes_on = run("checkpoint_inspect", {small.dir}).code == 0;
     pid_t child =
         start("llama_pretrain", small.arguments + mesh + small.saving(steps) + Words{"--checkpoint-every", "2"}, out);
-    wait_for_lines(out, i == 0 ? 2 : 3);  // what is trained, perhaps what it goes on from, and a step
+    wait_for_lines(out, goes_on ? 3 : 2);  // what is trained, perhaps what it goes on from, and a step
     random = random * 1664525u + 1013904223u;
-    std::this_thread::sleep_for(std::chrono::microseconds((random >> 8) % 150000));
+    std::this_thread::sleep_for(std::chrono::microseconds((random >> 8) % 100000));
+    if (i % 2)
+      for (int wait = 0; wait < 5000 && !is_being_written(small.dir); ++wait)
+        std::this_thread::sleep_for(std::chrono::microseconds(200));
     kill(child, SIGKILL);
     CHECK(WIFSIGNALED(ended(child)));  // it was not done yet
+    while_writing += is_being_written(small.dir);
+    CHECK(contains(read(out), "resumed from ") == goes_on);
+    CHECK(!contains(read(out), "the one before it is taken"));  // what has a checkpoint's name is whole
+    Metrics now = read_so_far(small.folder, small.metrics);
+    done = now.loss.size();
+    REQUIRE(done <= wanted.loss.size());
+    CHECK(std::equal(now.loss.begin(), now.loss.end(), wanted.loss.begin()));  // to the bit
   }
   Result r = small(mesh + small.saving(steps));
   CAPTURE(r.err);
   REQUIRE(r.code == 0);
-  CHECK(read_metrics(small.metrics).loss == read_metrics(whole).loss);  // to the bit, each step once
-  CHECK(read_metrics(small.metrics).grad_norm == read_metrics(whole).grad_norm);
+  CHECK(read_metrics(small.metrics).loss == wanted.loss);  // each step once
+  CHECK(read_metrics(small.metrics).grad_norm == wanted.grad_norm);
+  CHECK(while_writing >= kills / 4);
+  std::printf("killed %d times by step %zu of %s, %d times while a checkpoint was written\n", kills, done,
+              steps.c_str(), while_writing);
 }
 
 }  // namespace
@@ -93,14 +127,34 @@ void kill_and_resume(int kills, const std::string& steps) {
 TEST_CASE("a killed run goes on, bit for bit") { kill_and_resume(4, "100"); }
 TEST_CASE("a hundred times killed run goes on, bit for bit", "[nightly]") { kill_and_resume(100, "4000"); }
 
-TEST_CASE("a run goes on on another mesh and with another plan") {
+TEST_CASE("a resume neither skips nor repeats data, on any mesh and plan") {
   Small small;
+  std::string documents;
+  std::vector<size_t> lengths;  // of 24 documents, each another: how many tokens a step counts says which it had
+  for (size_t i = 0; i < 24; ++i) {
+    lengths.push_back(3 + i * 3 / 2);
+    documents += Json{{"text", some_text(60).substr(i % 8, lengths[i])}}.dump() + "\n";
+  }
+  std::replace(small.arguments.begin(), small.arguments.end(), small.text,
+               small.folder.write("documents.jsonl", documents));
+  small.arguments = small.arguments + Words{"--data-mode", "pad", "--shuffle"};
+  *(std::find(small.arguments.begin(), small.arguments.end(), "--seq-len") + 1) = "48";
+  auto counted = [&](const std::string& metrics) {
+    std::vector<size_t> tokens;
+    for (const std::string& line : lines_of(read(metrics)))
+      if (Json j = Json::parse(line); j.contains("loss")) tokens.push_back(j["tokens"]);
+    return tokens;
+  };
   std::string whole = small.folder / "whole.jsonl";
   REQUIRE(small({"--steps", "8", "--metrics", whole}).code == 0);
-  REQUIRE(small(Words{"--mesh", "dp=4", "--plan", plans + "fsdp.json", "--checkpoint-every", "4", "--max-time", "1e9"} +
-                small.saving("8"))
-              .code == 0);
-  fs::remove_all(small.dir + "/step-00000008");
+  const std::vector<size_t> tokens = counted(whole);
+  REQUIRE(tokens.size() == 8);
+  size_t all = std::accumulate(lengths.begin(), lengths.end(), size_t(24));  // each with its end
+  for (size_t epoch : {0, 3}) CHECK(tokens[epoch] + tokens[epoch + 1] + tokens[epoch + 2] == all);
+  CHECK(std::set(tokens.begin(), tokens.end()).size() > 4);
+
+  Words dp4{"--mesh", "dp=4", "--plan", plans + "fsdp.json", "--checkpoint-every", "4", "--max-time", "1e9"};
+  REQUIRE(small(dp4 + small.saving("8")).code == 0);
   std::string first = read(small.metrics);
   for (const Words& mesh : {Words{"--mesh", "dp=2,tp=2", "--plan", plans + "fsdp_tp.json"},
                             Words{"--mesh", "tp=4", "--plan", plans + "tp_sp_loss.json"}, Words{}}) {
@@ -110,6 +164,7 @@ TEST_CASE("a run goes on on another mesh and with another plan") {
     CAPTURE(r.err);
     REQUIRE(r.code == 0);
     CHECK_THAT(r.out, Contains("resumed from " + small.dir + "/step-00000004, written on mesh dp=4\nstep 5/8 "));
+    CHECK(counted(small.metrics) == tokens);
     CHECK(read_metrics(small.metrics).loss.size() == 8);
     CHECK(difference(read_metrics(small.metrics).loss, read_metrics(whole).loss, 8) < 1e-5);
   }
@@ -261,5 +316,47 @@ TEST_CASE("a checkpoint becomes a Hugging Face folder and comes back") {
     CAPTURE(c.arguments);
     CHECK(bad.code == 2);
     CHECK_THAT(bad.err, Contains(c.error));
+  }
+}
+
+TEST_CASE("an export has the head and the dtype that its config says") {
+  for (bool tied : {true, false}) {
+    Small small;
+    Json config = Json::parse(read(source("examples/configs/llama_tiny.json")));
+    config["tie_word_embeddings"] = tied;
+    config["dtype"] = "float16";  // what it was once; it is trained, and exported, in another
+    std::string one_batch = small.folder.write("one.txt", some_text(140)), model = small.folder / "model.json";
+    small.folder.write("model.json", config.dump());
+    Words eval{"--model", model, "--eval-data", one_batch};
+    small.arguments.erase(small.arguments.begin(), small.arguments.begin() + 2);  // --model
+    REQUIRE(small(eval + small.saving("2")).code == 0);
+    double evaluated = 0;
+    for (const std::string& line : lines_of(read(small.metrics)))
+      if (Json j = Json::parse(line); j.contains("eval_loss")) evaluated = j["eval_loss"];
+    struct Case {
+      const char *dtype, *in_config, *in_file;
+      double error;
+    };
+    for (const Case& c : {Case{"fp32", "float32", "F32", 0}, Case{"bf16", "bfloat16", "BF16", 1e-2}}) {
+      std::string folder = small.folder / c.dtype, metrics = folder + ".jsonl";
+      INFO(folder << ", tied: " << tied);
+      REQUIRE(run("llama_convert", {"--from", small.dir, "--to", folder, "--dtype", c.dtype}).code == 0);
+      Json written = Json::parse(read(folder + "/config.json"));
+      CHECK(written["tie_word_embeddings"] == tied);
+      CHECK(written["torch_dtype"] == c.in_config);
+      CHECK(!written.contains("dtype"));
+      std::string file = read(folder + "/model.safetensors");
+      uint64_t header = 0;
+      std::memcpy(&header, file.data(), 8);
+      Json tensors = Json::parse(file.substr(8, header));
+      CHECK(tensors.contains("lm_head.weight") != tied);
+      for (const auto& [name, tensor] : tensors.items())
+        if (name != "__metadata__") CHECK(tensor["dtype"] == c.in_file);
+      // A run that begins with it has the loss of the one that it is from.
+      small.arguments[1] = one_batch;
+      REQUIRE(small({"--init-from", folder, "--steps", "1", "--metrics", metrics}).code == 0);
+      small.arguments[1] = small.text;
+      CHECK(std::abs(read_metrics(metrics).loss[0] - evaluated) <= c.error * evaluated);
+    }
   }
 }

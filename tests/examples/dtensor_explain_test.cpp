@@ -276,7 +276,8 @@ TEST_CASE("explain: bad input is one line on standard error and exit code 2") {
   const Case cases[] = {
       {{"layout", "f32[4]"}, "[dtensor_explain] --mesh is required, as in --mesh dp=2,tp=4"},
       {{"--mesh", "tp=2"}, "command is required; see --help"},
-      {{"--mesh", "tp=2", "lay", "f32[4]"}, "command: lay not in {layout,visualize,redistribute,op,ops}; see --help"},
+      {{"--mesh", "tp=2", "lay", "f32[4]"},
+       "command: lay not in {layout,visualize,redistribute,op,ops,plan}; see --help"},
       {{"--mesh", "tp=2", "layout", "f32[4]", "--jsn"}, "The following argument was not expected: --jsn; see --help"},
       {{"--mesh", "tp", "layout", "f32[4]"}, R"([mesh] "tp" is no mesh: write axes and sizes as in dp=2,tp=4)"},
       {{"--mesh", "tp=2", "layout"},

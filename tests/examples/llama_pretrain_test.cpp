@@ -1,5 +1,8 @@
 // llama_pretrain: its command line, errors, metrics and dry run.
+#include <fmt/format.h>
+
 #include <cstring>
+#include <set>
 
 #include "dtensor/cuda/runtime.h"
 #include "tests/examples/programs.h"
@@ -33,6 +36,10 @@ TEST_CASE("bad input ends llama_pretrain with exit code 2 and an error that name
       R"({"tensor_parallel": {"axis": "tp", "plan": {"model.layers.*.self_atn.q_proj": "ColwiseParallel"}}})");
   const std::string config = small.folder.write("config.json", R"({"warmup_steps": 3})");
   const Case cases[] = {
+      {{"--mesh", "dp=2", "--launch", "mpi", "--steps", "1"},
+       "[llama_pretrain] --launch mpi needs processes: start this with `mpirun -n 2 llama_pretrain ...` or srun"},
+      {{"--device", "cuda", "--launch", "mpi", "--comm", "threads", "--steps", "1"},
+       "[llama_pretrain] --launch mpi on --device cuda is --comm nccl: leave out --comm threads"},
       {{"--mesh", "dp=2", "--plan", plans + "tp.json", "--steps", "1"},
        R"([plan] the plan uses axis "tp", which mesh dp=2 lacks: add it, as in --mesh dp=2,tp=2)"},
       {{"--mesh", "dp=2,pp=2", "--steps", "1"},
@@ -69,6 +76,12 @@ TEST_CASE("bad input ends llama_pretrain with exit code 2 and an error that name
       {{"--check", "--dry-run"}, "[llama_pretrain] --dry-run finds what --check finds: give one of them"},
       {{"--steps", "1", "--metrics", small.folder / "."},
        "[llama_pretrain] cannot write --metrics " + small.folder / "." + ": it is a folder; name a file in it"},
+      {{"--steps", "1", "--trace", small.folder / "none/t.json"},
+       "[llama_pretrain] cannot write --trace " + small.folder / "none/t.json: does the folder exist?"},
+      {{"--steps", "1", "--device", "cuda", "--trace", "t.json"},
+       "[llama_pretrain] --trace is of steps on the CPU, not yet of --device cuda: use nsys"},
+      {{"--steps", "1", "--tensorboard", small.text + "/runs"},
+       "[TensorBoard] cannot make the folder " + small.text + "/runs: Not a directory"},
       {{"--config", small.folder.write("overflow.json", R"({"lr": 1e999})")},
        "[config] " + small.folder / "overflow.json" + " is not JSON: "},
       {{"--config", small.folder.write("deadline.json", R"({"deadline": -2})")},
@@ -286,7 +299,7 @@ TEST_CASE("a run prints a line per step and a summary, and its metrics read back
     Words keys;
     for (const auto& [key, value] : j.items()) keys.push_back(key);
     CHECK(keys == Words{"step", "loss", "grad_norm", "lr", "tokens", "tokens_per_second", "step_seconds",
-                        "host_seconds", "peak_memory_bytes"});
+                        "host_seconds", "peak_memory_bytes", "time"});
     CHECK(j["peak_memory_bytes"].get<int64_t>() > 0);
     CHECK(j["step"] == i + 1);
     CHECK(j["tokens"] == 128);
@@ -300,6 +313,68 @@ TEST_CASE("a run prints a line per step and a summary, and its metrics read back
     double loss = j["loss"];
     CHECK(double(float(loss)) == loss);  // a float32, digit for digit
   }
+}
+
+TEST_CASE("a run leaves a trace of the steps after its first one, and event files") {
+  Small small;
+  std::string trace = small.folder / "t.json";
+  Result r = small({"--steps", "4", "--mesh", "dp=2", "--trace", trace, "--trace-steps", "2", "--tensorboard",
+                    small.folder / "board", "--metrics", small.folder / "m.jsonl"});
+  CAPTURE(r.err);
+  REQUIRE(r.code == 0);
+  CHECK_THAT(r.out, Contains("trace of 2 steps: " + trace));
+  std::set<std::pair<int, std::string>> steps;
+  const Json all = Json::parse(read(trace));
+  for (const Json& e : all.at("traceEvents"))
+    if (e.value("name", "").starts_with("step ")) steps.emplace(e.at("pid"), e.at("name"));
+  CHECK(steps == std::set<std::pair<int, std::string>>{{0, "step 2"}, {0, "step 3"}, {1, "step 2"}, {1, "step 3"}});
+  for (const std::string& line : lines_of(read(small.folder / "m.jsonl"))) {
+    Json j = Json::parse(line);
+    if (!j.contains("loss")) continue;
+    double sum = 0;
+    for (const auto& [part, seconds] : j.at("time").items()) sum += seconds.get<double>();
+    CHECK(sum > 0);
+    CHECK(sum <= j.at("step_seconds").get<double>() + 1e-6);
+  }
+  CHECK(std::distance(std::filesystem::directory_iterator(small.folder / "board"), {}) == 1);
+  // A run of one step has that one.
+  CHECK_THAT(small({"--steps", "1", "--trace", trace}).out, Contains("trace of 1 steps: " + trace));
+  CHECK_THAT(small({"--steps", "2", "--trace", "/dev/full"}).err,
+             Contains("[llama_pretrain] cannot write to --trace /dev/full: is the disk full?"));
+}
+
+TEST_CASE("a run's page has the numbers of its metrics, and says how the run ended") {
+  Small small;
+  std::string page = small.folder / "run.html", metrics = small.folder / "m.jsonl";
+  Result r = small({"--steps", "3", "--mesh", "dp=2", "--report", page, "--metrics", metrics});
+  CAPTURE(r.err);
+  REQUIRE(r.code == 0);
+  std::string html = read(page);
+  CHECK_THAT(html, Contains("<p>done</p>") && Contains("<b>3</b>steps") && Contains("--steps 3 --mesh dp=2"));
+  CHECK_THAT(html, Contains("<h2>Collectives</h2>") && Contains("all_reduce"));
+  double loss = Json::parse(lines_of(read(metrics)).back()).at("loss");
+  CHECK_THAT(html, Contains(fmt::format("<b>{:.4f}</b>training loss", loss)) && Contains(fmt::format("{:.6g}", loss)));
+  CHECK(small({"--steps", "3", "--report", page, "--metrics", "/dev/full"}).code == 1);
+  CHECK_THAT(read(page), Contains("<p>failed: ") && Contains("cannot write to --metrics /dev/full"));
+  CHECK(small({"--steps", "3", "--report", small.folder / "none/run.html"}).code == 2);
+}
+
+TEST_CASE("report puts runs beside each other, and says what is no metrics file") {
+  Folder folder;
+  std::string a = folder.write("a.jsonl", "{\"step\": 1, \"loss\": 3}\n{\"step\": 2, \"loss\": 2.5}\n");
+  std::string b = folder.write("b.jsonl", "{\"step\": 1, \"loss\": 2.75}\n");
+  Result r = run("report", {a, b, "--output", folder / "page.html"});
+  CAPTURE(r.err);
+  REQUIRE(r.code == 0);
+  Words lines = lines_of(r.out);
+  CHECK_THAT(lines[0], Contains("a") && EndsWith("b"));
+  CHECK_THAT(r.out, Contains("last loss") && Contains("2.5000  2.7500"));
+  CHECK_THAT(read(folder / "page.html"), Contains("<title>a, b</title>"));
+  CHECK_THAT(run("report", {a, folder / "c.jsonl"}).err, StartsWith("report: [metrics] cannot read "));
+  CHECK_THAT(run("report", {a, "--output", folder / "none/page.html"}).err,
+             Contains("[report] cannot write --output " + folder / "none/page.html: does the folder exist?"));
+  CHECK(run("report", {}).code == 2);
+  CHECK(run("report", {"--help"}).code == 0);
 }
 
 TEST_CASE("options of --config hold unless the command line has them") {
@@ -374,7 +449,7 @@ TEST_CASE("losses do not depend on the mesh, on a small text") {
   CHECK(read_metrics(one).loss.back() < 4.5);
 }
 
-constexpr const char* other_families[] = {"gpt2_", "gpt_", "phi3_", "bert_"};
+constexpr const char* other_families[] = {"gpt2_", "gpt_", "phi3_", "bert_", "gla_"};
 
 TEST_CASE("law 7: every shipped plan passes --strict, and so does data parallelism without a plan") {
   Small small;
@@ -420,3 +495,21 @@ TEST_CASE("a run whose loss is no number ends with exit code 1 and names the ste
                         Contains("; the first value that is not finite is the "));
   CHECK(read_metrics(file).loss.size() == 1);
 }
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // which take more addresses than there is memory
+TEST_CASE("memory that runs out says what was asked, what is held and what to do") {
+  Small small;
+  Words command = Words{DTENSOR_BIN_DIR "/llama_pretrain"} + model +  // a step of this takes some gigabytes
+                  Words{"--data",       small.folder.write("long.txt", some_text(200000)),
+                        "--batch-size", "64",
+                        "--seq-len",    "1024",
+                        "--steps",      "1",
+                        "--threads",    "1"};
+  Result r = run("/bin/sh", Words{"-c", "ulimit -v 1000000; exec \"$@\"", "sh"} + command);
+  INFO(r.err);
+  CHECK(r.code == 1);
+  CHECK_THAT(r.err,
+             Contains("no host memory for ") && Contains(" bytes: the tensors of this rank hold ") &&
+                 Contains("; take a smaller --batch-size, or give the process more (`ulimit -v` limits it too)"));
+}
+#endif

@@ -13,6 +13,7 @@ sections, all of them unless named:
   kernels    the library's own kernels as shares of the copy rate
   gemm       products of the models' shapes, by the heuristics' algorithms and by tuned ones
   attention  forward and backward, heads of 64 and 128, 1024 to 8192 tokens
+  linear     gated linear attention beside it, 2048 to 32768 tokens
   train124, train350, train1b, train3b
              training steps per second, MFU and peak memory of a Llama of that size: llama_pretrain, then
              PyTorch eager and torch.compile with cuDNN's attention and fused AdamW, at the same batch
@@ -24,7 +25,7 @@ Exit codes: 0 done, 1 something failed, 2 nothing was run (no GPU, bad input)."
 # shellcheck disable=SC2034
 folders=(--build --out)
 # shellcheck disable=SC2034
-sections=(ceilings kernels gemm attention train124 train350 train1b train3b)
+sections=(ceilings kernels gemm attention linear train124 train350 train1b train3b)
 
 # A program of build/gpu/bench, whose results are FILE.json.
 program() { # NAME FILE OPTION...
@@ -78,6 +79,7 @@ section_gemm() {
   program gemm_cuda gemm_tuned --tune-gemm "$work/gemm_algorithms"
 }
 section_attention() { program attention_cuda attention; }
+section_linear() { program linear_attention_cuda linear_attention; }
 section_train124() { train llama_124m.json 32 1024; }
 section_train350() { train llama_350m.json 16 2048; }
 section_train1b() { train llama_1b.json 4 4096; }

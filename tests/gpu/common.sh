@@ -34,12 +34,13 @@ read_arguments() {
 }
 
 # Folders of the libraries that our programs need and the system's loader does not know: the toolkit's, then those that
-# came with a Python package (PyTorch's). Programs here are told by LD_LIBRARY_PATH; PyTorch is not, it has its own.
+# came with a Python package (PyTorch's). Programs here are told by LD_LIBRARY_PATH, but for cuDNN, of which they find
+# the newest themselves; PyTorch is not, it has its own.
 library_folders() {
   local known name folder packages
   known=$(ldconfig -p 2>/dev/null || /sbin/ldconfig -p 2>/dev/null)
   packages=$(python3 -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' 2>/dev/null)
-  for name in libcublasLt.so.13 libcudnn.so.9 libnccl.so.2 libnvrtc.so.13; do
+  for name in libcublasLt.so.13 libnccl.so.2 libnvrtc.so.13; do
     [[ $known == *"$name"* ]] && continue
     for folder in /usr/local/cuda/lib64 "$packages"/nvidia/*/lib; do
       [[ -e $folder/$name ]] && printf '%s:' "$folder" && break

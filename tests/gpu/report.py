@@ -52,6 +52,13 @@ def report_ceilings(rows):
         print(f"  {r['name']:<36} {figure:>14}")
 
 
+def report_linear_attention(rows):
+    columns = ("linear_forward_ns", "linear_backward_ns", "causal_forward_ns", "causal_backward_ns")
+    print(f"{'Attention, ns per token':<26}" + "".join(f"{c.removesuffix('_ns').replace('_', ' '):>18}" for c in columns))
+    for r in rows:
+        print(f"  {r['name']:<24}" + "".join(f"{r[c]:>18.1f}" for c in columns))
+
+
 def report_kernels(rows):
     print(f"{'Kernel':<40} {'us':>9} {'GB/s':>7} {'of copy':>8}")
     for r in rows:
@@ -150,6 +157,7 @@ def main():
         "kernels": report_kernels,
         "gemm": lambda rows: report_rates("Products", rows, product),
         "attention": lambda rows: report_rates("Causal attention", rows, product),
+        "linear_attention": report_linear_attention,
         "train": lambda rows: report_training(rows, copy, product, found.get("attention", [])),
     }
     for kind, report in reports.items():

@@ -1,4 +1,7 @@
-# Installs the build at BUILD under a prefix of its own, builds the program in SOURCE against it, and runs it.
+# Builds the program in SOURCE outside of the tree and runs it, in each of the WAYS: with find_package and pkg-config from
+# the build at BUILD, installed under a prefix and then moved; with add_subdirectory and FetchContent from the sources,
+# which are compiled again.
+#     cmake -D BUILD=build -D SOURCE=tests/install -D "WAYS=find_package;pkg-config" -P tests/install/run.cmake
 function(run)
   execute_process(COMMAND ${ARGN} RESULT_VARIABLE code OUTPUT_VARIABLE output ERROR_VARIABLE output)
   if(code)
@@ -7,12 +10,38 @@ function(run)
   set(output "${output}" PARENT_SCOPE)
 endfunction()
 
+if(NOT CXX)
+  set(CXX c++)
+endif()
+if(NOT GENERATOR)
+  set(GENERATOR Ninja)
+endif()
+cmake_path(ABSOLUTE_PATH BUILD)
+cmake_path(ABSOLUTE_PATH SOURCE)
+cmake_path(SET root NORMALIZE "${SOURCE}/../..")
 set(work "${BUILD}/install_test")
 file(REMOVE_RECURSE "${work}")
-run(${CMAKE_COMMAND} --install "${BUILD}" --prefix "${work}/prefix")
-run(${CMAKE_COMMAND} -G "${GENERATOR}" -S "${SOURCE}" -B "${work}/build" -DCMAKE_CXX_COMPILER=${CXX} -DCMAKE_PREFIX_PATH=${work}/prefix -DCMAKE_BUILD_TYPE=Debug "-DCMAKE_CXX_FLAGS=${FLAGS}")
-run(${CMAKE_COMMAND} --build "${work}/build")
-run("${work}/build/outside")
-if(NOT output MATCHES "tp=Shard\\(0\\): 1 8 27")
-  message(FATAL_ERROR "the program printed:\n${output}")
+if(WAYS MATCHES "find_package|pkg-config")
+  run(${CMAKE_COMMAND} --install "${BUILD}" --prefix "${work}/first")
+  file(RENAME "${work}/first" "${work}/prefix")  # nothing may remember where it was
 endif()
+
+foreach(way IN LISTS WAYS)
+  if(way STREQUAL "pkg-config")
+    file(GLOB_RECURSE file "${work}/prefix/dtensor.pc")
+    cmake_path(GET file PARENT_PATH folder)
+    run(${CMAKE_COMMAND} -E env "PKG_CONFIG_PATH=${folder}" pkg-config --cflags --libs dtensor)
+    separate_arguments(options UNIX_COMMAND "${output} ${FLAGS}")
+    run(${CXX} "${SOURCE}/main.cpp" -o "${work}/outside" ${options})
+    run("${work}/outside")
+  else()
+    run(${CMAKE_COMMAND} -G "${GENERATOR}" -S "${SOURCE}" -B "${work}/${way}" -DWAY=${way} -DCMAKE_CXX_COMPILER=${CXX} -DCMAKE_PREFIX_PATH=${work}/prefix
+        -DDTENSOR_SOURCE=${root} -DFETCHCONTENT_SOURCE_DIR_DTENSOR=${root} -DDTENSOR_CUDA=OFF -DCMAKE_BUILD_TYPE=Debug "-DCMAKE_CXX_FLAGS=${FLAGS}")
+    run(${CMAKE_COMMAND} --build "${work}/${way}" --target outside)
+    run("${work}/${way}/outside")
+  endif()
+  if(NOT output MATCHES "tp=Shard\\(0\\): 1 8 27")
+    message(FATAL_ERROR "the program printed, built with ${way}:\n${output}")
+  endif()
+  message(STATUS "${way}: the program runs")
+endforeach()

@@ -15,6 +15,7 @@
 #include "nn/train/causal_lm.h"
 #include "nn/train/gradients.h"
 #include "tests/autograd.h"
+#include "tests/folder.h"
 
 namespace dtensor::testing {
 
@@ -103,20 +104,10 @@ inline std::string listing(const Entries& entries) {
   return text;
 }
 
-// A folder that is removed with all that is in it.
-struct Folder {
-  std::filesystem::path path;
-  Folder() {
-    std::string name = (std::filesystem::temp_directory_path() / "dtensor_nn_XXXXXX").string();
-    dtensor::check(mkdtemp(name.data()) != nullptr, "no temporary folder {}", name);
-    path = name;
-  }
-  Folder(const Folder&) = delete;
-  ~Folder() { std::filesystem::remove_all(path); }
-  std::string write(const std::string& name, const std::string& text) const {
-    std::ofstream(path / name, std::ios::binary) << text;
-    return (path / name).string();
-  }
+// A module for others to be in.
+struct Root : nn::Module {
+  using Module::Module;
+  std::string_view kind() const override { return "Root"; }
 };
 
 // Text with something to learn in it.
@@ -142,7 +133,7 @@ inline std::string plan_file(const std::string& name) {
 
 // The family that a shipped plan is for: "gpt2_tp.json" is for gpt2; most are for Llamas.
 inline std::string model_of_plan(const std::string& file) {
-  for (const char* family : {"gpt2", "gpt", "phi3", "bert"})
+  for (const char* family : {"gpt2", "gpt", "phi3", "bert", "gla"})
     if (file.starts_with(std::string(family) + "_")) return family;
   return "llama";
 }

@@ -8,11 +8,6 @@ using namespace dtensor::nn;
 
 namespace {
 
-struct Root : Module {
-  using Module::Module;
-  std::string_view kind() const override { return "Root"; }
-};
-
 struct Layers {
   std::shared_ptr<Rank> rank = Rank::single();
   DeviceMesh mesh{*rank, "x=1"};

@@ -12,11 +12,6 @@ using namespace dtensor::nn;
 
 namespace {
 
-struct Root : Module {
-  using Module::Module;
-  std::string_view kind() const override { return "Root"; }
-};
-
 // Takes tensors and others, gives a tuple of tensors and others.
 struct Mixed : Callable<std::tuple<DistributedTensor, int, DistributedTensor>(const DistributedTensor&, int,
                                                                               const DistributedTensor&, std::string&)> {

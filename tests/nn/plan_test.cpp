@@ -120,7 +120,8 @@ TEST_CASE("plans that cannot be read: the error names the place and what is near
        {"[plan] tensor_parallel.plan.lm_head: there is no style \"embeding_rowwise\"; the nearest is "
         "\"embedding_rowwise\" (styles: "}},
       {tp(R"j("lm_head": "moe_tp_experts")j"),
-       {"[plan] tensor_parallel.plan.lm_head: \"moe_tp_experts\" is for experts or latent attention, which are not "
+       {"[plan] tensor_parallel.plan.lm_head: \"moe_tp_experts\" is for experts, latent attention or attention sinks, "
+        "which are not "
         "supported yet"}},
       {R"({"tensor_parallel": {"axis": "tp", "async": true, "plan": {}}})",
        {"[plan] tensor_parallel.async: asynchronous tensor parallelism is not supported yet"}},
@@ -201,6 +202,12 @@ TEST_CASE("plans that do not fit the model or the mesh: the error says what woul
        "tp=2",
        {"[lm_head] lm_head: ColwiseParallel claims that input 0 arrives as tp=Shard(1), but it is f32[2,8,32] "
         "tp=Replicate"}},
+      // Layer 0 drifts by itself: who moved it is named beside the line that finds it out.
+      {tp(R"("model.layers.*.mlp.gate_proj": "ColwiseParallel")"),
+       "tp=2",
+       {"[model.layers.1.mlp.gate_proj] ", "claims that input 0 arrives as tp=Replicate",
+        "; the last op to bring a tensor to tp=Shard(0) unasked was rms_norm in "
+        "model.layers.1.input_layernorm, of f32[2,8,32] tp=Partial(sum)"}},
       {tp(R"j("lm_head": {"style": "ColwiseParallel", "output_layouts": "Shard(3)"})j"),
        "tp=2",
        {"[lm_head] lm_head: ColwiseParallel: Shard(3) names no dimension of f32[2,8,259]"}},
@@ -281,7 +288,7 @@ TEST_CASE("a plan says which modules its keys leave out beside others like them"
   CHECK(notes(R"("model.layers.*.mlp.up_proj": "ColwiseParallel", "lm_head": "ColwiseParallel")").empty());
   CHECK(notes(R"("model.layers.1.mlp.up_proj": "ColwiseParallel")") ==
         Notes{"[plan] tensor_parallel.plan.\"model.layers.1.mlp.up_proj\": leaves out model.layers.0.mlp.up_proj, "
-              "which is like what it matches"});
+              "which is like what it matches: name \"model.layers.*.mlp.up_proj\" for all of them"});
   CHECK(notes(R"("model.layers.1.mlp.up_proj": "ColwiseParallel", "*.*.0.mlp.up_proj": "ColwiseParallel")").empty());
 }
 
@@ -300,7 +307,10 @@ TEST_CASE("styles of Hugging Face are those of PyTorch") {
        "model.layers.*.mlp.down_proj"},
       {R"("sequence_parallel")", R"("SequenceParallel")", "model.norm"},
       {R"("embedding_rowwise")", R"("RowwiseParallel")", "model.embed_tokens"},
+      {R"("embedding_colwise")", R"j({"style": "ColwiseParallel", "output_layouts": "Replicate"})j",
+       "model.embed_tokens"},
       {R"("packed_colwise")", R"("ColwiseParallel")", "lm_head"},
+      {R"("replicate")", R"("replicated_with_grad_allreduce")", "model.norm"},
       {R"({"style": "colwise"})", R"("ColwiseParallel")", "lm_head"},
   };
   for (const Case& c : cases) {

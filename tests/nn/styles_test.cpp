@@ -10,11 +10,6 @@ using namespace dtensor::nn;
 
 namespace {
 
-struct Root : Module {
-  using Module::Module;
-  std::string_view kind() const override { return "Root"; }
-};
-
 struct Two : Callable<std::tuple<DistributedTensor, DistributedTensor>(
                  const DistributedTensor&, const DistributedTensor&)> {  // two tensor inputs, two tensor outputs
   using Callable::Callable;

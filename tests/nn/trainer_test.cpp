@@ -288,6 +288,58 @@ TEST_CASE("a model counts parameters once on every mesh") {
   }
 }
 
+TEST_CASE("a parameter that requires no gradient is used and stays as it is, under every plan") {
+  struct Result {
+    std::vector<double> losses;
+    std::vector<float> frozen, trained;
+  };
+  const std::vector<std::string> frozen{"model.embed_tokens.weight", "model.layers.0.input_layernorm.weight",
+                                        "model.layers.1.mlp.up_proj.weight"};
+  auto train = [&](const Setup& s) {
+    return on_mesh(s.mesh, [&](const DeviceMesh& m) {
+      LlamaForCausalLM model(m, small_llama());
+      for (Parameter* p : model.parameters())
+        p->requires_grad = std::find(frozen.begin(), frozen.end(), p->path()) == frozen.end();
+      ParallelPlan plan = plan_of(s);
+      plan.apply(model);
+      materialize(model, 3);
+      AdamW optimizer(model.parameters(), {});
+      check(optimizer.parameters().size() == model.parameters().size() - frozen.size(), "the optimizer has all");
+      Trainer trainer(model, causal_lm_loss(model), optimizer, {.lr = 1e-2});
+      auto values_of = [&](bool of_frozen) {
+        std::vector<float> list;
+        for (Parameter* p : model.parameters())
+          if (p->requires_grad != of_frozen) {
+            Tensor t = p->stored().full_tensor();
+            list.insert(list.end(), t.data<float>(), t.data<float>() + t.numel());
+          }
+        return list;
+      };
+      std::vector<float> before = values_of(true);
+      Result r;
+      for (int step = 0; step < 3; ++step) {
+        std::vector<int64_t> ids;
+        for (int64_t i = 0; i < 8 * 16; ++i) ids.push_back((i * 7 + i * i * (step + 3)) % 259);
+        DistributedTensor batch =
+            DistributedTensor::distribute(Tensor::of<int64_t>({8, 16}, ids), m, batch_layout(m.shape(), plan));
+        r.losses.push_back(trainer.step({batch, batch}).loss);
+      }
+      r.frozen = values_of(true), r.trained = values_of(false);
+      check(r.frozen == before, "a frozen parameter changed");
+      return r;
+    })[0];
+  };
+  Result one = train({"", "dp=1"});
+  CHECK(one.losses[2] < one.losses[0]);
+  for (const Setup& s : {Setup{"fsdp.json", "dp=2"}, Setup{"zero1.json", "dp=2"}, Setup{"ddp.json", "dp=2"},
+                         Setup{"tp_sp_loss.json", "tp=2"}, Setup{"fsdp_tp.json", "dp=2,tp=2"}}) {
+    INFO(s.plan);
+    Result r = train(s);
+    for (size_t i = 0; i < 3; ++i) CHECK(r.losses[i] == Approx(one.losses[i]).epsilon(1e-5));
+    CHECK(r.frozen == one.frozen);
+  }
+}
+
 TEST_CASE("errors of training") {
   auto make = [](const char* mesh, const char* plan) {
     return error_of([&] {

@@ -20,6 +20,12 @@ TEST_CASE("law 9: bad operands of products, attention, losses and norms are erro
   const Case cases[] = {
       {[&] { ops::matmul(scalar, vector); },
        "[matmul] both operands need a dimension: f32[] x=Replicate and f32[3] x=Replicate; use mul() for a number"},
+      {[&] {
+         DistributedTensor k = one({1, 2, 3, 5});
+         ops::scaled_dot_product_attention(q, k, k);
+       },
+       "[scaled_dot_product_attention] q f32[1,2,3,4] x=Replicate, k f32[1,2,3,5] x=Replicate and v f32[1,2,3,5] "
+       "x=Replicate: k and v have one shape, and q's batch and head_dim"},
       {[&] { ops::scaled_dot_product_attention(matrix, matrix, matrix); },
        "[scaled_dot_product_attention] operands are [batch, heads, sequence, head_dim]: f32[2,3]"},
       {[&] {

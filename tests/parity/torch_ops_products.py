@@ -18,12 +18,30 @@ def cross_entropy(logits, target, class_dim=-1, **options):
     return F.cross_entropy(logits.movedim(class_dim, 1) if logits.dim() > 1 else logits, target, **options)
 
 
+def naive_recurrence(q, k, v, g, state=None, scale=None):
+    """Gated linear attention, one token after another: q, k, g [batch, sequence, heads, d], v [.., e], state [b, h, d, e]."""
+    batch, length, heads, d = q.shape
+    state = q.new_zeros(batch, heads, d, v.shape[-1]) if state is None else state
+    outputs = []
+    for t in range(length):
+        state = g[:, t].exp()[..., None] * state + k[:, t, :, :, None] * v[:, t, :, None, :]
+        outputs.append(torch.einsum("bhd,bhde->bhe", q[:, t] * (scale or d**-0.5), state))
+    return torch.stack(outputs, 1)
+
+
+def causal_convolution(x, weight):
+    channels, width = weight.shape
+    return F.conv1d(x.mT, weight[:, None], padding=width - 1, groups=channels)[..., : x.shape[1]].mT
+
+
 torch_ops.OPS.update({
     "einsum": lambda *operands, equation: torch.einsum(equation, *operands),
     "bmm": torch.bmm,
     "linear_gelu": lambda x, weight, bias=None: F.gelu(F.linear(x, weight, bias), approximate="tanh"),
     "cross_entropy": cross_entropy,
     "mse_loss": F.mse_loss,
+    "gated_linear_attention": naive_recurrence,
+    "causal_convolution": causal_convolution,
     "scaled_dot_product_attention": lambda q, k, v, mask=None, **options: F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=True, **options),
 })
 
@@ -66,6 +84,15 @@ def cases():
     yield "cross_entropy", (numbers(2, 7), ids((2,), 6, 0)), {"label_smoothing": 1.0}
     yield "cross_entropy", (numbers(5, scale=90), ids((), 2)), {"label_smoothing": 0.5}
     yield "mse_loss", (numbers(0, 3), numbers(0, 3)), {"reduction": "sum"}
+
+    keys, values = [2, 5, 2, 3], [2, 5, 2, 4]
+    gated = numbers(*keys, seed=1), numbers(*keys, seed=2), numbers(*values, seed=3), -numbers(*keys, seed=4, scale=2).abs()
+    yield "gated_linear_attention", gated, {}
+    yield "gated_linear_attention", (*gated, numbers(2, 2, 3, 4, seed=5)), {"scale": 0.75}
+    over_a_chunk = [numbers(1, 67, 1, 2, seed=i) for i in range(4)]
+    yield "gated_linear_attention", (*over_a_chunk[:3], -over_a_chunk[3].abs()), {}
+    for shape, width in ((2, 6, 3), 4), ((1, 2, 2), 4), ((2, 3, 1), 1):  # longer and shorter than the sequence
+        yield "causal_convolution", (numbers(*shape), numbers(shape[-1], width, seed=1)), {}
 
 
 def case(op, inputs, attributes):

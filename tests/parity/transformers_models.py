@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Writes models.json: configurations of tiny models as transformers saves them, and of each the logits, the loss and
-what stands for the gradients of a small batch, in float64. Needs torch and transformers 5.
+what stands for the gradients of a small batch, in float64; of those that generate, the tokens that follow parts of its
+rows. Needs torch and transformers 5.
 
     python3 tests/parity/transformers_models.py > tests/parity/models.json
 
@@ -40,6 +41,18 @@ def rounded(values):
     return [float(f"{v:.10g}") for v in values]
 
 
+def greedy(model, rows, count=12):
+    """The new tokens after each row, of which the second is shorter. Without a cache: with one, transformers turns keys
+    by other angles than queries where angles depend on the length."""
+    options = transformers.GenerationConfig(do_sample=False, max_new_tokens=count, pad_token_id=0, use_cache=False)
+    prompts = [row[: len(row) - 3 * i] for i, row in enumerate(rows)]
+    new = []
+    for p in prompts:
+        p = torch.tensor([p])
+        new.append(model.generate(p, attention_mask=torch.ones_like(p), generation_config=options)[0, p.shape[1]:].tolist())
+    return new
+
+
 def run(name, config, cls, batch, seq, extra=None):
     torch.manual_seed(0)
     config._attn_implementation = "eager"
@@ -70,40 +83,42 @@ def run(name, config, cls, batch, seq, extra=None):
         "logits": rounded(logits.reshape(-1).tolist()),
         "loss": loss.item(),
         "gradients": gradients,
+        **({"greedy": greedy(model, ids.tolist())} if model.can_generate() and not extra else {}),
     }
 
 
-T = transformers
-sizes = dict(vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-             num_key_value_heads=2, max_position_embeddings=64)
-rope = lambda **k: {"rope_theta": 10000.0, **k}
-models = [
-    run("llama3", T.LlamaConfig(**sizes, tie_word_embeddings=True, rope_parameters=rope(
-        rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
-        original_max_position_embeddings=16)), T.LlamaForCausalLM, 2, 10),
-    run("smollm2", T.LlamaConfig(**{**sizes, "hidden_size": 36, "num_attention_heads": 9, "num_key_value_heads": 3},
-                                 tie_word_embeddings=True, rms_norm_eps=1e-5, rope_parameters=rope(rope_type="default")),
-        T.LlamaForCausalLM, 1, 9),
-    run("llama with biases", T.LlamaConfig(**sizes, attention_bias=True, mlp_bias=True, head_dim=12),
-        T.LlamaForCausalLM, 1, 7),
-    run("linear", T.LlamaConfig(**sizes, rope_parameters=rope(rope_type="linear", factor=4.0)), T.LlamaForCausalLM, 1, 12),
-    run("dynamic", T.LlamaConfig(**{**sizes, "max_position_embeddings": 8},
-                                 rope_parameters=rope(rope_type="dynamic", factor=2.0)), T.LlamaForCausalLM, 1, 12),
-    run("yarn", T.LlamaConfig(**sizes, head_dim=16, rope_parameters=rope(
-        rope_type="yarn", factor=4.0, original_max_position_embeddings=16)), T.LlamaForCausalLM, 1, 12),
-    run("qwen2", T.Qwen2Config(**sizes), T.Qwen2ForCausalLM, 2, 8),
-    run("qwen2 with windows", T.Qwen2Config(**sizes, use_sliding_window=True, sliding_window=3, max_window_layers=1),
-        T.Qwen2ForCausalLM, 1, 9),
-    run("qwen3", T.Qwen3Config(**sizes, head_dim=16, tie_word_embeddings=True), T.Qwen3ForCausalLM, 2, 8),
-    run("mistral", T.MistralConfig(**sizes, sliding_window=4), T.MistralForCausalLM, 2, 11),
-    run("phi3", T.Phi3Config(**sizes, pad_token_id=39, sliding_window=5), T.Phi3ForCausalLM, 2, 8),
-    run("phi3 with longrope", T.Phi3Config(**sizes, pad_token_id=None, original_max_position_embeddings=8,
-        rope_parameters=rope(rope_type="longrope", short_factor=[1.0, 1.5, 2.0], long_factor=[1.0, 3.0, 5.0],
-                             original_max_position_embeddings=8, partial_rotary_factor=0.75)), T.Phi3ForCausalLM, 1, 12),
-    run("gpt2", T.GPT2Config(vocab_size=40, n_positions=32, n_embd=32, n_layer=2, n_head=4), T.GPT2LMHeadModel, 2, 9),
-    run("bert", T.BertConfig(**{k: v for k, v in sizes.items() if k != "num_key_value_heads"}), T.BertForMaskedLM, 2, 9,
-        {"attention_mask": torch.tensor([[1] * 9, [1] * 6 + [0] * 3]),
-         "token_type_ids": torch.tensor([[0] * 4 + [1] * 5, [0] * 9])}),
-]
-json.dump({"transformers": transformers.__version__, "torch": torch.__version__, "models": models}, sys.stdout,
-          separators=(",", ":"))
+if __name__ == "__main__":
+    T = transformers
+    sizes = dict(vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+                 num_key_value_heads=2, max_position_embeddings=64)
+    rope = lambda **k: {"rope_theta": 10000.0, **k}
+    models = [
+        run("llama3", T.LlamaConfig(**sizes, tie_word_embeddings=True, rope_parameters=rope(
+            rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+            original_max_position_embeddings=16)), T.LlamaForCausalLM, 2, 10),
+        run("smollm2", T.LlamaConfig(**{**sizes, "hidden_size": 36, "num_attention_heads": 9, "num_key_value_heads": 3},
+                                     tie_word_embeddings=True, rms_norm_eps=1e-5, rope_parameters=rope(rope_type="default")),
+            T.LlamaForCausalLM, 1, 9),
+        run("llama with biases", T.LlamaConfig(**sizes, attention_bias=True, mlp_bias=True, head_dim=12),
+            T.LlamaForCausalLM, 1, 7),
+        run("linear", T.LlamaConfig(**sizes, rope_parameters=rope(rope_type="linear", factor=4.0)), T.LlamaForCausalLM, 1, 12),
+        run("dynamic", T.LlamaConfig(**{**sizes, "max_position_embeddings": 8},
+                                     rope_parameters=rope(rope_type="dynamic", factor=2.0)), T.LlamaForCausalLM, 1, 12),
+        run("yarn", T.LlamaConfig(**sizes, head_dim=16, rope_parameters=rope(
+            rope_type="yarn", factor=4.0, original_max_position_embeddings=16)), T.LlamaForCausalLM, 1, 12),
+        run("qwen2", T.Qwen2Config(**sizes), T.Qwen2ForCausalLM, 2, 8),
+        run("qwen2 with windows", T.Qwen2Config(**sizes, use_sliding_window=True, sliding_window=3, max_window_layers=1),
+            T.Qwen2ForCausalLM, 1, 9),
+        run("qwen3", T.Qwen3Config(**sizes, head_dim=16, tie_word_embeddings=True), T.Qwen3ForCausalLM, 2, 8),
+        run("mistral", T.MistralConfig(**sizes, sliding_window=4), T.MistralForCausalLM, 2, 11),
+        run("phi3", T.Phi3Config(**sizes, pad_token_id=39, sliding_window=5), T.Phi3ForCausalLM, 2, 8),
+        run("phi3 with longrope", T.Phi3Config(**sizes, pad_token_id=None, original_max_position_embeddings=8,
+            rope_parameters=rope(rope_type="longrope", short_factor=[1.0, 1.5, 2.0], long_factor=[1.0, 3.0, 5.0],
+                                 original_max_position_embeddings=8, partial_rotary_factor=0.75)), T.Phi3ForCausalLM, 1, 12),
+        run("gpt2", T.GPT2Config(vocab_size=40, n_positions=32, n_embd=32, n_layer=2, n_head=4), T.GPT2LMHeadModel, 2, 9),
+        run("bert", T.BertConfig(**{k: v for k, v in sizes.items() if k != "num_key_value_heads"}), T.BertForMaskedLM, 2, 9,
+            {"attention_mask": torch.tensor([[1] * 9, [1] * 6 + [0] * 3]),
+             "token_type_ids": torch.tensor([[0] * 4 + [1] * 5, [0] * 9])}),
+    ]
+    json.dump({"transformers": transformers.__version__, "torch": torch.__version__, "models": models}, sys.stdout,
+              separators=(",", ":"))

@@ -1,0 +1,182 @@
+#include "nn/foresight/timeline.h"
+
+#include <fmt/format.h>
+#include <algorithm>
+#include <cmath>
+#include <set>
+
+#include "ops/layer/attention.h"
+#include "placement/notation.h"
+
+namespace dtensor::nn {
+namespace {
+
+using Kind = Activity::Kind;
+
+Kind kind_of(std::string_view op) {
+  static const std::set<std::string_view> products = {"matmul", "linear", "linear_gelu", "linear_weight_gradient",
+                                                      "einsum"};
+  if (products.contains(op)) return Kind::product;
+  return op == "attention" || op == "attention_backward" ? Kind::attention : Kind::memory_bound;
+}
+
+// Multiply-adds: the ranges of all factors, or their global sizes.
+std::pair<double, double> multiply_adds(const CallEvent& e) {
+  double mine = 1, all = 1;
+  for (const Context::FactorRange& f : e.factors) mine *= double(f.range.size()), all *= double(f.size);
+  return {mine, all};
+}
+
+// The least of the three sizes of a product: of the factors that both operands have, and those that either has alone.
+// Operands and output are m*k, k*n and m*n large.
+int64_t least_size(const CallEvent& e, double all) {
+  double a = double(e.used[0]->local().numel()), b = double(e.used[1]->local().numel()),
+         c = double(e.outputs[0].local().numel());
+  if (a == 0 || b == 0 || c == 0) return 1;
+  return int64_t(std::llround(std::max(1.0, std::min({all / a, all / b, all / c}))));
+}
+
+int64_t bytes_of(const CallEvent& e) {
+  int64_t n = 0;
+  if (e.op.view) return 0;
+  for (const DistributedTensor* x : e.used)
+    if (x) n += x->local().bytes();
+  for (const DistributedTensor& x : e.outputs) n += x.local().bytes() * (e.accumulated ? 2 : 1);
+  if (e.op.name == "embedding") n = 2 * e.outputs[0].local().bytes();  // reads the rows of its tokens alone
+  return n;
+}
+
+// Of the multiply-adds that a rule counts, attention does two products forward and five backward; half where causal.
+double attention_operations(const CallEvent& e, double multiply_adds) {
+  bool backward = e.op.name == "attention_backward";
+  bool causal = backward ? e.attributes.as<ops::AttentionBackward>().causal : e.attributes.as<ops::Attention>().causal;
+  return multiply_adds * (backward ? 10 : 4) * (causal ? 0.5 : 1);
+}
+
+std::string key_of(DType dtype, const Shape& shape, const Step& step, const MeshShape& mesh) {
+  return fmt::format("{}{} {} > {}", name(dtype), shape, to_string(step.from, mesh), to_string(step.to, mesh));
+}
+
+}  // namespace
+
+int Timeline::module_now() {
+  std::string_view label = rank_.label(Label::Kind::module);
+  auto it = module_index_.find(label);
+  if (it != module_index_.end()) return it->second;
+  modules_.emplace_back(label);
+  return module_index_[std::string(label)] = int(modules_.size()) - 1;
+}
+
+int64_t bytes_of_update(Optimizer& optimizer) {
+  int64_t bytes = 0;
+  for (const Optimizer::State& s : optimizer.state()) bytes += 2 * s.tensor.local().bytes();
+  for (const Parameter* p : optimizer.parameters()) {
+    bytes += 3 * p->stored().local().bytes();
+    if (p->is_cast()) bytes += p->value().local().bytes();
+  }
+  return bytes;
+}
+
+void Timeline::clear() { activities_.clear(), under_way_.clear(); }
+
+void Timeline::add_update(int64_t bytes) {
+  activities_.push_back({Kind::memory_bound, Phase::optimizer, "update", 0, DType::f32, 0, 0, bytes});
+}
+
+void Timeline::on_call(const CallEvent& e) {
+  if (e.op.composite) return;  // its ops are calls of their own
+  Activity a{kind_of(e.op.name), rank_.phase, e.op.name, module_now(), e.outputs[0].dtype()};
+  a.bytes = bytes_of(e);
+  if (a.kind != Kind::memory_bound) {
+    auto [mine, all] = multiply_adds(e);
+    a.dtype = e.used[0]->dtype();
+    bool product = a.kind == Kind::product;
+    a.operations = product ? 2 * mine : attention_operations(e, mine);
+    a.global_operations = product ? 2 * all : attention_operations(e, all);
+    if (product) a.least = least_size(e, mine);
+  } else if (e.op.view) {
+    return;  // no kernel runs
+  }
+  activities_.push_back(a);
+}
+
+void Timeline::on_collective(const CollectiveEvent& e) {
+  Activity a{Kind::collective, rank_.phase, collective_name(e.kind), module_now(), e.dtype};
+  a.bytes = e.bytes, a.axes = e.axes, a.group = e.group;
+  activities_.push_back(a);
+  if (e.step) under_way_[key_of(e.dtype, e.shape, *e.step, e.mesh.shape())].push_back(e.group);
+}
+
+void Timeline::on_redistribute(const RedistributeEvent& e) {
+  const MeshShape& mesh = e.from.mesh().shape();
+  for (const Step& s : e.plan.steps) {
+    if (is_local(s.kind)) continue;
+    auto& list = under_way_[key_of(e.from.dtype(), e.from.shape(), s, mesh)];
+    if (list.empty()) continue;
+    Activity a{Kind::wait, rank_.phase, collective_name(collective_kind(s.kind)), module_now(), e.from.dtype()};
+    a.group = list.front(), a.axes = s.axes;
+    list.pop_front();
+    activities_.push_back(a);
+  }
+}
+
+double Timeline::operations() const {
+  double sum = 0;
+  for (const Activity& a : activities_) sum += a.operations;
+  return sum;
+}
+
+double Timeline::model_operations() const {
+  double sum = 0;
+  for (const Activity& a : activities_)
+    if (a.phase == Phase::forward) sum += a.global_operations;
+  return 3 * sum;
+}
+
+StepTime Timeline::time(const Hardware& h, const MeshShape& mesh, bool captured, std::vector<Span>* spans) const {
+  StepTime t;
+  double device = 0, host = 0;      // from when on each is free
+  std::map<AxisSet, double> links;  // each communicator has a stream of its own
+  double slow = h.slowdown(mesh.world());
+  std::map<uint64_t, double> ends;  // of launches
+  std::map<AxisSet, Peers> peers;
+  for (size_t i = 0; i < activities_.size(); ++i) {
+    const Activity& a = activities_[i];
+    bool micro_batch_begins = i > 0 && a.phase == Phase::forward && activities_[i - 1].phase != Phase::forward;
+    if (h.host_waits && micro_batch_begins) host = std::max(host, device);
+    if (!captured && a.kind != Kind::wait) host += h.host_seconds;
+    if (host > device) t.host += host - device, device = host;  // nothing was given to the device meanwhile
+    if (a.kind == Kind::wait) {
+      double end = ends[a.group];
+      if (end > device) t.exposed_communication += end - device, device = end;
+      continue;
+    }
+    if (a.kind == Kind::collective) {
+      auto [it, is_new] = peers.try_emplace(a.axes);
+      if (is_new) it->second = h.peers(mesh, a.axes);
+      // Tensors of one launch wait for the links once.
+      bool first = !ends.contains(a.group);
+      double seconds = slow * (h.collective(a.bytes, it->second) - (first ? 0 : h.collective(0, it->second)));
+      if (first) seconds += h.wait(mesh.world());
+      double& link = links[a.axes];
+      double begin = first ? std::max(link, device) : link;
+      link = ends[a.group] = begin + seconds;
+      t.communication += seconds;
+      if (spans) spans->push_back({i, begin, link});
+      if (!h.overlaps) t.exposed_communication += link - device, device = link;
+      continue;
+    }
+    double seconds = 0;
+    if (a.kind == Kind::product) seconds = h.product(a.name, a.dtype, a.operations, a.least);
+    if (a.kind == Kind::attention) seconds = h.attention(a.name, a.dtype, a.operations, a.name == "attention_backward");
+    if (a.kind == Kind::memory_bound) seconds = h.memory_bound(a.name, double(a.bytes));
+    seconds *= slow;
+    (a.kind == Kind::memory_bound ? t.memory_bound : t.compute) += seconds;
+    if (spans) spans->push_back({i, device, device + seconds});
+    device += seconds;
+  }
+  t.step = device;
+  return t;
+}
+
+}  // namespace dtensor::nn

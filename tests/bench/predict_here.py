@@ -1,0 +1,72 @@
+#!/usr/bin/env python3
+"""predict_here.py [BIN] [PASSES]: predicted against measured steps of each shipped Llama plan on thread ranks here.
+
+Each pass calibrates before every few plans, then for each plan and mesh trains for some steps; told are the median of all
+steps' times and the mean of the predictions, because a machine is faster at one time than at another. The peak of memory is what a
+dry run says, and the metrics. Prints a table for docs/predictions.md.
+"""
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+
+root = pathlib.Path(__file__).resolve().parents[2]
+programs = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else root / "build/bin")
+passes = int(sys.argv[2]) if len(sys.argv) > 2 else 2
+steps = 12
+dp, tp = ["dp=2", "dp=4"], ["tp=2", "tp=4"]
+cases = [(p, dp) for p in ("ddp", "fsdp", "zero1", "zero2")]
+cases += [(p, tp) for p in ("tp", "tp_sp_loss", "tutorial_tp", "tutorial_1_feed_forward", "tutorial_2_attention",
+                            "tutorial_3_sequence", "tutorial_4_loss", "fla_tp", "fla_tp_loss_parallel",
+                            "tp_few_kv_heads")]
+cases += [("fsdp_tp", ["dp=2,tp=1", "dp=2,tp=2"]), ("hsdp_tp", ["dp_replicate=1,dp_shard=2,tp=1", "dp_replicate=2,dp_shard=2,tp=1"]),
+          ("fsdp_cp_tp", ["dp=1,cp=2,tp=1", "dp=1,cp=2,tp=2"])]
+
+
+def run(*words):
+    done = subprocess.run([str(w) for w in words], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{words}: {done.stderr}")
+    return done.stdout
+
+
+def measure(folder, common):
+    """Seconds of each step but the first two, and the peak of memory."""
+    metrics = folder / "metrics.jsonl"
+    metrics.unlink(missing_ok=True)
+    run(*common, "--data", folder / "text.txt", "--steps", steps, "--metrics", metrics)
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    lines = [line for line in lines if "loss" in line][2:]
+    return [l["step_seconds"] for l in lines], max(l["peak_memory_bytes"] for l in lines)
+
+
+with tempfile.TemporaryDirectory() as name:
+    folder = pathlib.Path(name)
+    (folder / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 4000)
+    rows = {(plan, mesh): {"measured": [], "predicted": [], "peak": [], "said": 0} for plan, meshes in cases for mesh in meshes}
+    for _ in range(passes):
+        for i, ((plan, mesh), row) in enumerate(rows.items()):
+            if i % 6 == 0:
+                run(programs / "dtensor_calibrate", "--device", "cpu", "--output", folder / "here.json")
+            common = [programs / "llama_pretrain", "--model", root / "examples/configs/llama_tiny.json", "--mesh", mesh,
+                      "--plan", root / f"examples/plans/{plan}.json", "--batch-size", 8, "--seq-len", 128]
+            seconds, peak = measure(folder, common)
+            said = json.loads(run(*common, "--dry-run", "--json", "--hardware", folder / "here.json"))
+            row["measured"] += seconds
+            row["predicted"].append(said["time"]["step_seconds"])
+            row["peak"].append(peak)
+            row["said"] = said["memory"]["peak_bytes"]
+    print("| plan | mesh | measured, ms | predicted, ms | error | peak, MiB | predicted | error |\n|---|---|---|---|---|---|---|---|")
+    errors = []
+    for (plan, mesh), row in rows.items():
+        measured, predicted = statistics.median(row["measured"]), statistics.mean(row["predicted"])
+        peak = statistics.median(row["peak"])
+        errors.append(predicted / measured - 1)
+        print(f"| {plan} | {mesh} | {measured * 1e3:.1f} | {predicted * 1e3:.1f} | {errors[-1]:+.0%} | {peak / 2**20:.2f} | "
+              f"{row['said'] / 2**20:.2f} | {row['said'] / peak - 1:+.1%} |")
+    within = sum(abs(e) <= 0.15 for e in errors)
+    print(f"\n{len(errors)} rows: mean error {statistics.mean(map(abs, errors)):.1%}, worst {max(map(abs, errors), default=0):.1%}, "
+          f"{within} within 15 %")
