@@ -8,7 +8,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export CONAN_HOME=$work/home
 profile=$root/tests/install/debian.profile
-options=(-pr:a "$profile" --no-remote -c tools.build:jobs="${JOBS:-$(nproc)}")
+options=(-pr:a "$profile" --no-remote -c tools.cmake.cmaketoolchain:user_presets="" -c tools.build:jobs="${JOBS:-$(nproc)}")
 for package in fmt/9.1.0 highway/1.0.3 nlohmann_json/3.11.2 pcre2/10.42 utf8proc/2.8.0 zlib/1.2.13 zstd/1.5.4; do
   conan create "$root/tests/install/debian_package.py" --name "${package%/*}" --version "${package#*/}" "${options[@]}"
 done
