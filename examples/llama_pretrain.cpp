@@ -63,7 +63,7 @@ void prepare_device(const Options& o, Run& run) {
   run.device = o.device == "cuda" ? Device::cuda : Device::cpu;
   run.train = o.train;
   run.train.dtype = o.dtype == "bf16" ? DType::bf16 : DType::f32;
-  run.train.graph = o.cuda_graph == "auto";
+  run.train.graph = o.cuda_graph == "auto" && o.trace.empty();  // a replayed graph does not say what it runs
   run.train.keep_gradients = o.hash || o.module_norms;
   bool cuda = run.device == Device::cuda;
   check(cuda || o.tune_gemm.empty(), "[llama_pretrain] --tune-gemm needs --device cuda");
@@ -71,8 +71,6 @@ void prepare_device(const Options& o, Run& run) {
   check(cuda || o.comm != "nccl", "[llama_pretrain] --comm nccl needs --device cuda");
   check(!cuda || o.launch != "mpi" || o.comm != "threads",
         "[llama_pretrain] --launch mpi on --device cuda is --comm nccl: leave out --comm threads");
-  check(!cuda || o.trace.empty(),
-        "[llama_pretrain] --trace is of steps on the CPU, not yet of --device cuda: use nsys");
   if (o.only_looks()) return;
   if (!cuda) {
     run.processes = processes_of_mpi(o.launch == "mpi", run.mesh);
@@ -392,7 +390,7 @@ void train(const Options& o, const Run& run, MetricsFile& metrics) {
     if (done >= steps) note(fmt::format("nothing to do: step {} of {} is done", done, steps));
     nn::BatchLoader loader(*run.data, mesh, nn::batch_layout(run.mesh, run.plan), o.batch_size, done * o.batch_size);
     std::optional<nn::StepClock> clock;
-    if (run.device == Device::cpu) clock.emplace(rank);
+    if (run.device == Device::cpu || !o.trace.empty()) clock.emplace(rank);
     RunTrace trace(mesh, o.trace, o.trace_steps, steps - done, run.record.command);
     bool stops = false;
     for (int64_t here = 0; done < steps && !stops; ++here) {
