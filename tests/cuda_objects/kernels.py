@@ -9,16 +9,19 @@ It needs cuobjdump and nvdisasm, of a CUDA toolkit or of PyPI's nvidia-cuda-cuob
 
 A kernel fails where
   - it spills registers: a local store at a fixed place of the stack, in a kernel without an indexed local array;
-  - it takes a pack apart: one thread stores neighbouring elements, together at most 16 bytes, by several instructions.
-    Whether a store belongs to the vector path or to what is left over at a row's ends cannot be seen in the object code,
-    but what is left over goes element by element to *different* threads, so neighbours of one thread are a pack;
-  - it has a pack of 16 bytes (its template says so, or it loads 16 bytes at once), writes what it reads, and has no
-    store of 16 bytes. An element-wise kernel whose output has smaller elements than an input stores a smaller pack whole;
-  - an element-wise kernel of packs has any other store than of whole packs: its remainder is another kernel;
+  - it takes a pack apart: one thread stores neighbouring elements, of together at most 16 bytes, one by one. The object
+    code does not say whether a store is of the vector path or of what is left over at a row's ends; but what is left
+    over is stored element by element by *different* threads, so neighbours that one thread stores are a pack;
+  - it has packs of 16 bytes (its template says so, or it loads 16 bytes at once), writes as much as it reads, and has
+    no store of 16 bytes;
+  - an element-wise kernel of packs stores anything but whole packs, of 16 bytes or, where the output's elements are
+    smaller than an input's, of as many elements: its remainder is another kernel;
   - a kernel of rows has more than 64 registers, with which fewer than 32 warps are on an SM. Float64 is exempt: it is
     there for tests, and its numbers take two registers each.
+Excepted from the rules on stores, by name, are kernels that store one number or state for a whole row, and random
+numbers, where the thread that has the words of four elements stores those of them that a run has at its ends.
 
-Blocks and warps per SM are those of sm_90 (65,536 registers, 2,048 threads, 227 KiB shared memory), by registers,
+Blocks and warps per SM are those of sm_90 (65,536 registers, 2,048 threads, 227 KiB of shared memory), by registers,
 threads and static shared memory, for blocks of 256 threads, which all but a few small kernels have.
 
 Exit codes: 0 all is well, 1 a kernel is not, 2 bad input, 77 the tools are not there.
@@ -39,8 +42,8 @@ MOST_REGISTERS = 64
 ROW_FAMILIES = ("norm", "softmax", "loss", "rotary", "embedding", "activation")
 BLOCK = 256
 SIZES = {"bf16": 2, "f32": 4, "f64": 8, "i64": 8, "bool": 1}
-# They read packs and write a number or less per row, or a packed copy of another type: nothing of 16 bytes to store.
-WRITE_NO_PACKS = re.compile(r"reduce: |statistics: |loss: forward_kernel|loss: reduce_|optim: squares_kernel")
+ONE_PER_ROW = re.compile(r"\w+: (reduce_rows|reduce_columns|squares|normal)_kernel|loss: forward_kernel")
+FOUR_WORDS = re.compile(r"\w+: words_kernel")
 
 FUNCTION = re.compile(r"\.section\s+\.text\.([^,\s]+)")
 INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?\s*([A-Z0-9_.]+)\s*(.*?)\s*;")
@@ -74,7 +77,6 @@ class Kernel:
         self.name = ""
 
     def is_named(self, demangled):
-        name = demangled.split("(anonymous namespace)::")[-1] if "<" not in demangled else demangled
         name = re.sub(r"\(anonymous namespace\)::|dtensor::(\w+::)*", "", demangled).removeprefix("void ")
         for long, short in (("__nv_bfloat16", "bf16"), ("double", "f64"), ("float", "f32"), ("unsigned long", "u64"),
                             ("unsigned int", "u32"), ("unsigned short", "u16"), ("unsigned char", "u8")):
@@ -90,9 +92,15 @@ class Kernel:
 
     @property
     def arguments(self):
-        """Of the template: those of types and numbers that are not templates themselves."""
-        inside = re.search(r"<(.*)>$", self.name)
-        return re.sub(r"<.*>", "", inside[1]).split(", ") if inside else []
+        """Of the template."""
+        arguments, depth = [""], 0
+        for c in self.name.partition("<")[2].removesuffix(">"):
+            depth += (c == "<") - (c == ">")
+            if c == "," and depth == 0:
+                arguments.append("")
+            else:
+                arguments[-1] += c
+        return [a.strip() for a in arguments]
 
     @property
     def type(self):
@@ -102,17 +110,8 @@ class Kernel:
     @property
     def elementwise(self):
         """(bytes of a pack of the outputs, elements of a pack), or None"""
-        match = re.match(r"\w+: elementwise_kernel<(\d+), \d+, (.*)>$", self.name)
-        if not match:
-            return None
-        types, depth = [""], 0
-        for c in match[2]:
-            depth += (c == "<") - (c == ">")
-            if c == "," and depth == 0:
-                types.append("")
-            else:
-                types[-1] += c
-        return int(match[1]) * SIZES[types[1].strip()], int(match[1])
+        a = self.arguments
+        return (int(a[0]) * SIZES[a[3]], int(a[0])) if ": elementwise_kernel<" in self.name else None
 
     @property
     def has_pack(self):
@@ -130,14 +129,17 @@ class Kernel:
     def faults(self):
         if self.fixed_local_store and not self.indexed_local_store:
             yield "spills registers"
-        if self.taken_apart:
+        one_per_row, four_words = ONE_PER_ROW.match(self.name), FOUR_WORDS.match(self.name)
+        if self.taken_apart and not one_per_row and not four_words:
             yield f"takes a pack apart: {self.taken_apart}"
         packs = self.elementwise
         if packs and packs[1] > 1:
             if set(self.stores) != {packs[0]}:
                 yield f"stores {widths(self.stores)} where packs of its output have {packs[0]} bytes"
-        elif not packs and self.has_pack and not self.stores[16] and not WRITE_NO_PACKS.match(self.name):
-            yield f"loads 16 bytes at once and stores {widths(self.stores)}"
+        elif not packs and self.has_pack and not self.stores[16] and not one_per_row:
+            yield f"has packs of 16 bytes and stores {widths(self.stores)}"
+        if four_words and not self.stores[min(16, 4 * SIZES[self.type])]:
+            yield f"stores {widths(self.stores)}, and four elements never at once"
         if self.family in ROW_FAMILIES and self.type != "f64" and self.registers > MOST_REGISTERS:
             yield f"has {self.registers} registers, more than {MOST_REGISTERS}: hold less"
 
