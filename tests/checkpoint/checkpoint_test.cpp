@@ -447,6 +447,8 @@ TEST_CASE("a checkpoint over one that is there: at any time its folder is one of
   CHECK(missing == 0);
   CHECK(values(Checkpoint(folder / "c").read("x")) == values(f32({6, 8}, 40)));
   CHECK(std::distance(fs::directory_iterator(folder / ""), {}) == 1);
+  CHECK_THAT(error_of([&] { publish_folder(folder / "none", folder / "c", "save"); }),
+             StartsWith("[save] cannot exchange ") && EndsWith("/c: No such file or directory"));
 }
 
 TEST_CASE("the last checkpoints and the best are kept, and a damaged one is passed over") {
