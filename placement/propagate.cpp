@@ -46,7 +46,8 @@ int64_t least_bytes(double elements, DType dtype) {
 // Bytes of redistributions of one tensor: from its layout to others, or from others to the one wanted.
 class Prices {
  public:
-  Prices(const Propagation& p, const TensorSpec& end, bool is_source) : p_(p), end_(end), is_source_(is_source) {}
+  Prices(const Propagation& p, const TensorSpec& end, bool is_source)
+      : p_(p), end_(end), is_source_(is_source), plans_(p.mesh, end_.shape, itemsize(end.dtype), p.cost) {}
 
   const TensorSpec& end() const { return end_; }
   bool is_source() const { return is_source_; }
@@ -54,10 +55,7 @@ class Prices {
   int64_t exact(const Layout& other) {
     if (other == end_.layout) return 0;
     Price& price = known_.try_emplace(other.code()).first->second;
-    if (!price.exact) {
-      Plan plan = plan_redistribution(p_.mesh, end_.shape, itemsize(end_.dtype), from(other), to(other), p_.cost);
-      price = {plan.bytes(), true};
-    }
+    if (!price.exact) price = {plans_.plan(from(other), to(other)).bytes(), true};
     return price.bytes;
   }
   // The price where it is known; a lower bound of it otherwise.
@@ -106,6 +104,7 @@ class Prices {
   const Propagation& p_;
   TensorSpec end_;
   bool is_source_;
+  Redistributions plans_;
   std::unordered_map<uint64_t, Price> known_;
 };
 

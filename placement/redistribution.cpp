@@ -5,6 +5,7 @@
 #include <cmath>
 #include <numeric>
 #include <optional>
+#include <unordered_map>
 
 #include "placement/missing.h"
 
@@ -306,24 +307,28 @@ class Planner {
     attempt({s, scattered, reduced, made_last, t});
   }
 
-  // The least that `launches` collectives or fewer can take that together reduce over n ranks, each of which passes on
-  // `messages` for every other rank of its group: the smaller the groups, the fewer messages and the more launches.
-  int64_t least_latency(int64_t n, int launches, int messages) const {
-    double least = INFINITY;
-    for (int j = 1; j <= launches; ++j)
-      least = std::min(least, j * (double(fastest_.launch_ns) +
-                                   double(fastest_.hop_ns) * messages * (std::pow(double(n), 1.0 / j) - 1)));
-    return int64_t(least * (1 - 1e-12));
+  // The least that launches and messages can take of collectives that together reduce over these axes, each over some
+  // of them, where each rank of a group gets `messages` from every other: the smaller the groups, the fewer messages
+  // and the more launches.
+  int64_t least_latency(AxisSet axes, int messages) {
+    int64_t& known = latencies_[axes][size_t(messages - 1)];
+    if (known) return known;
+    double least = INFINITY, n = p_.product(axes);
+    for (int groups = 1; groups <= std::popcount(axes); ++groups) {
+      double received = messages * (std::pow(n, 1.0 / groups) - 1);
+      least = std::min(least, groups * (double(fastest_.launch_ns) + double(fastest_.hop_ns) * received));
+    }
+    return known = int64_t(least * (1 - 1e-12));
   }
 
   // The least that reductions can take where `joined` axes split meanwhile: at least that share of the source is
   // reduced, over the joined axes by a reduce_scatter and over the others by an all_reduce, in however many steps.
-  Picoseconds least_reducing(const Ends& e, AxisSet joined) const {
+  Picoseconds least_reducing(const Ends& e, AxisSet joined) {
     int64_t share = p_.bytes_of(e.source) / p_.product(joined);
     int64_t scattered = p_.product(e.reduced & joined), rest = p_.product(e.reduced & ~joined);
     int64_t bytes = (scattered - 1) * share + 2 * (share - share / rest), ns = 0;
-    if (scattered > 1) ns += least_latency(scattered, std::popcount(e.reduced & joined), 1);
-    if (rest > 1) ns += least_latency(rest, std::popcount(e.reduced & ~joined), 2);
+    if (scattered > 1) ns += least_latency(e.reduced & joined, 1);
+    if (rest > 1) ns += least_latency(e.reduced & ~joined, 2);
     if ((e.shard_s | (joined & ~e.shard_t)) & ~e.made) ns += fastest_.launch_ns;  // an exchange
     constexpr Picoseconds rounding = 100;
     return ns * 1000 + fastest_.transfer(bytes) - rounding;
@@ -377,15 +382,15 @@ class Planner {
   }
 
   // The least that a step takes, in however many steps.
-  Picoseconds least_time(const Move& whole, const Node& from, const Node& to) const {
+  Picoseconds least_time(const Move& whole, const Node& from, const Node& to) {
     if (!may_split(whole, from, to)) return whole.step.time;
     if (is_local(whole.step.kind)) return 0;
     int axes = std::popcount(whole.step.axes);
     int64_t n = p_.product(whole.step.axes);
     if (whole.step.kind == StepKind::reduce_scatter)
-      return least_latency(n, axes, 1) * 1000 + fastest_.transfer(axes * to.bytes);
+      return least_latency(whole.step.axes, 1) * 1000 + fastest_.transfer(axes * to.bytes);
     if (whole.step.kind == StepKind::all_reduce)
-      return least_latency(n, axes, 2) * 1000 + fastest_.transfer(2 * (to.bytes - to.bytes / n)) - axes;
+      return least_latency(whole.step.axes, 2) * 1000 + fastest_.transfer(2 * (to.bytes - to.bytes / n)) - axes;
     return fastest_.launch_ns * 1000;
   }
 
@@ -394,11 +399,20 @@ class Planner {
     Move first, second;
   };
 
-  // Where two steps, each over a part of the axes, are cheaper than one: these, and the layout between them.
-  std::optional<Halves> split(const Move& whole, const Node& from, const Node& to) const {
+  // Where two steps, each over a part of the axes, are cheaper than one: these, and the layout between them. Plans of
+  // one tensor have most steps in common.
+  std::optional<Halves> split(const Move& whole, const Node& from, const Node& to) {
     if (!may_split(whole, from, to)) return {};
+    auto [it, is_new] = middles_[from.layout.code()].try_emplace(to.layout.code());
+    if (is_new) it->second = find_middle(whole, from, to);
+    const std::optional<Node>& middle = it->second;
+    if (!middle) return {};
+    return Halves{*middle, *move_between(p_, from, *middle), *move_between(p_, *middle, to)};
+  }
+
+  std::optional<Node> find_middle(const Move& whole, const Node& from, const Node& to) const {
     Ends e(p_, from.layout, to.layout);
-    std::optional<Halves> found;
+    std::optional<Node> found;
     Picoseconds best = whole.step.time;
     auto consider = [&](const Layout& l) {
       if (l == from.layout || l == to.layout) return;
@@ -408,7 +422,7 @@ class Planner {
       auto a = move_between(p_, from, middle);
       if (!a || a->step.time >= best) return;
       auto b = move_between(p_, middle, to);
-      if (b && a->step.time + b->step.time < best) best = a->step.time + b->step.time, found = {middle, *a, *b};
+      if (b && a->step.time + b->step.time < best) best = a->step.time + b->step.time, found = middle;
     };
     subsets(e.moving, [&](AxisSet first) {
       AxisSet partial = (e.reduced & ~first) | (e.made & first);
@@ -424,6 +438,8 @@ class Planner {
   const Problem& p_;
   Link fastest_;
   bool uneven_ = false;
+  std::array<std::array<int64_t, 2>, 1 << max_axes> latencies_{};
+  std::unordered_map<uint64_t, std::unordered_map<uint64_t, std::optional<Node>>> middles_;  // by codes of both ends
   std::vector<Step> plan_, best_;
   Picoseconds time_ = 0, best_time_ = 0;
   int outermost_reduced_ = max_axes;
@@ -437,13 +453,29 @@ void settle(const Problem& p, Step& step) {
 
 }  // namespace
 
+struct Redistributions::State {
+  Problem problem;
+  Planner planner;
+
+  State(const MeshShape& mesh, const Shape& shape, int64_t itemsize, const CostModel& cost)
+      : problem(mesh, shape, itemsize, cost), planner(problem) {}
+};
+
+Redistributions::Redistributions(const MeshShape& mesh, const Shape& shape, int64_t itemsize, const CostModel& cost)
+    : state_(std::make_unique<State>(mesh, shape, itemsize, cost)) {}
+Redistributions::~Redistributions() = default;
+
+Plan Redistributions::plan(const Layout& from, const Layout& to) {
+  const Problem& p = state_->problem;
+  Plan plan{state_->planner.plan(strip_narrow_axes(p.mesh, from), strip_narrow_axes(p.mesh, to))};
+  for (Step& step : plan.steps)
+    if (is_exchange(step.kind)) settle(p, step);
+  return plan;
+}
+
 Plan plan_redistribution(const MeshShape& mesh, const Shape& shape, int64_t itemsize, const Layout& from,
                          const Layout& to, const CostModel& cost) {
-  Problem problem{mesh, shape, itemsize, cost};
-  Plan plan{Planner(problem).plan(strip_narrow_axes(mesh, from), strip_narrow_axes(mesh, to))};
-  for (Step& step : plan.steps)
-    if (is_exchange(step.kind)) settle(problem, step);
-  return plan;
+  return Redistributions(mesh, shape, itemsize, cost).plan(from, to);
 }
 
 }  // namespace dtensor
