@@ -310,6 +310,36 @@ TEST_CASE("the choice is that of an exhaustive search") {
       }
 }
 
+TEST_CASE("what is written in place stays, in the first choice of all that leave it there") {
+  Random random{5};
+  const std::vector<int> writes{0};
+  int found = 0, none = 0;
+  for (const Operands& op : well_known_ops()) {
+    BoundRule rule = op.bind();
+    if (rule.inputs()[0].shape != rule.outputs()[0].shape) continue;
+    for (const std::vector<int>& sizes : std::vector<std::vector<int>>{{2}, {2, 3}, {2, 2, 2}})
+      for (int i = 0; i < 10; ++i) {
+        MeshShape mesh = mesh_of(sizes);
+        std::vector<Layout> layouts;
+        for (const Operand& in : rule.inputs())
+          layouts.push_back(random_layout(random, all_layouts(mesh.axes(), in.shape.dims())));
+        Question q(mesh, op, layouts);
+        std::vector<Choice> all = q.all(), best = q.ask([&](Propagation p) {
+          p.in_place = writes;
+          return best_choices(p, 1);
+        });
+        auto first = std::find_if(all.begin(), all.end(), [&](const Choice& c) {
+          return c.inputs[0] == layouts[0] && c.outputs[0] == layouts[0];
+        });
+        INFO(op.who << " on " << to_string(mesh) << ": " << show(q, all[0]));
+        REQUIRE(best.empty() == (first == all.end()));
+        if (!best.empty()) REQUIRE(show(q, best[0]) == show(q, *first));
+        ++(best.empty() ? none : found);
+      }
+  }
+  CHECK((found > 20 && none > 20));
+}
+
 TEST_CASE("on one axis no strategy receives less than the choice") {
   for (const Operands& op : well_known_ops())
     for (int n : {2, 3}) {
