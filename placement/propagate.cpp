@@ -234,9 +234,12 @@ struct Effect {
   double kept = 1;      // contributions that stay Partial
   Reduction reduction;  // those that are summed
   bool moves = false;
+  AxisSet left = 0, not_made = 0;  // axes that stop to split the dimension they did; axes that become no Partial
+  uint32_t joined = 0;             // dimensions that more axes split than before
 
   Effect& operator*=(const Effect& e) {
     divides *= e.divides, held *= e.held, alike = std::min(alike, e.alike), kept *= e.kept, moves |= e.moves;
+    left |= e.left, not_made |= e.not_made, joined |= e.joined;
     reduction.add(e.reduction);
     return *this;
   }
@@ -279,6 +282,7 @@ class Search {
     DType dtype;
     std::vector<std::vector<Effect>> effects;  // [axis][strategy]
     std::vector<double> may_divide;            // [axis]: by any strategy
+    const Layout* even_source;                 // of an input whose sizes all axes together divide
   };
   // A choice, and of each tensor that it moves what it surely costs; of the first `priced` that is the price.
   struct Candidate {
@@ -315,6 +319,9 @@ class Search {
     Move m;
     m.elements = double(numel(end.shape)), m.share = m.elements / p_.mesh.product(p_.mesh.wide());
     m.dtype = end.dtype;
+    bool even = prices.is_source() && std::all_of(end.shape.begin(), end.shape.end(),
+                                                  [&](int64_t n) { return n % p_.mesh.product(p_.mesh.wide()) == 0; });
+    m.even_source = even ? &end.layout : nullptr;
     for (int a : all_.axes) {
       m.effects.emplace_back();
       m.may_divide.push_back(1);
@@ -334,6 +341,9 @@ class Search {
     int k = p_.mesh.size(axis);
     Effect e;
     e.moves = from != to;
+    if (from.is_partial() || !to.is_partial()) e.not_made = axis_bit(axis);
+    if (from.is_shard() && e.moves && !to.is_partial()) e.left = axis_bit(axis);
+    if (to.is_shard() && e.moves) e.joined = 1u << to.dim;
     if (!e.moves) {
       if (to.is_shard()) e.divides = k;
       if (to.is_partial()) e.kept = k;
@@ -361,8 +371,23 @@ class Search {
     return std::min(1.0, 1 / double(k) + double(std::min(outer, n)) / double(n));  // each outer piece rounds up
   }
 
+  // Whether some rank has nothing of its new part before: a dimension gets another axis in place of one. Its
+  // coordinates on these are the last there and the first here. Not where ranks hold more together, by an axis further
+  // out that becomes Partial.
+  static bool lacks_all(const Move& m, const Effect& e) {
+    if (!m.even_source || !e.left || !e.joined) return false;
+    for (int d = 0; d < max_dims; ++d) {
+      if (!(e.joined >> d & 1)) continue;
+      for (int a : m.even_source->split[size_t(d)]) {
+        if (!has(e.not_made, a)) break;
+        if (has(e.left, a)) return true;
+      }
+    }
+    return false;
+  }
+
   static int64_t bytes_of(const Move& m, const Effect& e) {
-    double part = m.elements / e.divides, missing = part * (1 - e.held * e.alike);
+    double part = m.elements / e.divides, missing = lacks_all(m, e) ? part : part * (1 - e.held * e.alike);
     return least_bytes(e.reduction.least(m.share * e.kept, part, missing), m.dtype);
   }
 
