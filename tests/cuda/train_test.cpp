@@ -104,6 +104,15 @@ TEST_CASE("cuda: training in float32 gives the losses of the CPU") {
   CHECK(eager.graph == "not captured: switched off");
 }
 
+TEST_CASE("cuda: context parallelism gives the losses of one rank") {
+  Outcome one = train({.device = Device::cpu});
+  for (const char* method : {R"("all_gather")", R"("all_to_all")", R"("ring")", R"("ring", "balanced": true)"}) {
+    INFO(method);
+    std::string plan = fmt::format(R"({{"context_parallel": {{"axis": "cp", "method": {}}}}})", method);
+    CHECK(furthest(train({.mesh = "cp=2", .plan = plan}), one) < 1e-4);
+  }
+}
+
 TEST_CASE("cuda: a step in micro-batches is one of the whole batch, captured too") {
   Outcome whole = train({});
   for (bool graph : {true, false}) {

@@ -508,8 +508,11 @@ TEST_CASE("memory that runs out says what was asked, what is held and what to do
   Result r = run("/bin/sh", Words{"-c", "ulimit -v 1000000; exec \"$@\"", "sh"} + command);
   INFO(r.err);
   CHECK(r.code == 1);
-  CHECK_THAT(r.err,
-             Contains("no host memory for ") && Contains(" bytes: the tensors of this rank hold ") &&
-                 Contains("; take a smaller --batch-size, or give the process more (`ulimit -v` limits it too)"));
+  CHECK_THAT(
+      r.err,
+      Contains("no host memory for ") && Contains(" bytes: the tensors of this rank hold ") &&
+          Contains("; take a smaller --batch-size, or give the process more (`ulimit -v` limits it too); it ran out in "
+                   "model") &&
+          Contains(" in the forward pass"));
 }
 #endif
