@@ -287,9 +287,13 @@ TEST_CASE("the choice is that of an exhaustive search") {
     }
     return l;
   };
+  std::vector<Operands> ops = well_known_ops();  // and some of sizes that all axes divide
+  ops.push_back({multiply, {"[48,96]", "[48,96]"}, "multiply"});
+  ops.push_back({matmul, {"[48,48]", "[48,96]"}, "matmul"});
+  ops.push_back({relu, {"[48,48,48]"}, "relu"});
   for (const std::vector<int>& sizes :
        std::vector<std::vector<int>>{{2}, {5}, {2, 2}, {3, 2}, {2, 1, 4}, {2, 2, 2}, {2, 4, 3}, {2, 2, 2, 2}})
-    for (const Operands& op : well_known_ops())
+    for (const Operands& op : ops)
       for (int i = 0; i < (sizes.size() == 4 ? 2 : sizes.size() == 3 ? 8 : 40); ++i) {
         MeshShape mesh = mesh_of(sizes);
         BoundRule rule = op.bind();
