@@ -63,7 +63,7 @@ void prepare_device(const Options& o, Run& run) {
   run.device = o.device == "cuda" ? Device::cuda : Device::cpu;
   run.train = o.train;
   run.train.dtype = o.dtype == "bf16" ? DType::bf16 : DType::f32;
-  run.train.graph = o.cuda_graph == "auto" && o.trace.empty();  // a replayed graph does not say what it runs
+  run.train.graph = o.cuda_graph == "auto" && !o.looks_closely();  // a replayed graph does not say what it runs
   run.train.keep_gradients = o.hash || o.module_norms;
   bool cuda = run.device == Device::cuda;
   check(cuda || o.tune_gemm.empty(), "[llama_pretrain] --tune-gemm needs --device cuda");
@@ -182,8 +182,10 @@ Run prepare(const Options& o, const std::string& command) {
     check(!o.json || o.dry_run || o.explain, "[llama_pretrain] --json is how --dry-run prints: give --dry-run too");
     check(o.report.empty() || !o.check,
           "[llama_pretrain] --report is a page of a run or of --dry-run: --check has none");
-    check(o.hardware.empty() || o.only_looks(),
-          "[llama_pretrain] --hardware is what --dry-run and --check predict for: give one of them too");
+    check(
+        o.hardware.empty() || o.only_looks() || !o.profile.empty(),
+        "[llama_pretrain] --hardware is what --dry-run and --check predict for, and --profile compares with: give one "
+        "of them too");
   });
   if (!o.only_looks()) {
     rest.run([&] { check(!o.data.empty(), "[llama_pretrain] --data is missing: give text files, or --dry-run"); });
@@ -356,7 +358,7 @@ CommonOptions common_options(const Options& o, const Run& run) {
           {"--ema, --z-loss, --skip-bad-steps, --hash or --module-norms",
            {o.ema, t.z_loss, t.skip_bad_steps, o.hash, o.module_norms}},
           {"--dtype or --micro-batch-size", {o.dtype, t.micro_batch_size}},
-          {"--trace or --trace-steps", {!o.trace.empty(), o.trace_steps}},
+          {"--trace, --profile or --trace-steps", {!o.trace.empty(), !o.profile.empty(), o.trace_steps}},
           {"--checkpoint-dir, --checkpoint-every, --resume or --max-time",
            {o.checkpoints.folder, o.checkpoints.every, o.checkpoints.resume, std::isfinite(o.max_time)}}};
 }
@@ -390,8 +392,11 @@ void train(const Options& o, const Run& run, MetricsFile& metrics) {
     if (done >= steps) note(fmt::format("nothing to do: step {} of {} is done", done, steps));
     nn::BatchLoader loader(*run.data, mesh, nn::batch_layout(run.mesh, run.plan), o.batch_size, done * o.batch_size);
     std::optional<nn::StepClock> clock;
-    if (run.device == Device::cpu || !o.trace.empty()) clock.emplace(rank);
-    RunTrace trace(mesh, o.trace, o.trace_steps, steps - done, run.record.command);
+    if (run.device == Device::cpu || o.looks_closely()) clock.emplace(rank);
+    SomeSteps closely(o.trace_steps, steps - done);
+    RunTrace trace(mesh, o.trace, closely, run.record.command);
+    RunProfile profile(first ? o.profile : "", closely,
+                       nn::Profile(run.mesh, run.hardware, nn::bytes_of_update(training.optimizer)));
     bool stops = false;
     for (int64_t here = 0; done < steps && !stops; ++here) {
       auto begin = std::chrono::steady_clock::now();
@@ -423,7 +428,7 @@ void train(const Options& o, const Run& run, MetricsFile& metrics) {
         if (clock) asked += ", \"time\": " + nn::to_json(clock->split()).dump();
         metrics.write(metrics_line(s, tokens, seconds, rank.allocator()->peak_bytes(), asked));
       }
-      if (clock) note(trace.step(*clock, s.step));
+      if (clock) note(trace.step(*clock, s.step)), note(profile.step(*clock));
       if (here == 1 && run.device == Device::cuda) {
         note("CUDA graph: " + training.trainer.graph_status());
         if (std::string why = o.dtype == "bf16" ? cuda::missing_cudnn(rank) : ""; !why.empty())
@@ -453,7 +458,7 @@ void train(const Options& o, const Run& run, MetricsFile& metrics) {
       auto written = checkpoints.begin(done, eval_loss);
       if (first) metrics.write(written);
     }
-    note(trace.finish());
+    note(trace.finish()), note(profile.finish());
     auto written = checkpoints.wait();
     if (first) metrics.write(written);
     if (stops && done < steps)
@@ -514,8 +519,9 @@ int main(int argc, char** argv) {
       fmt::print("{}", nn::to_string(forecast));
     if (o.only_looks()) return 0;
     if (!o.metrics.empty() && speaks(*run)) metrics.open(o.metrics);
-    check(o.trace.empty() || !speaks(*run) || std::ofstream(o.trace).good(),
-          "[llama_pretrain] cannot write --trace {}: does the folder exist?", o.trace);
+    for (const auto& [option, file] : {std::pair("--trace", o.trace), {"--profile", o.profile}})
+      check(file.empty() || !speaks(*run) || std::ofstream(file).good(),
+            "[llama_pretrain] cannot write {} {}: does the folder exist?", option, file);
     if (!o.report.empty() && speaks(*run))
       metrics.add(std::make_unique<nn::RunPage>(o.report, fmt::format("{} on {}", o.model, o.mesh),
                                                 nn::html_sections(forecast)));

@@ -21,7 +21,7 @@ struct Options {
   CheckpointOptions checkpoints;
   SampleOptions samples;
   std::string device = "cpu", dtype = "fp32", launch = "threads", comm = "auto", cuda_graph = "auto";
-  std::string tune_gemm, hardware, report, tensorboard, trace;
+  std::string tune_gemm, hardware, report, tensorboard, trace, profile;
   double deadline = 600, max_time = std::numeric_limits<double>::infinity();
   std::vector<std::string> data, eval_data;
   std::string tokenizer, data_mode = "pack";
@@ -36,6 +36,7 @@ struct Options {
 
   bool saves() const { return !checkpoints.folder.empty(); }
   bool only_looks() const { return dry_run || check || explain; }  // nothing runs: no data, steps or device are needed
+  bool looks_closely() const { return !trace.empty() || !profile.empty(); }  // call by call
 };
 
 // Numbers of options. CLI11's own PositiveNumber and Range print the largest double, all 309 digits, and let nan pass.
@@ -138,7 +139,10 @@ inline void declare(CLI::App& app, Options& o) {
                  "folder of TensorBoard's event files: the numbers of --metrics as curves");
   app.add_option("--trace", o.trace,
                  "file for Perfetto (ui.perfetto.dev): what each rank computes and communicates in some steps");
-  app.add_option("--trace-steps", o.trace_steps, "how many steps --trace has, from the second on")->check(positive);
+  app.add_option("--profile", o.profile,
+                 "file of a table, also printed: how long the first rank's ops take in some steps, beside --hardware");
+  app.add_option("--trace-steps", o.trace_steps, "how many steps --trace and --profile have, from the second on")
+      ->check(positive);
   app.add_option("--config", o.config,
                  "JSON file with any of these options, {\"lr\": 0.003, ...}; options on the command line win");
   app.add_option(

@@ -78,6 +78,8 @@ TEST_CASE("bad input ends llama_pretrain with exit code 2 and an error that name
        "[llama_pretrain] cannot write --metrics " + small.folder / "." + ": it is a folder; name a file in it"},
       {{"--steps", "1", "--trace", small.folder / "none/t.json"},
        "[llama_pretrain] cannot write --trace " + small.folder / "none/t.json: does the folder exist?"},
+      {{"--steps", "1", "--profile", small.folder / "none/p"},
+       "[llama_pretrain] cannot write --profile " + small.folder / "none/p: does the folder exist?"},
       {{"--steps", "1", "--tensorboard", small.text + "/runs"},
        "[TensorBoard] cannot make the folder " + small.text + "/runs: Not a directory"},
       {{"--config", small.folder.write("overflow.json", R"({"lr": 1e999})")},

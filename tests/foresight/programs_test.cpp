@@ -61,7 +61,8 @@ TEST_CASE("llama_pretrain --report writes a page of a dry run") {
         Case{{"--check", "--report", folder / "page.html"},
              "[llama_pretrain] --report is a page of a run or of --dry-run: --check has none"},
         Case{{"--steps", "1", "--data", tiny, "--hardware", "h100"},
-             "[llama_pretrain] --hardware is what --dry-run and --check predict for: give one of them too"},
+             "[llama_pretrain] --hardware is what --dry-run and --check predict for, and --profile compares "
+             "with: give one of them too"},
         Case{{"--dry-run", "--hardware", "h101"}, "[Hardware] \"h101\" is neither a file nor one of"}}) {
     Result r = run("llama_pretrain", Words{"--model", tiny} + sizes + c.more);
     CHECK(r.code == 2);
