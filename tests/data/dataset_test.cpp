@@ -190,7 +190,7 @@ TEST_CASE("tokens that were prepared are those of the text") {
   std::string a = folder.write("a.txt", "Hello world"),
               b = folder.write("b.jsonl", "{\"text\": \"one\"}\n\n{\"text\": \"two\", \"x\": 1}\n");
   ShardWriter writer((folder.path / "s.bin").string(), t.vocab_size());
-  tokenize_documents({a, b}, t, 2, [&](auto document) { writer.add(document); });
+  tokenize_documents({a, b}, t, 2, [&](auto ids, bool last) { writer.add(ids, last); });
   writer.finish();
   std::vector<int64_t> expected;
   for (const char* text : {"Hello world", "one", "two"}) {  // GPT-2's end of text ends a document, nothing begins it
