@@ -135,6 +135,17 @@ TEST_CASE("a trained tokenizer may have fewer tokens than asked for") {
   CHECK(Tokenizer::parse(file).vocab_size() == 258);
 }
 
+TEST_CASE("a token that is a single word stands beside fractions, and not beside what joins characters") {
+  Tokenizer t = Tokenizer::load(reference_file("gpt2.json"));
+  int32_t word = *t.id_of("wordinside");
+  auto found = [&](const std::string& text) {
+    std::vector<int32_t> ids = t.ids(text);
+    return std::count(ids.begin(), ids.end(), word) == 1;
+  };
+  for (const char* beside : {" ", "!", "½", "²"}) CHECK(found(std::string("wordinside") + beside));
+  for (const char* beside : {"s", "1", "_", "é", "\u200d", "\u0301"}) CHECK(!found(std::string("wordinside") + beside));
+}
+
 TEST_CASE("a text is cut where both parts have its ids") {
   const char* words[] = {" ",  "  ", "\n", " \n", "\t",       "a",        "Bc's", "12",       "!?",    "é",
                          "中", "½",  "⑴",  "¨",   "\xCC\x81", "\xC2\xA0", "\xFF", "\xE4\xB8", "[EOT]", "wordinside"};
