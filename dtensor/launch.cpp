@@ -8,12 +8,15 @@
 namespace dtensor {
 
 std::string cause_of(const char* who, const std::exception& e, const Rank* rank) {
-  if (!dynamic_cast<const std::bad_alloc*>(&e)) return e.what();
-  return fmt::format(
-      "[{}] no host memory is left beside the {} bytes of this rank's tensors: take a smaller --batch-size, or give "
-      "the "
-      "process more (`ulimit -v` limits it too)",
-      who, rank ? rank->allocator()->bytes_in_use() : 0);
+  std::string cause = e.what();
+  if (dynamic_cast<const std::bad_alloc*>(&e))
+    cause = fmt::format(
+        "[{}] no host memory is left beside the {} bytes of this rank's tensors: take a smaller --batch-size, or give "
+        "the process more (`ulimit -v` limits it too)",
+        who, rank ? rank->allocator()->bytes_in_use() : 0);
+  else if (!dynamic_cast<const OutOfMemory*>(&e))
+    return cause;
+  return rank && !rank->failed_at().empty() ? fmt::format("{}; it ran out in {}", cause, rank->failed_at()) : cause;
 }
 
 void launch(int world, const std::function<void(Rank&)>& f, const LaunchOptions& options) {

@@ -20,8 +20,8 @@ struct LaunchOptions {
 // cannot be started (then f is called on no rank). f may launch other ranks.
 void launch(int world, const std::function<void(Rank&)>& f, const LaunchOptions& options = {});
 
-// What a rank of this process threw, for an error: of memory that is exhausted, also what its tensors hold and what to
-// do. `who` is the public function; `rank` may be null.
+// What a rank of this process threw, for an error: of memory that is exhausted, also what its tensors hold, what to do,
+// and the op, module and phase. `who` is the public function; `rank` may be null.
 std::string cause_of(const char* who, const std::exception& e, const Rank* rank);
 
 // Calls f on one rank after the other, in their order: for printing. Every rank calls it.

@@ -14,6 +14,15 @@ namespace {
 
 }  // namespace
 
+std::string Rank::place() const {
+  std::string text(label(Label::Kind::op));
+  if (std::string_view module = label(Label::Kind::module); !module.empty())
+    text.append(text.empty() ? "" : " in ").append(module);
+  if (phase == Phase::none) return text;
+  std::string_view during = phase == Phase::optimizer ? " step" : " pass";
+  return text + fmt::format("{}the {}{}", text.empty() ? "" : " in ", name(phase), during);
+}
+
 Communicator& Rank::communicator(const RankGrid& ranks) const {
   if (ranks == RankGrid::whole(world())) return *world_;
   auto it = communicators_.find(ranks);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <exception>
 #include <functional>
 #include <map>
 #include <memory>
@@ -81,6 +82,12 @@ class Rank : public std::enable_shared_from_this<Rank> {
     return "";
   }
 
+  // What runs now, as far as it is known: "linear in model.layers.0.mlp in the forward pass",
+  // "the backward pass".
+  std::string place() const;
+  // place() where the last exception came from that left a label's scope; "" where none did since the last label.
+  const std::string& failed_at() const { return failed_at_; }
+
   Phase phase = Phase::none;
   bool strict = false;  // law 7: implicit communication is an error
   bool tf32 = false;    // on CUDA, products of float32 may round their factors to tf32, 10 bits of mantissa: faster
@@ -103,19 +110,25 @@ class Rank : public std::enable_shared_from_this<Rank> {
   uint64_t last_id_ = 0;
   std::vector<Observer*> observers_;
   std::vector<Label> labels_;
+  std::string failed_at_;
 };
 
 // A label while the scope is open.
 class LabelScope {
  public:
   LabelScope(Rank& rank, Label::Kind kind, std::string text) : rank_(rank) {
+    rank.failed_at_.clear();
     rank.labels_.push_back({kind, std::move(text)});
   }
-  ~LabelScope() { rank_.labels_.pop_back(); }
+  ~LabelScope() {
+    if (std::uncaught_exceptions() > exceptions_ && rank_.failed_at_.empty()) rank_.failed_at_ = rank_.place();
+    rank_.labels_.pop_back();
+  }
   LabelScope(const LabelScope&) = delete;
 
  private:
   Rank& rank_;
+  int exceptions_ = std::uncaught_exceptions();
 };
 
 // The phase while the scope is open.

@@ -51,6 +51,7 @@ struct Run {
   std::optional<Environment> processes = {};  // with NCCL or MPI
   std::optional<nn::Tokenizer> tokenizer = {};
   std::optional<nn::Hardware> hardware = {};  // to predict for
+  std::optional<Samples> samples = {};
   std::shared_ptr<const nn::Dataset> data = nullptr, eval_data = nullptr;
 };
 
@@ -62,7 +63,7 @@ void prepare_device(const Options& o, Run& run) {
   run.device = o.device == "cuda" ? Device::cuda : Device::cpu;
   run.train = o.train;
   run.train.dtype = o.dtype == "bf16" ? DType::bf16 : DType::f32;
-  run.train.graph = o.cuda_graph == "auto";
+  run.train.graph = o.cuda_graph == "auto" && o.trace.empty();  // a replayed graph does not say what it runs
   run.train.keep_gradients = o.hash || o.module_norms;
   bool cuda = run.device == Device::cuda;
   check(cuda || o.tune_gemm.empty(), "[llama_pretrain] --tune-gemm needs --device cuda");
@@ -70,8 +71,6 @@ void prepare_device(const Options& o, Run& run) {
   check(cuda || o.comm != "nccl", "[llama_pretrain] --comm nccl needs --device cuda");
   check(!cuda || o.launch != "mpi" || o.comm != "threads",
         "[llama_pretrain] --launch mpi on --device cuda is --comm nccl: leave out --comm threads");
-  check(!cuda || o.trace.empty(),
-        "[llama_pretrain] --trace is of steps on the CPU, not yet of --device cuda: use nsys");
   if (o.only_looks()) return;
   if (!cuda) {
     run.processes = processes_of_mpi(o.launch == "mpi", run.mesh);
@@ -176,6 +175,7 @@ Run prepare(const Options& o, const std::string& command) {
   run.record = record_of(o, run, command);
   rest.run([&] { prepare_device(o, run); });
   check_sizes(o, run, rest);
+  rest.run([&] { run.samples.emplace(o.samples, run.tokenizer, *run.model, run.mesh, run.plan); });
   rest.run([&] {
     check(!o.dry_run || !o.check, "[llama_pretrain] --dry-run finds what --check finds: give one of them");
     check(!o.explain || !o.check, "[llama_pretrain] --explain finds what --check finds: give one of them");
@@ -326,6 +326,19 @@ double evaluate(const Options& o, const Run& run, const DeviceMesh& mesh, nn::Tr
   return sum / double(tokens);
 }
 
+// Texts by the model as it is, to be read and in the metrics; all ranks call it.
+void write_samples(const Options& o, const Run& run, nn::CausalLM& model, int64_t step, Progress& progress,
+                   MetricsFile& metrics) {
+  std::vector<std::string> texts = run.samples->take(model, o.train.seed);
+  if (model.mesh().rank_state().rank() != 0) return;
+  for (size_t i = 0; i < texts.size(); ++i) {
+    const std::string& prompt = run.samples->prompts()[i];
+    progress.note(fmt::format("step {}: the model writes\n{}", step, set_in(prompt + texts[i])));
+    nlohmann::ordered_json line{{"kind", "sample"}, {"step", step}, {"prompt", prompt}, {"text", texts[i]}};
+    metrics.write(line.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
+  }
+}
+
 // What must be the same in all processes of a run.
 CommonOptions common_options(const Options& o, const Run& run) {
   const nn::LlamaTrainingOptions& t = run.train;
@@ -334,6 +347,8 @@ CommonOptions common_options(const Options& o, const Run& run) {
           {"--plan", run.plan.to_json()},
           {"--data, --batch-size and --seq-len", {order, o.batch_size, o.document_mask}},
           {"--eval-data and --eval-every", {eval, o.eval_every}},
+          {"--sample-every, --sample-prompt, --sample-tokens or --sample-temperature",
+           {o.samples.every, o.samples.prompts, o.samples.tokens, o.samples.temperature}},
           {"--steps", t.steps},
           {"--seed", t.seed},
           {"--lr, its schedule, --weight-decay or --clip",
@@ -375,7 +390,7 @@ void train(const Options& o, const Run& run, MetricsFile& metrics) {
     if (done >= steps) note(fmt::format("nothing to do: step {} of {} is done", done, steps));
     nn::BatchLoader loader(*run.data, mesh, nn::batch_layout(run.mesh, run.plan), o.batch_size, done * o.batch_size);
     std::optional<nn::StepClock> clock;
-    if (run.device == Device::cpu) clock.emplace(rank);
+    if (run.device == Device::cpu || !o.trace.empty()) clock.emplace(rank);
     RunTrace trace(mesh, o.trace, o.trace_steps, steps - done, run.record.command);
     bool stops = false;
     for (int64_t here = 0; done < steps && !stops; ++here) {
@@ -425,6 +440,11 @@ void train(const Options& o, const Run& run, MetricsFile& metrics) {
         if (first)
           metrics.write(
               fmt::format("{{\"kind\": \"eval\", \"step\": {}, \"eval_loss\": {:.17g}}}\n", done, *eval_loss));
+      }
+      if (run.samples->are_due(done, done == steps)) {
+        if (ema) ema->exchange();
+        write_samples(o, run, training.model, done, progress, metrics);
+        if (ema) ema->exchange();
       }
       std::chrono::duration<double> passed = std::chrono::steady_clock::now() - start;
       if (signals || std::isfinite(o.max_time))

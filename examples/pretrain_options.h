@@ -9,6 +9,7 @@
 #include <map>
 
 #include "examples/pretrain_checkpoints.h"
+#include "examples/pretrain_samples.h"
 #include "nn/json.h"
 #include "nn/train/causal_lm.h"
 #include "placement/nearest.h"
@@ -18,6 +19,7 @@ namespace dtensor {
 struct Options {
   std::string model, mesh = "dp=1", plan, metrics, config;
   CheckpointOptions checkpoints;
+  SampleOptions samples;
   std::string device = "cpu", dtype = "fp32", launch = "threads", comm = "auto", cuda_graph = "auto";
   std::string tune_gemm, hardware, report, tensorboard, trace;
   double deadline = 600, max_time = std::numeric_limits<double>::infinity();
@@ -91,6 +93,15 @@ inline void declare(CLI::App& app, Options& o) {
       ->check(positive);
   app.add_option("--eval-data", o.eval_data, "as --data: its loss is computed every --eval-every steps and at the end");
   app.add_option("--eval-every", o.eval_every, "steps; 0: only at the end")->check(not_negative);
+  app.add_option("--sample-every", o.samples.every,
+                 "steps between texts that the model writes, also at the end; 0: none")
+      ->check(not_negative);
+  app.add_option("--sample-prompt", o.samples.prompts,
+                 "what such a text goes on from; may be given again; without one it begins as documents do")
+      ->allow_extra_args(false);
+  app.add_option("--sample-tokens", o.samples.tokens, "most tokens of such a text")->check(positive);
+  app.add_option("--sample-temperature", o.samples.temperature, "of such a text; 0: always the likeliest token")
+      ->check(not_negative);
   app.add_option("--batch-size", o.batch_size, "sequences per step, over all ranks")->check(positive);
   app.add_option(
          "--micro-batch-size", o.train.micro_batch_size,

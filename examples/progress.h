@@ -17,6 +17,23 @@
 
 namespace dtensor {
 
+// A text of several lines below what is said of it, set in. Whatever steers a terminal is shown as U+FFFD: a model in
+// training writes anything.
+inline std::string set_in(std::string_view text) {
+  std::string out = "    ";
+  for (size_t i = 0; i < text.size(); ++i) {
+    auto c = static_cast<unsigned char>(text[i]);
+    bool is_c1 = c == 0xc2 && i + 1 < text.size() && static_cast<unsigned char>(text[i + 1]) < 0xa0;  // U+0080 to 9F
+    if (c == '\n')
+      out += "\n    ";
+    else if (is_c1 || (c < 0x20 && c != '\t') || c == 0x7f)
+      out += "\ufffd", i += is_c1;
+    else
+      out += text[i];
+  }
+  return out;
+}
+
 // The line on a terminal, shorter than `columns`; the bar takes what the rest leaves. `here` steps of this process took
 // `seconds`; a run that was resumed had others before.
 //     [=========>              ] step 38/100  loss 2.8313  grad norm 0.931  20113 tokens/s  0:12 left

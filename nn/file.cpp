@@ -85,4 +85,21 @@ void publish(const fs::path& from, const fs::path& to, std::string_view who) {
   sync_folder(to.has_parent_path() ? to.parent_path() : fs::path("."), who);
 }
 
+void publish_folder(const fs::path& from, const fs::path& to, std::string_view who) {
+  if (!fs::exists(to)) return publish(from, to, who);
+  if (::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_EXCHANGE) == 0) {
+    sync_folder(from.has_parent_path() ? from.parent_path() : fs::path("."), who);
+    fs::remove_all(from);
+    return;
+  }
+  if (errno != EINVAL && errno != ENOSYS)
+    fail("[{}] cannot exchange {} and {}: {}", who, from.string(), to.string(), reason());
+  fs::path old = to;  // a file system that exchanges no names: NFS, for example
+  old += ".old";
+  fs::remove_all(old);
+  publish(to, old, who);
+  publish(from, to, who);
+  fs::remove_all(old);
+}
+
 }  // namespace dtensor::nn

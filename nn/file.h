@@ -54,5 +54,8 @@ class NewFile {
 void sync_folder(const std::filesystem::path& path, std::string_view who);
 // Gives a synced file or folder its last name and syncs the folder that it is in.
 void publish(const std::filesystem::path& from, const std::filesystem::path& to, std::string_view who);
+// The same for a folder, also over one that is there, which goes: at any time `to` is one or the other, but on a file
+// system that cannot exchange names, where the old one is `to` + ".old" for a moment.
+void publish_folder(const std::filesystem::path& from, const std::filesystem::path& to, std::string_view who);
 
 }  // namespace dtensor::nn

@@ -15,6 +15,12 @@ class Error : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// Memory of the host or of a device is exhausted. Who reports it adds where that was (cause_of()).
+class OutOfMemory : public Error {
+ public:
+  using Error::Error;
+};
+
 // Formatting is compiled once, in error.cpp: what stands here costs every file that includes it.
 [[noreturn]] void throw_error(fmt::string_view text, fmt::format_args args);
 

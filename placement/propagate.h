@@ -26,6 +26,7 @@ struct Propagation {
   std::span<const TensorSpec* const> inputs;   // a null pointer is an absent operand
   std::span<const Layout* const> wanted = {};  // per output the layout it will be brought to; null where unknown
   const CostModel& cost;
+  std::span<const int> in_place = {};  // output o is input in_place[o] itself: both stay in its layout
 };
 
 // The choice with the fewest bytes; then the fewest moves; then the outputs nearest to the wanted layouts; then the
@@ -33,7 +34,8 @@ struct Propagation {
 // heuristic: a search leaves out what cannot be that choice.
 Choice choose(const Propagation& p);
 
-// The first `count` choices in that order: what the nearest alternatives would have cost.
+// The first `count` choices in that order: what the nearest alternatives would have cost. Fewer where there are no
+// more; there may be none where an operand is written in place.
 std::vector<Choice> best_choices(const Propagation& p, size_t count);
 
 // Every choice in that order, found by trying all: what the search must agree with. Their number is exponential in the

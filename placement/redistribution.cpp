@@ -1,8 +1,11 @@
 #include "placement/redistribution.h"
 
+#include <array>
 #include <bit>
+#include <cmath>
 #include <numeric>
 #include <optional>
+#include <unordered_map>
 
 #include "placement/missing.h"
 
@@ -16,7 +19,15 @@ struct Problem {
   const Shape& shape;
   int64_t itemsize;
   const CostModel& cost;
+  std::array<int, 1 << max_axes> products{};  // by set of axes, which are asked for often
 
+  Problem(const MeshShape& m, const Shape& s, int64_t size, const CostModel& c)
+      : mesh(m), shape(s), itemsize(size), cost(c) {
+    products[0] = 1;
+    for (AxisSet set = 1; set <= m.all(); ++set)
+      products[set] = products[set & (set - 1)] * m.size(std::countr_zero(set));
+  }
+  int product(AxisSet set) const { return products[set & mesh.all()]; }
   int64_t bytes_of(const Layout& l) const { return largest_part(mesh, shape, l) * itemsize; }
   // Whether every rank holds its new box: of small tensors most ranks hold nothing.
   bool fits(const Layout& from, const Layout& to) const { return most_missing(mesh, shape, from, to, 1) == 0; }
@@ -43,7 +54,7 @@ struct Change {
       if (i == u.count && i == v.count) continue;
       AxisSet out = u.set(i), in = v.set(i);
       left |= out, joined |= in, group |= out ? out | in : 0;
-      int n = p.mesh.product(out), m = p.mesh.product(in);
+      int n = p.product(out), m = p.product(in);
       if (out)
         sources *= in ? (n + 2 * m - std::gcd(n, m) - 1) / m : n;  // cells of an n-grid that an m-grid's cell can touch
       for (; i < u.count; ++i) {
@@ -107,7 +118,7 @@ std::optional<Move> move_between(const Problem& p, const Node& from, const Node&
 
   step.axes = reduced ? reduced : c.group;
   Link link = slowest(p, step.axes);
-  int64_t n = p.mesh.product(step.axes);
+  int64_t n = p.product(step.axes);
   if (reduced) {  // a ring over the flattened group
     if (c.left || (c.joined && reduced & ~c.joined)) return {};
     step.kind = c.joined ? StepKind::reduce_scatter : StepKind::all_reduce;
@@ -120,7 +131,7 @@ std::optional<Move> move_between(const Problem& p, const Node& from, const Node&
     step.kind = !(c.joined & c.left) && c.group == c.left ? StepKind::all_gather
                 : c.sources == 1                          ? StepKind::permute
                                                           : StepKind::all_to_all;
-    move.messages = std::min<int64_t>(c.sources - (kept > 0), p.mesh.product(c.left) - 1);
+    move.messages = std::min<int64_t>(c.sources - (kept > 0), p.product(c.left) - 1);
     step.bytes = to.bytes - kept;
   }
   step.time += (link.launch_ns + link.hop_ns * move.messages) * 1000;
@@ -247,7 +258,7 @@ class Planner {
   // The least that two collectives can take: two launches, and where n contributions are reduced, a whole new piece
   // and a share of the other n - 2 contributions received.
   Picoseconds two_collectives(const Ends& e) const {
-    int64_t n = p_.mesh.product(e.reduced), share = p_.bytes_of(e.base) / p_.mesh.product(e.moving);
+    int64_t n = p_.product(e.reduced), share = p_.bytes_of(e.base) / p_.product(e.moving);
     int64_t bytes = n > 1 && !e.made ? p_.bytes_of(e.target) + (n - 2) * share : 0;
     return 2000 * (fastest_.launch_ns + fastest_.hop_ns) + fastest_.transfer(bytes);
   }
@@ -256,7 +267,7 @@ class Planner {
   std::vector<int> dimensions(const Ends& e) const {
     std::vector<int> dims;
     int other = -1;
-    int64_t n = p_.mesh.product(e.moving), least = INT64_MAX;
+    int64_t n = p_.product(e.moving), least = INT64_MAX;
     for (int d = 0; d < p_.shape.dims(); ++d) {
       int64_t padded = largest_piece(p_.shape[d], n) * n * 1024 / std::max<int64_t>(1, p_.shape[d]);
       if (e.source.split[size_t(d)].count || e.target.split[size_t(d)].count)
@@ -296,50 +307,110 @@ class Planner {
     attempt({s, scattered, reduced, made_last, t});
   }
 
+  // The least that launches and messages can take of collectives that together reduce over these axes, each over some
+  // of them, where each rank of a group gets `messages` from every other: the smaller the groups, the fewer messages
+  // and the more launches.
+  int64_t least_latency(AxisSet axes, int messages) {
+    int64_t& known = latencies_[axes][size_t(messages - 1)];
+    if (known) return known;
+    double least = INFINITY, n = p_.product(axes);
+    for (int groups = 1; groups <= std::popcount(axes); ++groups) {
+      double received = messages * (std::pow(n, 1.0 / groups) - 1);
+      least = std::min(least, groups * (double(fastest_.launch_ns) + double(fastest_.hop_ns) * received));
+    }
+    return known = int64_t(least * (1 - 1e-12));
+  }
+
   // The least that reductions can take where `joined` axes split meanwhile: at least that share of the source is
   // reduced, over the joined axes by a reduce_scatter and over the others by an all_reduce, in however many steps.
-  Picoseconds least_reducing(const Ends& e, AxisSet joined) const {
-    int64_t share = p_.bytes_of(e.source) / p_.mesh.product(joined);
-    int64_t scattered = p_.mesh.product(e.reduced & joined), rest = p_.mesh.product(e.reduced & ~joined);
-    int64_t bytes = (scattered - 1) * share + 2 * (share - share / rest), launches = (scattered > 1) + (rest > 1);
+  Picoseconds least_reducing(const Ends& e, AxisSet joined) {
+    int64_t share = p_.bytes_of(e.source) / p_.product(joined);
+    int64_t scattered = p_.product(e.reduced & joined), rest = p_.product(e.reduced & ~joined);
+    int64_t bytes = (scattered - 1) * share + 2 * (share - share / rest), ns = 0;
+    if (scattered > 1) ns += least_latency(e.reduced & joined, 1);
+    if (rest > 1) ns += least_latency(e.reduced & ~joined, 2);
+    if ((e.shard_s | (joined & ~e.shard_t)) & ~e.made) ns += fastest_.launch_ns;  // an exchange
     constexpr Picoseconds rounding = 100;
-    return launches * (fastest_.launch_ns + fastest_.hop_ns) * 1000 + fastest_.transfer(bytes) - rounding;
+    return ns * 1000 + fastest_.transfer(bytes) - rounding;
   }
 
   Node node(const Layout& l) const { return {l, p_.bytes_of(l)}; }
 
   // Keeps the plan along `path` if every step exists and it is the cheapest so far.
   void attempt(std::initializer_list<Layout> path) {
-    plan_.clear(), time_ = 0, outermost_reduced_ = max_axes;
+    struct Stage {
+      Node from, to;
+      Move move;
+    };
+    std::array<Stage, 4> stages;
+    size_t count = 0;
+    Picoseconds least = 0;
     Node from = node(*path.begin());
     for (const Layout& l : path) {
       if (l == from.layout) continue;
       Node to = node(l);
-      if (!append(from, to) || time_ >= best_time_) return;
+      auto move = move_between(p_, from, to);
+      if (!move) return;
+      least += least_time(*move, from, to);
+      if (least >= best_time_) return;
+      stages[count++] = {from, to, *move};
       from = to;
     }
+    plan_.clear(), time_ = 0, outermost_reduced_ = max_axes;
+    for (size_t i = 0; i < count; ++i)
+      if (!append(stages[i].move, stages[i].from, stages[i].to) || time_ >= best_time_) return;
     best_ = plan_, best_time_ = time_;
   }
 
-  bool append(const Node& from, const Node& to) {
-    auto move = move_between(p_, from, to);
-    if (!move) return false;
-    if (auto middle = split(*move, from, to)) return append(from, *middle) && append(*middle, to);
+  bool append(const Move& move, const Node& from, const Node& to) {
+    if (auto halves = split(move, from, to))
+      return append(halves->first, from, halves->middle) && append(halves->second, halves->middle, to);
     if (AxisSet reduced = from.layout.partial & ~to.layout.partial) {  // innermost first
       if (int(std::bit_width(reduced)) > outermost_reduced_) return false;
       outermost_reduced_ = std::countr_zero(reduced);
     }
-    plan_.push_back(move->step);
-    time_ += move->step.time;
+    plan_.push_back(move.step);
+    time_ += move.step.time;
     return true;
   }
 
-  // Where two steps, each over a part of the axes, are cheaper than one: the layout between them.
-  std::optional<Node> split(const Move& whole, const Node& from, const Node& to) const {
+  bool may_split(const Move& whole, const Node& from, const Node& to) const {
     AxisSet axes = whole.step.axes;
     bool several = axes & (axes - 1), many = whole.messages * fastest_.hop_ns > fastest_.launch_ns;
-    bool padded = whole.step.kind == StepKind::reduce_scatter && to.bytes * p_.mesh.product(axes) > from.bytes;
-    if (!several || !(many || uneven_ || padded)) return {};
+    bool padded = whole.step.kind == StepKind::reduce_scatter && to.bytes * p_.product(axes) > from.bytes;
+    return several && (many || uneven_ || padded);
+  }
+
+  // The least that a step takes, in however many steps.
+  Picoseconds least_time(const Move& whole, const Node& from, const Node& to) {
+    if (!may_split(whole, from, to)) return whole.step.time;
+    if (is_local(whole.step.kind)) return 0;
+    int axes = std::popcount(whole.step.axes);
+    int64_t n = p_.product(whole.step.axes);
+    if (whole.step.kind == StepKind::reduce_scatter)
+      return least_latency(whole.step.axes, 1) * 1000 + fastest_.transfer(axes * to.bytes);
+    if (whole.step.kind == StepKind::all_reduce)
+      return least_latency(whole.step.axes, 2) * 1000 + fastest_.transfer(2 * (to.bytes - to.bytes / n)) - axes;
+    return fastest_.launch_ns * 1000;
+  }
+
+  struct Halves {
+    Node middle;
+    Move first, second;
+  };
+
+  // Where two steps, each over a part of the axes, are cheaper than one: these, and the layout between them. Plans of
+  // one tensor have most steps in common.
+  std::optional<Halves> split(const Move& whole, const Node& from, const Node& to) {
+    if (!may_split(whole, from, to)) return {};
+    auto [it, is_new] = middles_[from.layout.code()].try_emplace(to.layout.code());
+    if (is_new) it->second = find_middle(whole, from, to);
+    const std::optional<Node>& middle = it->second;
+    if (!middle) return {};
+    return Halves{*middle, *move_between(p_, from, *middle), *move_between(p_, *middle, to)};
+  }
+
+  std::optional<Node> find_middle(const Move& whole, const Node& from, const Node& to) const {
     Ends e(p_, from.layout, to.layout);
     std::optional<Node> found;
     Picoseconds best = whole.step.time;
@@ -356,7 +427,7 @@ class Planner {
     subsets(e.moving, [&](AxisSet first) {
       AxisSet partial = (e.reduced & ~first) | (e.made & first);
       consider(e.layout(~first, first, partial));
-      consider(e.layout(~first, 0, partial));
+      if (e.shard_t & first) consider(e.layout(~first, 0, partial));
     });
     if (uneven_)  // cross the slow axis in small pieces, gather last
       for (int d = 0; d < p_.shape.dims(); ++d)
@@ -367,6 +438,8 @@ class Planner {
   const Problem& p_;
   Link fastest_;
   bool uneven_ = false;
+  std::array<std::array<int64_t, 2>, 1 << max_axes> latencies_{};
+  std::unordered_map<uint64_t, std::unordered_map<uint64_t, std::optional<Node>>> middles_;  // by codes of both ends
   std::vector<Step> plan_, best_;
   Picoseconds time_ = 0, best_time_ = 0;
   int outermost_reduced_ = max_axes;
@@ -380,13 +453,29 @@ void settle(const Problem& p, Step& step) {
 
 }  // namespace
 
+struct Redistributions::State {
+  Problem problem;
+  Planner planner;
+
+  State(const MeshShape& mesh, const Shape& shape, int64_t itemsize, const CostModel& cost)
+      : problem(mesh, shape, itemsize, cost), planner(problem) {}
+};
+
+Redistributions::Redistributions(const MeshShape& mesh, const Shape& shape, int64_t itemsize, const CostModel& cost)
+    : state_(std::make_unique<State>(mesh, shape, itemsize, cost)) {}
+Redistributions::~Redistributions() = default;
+
+Plan Redistributions::plan(const Layout& from, const Layout& to) {
+  const Problem& p = state_->problem;
+  Plan plan{state_->planner.plan(strip_narrow_axes(p.mesh, from), strip_narrow_axes(p.mesh, to))};
+  for (Step& step : plan.steps)
+    if (is_exchange(step.kind)) settle(p, step);
+  return plan;
+}
+
 Plan plan_redistribution(const MeshShape& mesh, const Shape& shape, int64_t itemsize, const Layout& from,
                          const Layout& to, const CostModel& cost) {
-  Problem problem{mesh, shape, itemsize, cost};
-  Plan plan{Planner(problem).plan(strip_narrow_axes(mesh, from), strip_narrow_axes(mesh, to))};
-  for (Step& step : plan.steps)
-    if (is_exchange(step.kind)) settle(problem, step);
-  return plan;
+  return Redistributions(mesh, shape, itemsize, cost).plan(from, to);
 }
 
 }  // namespace dtensor

@@ -8,6 +8,8 @@
 // and the planner tries what each moving axis can do meanwhile: stay, go to its target, or become a temporary shard.
 #pragma once
 
+#include <memory>
+
 #include "placement/step.h"
 
 namespace dtensor {
@@ -18,5 +20,18 @@ namespace dtensor {
 // Several axes are always reduced innermost first, so that the sum's tree over ranks does not depend on the plan.
 Plan plan_redistribution(const MeshShape& mesh, const Shape& shape, int64_t itemsize, const Layout& from,
                          const Layout& to, const CostModel& cost = {});
+
+// The same for many plans of one tensor, which remembers what it found about steps that they share. Mesh, shape and
+// costs must outlive it.
+class Redistributions {
+ public:
+  Redistributions(const MeshShape& mesh, const Shape& shape, int64_t itemsize, const CostModel& cost);
+  ~Redistributions();
+  Plan plan(const Layout& from, const Layout& to);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
 
 }  // namespace dtensor

@@ -84,10 +84,10 @@ class CachingAllocator : public Allocator {
     void* at = cuda::allocate(size);
     if (!at && release_unused()) at = cuda::allocate(size);
     if (!at)
-      fail(
+      throw OutOfMemory(fmt::format(
           "[cuda] no memory for {} bytes: the tensors of this rank hold {}, {} are free on device {}; take a smaller "
           "--batch-size, or more ranks",
-          asked, bytes_in_use(), free_memory(), device_index_);
+          asked, bytes_in_use(), free_memory(), device_index_));
     return at;
   }
 
@@ -126,8 +126,10 @@ class PinnedAllocator : public Allocator {
     if (!block) {
       int64_t segment = rounded_up(size, Segments::grain_of_large);
       void* at = allocate_pinned(segment);
-      check(at, "[cuda] no pinned host memory for {} bytes: the tensors there hold {}; offload less", bytes,
-            bytes_in_use());
+      if (!at)
+        throw OutOfMemory(
+            fmt::format("[cuda] no pinned host memory for {} bytes: the tensors there hold {}; offload less", bytes,
+                        bytes_in_use()));
       blocks_.add(at, segment, 0);
       block = blocks_.take(size, 0);
     }

@@ -7,6 +7,8 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 #include "dtensor/cuda/runtime.h"
 #include "placement/dtype.h"
@@ -124,19 +126,17 @@ template <class T, int n = 16 / sizeof(T)>
 __device__ inline Pack<T, n> load_pack(const T* from) {
   return *reinterpret_cast<const Pack<T, n>*>(from);
 }
-// One instruction: nvcc takes an assignment apart where the elements were computed one by one, down to stores of 2
-// bytes, of which a sector of 32 then takes 16.
+// As few instructions as can be: nvcc takes an assignment apart where the elements were computed one by one, down to
+// stores of 2 bytes, of which a sector of 32 then takes 16.
 template <class T, int n>
 __device__ inline void store_pack(T* to, const Pack<T, n>& p) {
 #ifdef __CUDA_ARCH__
-  if constexpr (sizeof(p) == 16) {
-    uint4 bytes;
-    memcpy(&bytes, &p, 16);
-    return __stwb(reinterpret_cast<uint4*>(to), bytes);
-  } else if constexpr (sizeof(p) == 8) {
-    uint2 bytes;
-    memcpy(&bytes, &p, 8);
-    return __stwb(reinterpret_cast<uint2*>(to), bytes);
+  using Bytes = std::conditional_t<sizeof(p) % 16 == 0, uint4, std::conditional_t<sizeof(p) == 8, uint2, unsigned>>;
+  if constexpr (sizeof(p) % sizeof(Bytes) == 0) {
+    Bytes bytes[sizeof(p) / sizeof(Bytes)];
+    memcpy(bytes, &p, sizeof(p));
+    for (unsigned k = 0; k < sizeof(p) / sizeof(Bytes); ++k) __stwb(reinterpret_cast<Bytes*>(to) + k, bytes[k]);
+    return;
   }
 #endif
   *reinterpret_cast<Pack<T, n>*>(to) = p;

@@ -63,10 +63,10 @@ void* Allocator::allocate(int64_t bytes, int64_t overhead) {
     block = large_.allocate(bytes + overhead);
   }
   if (!block)
-    fail(
+    throw OutOfMemory(fmt::format(
         "[Tensor] no host memory for {} bytes: the tensors of this rank hold {}; take a smaller --batch-size, or give "
         "the process more (`ulimit -v` limits it too)",
-        bytes, bytes_in_use());
+        bytes, bytes_in_use()));
   count(bytes);
   return block;
 }

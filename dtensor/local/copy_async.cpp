@@ -1,8 +1,42 @@
 #include "dtensor/local/copy_async.h"
 
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
+#include <cstring>
+
 #include "dtensor/cuda/allocator.h"
 
 namespace dtensor {
+namespace {
+
+#ifdef __SSE2__
+constexpr size_t line = 64, page = 4096, pages = 4;
+
+void stream_line(std::byte* to, const std::byte* from) {
+  __m128i values[4];
+  for (int i = 0; i < 4; ++i) values[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from) + i);
+  for (int i = 0; i < 4; ++i) _mm_stream_si128(reinterpret_cast<__m128i*>(to) + i, values[i]);
+}
+#endif
+
+// For what is not read soon: past the caches, which saves reading the target first, and on several pages in turn, which
+// keeps more of the memory busy. It is what glibc's memcpy does from a size on that few tensors have.
+void copy_past_caches(std::byte* to, const std::byte* from, size_t bytes) {
+#ifdef __SSE2__
+  size_t head = std::min(bytes, -reinterpret_cast<uintptr_t>(to) % sizeof(__m128i));
+  std::memcpy(to, from, head);
+  to += head, from += head, bytes -= head;
+  for (; bytes >= pages * page; to += pages * page, from += pages * page, bytes -= pages * page)
+    for (size_t at = 0; at < page; at += line)
+      for (size_t i = 0; i < pages; ++i) stream_line(to + i * page + at, from + i * page + at);
+  _mm_sfence();
+#endif
+  std::memcpy(to, from, bytes);
+}
+
+}  // namespace
 
 void AsyncCopy::wait() {
   if (transfer_) transfer_->wait();
@@ -23,7 +57,7 @@ AsyncCopy copy_async(const Tensor& from, const Tensor& to) {
   if (from.device() == to.device()) {
     if (from.device() == Device::cuda)
       fail("[copy_async] {} to {}: on one device copy() is in order with kernels already", text(from), text(to));
-    copy(from, to);
+    copy_past_caches(to.bytes_data(), from.bytes_data(), size_t(from.bytes()));
     return AsyncCopy();
   }
   const Tensor &host = from.device() == Device::cpu ? from : to, &device = from.device() == Device::cpu ? to : from;

@@ -26,7 +26,7 @@ namespace dtensor::mpi {
 struct Options {
   std::chrono::milliseconds deadline = std::chrono::minutes(10);      // of one wait
   int64_t largest_message = int64_t(1) << 30;                         // bytes; what is larger goes in parts
-  std::function<std::string()> where = [] { return std::string(); };  // the module that runs
+  std::function<std::string()> where = [] { return std::string(); };  // what runs, for messages
 };
 
 // The world's communicator, made by all ranks of `world` together. For the thread that has initialized MPI.

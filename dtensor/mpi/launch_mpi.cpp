@@ -36,13 +36,6 @@ Place find_place() {
   return p;
 }
 
-// The module that runs, or else the phase: gradients are reduced outside of modules.
-std::string where(const Rank& rank) {
-  if (std::string_view module = rank.label(Label::Kind::module); !module.empty()) return std::string(module);
-  std::string_view phase = name(rank.phase);
-  return phase.empty() ? "" : fmt::format("the {}{}", phase, rank.phase == Phase::optimizer ? "" : " pass");
-}
-
 // One rank, from MPI's beginning to its end. `begun` and `called` are told when it has come so far.
 class MpiRank {
  public:
@@ -97,7 +90,7 @@ class MpiRank {
   void call(const Place& place, const std::shared_ptr<mpi::Watch>& watch) {
     std::shared_ptr<Rank> rank;
     mpi::Options options{.deadline = options_.deadline, .largest_message = options_.largest_message};
-    options.where = [&rank] { return rank ? where(*rank) : ""; };
+    options.where = [&rank] { return rank ? rank->place() : ""; };
     auto failed = [&](std::string cause) {
       if (!watch->failed()) cause += fmt::format("; it had last begun {}", watch->doing());
       watch->fail(fmt::format("{} failed: {}", watch->name(place.rank), cause));

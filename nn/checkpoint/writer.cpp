@@ -119,13 +119,7 @@ void CheckpointWriter::Job::commit() {
   out.close();
   sync_folder(beside, who);
   Checkpoint written(beside);  // the pieces tile their tensors, and are in their files
-  // A folder cannot be renamed over one that is there: that one goes aside until the new one has its name.
-  fs::path old = folder;
-  old += ".old";
-  fs::remove_all(old);
-  if (fs::exists(folder)) publish(folder, old, who);
-  publish(beside, folder, who);
-  fs::remove_all(old);
+  publish_folder(beside, folder, who);
 }
 
 void CheckpointWriter::Job::run() {

@@ -80,10 +80,7 @@ void ModelFolder::find_stop() {
 }
 
 std::vector<int32_t> ModelFolder::prompt(std::string_view text) const {
-  if (!is_of_run()) return tokenizer_->encode(text).ids;
-  std::vector<int32_t> ids = tokenizer_->ids(text);
-  if (auto begin = tokenizer_->document_tokens().begin) ids.insert(ids.begin(), *begin);
-  return ids;
+  return is_of_run() ? document_prompt(*tokenizer_, text) : tokenizer_->encode(text).ids;
 }
 
 void ModelFolder::load(CausalLM& model) const {
@@ -91,6 +88,14 @@ void ModelFolder::load(CausalLM& model) const {
     checkpoint_->load({{"model", model}});
   else
     load_weights(folder_, model);
+}
+
+std::vector<int32_t> document_prompt(const Tokenizer& tokenizer, std::string_view text) {
+  std::vector<int32_t> ids = tokenizer.ids(text);
+  const DocumentTokens& t = tokenizer.document_tokens();
+  if (t.begin) ids.insert(ids.begin(), *t.begin);
+  if (ids.empty() && t.end) ids = {*t.end};
+  return ids;
 }
 
 }  // namespace dtensor::nn

@@ -47,4 +47,8 @@ class ModelFolder {
   std::vector<int32_t> stop_;
 };
 
+// The tokens of a prompt as llama_pretrain's documents begin; of an empty one where nothing begins them, what ends the
+// document before.
+std::vector<int32_t> document_prompt(const Tokenizer& tokenizer, std::string_view text);
+
 }  // namespace dtensor::nn

@@ -18,8 +18,9 @@ std::vector<Module*> find_modules(Module& model, const std::string& pattern, con
 // The modules that a list of patterns names. Errors: also one that is named twice.
 std::vector<Module*> find_modules(Module& model, const std::vector<std::string>& patterns, const char* place);
 
-// Which modules the patterns leave out beside others like them, a sentence for each pattern: `place."model.layers.1":
-// leaves out model.layers.0, which is like what it matches: name model.layers.* for all of them`.
+// Which modules the patterns leave out beside others like them, a sentence for each pattern:
+//     place."model.layers.1": leaves out model.layers.0, which is like what it matches: name model.layers.* for all of
+//     them
 std::vector<std::string> left_out(Module& model, const std::vector<std::string>& patterns, const char* place);
 
 // A path as the pattern of all that are like it: model.layers.*.mlp of model.layers.0.mlp.

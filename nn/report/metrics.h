@@ -1,4 +1,4 @@
-// A run's metrics: JSON lines (docs/llama_pretrain.md), read back, or as they are written.
+// A run's metrics: JSON lines (docs/formats.md), read back, or as they are written.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,6 @@
 #include "nn/report/step_clock.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 namespace dtensor::nn {
@@ -11,8 +12,8 @@ nlohmann::ordered_json to_json(const TimeSplit& t) {
 }
 
 StepClock::StepClock(Rank& rank) : rank_(rank) {
-  check(rank.device() == Device::cpu, "[StepClock] rank {} is on {}, where kernels run on after observers were told",
-        rank.rank(), dtensor::name(rank.device()));
+  check(rank.device() != Device::meta, "[StepClock] rank {} is on meta, where nothing takes time: see Timeline::time()",
+        rank.rank());
 }
 
 void StepClock::stop() {
@@ -24,20 +25,36 @@ void StepClock::begin() {
   stop();
   timeline_.emplace(rank_);  // is told before this
   rank_.add(*this);
-  moments_.clear();
+  moments_.clear(), event_of_.clear(), marked_ = 0;
+  rank_.synchronize();  // so that host and device begin together
+  if (on_device()) mark();
   begin_ = loaded_ = std::chrono::steady_clock::now();
+}
+
+void StepClock::mark() {
+  if (events_.size() == marked_) events_.emplace_back(true);
+  events_[marked_++].record(rank_.allocator()->stream());
 }
 
 void StepClock::loaded() { loaded_ = std::chrono::steady_clock::now(); }
 
 void StepClock::end() {
+  rank_.synchronize();
   end_ = std::chrono::steady_clock::now();
   stop();
+  for (size_t i = 0; i < event_of_.size(); ++i) {
+    std::chrono::duration<double, std::milli> since(events_[event_of_[i]].milliseconds_since(events_[0]));
+    moments_[i].end = std::max(loaded_, begin_ + std::chrono::duration_cast<Time::duration>(since));
+  }
 }
 
 void StepClock::note() {
   size_t n = timeline_->activities().size();
-  if (moments_.size() < n) moments_.resize(n, {std::chrono::steady_clock::now(), rank_.allocator()->bytes_in_use()});
+  if (moments_.size() == n) return;
+  moments_.resize(n, {std::chrono::steady_clock::now(), rank_.allocator()->bytes_in_use()});
+  if (!on_device()) return;
+  mark();
+  event_of_.resize(n, marked_ - 1);
 }
 
 TimeSplit StepClock::split() const {

@@ -5,6 +5,7 @@
 #include <optional>
 #include <vector>
 
+#include "dtensor/cuda/runtime.h"
 #include "nn/foresight/timeline.h"
 
 namespace dtensor::nn {
@@ -25,8 +26,9 @@ struct TimeSplit {
 nlohmann::ordered_json to_json(const TimeSplit& t);
 
 // Measures one step after the other: the activities that a dry run predicts (Timeline), each with the time at which it
-// ended. What lies between two ends belongs to the later activity, the dispatcher's part of it too. On the CPU, where
-// kernels have ended when observers are told; on CUDA it would see the host.
+// ended. What lies between two ends belongs to the later activity, the dispatcher's part of it too. On CUDA it is the
+// device's time, by an event on the rank's stream after each activity, and begin() and end() wait for the device. A
+// step that is replayed as a graph has no activities: observers are not told of any.
 class StepClock : public Observer {
  public:
   using Time = std::chrono::steady_clock::time_point;
@@ -35,7 +37,7 @@ class StepClock : public Observer {
     int64_t bytes_in_use;
   };
 
-  // Errors: a rank that is not on the CPU.
+  // Errors: a rank on meta.
   explicit StepClock(Rank& rank);
   ~StepClock() override { stop(); }
   StepClock(const StepClock&) = delete;
@@ -60,10 +62,17 @@ class StepClock : public Observer {
   void note();
   void stop();
 
+  bool on_device() const { return rank_.device() == Device::cuda; }
+  void mark();  // the next event, on the rank's stream
+
   Rank& rank_;
   std::optional<Timeline> timeline_;
   std::vector<Moment> moments_;
   Time begin_, loaded_, end_;
+  std::vector<cuda::Event>
+      events_;  // on CUDA: the step's beginning, and what ends moments; used again by the next step
+  size_t marked_ = 0;
+  std::vector<size_t> event_of_;  // of each moment
 };
 
 }  // namespace dtensor::nn

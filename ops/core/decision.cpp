@@ -18,20 +18,13 @@ Kernel kernel_of(const Op& op, Device device) {
 constexpr uint64_t nothing_wanted = ~uint64_t(0);
 
 // The best of the choices that leave what is written in place where it is.
-Choice choose_in_place(const Op& op, const Propagation& p) {
-  std::vector<Choice> choices = all_choices(p);
-  auto stays = [&](const Choice& c) {
-    for (size_t o = 0; o < op.writes.size(); ++o) {
-      auto i = size_t(op.writes[o]);
-      if (c.inputs[i] != p.inputs[i]->layout || c.outputs[o] != p.inputs[i]->layout) return false;
-    }
-    return true;
-  };
-  auto it = std::find_if(choices.begin(), choices.end(), stays);
-  if (it != choices.end()) return std::move(*it);
+Choice choose_in_place(const Op& op, Propagation p) {
+  p.in_place = op.writes;
+  if (std::vector<Choice> best = best_choices(p, 1); !best.empty()) return std::move(best[0]);
+  p.in_place = {};
   auto i = size_t(op.writes[0]);
   fail("[{}] operand {} is written in place, which {} cannot be; redistribute it to {} first", op.name, i,
-       to_string(*p.inputs[i], p.mesh), to_string(choices[0].inputs[i], p.mesh));
+       to_string(*p.inputs[i], p.mesh), to_string(choose(p).inputs[i], p.mesh));
 }
 
 std::unique_ptr<Decision> decide(const Op& op, const DeviceMesh& mesh, std::span<const DistributedTensor* const> inputs,

@@ -112,14 +112,31 @@ struct Backends {
   }
 };
 
-CudnnAttention cudnn_call(const Context& c, const AttentionShape& s, AttentionPass pass) {
-  return {
-      .shape = without_unseen_keys(s), .pass = pass, .deterministic = c.attributes.as<ops::Attention>().deterministic};
+CudnnAttention cudnn_call(const Context& c, const AttentionShape& s, const AttentionScores& scores,
+                          AttentionPass pass) {
+  return {.shape = without_unseen_keys(s),
+          .pass = pass,
+          .padded = scores.key_lengths != nullptr,
+          .deterministic = c.attributes.as<ops::Attention>().deterministic};
 }
 
 bool cudnn_takes(const Context& c, const CudnnAttention& call, const AttentionScores& scores,
                  const AttentionPointers& pointers) {
   return attention_backend(call, scores, pointers, c.workspace().get<Backends>().device).name == "cudnn";
+}
+
+void run_cudnn(const Context& c, const CudnnAttention& call, const AttentionScores& scores,
+               const AttentionPointers& pointers) {
+  Cudnn& cudnn = *c.workspace().get<Backends>().cudnn;
+  double scale = c.attributes.as<ops::Attention>().scale;
+  if (!call.padded) return cudnn.run(call, pointers, scale);
+  int64_t n = (call.shape.batch + 3) / 4 * 4;  // so that both begin at 16 bytes
+  Storage memory(c.allocator, 2 * n * int64_t(sizeof(int32_t)));
+  auto* first = reinterpret_cast<int32_t*>(memory.data());
+  AttentionLengths lengths{first, first + n};
+  lengths_for_cudnn(call.shape, scores, lengths, c.stream());
+  cudnn.run(call, pointers, scale, lengths);
+  clear_beyond(call.shape, call.pass, pointers, lengths, c.stream());
 }
 
 // q [b,s,(g r),d], k and v [b,t,g,d], More -> out [b,s,(g r),d], lse [b,(g r),s]
@@ -135,12 +152,11 @@ void forward_of_chunk(const Context& c, std::span<const Tensor> in, std::span<Te
   More more(c, s, in.subspan(3));
   const AttentionScores& scores = more.scores;
   AttentionPointers pointers{q.bytes_data(), k.bytes_data(), v.bytes_data(), out[0].bytes_data(), out[1].bytes_data()};
-  double scale = c.attributes.as<ops::Attention>().scale;
-  CudnnAttention call = cudnn_call(c, s, AttentionPass::forward);
+  CudnnAttention call = cudnn_call(c, s, scores, AttentionPass::forward);
   if (cudnn_takes(c, call, scores, pointers))
-    c.workspace().get<Backends>().cudnn->run(call, pointers, scale);
+    run_cudnn(c, call, scores, pointers);
   else
-    attention_forward(s, scores, pointers, scale, c.stream());
+    attention_forward(s, scores, pointers, c.attributes.as<ops::Attention>().scale, c.stream());
 }
 
 // dout, q, k, v, out, lse, More -> dq, dk, dv, and where it is asked for that of the scores [b,(g r),s,t]
@@ -162,16 +178,15 @@ void backward_of_chunk(const Context& c, std::span<const Tensor> in, std::span<T
                              out.bytes_data(),     lse.bytes_data(), dout.bytes_data(),
                              grad[0].bytes_data(), dk.bytes_data(),  dv.bytes_data()};
   if (grad.size() > 3) pointers.dscores = grad[3].bytes_data();
-  double scale = c.attributes.as<ops::Attention>().scale;
-  CudnnAttention call = cudnn_call(c, s, AttentionPass::backward);
+  CudnnAttention call = cudnn_call(c, s, scores, AttentionPass::backward);
   bool by_cudnn = cudnn_takes(c, call, scores, pointers);
   if ((by_cudnn && call.shape.keys < s.keys) || s.kv_heads < grad[1].size(2))
     for (const Tensor& t : {grad[1], grad[2]}) zero(t.bytes_data(), t.bytes(), c.stream());
   if (by_cudnn) {
-    c.workspace().get<Backends>().cudnn->run(call, pointers, scale);
+    run_cudnn(c, call, scores, pointers);
   } else {
     Tensor delta(c.allocator, lse.dtype(), lse.shape());
-    attention_backward(s, scores, pointers, delta.bytes_data(), scale, c.stream());
+    attention_backward(s, scores, pointers, delta.bytes_data(), c.attributes.as<ops::Attention>().scale, c.stream());
   }
 }
 

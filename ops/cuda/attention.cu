@@ -432,6 +432,38 @@ __global__ void merge_kernel(Merge<T> m) {
   }
 }
 
+// --- What cuDNN is told of lengths, and what it leaves open beyond them.
+
+__global__ void lengths_kernel(AttentionShape s, AttentionScores scores, int32_t* of_queries, int32_t* of_keys) {
+  for (int64_t b = blockIdx.x * int64_t(threads) + threadIdx.x; b < s.batch; b += gridDim.x * int64_t(threads)) {
+    const int64_t length = scores.key_lengths[b * scores.key_length_stride], keys = length < 0        ? 0
+                                                                                    : length < s.keys ? length
+                                                                                                      : s.keys;
+    of_queries[b] = keys > 0 ? int32_t(s.queries) : 0;
+    of_keys[b] = int32_t(keys);
+  }
+}
+
+struct Rows {
+  void* values;  // of 2 bytes, from row to row multiples of 8 of them
+  AttentionStrides strides;
+  int64_t batch, rows, heads, head_dim;
+  const int32_t* lengths;
+  float* lse;  // null where there is none
+};
+
+__global__ void clear_kernel(Rows t) {
+  const int64_t packs = t.head_dim / 8, n = t.batch * t.rows * t.heads * packs;
+  for (int64_t i = blockIdx.x * int64_t(threads) + threadIdx.x; i < n; i += gridDim.x * int64_t(threads)) {
+    const int64_t pack = i % packs, h = i / packs % t.heads, row = i / packs / t.heads % t.rows,
+                  b = i / packs / t.heads / t.rows;
+    if (row < t.lengths[b]) continue;
+    const int64_t at = b * t.strides.batch + row * t.strides.sequence + h * t.strides.head;
+    static_cast<uint4*>(t.values)[at / 8 + pack] = uint4{0, 0, 0, 0};
+    if (t.lse && pack == 0) t.lse[(b * t.heads + h) * t.rows + row] = -float(inf);
+  }
+}
+
 // --- Launching.
 
 template <class T>
@@ -475,6 +507,29 @@ void attention_backward(const AttentionShape& s, const AttentionScores& scores, 
     else  // six tiles have to fit
       launch_backward<T, tile / 2>(s, scores, p, delta, scale, stream);
   });
+}
+
+void lengths_for_cudnn(const AttentionShape& s, const AttentionScores& scores, const AttentionLengths& to,
+                       StreamHandle stream) {
+  launch(lengths_kernel, blocks_for(s.batch, threads), threads, 0, stream, s, scores, to.of_queries, to.of_keys);
+}
+
+void clear_beyond(const AttentionShape& s, AttentionPass pass, const AttentionPointers& p,
+                  const AttentionLengths& lengths, StreamHandle stream) {
+  auto clear = [&](void* values, const AttentionStrides& strides, bool of_queries, void* lse) {
+    Rows rows{values,
+              strides,
+              s.batch,
+              of_queries ? s.queries : s.keys,
+              of_queries ? s.heads : s.kv_heads,
+              s.head_dim,
+              of_queries ? lengths.of_queries : lengths.of_keys,
+              static_cast<float*>(lse)};
+    launch(clear_kernel, blocks_for(s.batch * rows.rows * rows.heads * s.head_dim / 8, threads), threads, 0, stream,
+           rows);
+  };
+  if (pass == AttentionPass::forward) return clear(p.out, s.out, true, p.lse);
+  clear(p.dq, s.dq, true, nullptr), clear(p.dk, s.dk, false, nullptr), clear(p.dv, s.dv, false, nullptr);
 }
 
 void merge_attention(const std::array<int64_t, 4>& shape, DType type, const AttentionResult& x,

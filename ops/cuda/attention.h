@@ -83,6 +83,17 @@ void attention_forward(const AttentionShape&, const AttentionScores&, const Atte
 void attention_backward(const AttentionShape&, const AttentionScores&, const AttentionPointers&, void* delta,
                         double scale, StreamHandle);
 
+// By batch entry, on the device: so many queries and keys take part.
+struct AttentionLengths {
+  int32_t *of_queries = nullptr, *of_keys = nullptr;
+};
+// scores.key_lengths as cuDNN takes them: all queries, or none where there is no key for them.
+void lengths_for_cudnn(const AttentionShape&, const AttentionScores& scores, const AttentionLengths& to, StreamHandle);
+// What a call of cuDNN's says of queries and keys beyond the lengths is its own: out becomes 0 and lse -inf, or dq, dk
+// and dv 0. Of bf16, in packs of 16 bytes.
+void clear_beyond(const AttentionShape&, AttentionPass, const AttentionPointers&, const AttentionLengths&,
+                  StreamHandle);
+
 // Two results of the same queries, each of other keys, as one: out [batch, queries, heads, head_dim] and
 // lse [batch, heads, queries], contiguous, of `x` and of the result in the type of lse; `y`'s out is of `type`.
 struct AttentionResult {

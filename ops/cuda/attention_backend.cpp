@@ -20,11 +20,9 @@ std::string refusal(const CudnnAttention& call, const AttentionScores& scores, c
   if (!device.no_cudnn.empty()) return device.no_cudnn;
   if (scores.bias || scores.visible) return "cuDNN is not given masks";
   if (scores.by_position()) return "cuDNN is not given positions";
-  if (scores.key_lengths) return "cuDNN is not given lengths";
   if (scores.query_documents) return "cuDNN is not given documents";
   if (scores.drop_step) return "dropout's numbers are the library's own";
   const AttentionShape& s = call.shape;
-  if (s.window) return "cuDNN is not given windows";
   if (!s.has_whole_groups()) return "cuDNN takes as many query heads for each key head";
   if (s.dtype != DType::bf16) return fmt::format("cuDNN is asked for bf16, not {}", name(s.dtype));
   if (s.batch * s.heads * s.queries * s.keys * s.head_dim == 0) return "nothing is to be computed";

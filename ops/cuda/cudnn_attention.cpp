@@ -31,6 +31,7 @@ enum Id : int64_t {
   id_one,
   id_queries,  // how many
   id_keys,
+  id_window,
   id_delta,  // sum(dout * out) of each query
   id_dq_sum,
 };
@@ -148,7 +149,12 @@ class Builder {
       row = score(CUDNN_POINTWISE_SUB, row, graph_.scalar(id_queries, CUDNN_DATA_INT32), nullptr, CUDNN_DATA_INT32, 3);
     }
     Node seen = score(CUDNN_POINTWISE_CMP_GE, row, column, nullptr, CUDNN_DATA_BOOLEAN);
-    return score(CUDNN_POINTWISE_BINARY_SELECT, scores, hidden_, seen);
+    scores = score(CUDNN_POINTWISE_BINARY_SELECT, scores, hidden_, seen);
+    if (!s_.window) return scores;
+    Node reach =
+        score(CUDNN_POINTWISE_ADD, column, graph_.scalar(id_window, CUDNN_DATA_INT32), nullptr, CUDNN_DATA_INT32, 3);
+    Node near = score(CUDNN_POINTWISE_CMP_GT, reach, row, nullptr, CUDNN_DATA_BOOLEAN);
+    return score(CUDNN_POINTWISE_BINARY_SELECT, scores, hidden_, near);
   }
 
   Node deltas(Node dout, Node out) {
@@ -243,8 +249,8 @@ Cudnn::Cudnn(std::shared_ptr<Allocator> allocator, Api api) : state_(std::make_u
 }
 Cudnn::~Cudnn() = default;
 
-void Cudnn::run_part(const CudnnAttention& call, const AttentionPointers& p, double scale, const int32_t* query_lengths,
-                     const int32_t* key_lengths) {
+void Cudnn::run_part(const CudnnAttention& call, const AttentionPointers& p, double scale,
+                     const AttentionLengths& lengths) {
   const AttentionShape& s = call.shape;
   const Plan& plan = state_->plan(call);
   bool backward = call.pass == AttentionPass::backward;
@@ -254,15 +260,16 @@ void Cudnn::run_part(const CudnnAttention& call, const AttentionPointers& p, dou
   Storage workspace(state_->allocator, own + delta + dq_sum);
 
   float by = float(scale), hidden = -std::numeric_limits<float>::infinity(), one = 1;
-  int32_t queries = int32_t(s.queries), keys = int32_t(s.keys);
+  int32_t queries = int32_t(s.queries), keys = int32_t(s.keys), window = int32_t(s.window);
   std::vector<std::pair<int64_t, void*>> values;
   auto give = [&](bool needed, int64_t id, const void* value) {
     if (needed) values.emplace_back(id, const_cast<void*>(value));
   };
   give(true, id_q, p.q), give(true, id_k, p.k), give(true, id_v, p.v), give(true, id_out, p.out);
   give(true, id_lse, p.lse), give(true, id_scale, &by), give(call.padded || s.causal, id_hidden, &hidden);
-  give(call.padded, id_query_lengths, query_lengths), give(call.padded, id_key_lengths, key_lengths);
+  give(call.padded, id_query_lengths, lengths.of_queries), give(call.padded, id_key_lengths, lengths.of_keys);
   give(s.causal && s.diagonal, id_queries, &queries), give(s.causal && s.diagonal, id_keys, &keys);
+  give(s.window != 0, id_window, &window);
   give(backward, id_dout, p.dout), give(backward, id_dq, p.dq), give(backward, id_dk, p.dk);
   give(backward, id_dv, p.dv), give(backward, id_one, &one), give(backward, id_delta, workspace.data() + own);
   give(dq_sum > 0, id_dq_sum, workspace.data() + own + delta);
@@ -270,12 +277,12 @@ void Cudnn::run_part(const CudnnAttention& call, const AttentionPointers& p, dou
 }
 
 void Cudnn::run(const CudnnAttention& call, const AttentionPointers& pointers, double scale,
-                const int32_t* query_lengths, const int32_t* key_lengths) {
+                const AttentionLengths& lengths) {
   AttentionPart part = attention_part(call);
   for (int64_t b = 0; b < call.shape.batch; b += part.batch)
     for (int64_t g = 0; g < call.shape.kv_heads; g += part.kv_heads)
       run_part(part_of(call, part, b, g), pointers_of(call.shape, pointers, b, g), scale,
-               call.padded ? query_lengths + b : nullptr, call.padded ? key_lengths + b : nullptr);
+               call.padded ? AttentionLengths{lengths.of_queries + b, lengths.of_keys + b} : AttentionLengths{});
 }
 
 }  // namespace dtensor::cuda

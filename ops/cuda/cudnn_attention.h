@@ -33,15 +33,16 @@ class Cudnn {
   Cudnn(std::shared_ptr<Allocator> allocator, cudnn::Api api);
   ~Cudnn();
 
-  // A call that attention_backend gives to cuDNN. Lengths by batch entry, i32 on the device, where it is padded. A
-  // large deterministic backward pass is run in parts, so that its working memory stays small (attention_part). The
-  // first call of a kind makes its plan, which takes a second and is forbidden while a graph is captured.
+  // A call that attention_backend gives to cuDNN, with lengths where it is padded; what it writes beyond them is to be
+  // cleared (clear_beyond). A large deterministic backward pass is run in parts, so that its working memory stays small
+  // (attention_part). The first call of a kind makes its plan, which takes a second and is forbidden while a graph is
+  // captured.
   void run(const CudnnAttention& call, const AttentionPointers& pointers, double scale,
-           const int32_t* query_lengths = nullptr, const int32_t* key_lengths = nullptr);
+           const AttentionLengths& lengths = {});
 
  private:
   void run_part(const CudnnAttention& call, const AttentionPointers& pointers, double scale,
-                const int32_t* query_lengths, const int32_t* key_lengths);
+                const AttentionLengths& lengths);
 
   struct State;
   std::unique_ptr<State> state_;

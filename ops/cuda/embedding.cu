@@ -16,13 +16,13 @@ struct IdList {
   __device__ bool bad(int64_t token) const { return ids[token] < 0 || ids[token] >= size; }
 };
 
-template <class T, int n, int team>
-__global__ void __launch_bounds__(row_threads, 1)
+template <class T, int n, class Of>
+__global__ void __launch_bounds__(row_threads, row_blocks_of_sm)
     lookup_kernel(__grid_constant__ const IdList ids, int64_t count, int64_t d, const T* w, T* y) {
-  for_rows<team>(count, [&](int64_t token) {
+  for_rows<Of::threads>(count, [&](int64_t token) {
     const int row = ids.row(token);
     const bool bad = ids.bad(token);
-    for_packs<team>(d / n, [&](int64_t i, int) {
+    for_packs<Of>(d / n, [&](int64_t i, int) {
       Pack<T, n> p;
       if (row >= 0)
         p = read<T, n>(w + row * d + i * n);
@@ -110,9 +110,9 @@ IdList list_of(const Ids& i) { return {as<int64_t>(i.ids), i.begin, i.end, i.siz
 
 void embedding(StreamHandle stream, DType type, const Ids& ids, int64_t d, const void* w, void* y) {
   for_floating(type, [&]<class T>(T) {
-    for_team<T>(d, all_aligned(as<T>(w), as<T>(y)), [&](auto n, auto team) {
-      launch(lookup_kernel<T, n, team>, row_blocks(ids.count, team), row_block(team), 0, stream, list_of(ids),
-             ids.count, d, as<T>(w), as<T>(y));
+    for_team<T>(d, all_aligned(as<T>(w), as<T>(y)), [&]<class Of>(auto n, Of) {
+      launch(lookup_kernel<T, n, Of>, row_blocks(ids.count, Of::threads), row_block(Of::threads), 0, stream,
+             list_of(ids), ids.count, d, as<T>(w), as<T>(y));
     });
   });
 }
@@ -132,7 +132,8 @@ void embedding_backward(StreamHandle stream, DType type, const Ids& ids, int64_t
   launch(place_kernel, unsigned(ceil_div(ids.count, tile)), tile, 0, stream, list, ids.count, b);
   launch(fill_kernel, ids.count > 0, tile, 0, stream, list, ids.count, b);
   for_floating(type, [&]<class T>(T) {
-    for_team<T>(d, all_aligned(as<T>(dy), as<T>(dw)), [&](auto n, auto team) {
+    for_team<T>(d, all_aligned(as<T>(dy), as<T>(dw)), [&](auto n, auto of) {
+      constexpr int team = decltype(of)::threads;
       launch(add_kernel<T, n, team>, row_blocks(rows, team), row_block(team), 0, stream, rows, d, b, as<T>(dy),
              as<T>(dw));
     });

@@ -67,8 +67,11 @@ GemmKey key_of(const Product& p) {
 
 bool has_epilogue(const Product& p) { return p.bias || p.gelu; }
 
-// aux is read and written in packs of 16 bytes.
-bool may_fuse(const Product& p) { return !p.aux || (p.ldc % 8 == 0 && p.stride % 8 == 0 && alignment(p.aux) >= 16); }
+// cuBLASLt's GELU has fewer digits than float64; and aux is read and written in packs of 16 bytes.
+bool may_fuse(const Product& p) {
+  if (p.gelu && p.dtype == DType::f64) return false;
+  return !p.aux || (p.ldc % 8 == 0 && p.stride % 8 == 0 && alignment(p.aux) >= 16);
+}
 
 uint32_t epilogue_of(const Product& p) {
   if (!p.gelu) return p.bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;

@@ -19,52 +19,56 @@ struct Forward {
   A *mean, *rstd;
 };
 
-template <class T, int n, int team>
-__global__ void __launch_bounds__(row_threads, 1) forward_kernel(__grid_constant__ const Forward<T> p) {
+template <class T, int n, class Of>
+__global__ void __launch_bounds__(row_threads, row_blocks_of_sm) forward_kernel(__grid_constant__ const Forward<T> p) {
   using A = Accumulate<T>;
   const int64_t packs = p.d / n;
-  for_rows<team>(p.rows, [&](int64_t row) {
+  for_rows<Of::threads>(p.rows, [&](int64_t row) {
     const int64_t at = row * p.d;
-    Held<T, n> x{(p.residual ? p.h : p.x) + at, {}};
+    RowPacks<Of, T, n> x(p.x + at, packs);
+    if (p.residual) {
+      RowPacks<Of, T, n> residual(p.residual + at, packs);
+      for_packs<Of>(packs, [&](int64_t i, int k) {
+        Numbers<T, n> v = x(i, k), r = residual(i, k);
+        for (int j = 0; j < n; ++j) v.at[j] += r.at[j];
+        Pack<T, n> h = rounded_pack(v);
+        write<T, n>(p.h + at + i * n, h);
+        x.hold(k, h);
+      });
+      x.row = p.h + at;
+    }
     A sum = 0;
-    for_packs<team>(packs, [&](int64_t i, int k) {
-      Pack<T, n> v = read<T, n>(p.x + at + i * n);
-      if (p.residual) {
-        Pack<T, n> r = read<T, n>(p.residual + at + i * n);
-        for (int j = 0; j < n; ++j) v.at[j] = rounded<T>(load(v.at[j]) + load(r.at[j]));
-        write<T, n>(p.h + at + i * n, v);
-      }
-      x.hold(k, v);
-      for (int j = 0; j < n; ++j) sum += p.centre ? load(v.at[j]) : load(v.at[j]) * load(v.at[j]);
+    for_packs<Of>(packs, [&](int64_t i, int k) {
+      Numbers<T, n> v = x(i, k);
+      for (int j = 0; j < n; ++j) sum += p.centre ? v.at[j] : v.at[j] * v.at[j];
     });
     A mean = 0, rstd;
     if (p.given) {
       mean = p.mean ? p.mean[row] : A(0), rstd = p.rstd[row];
     } else {
       if (p.centre) {
-        mean = team_sum<team>(sum) * p.per_d, sum = 0;
-        for_packs<team>(packs, [&](int64_t i, int k) {
-          Pack<T, n> v = x(i, k);
-          for (int j = 0; j < n; ++j) sum += (load(v.at[j]) - mean) * (load(v.at[j]) - mean);
+        mean = team_sum<Of::threads>(sum) * p.per_d, sum = 0;
+        for_packs<Of>(packs, [&](int64_t i, int k) {
+          Numbers<T, n> v = x(i, k);
+          for (int j = 0; j < n; ++j) sum += (v.at[j] - mean) * (v.at[j] - mean);
         });
       }
-      rstd = rstd_of(team_sum<team>(sum) * p.per_d, p.eps);
+      rstd = rstd_of(team_sum<Of::threads>(sum) * p.per_d, p.eps);
       if (threadIdx.x == 0) {
         if (p.centre) p.mean[row] = mean;
         p.rstd[row] = rstd;
       }
     }
-    for_packs<team>(packs, [&](int64_t i, int k) {
-      Pack<T, n> v = x(i, k), w{}, b{};
-      if (p.w) w = read<T, n>(p.w + i * n);
-      if (p.b) b = read<T, n>(p.b + i * n);
+    for_packs<Of>(packs, [&](int64_t i, int k) {
+      Numbers<T, n> y = x(i, k), w{}, b{};
+      if (p.w) w = read_numbers<n>(p.w + i * n);
+      if (p.b) b = read_numbers<n>(p.b + i * n);
       for (int j = 0; j < n; ++j) {
-        A y = (load(v.at[j]) - mean) * rstd;
-        if (p.w) y *= load(w.at[j]);
-        if (p.b) y += load(b.at[j]);
-        v.at[j] = rounded<T>(y);
+        y.at[j] = (y.at[j] - mean) * rstd;
+        if (p.w) y.at[j] *= w.at[j];
+        if (p.b) y.at[j] += b.at[j];
       }
-      write<T, n>(p.y + at + i * n, v);
+      write<T, n>(p.y + at + i * n, rounded_pack(y));
     });
   });
 }
@@ -91,62 +95,63 @@ struct Backward {
 };
 
 // dx = rstd * (dy*w - mean of dy*w - mean of dy*w*normed * normed), normed = (x - mean)*rstd. `weight`: also each
-// block's part of the sum over the rows of dy * normed, for rows that are held.
-template <class T, int n, int team, bool weight>
-__global__ void __launch_bounds__(row_threads, 1) backward_kernel(__grid_constant__ const Backward<T> p) {
+// block's part of the sum over the rows of dy * normed, for rows that are held and not centred.
+template <class T, int n, class Of, bool weight>
+__global__ void __launch_bounds__(row_threads, row_blocks_of_sm)
+    backward_kernel(__grid_constant__ const Backward<T> p) {
   using A = Accumulate<T>;
   const int64_t packs = p.d / n;
-  A dw[weight ? held_packs * n : 1] = {};
-  for_rows<team>(p.rows, [&](int64_t row) {
+  // The block's sums: a thread adds to places of its own, [j][pack] of its team, so that lanes use all banks.
+  constexpr int places = weight ? Of::threads * Of::held : 1;
+  __shared__ A dw[weight ? row_threads / Of::threads : 1][weight ? n : 1][places];
+  if constexpr (weight)
+    for_packs<Of>(packs, [&](int64_t i, int) {
+      for (int j = 0; j < n; ++j) dw[threadIdx.y][j][i] = 0;
+    });
+  for_rows<Of::threads>(p.rows, [&](int64_t row) {
     const int64_t at = row * p.d;
-    Held<T, n> dy{p.dy + at, {}}, x{p.x + at, {}};
-    const A mean = p.mean ? p.mean[row] : A(0), rstd = p.rstd[row];
+    RowPacks<Of, T, n> dy(p.dy + at, packs), x(p.x + at, packs);
+    const bool centred = !weight && p.mean;
+    const A mean = centred ? p.mean[row] : A(0), rstd = p.rstd[row];
     A sum = 0, along = 0;
-    for_packs<team>(packs, [&](int64_t i, int k) {
-      Pack<T, n> g = read<T, n>(p.dy + at + i * n), v = read<T, n>(p.x + at + i * n), w{};
-      dy.hold(k, g), x.hold(k, v);
-      if (p.w) w = read<T, n>(p.w + i * n);
+    for_packs<Of>(packs, [&](int64_t i, int k) {
+      Numbers<T, n> g = dy(i, k), v = x(i, k), w{};
+      if (p.w) w = read_numbers<n>(p.w + i * n);
       for (int j = 0; j < n; ++j) {
-        A normed = (load(v.at[j]) - mean) * rstd, gw = p.w ? load(g.at[j]) * load(w.at[j]) : load(g.at[j]);
+        A normed = (v.at[j] - mean) * rstd, gw = p.w ? g.at[j] * w.at[j] : g.at[j];
         sum += gw, along += gw * normed;
-        if constexpr (weight)
-          if (k < held_packs) dw[k * n + j] += load(g.at[j]) * normed;
+        if constexpr (weight) dw[threadIdx.y][j][i] += g.at[j] * normed;
       }
     });
     if (p.sums) {
       sum = p.sums[row], along = p.alongs[row];
     } else {
-      if (p.mean || p.sum) sum = team_sum<team>(sum);
-      along = team_sum<team>(along);
+      if (centred || p.sum) sum = team_sum<Of::threads>(sum);
+      along = team_sum<Of::threads>(along);
     }
-    if (!p.dx) {
+    if (!weight && !p.dx) {
       if (threadIdx.x == 0) p.sum[row] = sum, p.along[row] = along;
       return;
     }
-    sum = p.mean ? sum * p.per_row : A(0);  // without a mean nothing was subtracted
+    sum = centred ? sum * p.per_row : A(0);  // without a mean nothing was subtracted
     along *= p.per_row;
-    for_packs<team>(packs, [&](int64_t i, int k) {
-      Pack<T, n> g = dy(i, k), v = x(i, k), w{}, more{};
-      if (p.w) w = read<T, n>(p.w + i * n);
-      if (p.more) more = read<T, n>(p.more + at + i * n);
+    for_packs<Of>(packs, [&](int64_t i, int k) {
+      Numbers<T, n> g = dy(i, k), v = x(i, k), w{}, more{};
+      if (p.w) w = read_numbers<n>(p.w + i * n);
+      if (p.more) more = read_numbers<n>(p.more + at + i * n);
       for (int j = 0; j < n; ++j) {
-        A normed = (load(v.at[j]) - mean) * rstd, gw = p.w ? load(g.at[j]) * load(w.at[j]) : load(g.at[j]);
+        A normed = (v.at[j] - mean) * rstd, gw = p.w ? g.at[j] * w.at[j] : g.at[j];
         A dx = rstd * (gw - sum - along * normed);
-        v.at[j] = rounded<T>(p.more ? dx + load(more.at[j]) : dx);
+        v.at[j] = p.more ? dx + more.at[j] : dx;
       }
-      write<T, n>(p.dx + at + i * n, v);
+      write<T, n>(p.dx + at + i * n, rounded_pack(v));
     });
   });
   if constexpr (weight) {  // the teams of the block one after the other
-    A* of_team = dynamic_shared<A>();
-    for_packs<team>(packs, [&](int64_t i, int k) {
-      if (k < held_packs)
-        for (int j = 0; j < n; ++j) of_team[threadIdx.y * p.d + i * n + j] = dw[k * n + j];
-    });
     __syncthreads();
-    for (int64_t j = int(threadIdx.y) * team + int(threadIdx.x); j < p.d; j += row_threads) {
+    for (int64_t j = int(threadIdx.y) * Of::threads + int(threadIdx.x); j < p.d; j += row_threads) {
       A total = 0;
-      for (int t = 0; t < row_threads / team; ++t) total += of_team[t * p.d + j];
+      for (int t = 0; t < row_threads / Of::threads; ++t) total += dw[t][j % n][j / n];
       p.partial[blockIdx.x * p.d + j] = total;
     }
   }
@@ -200,13 +205,7 @@ void sum_parts(StreamHandle stream, int64_t parts, int64_t d, const Accumulate<T
          as<T>(out));
 }
 
-// Whether the gradient of the weight is summed up by the kernel that writes dx: rows are held, and nothing is centred
-// (which would need twice the registers).
-template <class T>
-bool is_fused(int64_t d, int n, bool centred) {
-  return !centred && d <= row_threads * held_packs * n;
-}
-constexpr int64_t fused_blocks = 132 * 2, most_parts = 64;
+constexpr int64_t fused_blocks = 132 * row_blocks_of_sm, most_parts = 64;
 int64_t parts_of(int64_t rows) {
   int64_t parts = ceil_div(rows, 256);
   return parts < most_parts ? parts : most_parts;
@@ -219,16 +218,17 @@ void backward(StreamHandle stream, const NormBackward& b) {
                 as<T>(b.w),    as<A>(b.mean), as<A>(b.rstd),     as<A>(b.sums),  as<A>(b.alongs),
                 as<T>(b.more), as<T>(b.dx),   as<A>(b.sum),      as<A>(b.along), as<A>(b.partial)};
   bool aligned = all_aligned(p.dy, p.x, p.w, p.more, p.dx), done = false;
-  for_team<T>(b.d, aligned, [&](auto n, auto team) {
-    done = b.dw && b.dx && !b.db && is_fused<T>(b.d, n, b.mean != nullptr);
-    if (!done) {
-      launch(backward_kernel<T, n, team, false>, row_blocks(b.rows, team), row_block(team), 0, stream, p);
-      return;
-    }
-    unsigned blocks = row_blocks(b.rows, team, fused_blocks);
-    launch(backward_kernel<T, n, team, true>, blocks, row_block(team),
-           size_t(row_threads / team * b.d * int64_t(sizeof(A))), stream, p);
-    sum_parts<T>(stream, blocks, b.d, p.partial, b.dw);
+  for_team<T>(b.d, aligned, [&]<class Of>(auto n, Of) {
+    constexpr int team = Of::threads;
+    if constexpr (Of::held > 0)
+      if (b.dw && b.dx && !b.db && !b.mean) {
+        unsigned blocks = row_blocks(b.rows, team, fused_blocks);
+        launch(backward_kernel<T, n, Of, true>, blocks, row_block(team), 0, stream, p);
+        sum_parts<T>(stream, blocks, b.d, p.partial, b.dw);
+        done = true;
+        return;
+      }
+    launch(backward_kernel<T, n, Of, false>, row_blocks(b.rows, team), row_block(team), 0, stream, p);
   });
   if (!b.dw || done) return;
   int64_t parts = parts_of(b.rows), rows = parts ? ceil_div(b.rows, parts) : 0;
@@ -247,8 +247,8 @@ void norm(StreamHandle stream, DType type, const Norm& n) {
     Forward<T> p{n.rows,     n.d,        A(1) / A(n.d),     A(n.eps),     n.centre,
                  n.given,    as<T>(n.x), as<T>(n.residual), as<T>(n.w),   as<T>(n.b),
                  as<T>(n.y), as<T>(n.h), as<A>(n.mean),     as<A>(n.rstd)};
-    for_team<T>(n.d, all_aligned(p.x, p.residual, p.w, p.b, p.y, p.h), [&](auto size, auto team) {
-      launch(forward_kernel<T, size, team>, row_blocks(n.rows, team), row_block(team), 0, stream, p);
+    for_team<T>(n.d, all_aligned(p.x, p.residual, p.w, p.b, p.y, p.h), [&]<class Of>(auto size, Of) {
+      launch(forward_kernel<T, size, Of>, row_blocks(n.rows, Of::threads), row_block(Of::threads), 0, stream, p);
     });
   });
 }

@@ -23,7 +23,7 @@ __device__ inline void sin_cos(double angle, double& sine, double& cosine) {
 // A block has one position and computes its angles once, for all heads of both tensors; anew for each batch entry only
 // where that has positions of its own.
 template <class T, int n>
-__global__ void __launch_bounds__(row_threads, 1) rotary_kernel(__grid_constant__ const Rotary r) {
+__global__ void __launch_bounds__(row_threads, row_blocks_of_sm) rotary_kernel(__grid_constant__ const Rotary r) {
   using A = Accumulate<T>;
   const int half = r.pairs, packs = half / n, d = int(r.d);
   A *cosine = dynamic_shared<A>(), *sine = cosine + half;

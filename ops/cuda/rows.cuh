@@ -9,8 +9,8 @@
 
 namespace dtensor::cuda {
 
-constexpr int row_threads = 256;  // of a block: (team, row_threads / team)
-constexpr int held_packs = 4;     // that a thread holds of a row
+constexpr int row_threads = 256;     // of a block: (team, row_threads / team)
+constexpr int row_blocks_of_sm = 4;  // 32 warps, with at most 64 registers for a thread: kernels hold no more than fits
 
 template <class T, int n>
 __device__ inline Pack<T, n> read(const T* from) {
@@ -25,29 +25,85 @@ __device__ inline void write(T* to, const Pack<T, n>& p) {
 template <int team, class F>
 __device__ inline void for_rows(int64_t rows, F f) {
   constexpr int teams = row_threads / team;
-  for (int64_t row = blockIdx.x * int64_t(teams) + threadIdx.y; row < rows; row += gridDim.x * int64_t(teams)) f(row);
+  const int of_block = teams > 1 ? int(threadIdx.y) : 0;  // a row of the whole block's is the same number for all of it
+  for (int64_t row = blockIdx.x * int64_t(teams) + of_block; row < rows; row += gridDim.x * int64_t(teams)) f(row);
 }
-// f(i, k) for the packs i of this thread: the first ones are held in place k < held_packs.
-template <int team, class F>
+// How a row is worked on: by a team, each thread of which holds `held` packs of it, or none where rows are too long.
+template <int threads_, int held_>
+struct Team {
+  static constexpr int threads = threads_, held = held_;
+};
+// f(i, k) for the packs i of this thread, which holds pack i in place k.
+template <class Of, class F>
 __device__ inline void for_packs(int64_t packs, F f) {
+  if constexpr (Of::held > 0) {
 #pragma unroll
-  for (int k = 0; k < held_packs; ++k) {
-    int64_t i = int(threadIdx.x) + k * team;
-    if (i < packs) f(i, k);
-  }
+    for (int k = 0; k < Of::held; ++k) {
+      int i = int(threadIdx.x) + k * Of::threads;
+      if (i < int(packs)) f(i, k);
+    }
+  } else {
 #pragma unroll 1
-  for (int64_t i = int(threadIdx.x) + held_packs * team; i < packs; i += team) f(i, held_packs);
+    for (int64_t i = int(threadIdx.x); i < packs; i += Of::threads) f(i, 0);
+  }
+}
+// A pack as numbers to compute with. It is read as words, of which bf16 are the halves: nvcc would keep each bf16 of a
+// Pack in a register of its own.
+template <class T, int n>
+struct Numbers {
+  Accumulate<T> at[n];
+};
+template <class T, int n>
+struct Words {
+  static constexpr bool halves = std::is_same_v<T, bf16> && n % 2 == 0;
+  Pack<std::conditional_t<halves, uint32_t, T>, halves ? n / 2 : n> pack;
+
+  __device__ Numbers<T, n> numbers() const {
+    Numbers<T, n> x;
+    if constexpr (halves) {
+      for (int j = 0; j < n; ++j) {
+        uint32_t bits = j % 2 ? pack.at[j / 2] & 0xffff0000u : pack.at[j / 2] << 16;
+        memcpy(&x.at[j], &bits, 4);
+      }
+    } else {
+      for (int j = 0; j < n; ++j) x.at[j] = load(pack.at[j]);
+    }
+    return x;
+  }
+};
+template <int n, class T>
+__device__ inline Words<T, n> read_words(const T* from) {
+  return *reinterpret_cast<const Words<T, n>*>(from);
+}
+template <int n, class T>
+__device__ inline Numbers<T, n> read_numbers(const T* from) {
+  return read_words<n>(from).numbers();
 }
 template <class T, int n>
-struct Held {
-  const T* row;
-  Pack<T, n> packs[held_packs];
+__device__ inline Pack<T, n> rounded_pack(const Numbers<T, n>& x) {
+  Pack<T, n> p;
+  for (int j = 0; j < n; ++j) p.at[j] = rounded<T>(x.at[j]);
+  return p;
+}
 
-  __device__ void hold(int k, const Pack<T, n>& p) {
-    if (k < held_packs) packs[k] = p;
+// The packs of a row that a thread has: those that it holds are all read before the first is used.
+template <class Of, class T, int n>
+struct RowPacks {
+  const T* row;
+  Words<T, n> words[Of::held > 0 ? Of::held : 1] = {};
+
+  __device__ RowPacks(const T* of, int64_t packs) : row(of) {
+    if constexpr (Of::held > 0) for_packs<Of>(packs, [&](int64_t i, int k) { words[k] = read_words<n>(row + i * n); });
   }
-  __device__ Pack<T, n> operator()(int64_t i, int k) const {
-    return k < held_packs ? packs[k] : read<T, n>(row + i * n);
+  __device__ Numbers<T, n> operator()(int64_t i, int k) const {
+    if constexpr (Of::held > 0)
+      return words[k].numbers();
+    else
+      return read_numbers<n>(row + i * n);
+  }
+  // Has pack k be p from now on; a row that is not held has it in memory.
+  __device__ void hold(int k, const Pack<T, n>& p) {
+    if constexpr (Of::held > 0) memcpy(&words[k], &p, sizeof(p));
   }
 };
 
@@ -84,16 +140,18 @@ __device__ inline T team_sum(T x) {
 
 template <int n>
 using Int = std::integral_constant<int, n>;
-// f(Int<elements of a pack>{}, Int<team>{}) for rows of d elements: packs of 16 bytes where rows begin at multiples of
-// them, and a warp for rows that it holds.
+// f(Int<elements of a pack>{}, Team{}) for rows of d elements: packs of 16 bytes where rows begin at multiples of them,
+// and a warp for rows that it holds.
 template <class T, class F>
 void for_team(int64_t d, bool aligned, F f) {
   constexpr int n = std::is_same_v<T, double> ? 1 : 16 / sizeof(T);  // f64 is for tests: one path will do
   auto with_team = [&](auto size) {
-    if (d <= 32 * held_packs * size)
-      f(size, Int<32>{});
+    if (d <= 32 * 4 * size)
+      f(size, Team<32, 4>{});
+    else if (d <= row_threads * 4 * size)
+      f(size, Team<row_threads, 4>{});
     else
-      f(size, Int<row_threads>{});
+      f(size, Team<row_threads, 0>{});
   };
   if constexpr (n > 1)
     if (aligned && d % n == 0) return with_team(Int<n>{});

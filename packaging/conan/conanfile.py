@@ -3,7 +3,7 @@ import os
 
 from conan import ConanFile
 from conan.tools.cmake import CMake, CMakeDeps, CMakeToolchain, cmake_layout
-from conan.tools.files import copy
+from conan.tools.files import copy, rmdir
 
 
 class Dtensor(ConanFile):
@@ -13,13 +13,11 @@ class Dtensor(ConanFile):
     license = "MIT"
     package_type = "static-library"
     settings = "os", "compiler", "build_type", "arch"
-    options = {"cuda": [True, False], "mpi": [True, False]}
-    default_options = {"cuda": False, "mpi": False}
 
     def export_sources(self):
         root = os.path.join(self.recipe_folder, "..", "..")
         for pattern in ("CMakeLists.txt", "LICENSE", "placement/*", "dtensor/*", "ops/*", "nn/*", "packaging/dtensor.pc.in",
-                        "examples/hardware/*"):
+                        "docs/CMakeLists.txt", "examples/hardware/*"):
             copy(self, pattern, root, self.export_sources_folder)
 
     def requirements(self):
@@ -32,11 +30,14 @@ class Dtensor(ConanFile):
 
     def generate(self):
         toolchain = CMakeToolchain(self)
-        for option in ("cuda", "mpi"):
-            toolchain.cache_variables["DTENSOR_" + option.upper()] = "ON" if self.options.get_safe(option) else "OFF"
-        toolchain.cache_variables["DTENSOR_PROGRAMS"] = "OFF"
+        for option in ("CUDA", "MPI", "PROGRAMS"):
+            toolchain.cache_variables["DTENSOR_" + option] = "OFF"
         toolchain.generate()
-        CMakeDeps(self).generate()
+        dependencies = CMakeDeps(self)
+        # As Highway's own file for CMake is called.
+        dependencies.set_property("highway", "cmake_file_name", "hwy")
+        dependencies.set_property("highway::hwy", "cmake_target_name", "hwy::hwy")
+        dependencies.generate()
 
     def build(self):
         cmake = CMake(self)
@@ -44,8 +45,23 @@ class Dtensor(ConanFile):
         cmake.build()
 
     def package(self):
+        copy(self, "LICENSE", self.source_folder, os.path.join(self.package_folder, "licenses"))
         CMake(self).install()
+        for folder in ("cmake", "pkgconfig"):  # Conan makes these for each of its users
+            rmdir(self, os.path.join(self.package_folder, "lib", folder))
 
     def package_info(self):
-        self.cpp_info.set_property("cmake_find_mode", "none")  # the installed dtensorConfig.cmake is it
-        self.cpp_info.builddirs = [os.path.join("lib", "cmake", "dtensor")]
+        requires = {
+            "placement": ["fmt::fmt"],
+            "core": ["placement", "nlohmann_json::nlohmann_json"],
+            "ops": ["core", "highway::highway"],
+            "testing": ["ops"],
+            "nn": ["ops", "pcre2::pcre2", "utf8proc::utf8proc", "zlib::zlib", "zstd::zstd"],
+        }
+        for layer, others in requires.items():
+            component = self.cpp_info.components[layer]
+            component.libs = ["dtensor_" + layer]
+            component.requires = others
+            component.includedirs = [os.path.join("include", "dtensor")]
+            component.cxxflags = ["-ffp-contract=off"]
+        self.cpp_info.components["core"].system_libs = ["pthread", "dl"]

@@ -4,11 +4,13 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <ctime>
 #include <random>
 
 #include "dtensor/creation.h"
 #include "dtensor/redistribute.h"
 #include "ops/all.h"
+#include "ops/cards.h"
 #include "placement/propagate.h"
 
 using namespace dtensor;
@@ -23,38 +25,93 @@ void time(const char* what, int times, F f) {
   std::printf("%-48s %10.1f us\n", what, us);
 }
 
-// Choices for operands in random layouts on six axes of two ranks: the median and the worst.
-void choose_random(const char* what, const Op& op, const std::vector<Shape>& shapes) {
-  MeshShape mesh = MeshShape::parse("pp=2,dr=2,ds=2,cp=2,tp=2,ep=2");
-  std::mt19937 random(1);
-  auto below = [&](int n) { return int(random() % unsigned(n)); };
-  auto random_layout = [&](int dims) {
+// Processor time of choices, in microseconds.
+class Times {
+ public:
+  void add(const Propagation& p, const std::string& name) {
+    auto now = [] {
+      timespec t;
+      clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+      return double(t.tv_sec) * 1e6 + double(t.tv_nsec) * 1e-3;
+    };
+    double begin = now();
+    choose(p);
+    us_.push_back(now() - begin);
+    if (us_.back() > worst_) worst_ = us_.back(), worst_name_ = name;
+  }
+  void print(const std::string& what) {
+    std::sort(us_.begin(), us_.end());
+    auto at = [&](double share) { return us_[size_t(share * double(us_.size() - 1))]; };
+    std::printf("%-24s %6zu choices: median %8.1f, 90 %% %8.1f, 99 %% %8.1f, worst %8.1f us (%s)\n", what.c_str(),
+                us_.size(), at(0.5), at(0.9), at(0.99), us_.back(), worst_name_.c_str());
+  }
+
+ private:
+  std::vector<double> us_;
+  double worst_ = 0;
+  std::string worst_name_;
+};
+
+struct Random {
+  std::mt19937 engine{1};
+  int below(int n) { return int(engine() % unsigned(n)); }
+
+  // Six axes of 2 to `most` ranks.
+  MeshShape mesh(int most) {
+    std::vector<int> sizes;
+    for (int a = 0; a < max_axes; ++a) sizes.push_back(2 + below(most - 1));
+    return MeshShape(sizes, {"pp", "dr", "ds", "cp", "tp", "ep"});
+  }
+  // Replicate, Partial and each dimension are equally likely on every axis.
+  Layout layout(int dims, Reduce reduce = Reduce::sum) {
     Layout l;
-    for (int a = 0; a < mesh.axes(); ++a) {
+    for (int a = 0; a < max_axes; ++a) {
       int d = below(dims + 2);
       if (d < dims)
         l.split[size_t(d)].insert(below(l.split[size_t(d)].count + 1), a);
       else if (d > dims)
-        l.partial |= axis_bit(a);
+        l.partial |= axis_bit(a), l.reduce = reduce;
     }
     return l;
-  };
-  std::vector<const Shape*> inputs;
-  for (const Shape& s : shapes) inputs.push_back(&s);
-  BoundRule rule = bind_rule(op, inputs, {}, DType::f32);
-  std::vector<double> us;
-  for (int i = 0; i < 50; ++i) {
-    std::vector<TensorSpec> specs;
-    for (const Shape& s : shapes) specs.push_back({DType::f32, s, random_layout(s.dims())});
-    std::vector<const TensorSpec*> operands;
-    for (const TensorSpec& s : specs) operands.push_back(&s);
-    auto begin = std::chrono::steady_clock::now();
-    choose({rule, mesh, operands, {}, CostModel{}});
-    us.push_back(std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - begin).count());
   }
-  std::sort(us.begin(), us.end());
-  std::printf("%s, random layouts on six axes: median %.1f us, worst %.1f us of %zu\n", what, us[us.size() / 2],
-              us.back(), us.size());
+};
+
+// Choices for a sample's operands, all in random layouts, on six axes of 2 to `most` ranks.
+void choose_random(const Op& op, const Sample& sample, int most, int times, Random& random, Times& found) {
+  std::vector<const Shape*> shapes;
+  for (const SampleInput& in : sample.inputs)
+    shapes.push_back(in.kind == SampleInput::Kind::absent ? nullptr : &in.shape);
+  BoundRule rule = bind_rule(op, shapes, sample.attributes, DType::f32);
+  for (int i = 0; i < times; ++i) {
+    MeshShape mesh = random.mesh(most);
+    std::vector<TensorSpec> specs;
+    for (const SampleInput& in : sample.inputs) specs.push_back({DType::f32, in.shape, random.layout(in.shape.dims())});
+    std::vector<const TensorSpec*> operands;
+    std::string text = fmt::format("{} on {}", op.name, mesh);
+    for (size_t k = 0; k < specs.size(); ++k) {
+      operands.push_back(shapes[k] ? &specs[k] : nullptr);
+      if (shapes[k]) text += ", " + to_string(specs[k], mesh);
+    }
+    found.add({rule, mesh, operands, {}, CostModel{}}, text);
+  }
+}
+
+void choose_random(const Op& op, const Sample& sample) {
+  Random random;
+  Times times;
+  choose_random(op, sample, 2, 50, random, times);
+  times.print(std::string(op.name));
+}
+
+void choose_cards(int times) {
+  for (int most : {2, 4}) {
+    Random random;
+    Times found;
+    for (const Op* op : ops::cards())
+      if (!op->composite)
+        for (const Sample& sample : op->sample) choose_random(*op, sample, most, times, random, found);
+    found.print(fmt::format("all cards, 2 to {} ranks", most));
+  }
 }
 
 }  // namespace
@@ -74,11 +131,12 @@ int main() {
   auto three = tensor("f32[64,512,256] dr=Shard(0) cp=Partial tp=Partial ep=Partial");
   time("relu of a Partial on two of six axes, first", 1, [&] { ops::relu(two); });
   time("relu of a Partial on three of six axes, first", 1, [&] { ops::relu(three); });
-  choose_random("relu", ops::relu_op, {{64, 512, 256}});
-  choose_random("mul", ops::mul_op, {{64, 512, 256}, {64, 512, 256}});
-  choose_random("matmul", ops::matmul_op, {{64, 512, 256}, {256, 512}});
-  choose_random("linear", ops::linear_op, {{64, 512, 256}, {512, 256}, {512}});
-  choose_random("embedding", ops::embedding_op, {{64, 512}, {32000, 256}});
+  choose_random(ops::relu_op, {{{64, 512, 256}}});
+  choose_random(ops::mul_op, {{{64, 512, 256}, {64, 512, 256}}});
+  choose_random(ops::matmul_op, {{{64, 512, 256}, {256, 512}}});
+  choose_random(ops::linear_op, {{{64, 512, 256}, {512, 256}, {512}}});
+  choose_random(ops::embedding_op, {{{64, 512}, {32000, 256}}});
+  choose_cards(1);
 
   auto rank = Rank::recorded(1024);
   DeviceMesh mesh(*rank, "dp=1024");

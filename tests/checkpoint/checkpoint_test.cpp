@@ -3,6 +3,9 @@
 #include <signal.h>
 #include <sys/resource.h>
 
+#include <atomic>
+#include <thread>
+
 #include "nn/checkpoint/crc32c.h"
 #include "nn/checkpoint/pieces.h"
 #include "nn/train/adamw.h"
@@ -427,6 +430,25 @@ TEST_CASE("a rank that cannot write ends the saving on all ranks, and what was t
   CHECK(!fs::exists(folder.path / "c.tmp"));
   CHECK(save() == std::vector<std::string>(2, "(no error)"));
   CHECK(Checkpoint(folder.path / "c").tensors().at("x").shape == Shape{3, 400});
+}
+
+TEST_CASE("a checkpoint over one that is there: at any time its folder is one of them") {
+  Folder folder;
+  save_one(folder / "c", 0);
+  std::atomic<bool> over = false;
+  int64_t looks = 0, missing = 0;
+  std::thread reader([&] {
+    while (!over) ++looks, missing += !fs::exists(folder / "c/checkpoint.json");
+  });
+  for (int seed = 1; seed <= 40; ++seed) save_one(folder / "c", seed);
+  over = true;
+  reader.join();
+  CHECK(looks > 40);
+  CHECK(missing == 0);
+  CHECK(values(Checkpoint(folder / "c").read("x")) == values(f32({6, 8}, 40)));
+  CHECK(std::distance(fs::directory_iterator(folder / ""), {}) == 1);
+  CHECK_THAT(error_of([&] { publish_folder(folder / "none", folder / "c", "save"); }),
+             StartsWith("[save] cannot exchange ") && EndsWith("/c: No such file or directory"));
 }
 
 TEST_CASE("the last checkpoints and the best are kept, and a damaged one is passed over") {

@@ -3,6 +3,7 @@
 
 #include "dtensor/launch.h"
 #include "nn/models/gla.h"
+#include "nn/report/trace.h"
 #include "nn/train/causal_lm.h"
 #include "tests/nn/helpers.h"
 
@@ -104,6 +105,15 @@ TEST_CASE("cuda: training in float32 gives the losses of the CPU") {
   CHECK(eager.graph == "not captured: switched off");
 }
 
+TEST_CASE("cuda: context parallelism gives the losses of one rank") {
+  Outcome one = train({.device = Device::cpu});
+  for (const char* method : {R"("all_gather")", R"("all_to_all")", R"("ring")", R"("ring", "balanced": true)"}) {
+    INFO(method);
+    std::string plan = fmt::format(R"({{"context_parallel": {{"axis": "cp", "method": {}}}}})", method);
+    CHECK(furthest(train({.mesh = "cp=2", .plan = plan}), one) < 1e-4);
+  }
+}
+
 TEST_CASE("cuda: a step in micro-batches is one of the whole batch, captured too") {
   Outcome whole = train({});
   for (bool graph : {true, false}) {
@@ -113,6 +123,40 @@ TEST_CASE("cuda: a step in micro-batches is one of the whole batch, captured too
     for (size_t i = 0; i < whole.loss.size(); ++i) CHECK(micro.loss[i] == Approx(whole.loss[i]).epsilon(1e-4));
   }
   CHECK(furthest(train({.dtype = DType::bf16, .micro_batch_size = 2}), whole) < 1e-2);
+}
+
+TEST_CASE("cuda: a step's clock and trace are of the device's time") {
+  nn::PackedText text({text_file()}, 16);
+  auto activities = [&](Device device) {
+    auto rank = Rank::single(device);
+    DeviceMesh mesh(*rank, "dp=1");
+    nn::LlamaTraining training(mesh, small_model(), {}, {.steps = 4, .graph = false});
+    nn::StepClock clock(*rank);
+    nn::Trace trace(mesh);
+    for (int i = 0; i < 2; ++i) {  // the second step finds events of the first
+      clock.begin();
+      nn::PackedText::Batch batch = text.batch(mesh, {}, i, 4);
+      clock.loaded();
+      training.trainer.step(batch);
+      clock.end();
+      trace.add(clock, i);
+    }
+    auto last = clock.loaded_at();
+    for (const nn::StepClock::Moment& m : clock.moments()) {
+      CHECK(m.end >= last);
+      last = m.end;
+    }
+    CHECK(last > clock.loaded_at());
+    CHECK(last <= clock.ended_at());
+    std::chrono::duration<double> whole = clock.ended_at() - clock.began_at();
+    CHECK(clock.split().sum() == Approx(whole.count()));
+    nlohmann::json file = nlohmann::json::parse(trace.gather({}));
+    size_t slices = 0;
+    for (const auto& e : file["traceEvents"]) slices += e["ph"] == "X";
+    CHECK(slices > clock.moments().size());  // of two steps, without collectives' beginnings
+    return clock.moments().size();
+  };
+  CHECK(activities(Device::cuda) == activities(Device::cpu));
 }
 
 TEST_CASE("cuda: the first value that is not finite is found") {

@@ -63,9 +63,10 @@ CudnnAttention make_call(int64_t heads, int64_t kv_heads, int64_t queries, int64
 std::string to_string(const CudnnAttention& call) {
   const AttentionShape& s = call.shape;
   return fmt::format(
-      "{}{} heads {}/{} of {}, {} queries, {} keys{}{}, strides {}", call.pass == forward ? "forward" : "backward",
+      "{}{} heads {}/{} of {}, {} queries, {} keys{}{}{}, strides {}", call.pass == forward ? "forward" : "backward",
       call.deterministic ? "" : " in any order", s.heads, s.kv_heads, s.head_dim, s.queries, s.keys,
-      s.causal ? fmt::format(", causal from {}", s.diagonal) : "", call.padded ? ", padded" : "", s.q.sequence);
+      s.causal ? fmt::format(", causal from {}", s.diagonal) : "",
+      s.window ? fmt::format(" in a window of {}", s.window) : "", call.padded ? ", padded" : "", s.q.sequence);
 }
 
 void check_accepted(const CudnnAttention& call) {
@@ -115,6 +116,24 @@ TEST_CASE("cuDNN accepts attention for an H200: queries and keys of different le
     }
 }
 
+TEST_CASE("cuDNN accepts attention for an H200: windows") {
+  for (AttentionPass pass : {forward, backward})
+    for (bool deterministic : {true, false})
+      for (bool padded : {false, true})
+        for (int64_t head_dim : {64, 128})
+          for (int64_t window : {1, 33, 4096}) {
+            CudnnAttention call = make_call(8, 2, 1000, 1000, head_dim);
+            call.pass = pass, call.deterministic = deterministic, call.padded = padded;
+            call.shape.causal = true, call.shape.window = window;
+            check_accepted(call);
+            if (padded) continue;
+            call = make_call(8, 2, 128, 1024, head_dim);
+            call.pass = pass, call.deterministic = deterministic;
+            call.shape.causal = true, call.shape.window = window, call.shape.diagonal = 1024 - 128;
+            check_accepted(call);
+          }
+}
+
 TEST_CASE("what cuDNN does not take goes to the library's own kernels, and says why") {
   struct Case {
     const char* reason;
@@ -140,11 +159,6 @@ TEST_CASE("what cuDNN does not take goes to the library's own kernels, and says 
        [](auto&, auto& scores, auto&, auto&) {
          static const int64_t position = 1;
          scores.key_positions = &position;
-       }},
-      {"not given lengths",
-       [](auto&, auto& scores, auto&, auto&) {
-         static const int64_t length = 1;
-         scores.key_lengths = &length;
        }},
       {"bf16, not f32", [](auto& call, auto&, auto&, auto&) { call.shape.dtype = DType::f32; }},
       {"nothing is to be computed", [](auto& call, auto&, auto&, auto&) { call.shape.keys = 0; }},

@@ -14,6 +14,7 @@ using namespace dtensor;
 using namespace dtensor::testing;
 using namespace std::chrono_literals;
 using Catch::Matchers::Contains;
+using Catch::Matchers::EndsWith;
 using Catch::Matchers::Equals;
 using Catch::Matchers::StartsWith;
 
@@ -92,6 +93,26 @@ TEST_CASE("law 9: whatever a rank throws is reported") {
   CHECK_THAT(memory, StartsWith("[launch] no host memory is left beside the ") &&
                          Contains(" bytes of this rank's tensors: take a smaller --batch-size") &&
                          Contains("(rank 1 of 2)"));
+}
+
+TEST_CASE("memory that runs out names the op, the module and the phase, and other errors are as they were") {
+  auto error = [](bool of_memory) {
+    return error_of([=] {
+      launch(1, [=](Rank& rank) {
+        try {
+          LabelScope earlier(rank, Label::Kind::module, "model.embed_tokens");
+          throw Error("caught");
+        } catch (const Error&) {
+        }
+        PhaseScope phase(rank, Phase::backward);
+        LabelScope module(rank, Label::Kind::module, "model.norm"), op(rank, Label::Kind::op, "mul");
+        if (of_memory) Tensor(rank.allocator(), DType::f32, {int64_t(1) << 48});
+        throw Error("another");
+      });
+    });
+  };
+  CHECK_THAT(error(true), EndsWith("; it ran out in mul in model.norm in the backward pass"));
+  CHECK(error(false) == "another");
 }
 
 TEST_CASE("ranks may launch other ranks") {

@@ -61,6 +61,16 @@ TEST_CASE("every program's table of options is what --help says, with its defaul
                               {{"dtensor_plan", "diff"}, "docs/programs.md", "dtensor_plan"},
                               {{"dtensor_explain"}, "docs/programs.md", "dtensor_explain"},
                               {{"dtensor_calibrate"}, "docs/programs.md", "dtensor_calibrate"}};
+  std::set<std::string> told{"dtensor_bisect"};  // which has none
+  for (const Program& p : programs) told.insert(p.command[0]);
+  for (const auto& file : std::filesystem::directory_iterator(source("examples"))) {
+    std::string name = file.path().stem().string();
+    if (file.path().extension() == ".cpp" && !std::isdigit(name[0])) {
+      INFO(name << " is a program without a table of its options");
+      CHECK(told.contains(name));
+      CHECK_THAT(read(source("docs/programs.md")), Contains("## " + name + "\n") || Contains("[" + name + "]("));
+    }
+  }
   for (const Program& p : programs) {
     Options help = of_help(p.command), page = of_page(p.page, p.heading);
     CHECK(help.size() > 0);
@@ -79,4 +89,49 @@ TEST_CASE("every program's table of options is what --help says, with its defaul
         CHECK(help[name] == value);
     }
   }
+}
+
+// "| `eval` | `step`, `eval_loss` | ... |" of the section on metrics: fields by kind. A row without a kind is of the
+// one above.
+std::map<std::string, std::set<std::string>> fields_of_page() {
+  std::map<std::string, std::set<std::string>> fields;
+  std::string kind;
+  bool here = false;
+  const std::regex row(R"(\| ?(`(\w+)`|\(none\))? ?\| ((?:`\w+`,? ?)+)\|.*)"), word("`(\\w+)`");
+  for (const std::string& line : lines_of(read(source("docs/formats.md")))) {
+    if (line.starts_with("## ")) here = line == "## Metrics";
+    std::smatch m;
+    if (!here || !std::regex_match(line, m, row)) continue;
+    if (m[1].matched) kind = m[2];
+    std::string words = m[3];
+    for (std::sregex_iterator w(words.begin(), words.end(), word), end; w != end; ++w) fields[kind].insert((*w)[1]);
+  }
+  return fields;
+}
+
+TEST_CASE("the lines of --metrics have the fields that docs/formats.md tells, and no others") {
+  Folder folder;
+  std::string text = folder.write("text.txt", some_text(9000)), file = folder / "m.jsonl";
+  Result r = run("llama_pretrain", {"--model",          source("examples/configs/llama_tiny.json"),
+                                    "--data",           text,
+                                    "--steps",          "2",
+                                    "--batch-size",     "4",
+                                    "--seq-len",        "16",
+                                    "--threads",        "1",
+                                    "--metrics",        file,
+                                    "--hash",           "--module-norms",
+                                    "--eval-data",      text,
+                                    "--sample-every",   "2",
+                                    "--sample-tokens",  "2",
+                                    "--checkpoint-dir", folder / "run"});
+  CAPTURE(r.err);
+  REQUIRE(r.code == 0);
+  std::map<std::string, std::set<std::string>> written;
+  for (const std::string& line : lines_of(read(file))) {
+    Json j = Json::parse(line);
+    for (const auto& [key, value] : j.items())
+      if (key != "kind") written[j.value("kind", "")].insert(key);
+  }
+  written[""].insert("skipped");  // of bad steps alone
+  CHECK(written == fields_of_page());
 }

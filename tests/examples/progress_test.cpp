@@ -26,3 +26,9 @@ TEST_CASE("in 80 columns the progress line has what matters, whole, for large nu
   CHECK(progress_line(s, 123456, 1000000, 2011300, 4000, 53) == "step 123456/1000000  loss 12.8313  7:53:20 left");
   CHECK(progress_line(s, 123456, 1000000, 2011300, 4000, 24) == "step 123456/1000000");
 }
+
+TEST_CASE("a text that a model wrote is set in, and cannot steer the terminal") {
+  CHECK(set_in("Once\nupon\ta time") == "    Once\n    upon\ta time");
+  CHECK(set_in("a\x1b[31mb\rc\x7f") == "    a\ufffd[31mb\ufffdc\ufffd");
+  CHECK(set_in("caf\u00e9 \u0085\u009b2J \u00a0") == "    caf\u00e9 \ufffd\ufffd2J \u00a0");
+}

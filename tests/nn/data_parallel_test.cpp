@@ -120,25 +120,6 @@ TEST_CASE("law 8: a dry run of data parallelism lists what a run communicates") 
   }
 }
 
-TEST_CASE("the stages of fully sharding need less and less memory") {
-  auto peak = [](const std::string& plan, int64_t micro = 0) { return train("dp=4", plan_of(plan), 3, micro, 1).peak; };
-  int64_t ddp = peak("ddp.json"), one = peak("zero1.json"), two = peak("zero2.json"), three = peak("fsdp.json");
-  INFO(ddp << ", " << one << ", " << two << ", " << three);
-  CHECK(one < ddp);
-  CHECK(two < one);
-  CHECK(three < two);
-  // Micro-batches add up in whole gradients, or in shards.
-  for (int stage : {2, 3}) {
-    auto synced = [&](bool each) {
-      return peak(fmt::format(R"({{"fully_shard": {{"axis": "dp", "stage": {}, "modules": ["model.layers.*", ""], )"
-                              R"("sync_each_batch": {}}}}})",
-                              stage, each),
-                  4);
-    };
-    CHECK(synced(true) < synced(false));
-  }
-}
-
 // While the gradients of one group are computed, the parameters of the next one come.
 TEST_CASE("gathers run one group ahead in the backward pass") {
   Run r = train("dp=2", plan_of("fsdp.json"), 2);

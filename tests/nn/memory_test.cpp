@@ -19,12 +19,15 @@ LlamaConfig config(int64_t hidden, int64_t vocabulary) {
   return c;
 }
 
-int64_t peak(const std::string& mesh, const std::string& plan_text, const LlamaConfig& c, int64_t rows, int64_t seq) {
+int64_t peak(const std::string& mesh, const std::string& plan_text, const LlamaConfig& c, int64_t rows, int64_t seq,
+             int64_t micro_batch_size = 0) {
   MeshShape shape = MeshShape::parse(mesh);
   auto rank = Rank::recorded(shape.world());
   DeviceMesh m(*rank, shape);
   ParallelPlan plan = plan_of(plan_text);
-  LlamaTraining training(m, c, plan, {});
+  LlamaTrainingOptions options;
+  options.micro_batch_size = micro_batch_size;
+  LlamaTraining training(m, c, plan, options);
   for (int step = 0; step < 2; ++step) {
     if (step == 1) rank->allocator()->reset_peak();
     training.trainer.step(meta_batch(m, batch_layout(m.shape(), plan), rows, seq));
@@ -57,6 +60,27 @@ TEST_CASE("peak memory of parameters, gradients and states is the literature's, 
               {"and parameters, but of two", "dp=4", "fsdp.json", 4 * P / 4 + 5 * B},
               {"in halves, on two replicas", "dp_replicate=2,dp_shard=2,tp=1", "hsdp_tp.json", 4 * P / 2 + 5 * B}},
              c, 4, 1);
+}
+
+TEST_CASE("the stages of fully sharding need less and less memory") {
+  auto of = [](const std::string& plan, int64_t micro_batch_size = 0) {
+    return peak("dp=4", plan, small_llama(4, 64), 8, 1, micro_batch_size);
+  };
+  int64_t ddp = of("ddp.json"), one = of("zero1.json"), two = of("zero2.json"), three = of("fsdp.json");
+  INFO(ddp << ", " << one << ", " << two << ", " << three);
+  CHECK(one < ddp);
+  CHECK(two < one);
+  CHECK(three < two);
+  // Micro-batches add up in whole gradients, or in shards.
+  for (int stage : {2, 3}) {
+    auto synced = [&](bool each) {
+      return of(fmt::format(R"({{"fully_shard": {{"axis": "dp", "stage": {}, "modules": ["model.layers.*", ""], )"
+                            R"("sync_each_batch": {}}}}})",
+                            stage, each),
+                4);
+    };
+    CHECK(synced(true) < synced(false));
+  }
 }
 
 TEST_CASE("peak memory of activations is that of what a block keeps") {

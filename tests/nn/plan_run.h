@@ -10,7 +10,6 @@ using namespace dtensor::nn;
 struct Run {
   std::vector<double> losses, norms;
   Entries entries;  // of the second step
-  int64_t peak;     // of rank 0, since the second step
 };
 
 // Steps on batches that are the same on every mesh.
@@ -29,14 +28,13 @@ inline Run train(const std::string& mesh, const ParallelPlan& plan, int64_t step
       for (int64_t i = 0; i < 8 * seq; ++i) ids.push_back((i * 7 + i * i * (step + 3)) % 64);
       for (int64_t i = 0; i < 8 * seq; ++i) targets.push_back(ids[size_t((i + 1) % (8 * seq))]);
       Layout layout = batch_layout(m.shape(), plan);
-      if (step == 1) log.clear(), m.communicator(m.shape().all()).barrier(), rank.allocator()->reset_peak();
+      if (step == 1) log.clear();
       Trainer::Step s =
           training.trainer.step({DistributedTensor::distribute(Tensor::of<int64_t>({8, seq}, ids), m, layout),
                                  DistributedTensor::distribute(Tensor::of<int64_t>({8, seq}, targets), m, layout)});
       if (step == 1) run.entries = log.entries();
       run.losses.push_back(s.loss), run.norms.push_back(s.grad_norm);
     }
-    run.peak = rank.allocator()->peak_bytes();
     return run;
   })[0];
 }

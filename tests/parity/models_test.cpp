@@ -98,6 +98,13 @@ struct Pass {
   std::map<std::string, std::pair<double, double>> gradients;  // the norm, and the product with the formula's numbers
 };
 
+// A shipped file's name, or a plan itself.
+nn::ParallelPlan plan_of(const std::string& plan) {
+  if (plan.empty()) return {};
+  if (plan[0] == '{') return nn::ParallelPlan::from_json(Json::parse(plan));
+  return nn::ParallelPlan::load(std::string(DTENSOR_SOURCE_DIR) + "/examples/plans/" + plan);
+}
+
 // One forward and backward pass; the last rank's view.
 template <class Make, class Forward>
 Pass forward_backward(const Json& m, const std::string& mesh, const std::string& plan, Make make, Forward forward) {
@@ -106,8 +113,7 @@ Pass forward_backward(const Json& m, const std::string& mesh, const std::string&
   launch(shape.world(), [&](Rank& rank) {
     rank.strict = true;  // law 7
     auto model = make(DeviceMesh(rank, shape));
-    if (!plan.empty())
-      nn::ParallelPlan::load(std::string(DTENSOR_SOURCE_DIR) + "/examples/plans/" + plan).apply(*model);
+    plan_of(plan).apply(*model);
     nn::materialize(*model, 1);
     std::vector<nn::Parameter*> parameters = model->parameters();
     fill_by_formula(parameters);
@@ -197,6 +203,24 @@ TEST_CASE("transformers: logits and gradients of each family of language models,
   check_language_models(cases);
 }
 
+constexpr const char* gather_keys = R"({"context_parallel": {"axis": "cp", "method": "all_gather"}})";
+constexpr const char* exchange_heads = R"({"context_parallel": {"axis": "cp", "method": "all_to_all"}})";
+constexpr const char* ring = R"({"context_parallel": {"axis": "cp", "method": "ring"}})";
+
+TEST_CASE("transformers: logits and gradients where the sequence is divided") {
+  const Case cases[] = {{"llama3", "cp=2", ring},
+                        {"dynamic", "cp=3", ring},
+                        {"qwen2 with windows", "cp=3", ring},
+                        {"qwen2 with windows", "cp=2", exchange_heads},
+                        {"mistral", "cp=2", gather_keys},
+                        {"phi3", "cp=4", ring},
+                        {"phi3", "dp=2,cp=2", exchange_heads},
+                        {"gpt2", "cp=2", gather_keys},
+                        {"gpt2", "cp=2", exchange_heads},
+                        {"gpt2", "cp=3", ring}};
+  check_language_models(cases);
+}
+
 TEST_CASE("flash-linear-attention: logits and gradients of gated linear attention models, in parallel too") {
   const Case cases[] = {{"gla", "dp=1", ""},
                         {"gla", "dp=2", ""},
@@ -255,8 +279,13 @@ TEST_CASE("transformers: greedy tokens of each family, with a cache and without,
 
 TEST_CASE("transformers: logits and gradients of BERT with padding and segments, in parallel too") {
   const Json& m = model_of("bert");
-  for (const auto& [mesh, plan, own] :
-       {std::tuple("dp=1", "", false), {"dp=2", "", false}, {"tp=2", "bert_tp.json", false}, {"tp=2", "", true}}) {
+  for (const auto& [mesh, plan, own] : {std::tuple("dp=1", "", false),
+                                        {"dp=2", "", false},
+                                        {"tp=2", "bert_tp.json", false},
+                                        {"tp=2", "", true},
+                                        {"cp=2", gather_keys, false},
+                                        {"cp=4", exchange_heads, false},
+                                        {"dp=2,cp=3", ring, false}}) {
     INFO(mesh << " by " << plan << ", layers that shard themselves: " << own);
     nn::BertConfig config = nn::BertConfig::from_json(m["config"]);
     config.use_tensor_parallel = own;

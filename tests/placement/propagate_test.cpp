@@ -287,9 +287,13 @@ TEST_CASE("the choice is that of an exhaustive search") {
     }
     return l;
   };
+  std::vector<Operands> ops = well_known_ops();  // and some of sizes that all axes divide
+  ops.push_back({multiply, {"[48,96]", "[48,96]"}, "multiply"});
+  ops.push_back({matmul, {"[48,48]", "[48,96]"}, "matmul"});
+  ops.push_back({relu, {"[48,48,48]"}, "relu"});
   for (const std::vector<int>& sizes :
        std::vector<std::vector<int>>{{2}, {5}, {2, 2}, {3, 2}, {2, 1, 4}, {2, 2, 2}, {2, 4, 3}, {2, 2, 2, 2}})
-    for (const Operands& op : well_known_ops())
+    for (const Operands& op : ops)
       for (int i = 0; i < (sizes.size() == 4 ? 2 : sizes.size() == 3 ? 8 : 40); ++i) {
         MeshShape mesh = mesh_of(sizes);
         BoundRule rule = op.bind();
@@ -308,6 +312,36 @@ TEST_CASE("the choice is that of an exhaustive search") {
         REQUIRE(best.size() == std::min<size_t>(5, all.size()));
         for (size_t k = 0; k < best.size(); ++k) REQUIRE(same(best[k], all[k]));
       }
+}
+
+TEST_CASE("what is written in place stays, in the first choice of all that leave it there") {
+  Random random{5};
+  const std::vector<int> writes{0};
+  int found = 0, none = 0;
+  for (const Operands& op : well_known_ops()) {
+    BoundRule rule = op.bind();
+    if (rule.inputs()[0].shape != rule.outputs()[0].shape) continue;
+    for (const std::vector<int>& sizes : std::vector<std::vector<int>>{{2}, {2, 3}, {2, 2, 2}})
+      for (int i = 0; i < 10; ++i) {
+        MeshShape mesh = mesh_of(sizes);
+        std::vector<Layout> layouts;
+        for (const Operand& in : rule.inputs())
+          layouts.push_back(random_layout(random, all_layouts(mesh.axes(), in.shape.dims())));
+        Question q(mesh, op, layouts);
+        std::vector<Choice> all = q.all(), best = q.ask([&](Propagation p) {
+          p.in_place = writes;
+          return best_choices(p, 1);
+        });
+        auto first = std::find_if(all.begin(), all.end(), [&](const Choice& c) {
+          return c.inputs[0] == layouts[0] && c.outputs[0] == layouts[0];
+        });
+        INFO(op.who << " on " << to_string(mesh) << ": " << show(q, all[0]));
+        REQUIRE(best.empty() == (first == all.end()));
+        if (!best.empty()) REQUIRE(show(q, best[0]) == show(q, *first));
+        ++(best.empty() ? none : found);
+      }
+  }
+  CHECK((found > 20 && none > 20));
 }
 
 TEST_CASE("on one axis no strategy receives less than the choice") {

@@ -229,6 +229,25 @@ TEST_CASE("law 1: a tensor without elements needs no steps") {
         REQUIRE(plan_redistribution(mesh, shape, 4, s, t).steps.empty());
 }
 
+TEST_CASE("a plan does not depend on those of the same tensor made before") {
+  size_t split = 0;
+  for (const Machine& machine : machines)
+    for (const std::vector<int>& sizes : std::vector<std::vector<int>>{{2, 3}, {4, 8}})
+      for (const Shape& shape : {Shape{8}, Shape{5, 8}, Shape{64, 2048}}) {
+        MeshShape mesh = mesh_of(sizes);
+        Redistributions together(mesh, shape, 4, machine.cost);
+        for (const Layout& s : all_layouts(mesh.axes(), shape.dims()))
+          for (const Layout& t : all_layouts(mesh.axes(), shape.dims())) {
+            Plan a = together.plan(s, t), b = plan_redistribution(mesh, shape, 4, s, t, machine.cost);
+            INFO(machine.name << ": " << show(mesh, shape, s, t));
+            REQUIRE(show(a, mesh) == show(b, mesh));
+            REQUIRE(time_of(a) == time_of(b));
+            split += b.collectives() > 1;
+          }
+      }
+  CHECK(split > 100);
+}
+
 TEST_CASE("axes of one rank do not change a plan") {
   MeshShape narrow = mesh_of({1, 2, 1, 3}), wide = mesh_of({2, 3});
   for (const Layout& s : all_layouts(2, 2))

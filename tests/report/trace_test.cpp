@@ -158,10 +158,10 @@ TEST_CASE("the parts of a step's time add up to it, and a rank that is late is t
   CHECK(sum == Approx(ranks[0].splits[1].sum()));
 }
 
-TEST_CASE("a step's clock is for the CPU, and lets a step throw") {
+TEST_CASE("a step's clock is for ranks that compute, and lets a step throw") {
   auto meta = Rank::recorded(2);
   CHECK_THROWS_WITH(StepClock(*meta),
-                    Contains("[StepClock] rank 0 is on meta, where kernels run on after observers were told"));
+                    Contains("[StepClock] rank 0 is on meta, where nothing takes time: see Timeline::time()"));
   auto rank = Rank::single();
   {
     StepClock clock(*rank);
