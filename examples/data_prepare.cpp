@@ -63,8 +63,7 @@ int main(int argc, char** argv) {
       }
       nn::ShardWriter writer(shard.string(), tokenizer.vocab_size());
       writing = false;  // what goes wrong now is the text's fault
-      nn::tokenize_documents({data[i]}, tokenizer, threads,
-                             [&](std::span<const int32_t> document) { writer.add(document); });
+      nn::tokenize_documents({data[i]}, tokenizer, threads, [&](auto ids, bool last) { writer.add(ids, last); });
       writing = true;
       writer.finish();
       fmt::print("{}: {} documents, {} tokens\n", shard.string(), writer.documents(), writer.tokens());

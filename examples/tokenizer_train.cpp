@@ -25,7 +25,9 @@ int main(int argc, char** argv) {
   app.option_defaults()->always_capture_default();
   app.add_option("--data", data, "text files, or JSON lines (.jsonl), also .gz and .zst")->required();
   app.add_option("--vocab-size", options.vocab_size, "tokens, with the 256 of bytes and the special ones")->required();
-  app.add_option("--special", options.special, "special tokens: the first ids")->expected(0, -1);
+  app.add_option("--special", options.special, "special tokens: the first ids")
+      ->expected(0, 4096)
+      ->allow_extra_args(false);  // which would take brackets around a value for a list of values
   app.add_option("--pattern", pattern, "how text is cut before merges: gpt2, llama3 or qwen")
       ->check(CLI::IsMember({"gpt2", "llama3", "qwen"}));
   app.add_flag("--lines", lines,

@@ -8,6 +8,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "nn/file.h"
 #include "placement/error.h"
 
 namespace dtensor::nn {
@@ -120,6 +121,10 @@ void for_documents(const std::string& file, const std::function<void(std::string
   std::string name, held;
   std::unique_ptr<Reader> reader = open(file, name);
   bool lines = name.ends_with(".jsonl");
+  if (!lines && name == file) {
+    MappedFile text(file, "data");
+    return f({reinterpret_cast<const char*>(text.data()), text.size()});
+  }
   int64_t number = 0;
   auto line = [&](std::string_view text) {
     ++number;

@@ -231,7 +231,7 @@ void TokenSource::add(const std::string& file, const std::optional<Tokenizer>& t
     Temporary temporary;
     Tokenizer t = tokenizer ? *tokenizer : Tokenizer::bytes();
     ShardWriter writer(temporary.path, t.vocab_size());
-    tokenize_documents({file}, t, 0, [&](std::span<const int32_t> document) { writer.add(document); });
+    tokenize_documents({file}, t, 0, [&](auto ids, bool last) { writer.add(ids, last); });
     writer.finish();
     s->map = std::make_unique<MappedFile>(temporary.path, "data");
     read_own(*s);
@@ -304,17 +304,17 @@ void ShardWriter::write(const void* bytes, size_t size) {
   check(std::fwrite(bytes, 1, size, out_) == size, "[data] cannot write to {}: is the disk full?", file_);
 }
 
-void ShardWriter::add(std::span<const int32_t> document) {
-  for (int32_t t : document)
+void ShardWriter::add(std::span<const int32_t> ids, bool last) {
+  for (int32_t t : ids)
     check(t >= 0 && t < vocab_size_, "[data] token {} is outside of the vocabulary of {}", t, vocab_size_);
   if (width_ == 2) {
-    std::vector<uint16_t> narrow(document.begin(), document.end());
+    std::vector<uint16_t> narrow(ids.begin(), ids.end());
     write(narrow.data(), narrow.size() * 2);
   } else {
-    write(document.data(), document.size() * 4);
+    write(ids.data(), ids.size() * 4);
   }
-  tokens_ += int64_t(document.size());
-  ends_.push_back(uint64_t(tokens_));
+  tokens_ += int64_t(ids.size());
+  if (last) ends_.push_back(uint64_t(tokens_));
 }
 
 void ShardWriter::finish() {
@@ -333,23 +333,27 @@ void ShardWriter::finish() {
 }
 
 void tokenize_documents(const std::vector<std::string>& files, const Tokenizer& tokenizer, int threads,
-                        const std::function<void(std::span<const int32_t>)>& f) {
+                        const std::function<void(std::span<const int32_t>, bool)>& f) {
   const DocumentTokens& around = tokenizer.document_tokens();
   size_t n = threads > 0 ? size_t(threads) : std::max(1u, std::thread::hardware_concurrency());
   std::vector<Encoder> encoders;
   for (size_t i = 0; i < n; ++i) encoders.emplace_back(tokenizer);
-  std::vector<std::string> texts;
+  struct Part {
+    std::string text;
+    bool first, last;  // of its document
+  };
+  std::vector<Part> parts;
   size_t bytes = 0;
   auto encode = [&] {
-    std::vector<std::vector<int32_t>> ids(texts.size());
+    std::vector<std::vector<int32_t>> ids(parts.size());
     std::vector<std::exception_ptr> errors(n);
     std::atomic<size_t> next{0};
     auto work = [&](size_t thread) {
       try {
-        for (size_t i; (i = next++) < texts.size();) {
-          if (around.begin) ids[i].push_back(*around.begin);
-          encoders[thread].append(texts[i], ids[i]);
-          if (around.end) ids[i].push_back(*around.end);
+        for (size_t i; (i = next++) < parts.size();) {
+          if (parts[i].first && around.begin) ids[i].push_back(*around.begin);
+          encoders[thread].append(parts[i].text, ids[i]);
+          if (parts[i].last && around.end) ids[i].push_back(*around.end);
         }
       } catch (...) {
         errors[thread] = std::current_exception();
@@ -357,22 +361,28 @@ void tokenize_documents(const std::vector<std::string>& files, const Tokenizer& 
     };
     {
       std::vector<std::jthread> others;
-      for (size_t t = 1; t < std::min(n, texts.size()); ++t) others.emplace_back(work, t);
+      for (size_t t = 1; t < std::min(n, parts.size()); ++t) others.emplace_back(work, t);
       work(0);
     }
     for (const auto& e : errors)
       if (e) std::rethrow_exception(e);
-    for (const auto& document : ids) f(document);
-    texts.clear();
+    for (size_t i = 0; i < parts.size(); ++i) f(ids[i], parts[i].last);
+    parts.clear();
     bytes = 0;
   };
+  constexpr size_t part = size_t(1) << 20;
   for (const std::string& file : files)
     for_documents(file, [&](std::string_view text) {
-      texts.emplace_back(text);
-      bytes += text.size();
-      if (bytes >= size_t(16) << 20) encode();
+      for (bool first = true, last = false; !last; first = false) {
+        size_t size = text.size() <= part ? text.size() : tokenizer.cut(text, part);
+        last = size == text.size();
+        parts.push_back({std::string(text.substr(0, size)), first, last});
+        text.remove_prefix(size);
+        bytes += size;
+        if (bytes >= 16 * part) encode();
+      }
     });
-  if (!texts.empty()) encode();
+  if (!parts.empty()) encode();
 }
 
 }  // namespace dtensor::nn

@@ -54,7 +54,8 @@ class ShardWriter {
   // Tokens take two bytes where the vocabulary fits. Errors: a file that cannot be written.
   ShardWriter(const std::string& file, int64_t vocab_size);
   ~ShardWriter();
-  void add(std::span<const int32_t> document);
+  // A document, or its next part: `last` ends it.
+  void add(std::span<const int32_t> ids, bool last = true);
   void finish();
   int64_t tokens() const { return tokens_; }
   int64_t documents() const { return int64_t(ends_.size()); }
@@ -67,9 +68,10 @@ class ShardWriter {
   std::FILE* out_;
 };
 
-// f(ids) of each document of the files, in order: [begin] ids [end]. Documents are encoded by `threads` threads, some
-// 16 MB of text at a time; 0: as many as there are cores.
+// f(ids, last) of each document of the files, in order: [begin] ids [end]. One of more than a megabyte comes in parts,
+// where the tokenizer can cut it; `last` ends it. `threads` threads encode some 16 MB of text at a time; 0: as many as
+// there are cores.
 void tokenize_documents(const std::vector<std::string>& files, const Tokenizer& tokenizer, int threads,
-                        const std::function<void(std::span<const int32_t>)>& f);
+                        const std::function<void(std::span<const int32_t>, bool)>& f);
 
 }  // namespace dtensor::nn

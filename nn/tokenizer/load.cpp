@@ -145,10 +145,13 @@ void Reader::read_added(const Json& list) {
     add_token(a.content, a.id, s.path());
     t_->added.push_back(a);
   }
+  t_->cuts_before_spaces = t_->pre_tokenizer.known() && t_->normalizer.is_local();
   for (const AddedToken& a : t_->added) {
     // What no normalizer changes is found without normalizing first.
     bool normalized = a.normalized && !t_->normalizer.empty();
-    (normalized ? t_->in_normalized : t_->in_text).add(a, normalized ? t_->normalizer({a.content}).text : a.content);
+    std::string text = normalized ? t_->normalizer({a.content}).text : a.content;
+    (normalized ? t_->in_normalized : t_->in_text).add(a, text);
+    if (a.rstrip || text.find(' ') != std::string::npos) t_->cuts_before_spaces = false;
   }
   t_->special.resize(t_->tokens.size());
   for (const AddedToken& a : t_->added) t_->special[size_t(a.id)] = a.special;

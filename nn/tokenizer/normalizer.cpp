@@ -155,6 +155,7 @@ void Normalizer::add(const nlohmann::ordered_json& json, const std::string& path
   Section s(json, path);
   auto type = s.get<std::string>("type");
   keeps_ascii_ &= type == "Sequence" || type.starts_with("NF");
+  is_local_ &= type == "Sequence" || type.starts_with("NF") || type == "Lowercase";
   constexpr int d = UTF8PROC_STABLE | UTF8PROC_DECOMPOSE, c = UTF8PROC_STABLE | UTF8PROC_COMPOSE;
   auto form = [&](int options) {
     steps_.push_back([options](const AlignedText& t) { return normal_form(t, options); });

@@ -18,13 +18,14 @@ class Normalizer {
   Normalizer(const nlohmann::ordered_json& section, const std::string& path);
   bool empty() const { return steps_.empty(); }
   bool keeps_ascii() const { return keeps_ascii_; }  // text of ASCII alone stays as it is
+  bool is_local() const { return is_local_; }        // looks at characters and the marks behind them, no further
   AlignedText operator()(AlignedText text) const;
 
  private:
   using Step = std::function<AlignedText(AlignedText)>;
   void add(const nlohmann::ordered_json& section, const std::string& path);
   std::vector<Step> steps_;
-  bool keeps_ascii_ = true;
+  bool keeps_ascii_ = true, is_local_ = true;
 };
 
 // Each occurrence of a text or a match of a regular expression becomes `content`.

@@ -38,6 +38,9 @@ struct TokenizerParts {
   std::optional<Bpe> bpe;
   TokenFinder in_text, in_normalized;
   std::vector<AddedToken> added;
+  // Whether a space behind what is no white space begins something new, whatever stands on either side: no piece of a
+  // known pattern and no added token goes over it, and no normal form changes or moves it.
+  bool cuts_before_spaces = false;
   PostProcessor post;
   std::optional<Truncation> truncation;
   std::optional<Padding> padding;

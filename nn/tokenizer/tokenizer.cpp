@@ -86,6 +86,18 @@ std::vector<int32_t> Tokenizer::ids(std::string_view text) const {
   return ids;
 }
 
+size_t Tokenizer::cut(std::string_view text, size_t from) const {
+  if (!parts_->cuts_before_spaces) return text.size();
+  for (size_t at = std::max<size_t>(from, 1); (at = text.find(' ', at)) != std::string_view::npos; ++at) {
+    size_t last = at - 1;  // the beginning of the character before
+    while (last > 0 && at - last < 4 && (uint8_t(text[last]) & 0xC0) == 0x80) --last;
+    Utf8 c = utf8_at(text.data() + last, text.data() + at);
+    bool whole = c.code >= 0 && last + size_t(c.length) == at;
+    if (whole && !(parts_->classes(c.code) & CharClasses::space)) return at;
+  }
+  return text.size();
+}
+
 const std::string& Tokenizer::token_of(int32_t id) const {
   bool known = id >= 0 && size_t(id) < parts_->tokens.size() && parts_->tokens[size_t(id)];
   check(known, "[tokenizer] {} is no id of a token: ids are from 0 to {}", id, vocab_size() - 1);

@@ -47,6 +47,9 @@ class Tokenizer {
   Encoding encode(std::string_view text, bool special = true) const;
   // The text alone: no tokens are added, nothing is cut or padded.
   std::vector<int32_t> ids(std::string_view text) const;
+  // The first place from `from` on where a long text may be cut: ids() of both parts, joined, are its own. Its end
+  // where there is none, or the file does to text what depends on all of it.
+  size_t cut(std::string_view text, size_t from) const;
   // `skip_special` leaves special tokens out. Errors: an id that is no token.
   std::string decode(std::span<const int32_t> ids, bool skip_special = true) const;
 

@@ -190,7 +190,7 @@ TEST_CASE("tokens that were prepared are those of the text") {
   std::string a = folder.write("a.txt", "Hello world"),
               b = folder.write("b.jsonl", "{\"text\": \"one\"}\n\n{\"text\": \"two\", \"x\": 1}\n");
   ShardWriter writer((folder.path / "s.bin").string(), t.vocab_size());
-  tokenize_documents({a, b}, t, 2, [&](auto document) { writer.add(document); });
+  tokenize_documents({a, b}, t, 2, [&](auto ids, bool last) { writer.add(ids, last); });
   writer.finish();
   std::vector<int64_t> expected;
   for (const char* text : {"Hello world", "one", "two"}) {  // GPT-2's end of text ends a document, nothing begins it
@@ -212,6 +212,44 @@ TEST_CASE("a document begins and ends once, also where the tokenizer itself adds
   for (int32_t id : t.ids("some text")) expected.push_back(id);
   expected.push_back(*t.id_of("<|end_of_text|>"));
   CHECK(all_tokens(s) == expected);
+}
+
+TEST_CASE("a long document is tokenized in parts, as one") {
+  Folder folder;
+  Tokenizer t = Tokenizer::load(reference_file("llama3.json"));
+  std::string text;
+  for (uint32_t i = 1; text.size() < 3'000'000; i = i * 1664525u + 1013904223u)
+    text += std::to_string(i) + (i >> 31 ? " the  sum " : ", it's\n\n");
+  std::string file = folder.write("a.txt", text);
+  std::vector<int32_t> ids;
+  int parts = 0, documents = 0;
+  tokenize_documents({file, folder.write("b.txt", "")}, t, 2, [&](auto part, bool last) {
+    ids.insert(ids.end(), part.begin(), part.end());
+    ++parts, documents += last;
+  });
+  CHECK(parts == 4);
+  CHECK(documents == 2);
+  std::vector<int32_t> expected = t.ids(text);
+  auto begin = *t.id_of("<|begin_of_text|>"), end = *t.id_of("<|end_of_text|>");
+  expected.insert(expected.begin(), begin);
+  expected.insert(expected.end(), {end, begin, end});
+  CHECK(ids == expected);
+  CHECK(TokenSource({file}, t).documents() == 1);
+}
+
+TEST_CASE("plain text is mapped: it takes no memory of its own") {
+  Folder folder;
+  std::string file = folder.write("a.txt", "");
+  std::filesystem::resize_file(file, 64 << 20);
+  auto anonymous = [] {  // kB
+    std::string status = read_file("/proc/self/status");
+    return std::stoll(status.substr(status.find("RssAnon:") + 8));
+  };
+  int64_t before = anonymous();
+  for_documents(file, [&](std::string_view text) {
+    CHECK(std::count(text.begin(), text.end(), '\0') == 64 << 20);
+    CHECK(anonymous() - before < 16 << 10);
+  });
 }
 
 TEST_CASE("shards of llm.c, Megatron and nanotron") {

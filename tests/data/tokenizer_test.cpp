@@ -135,6 +135,59 @@ TEST_CASE("a trained tokenizer may have fewer tokens than asked for") {
   CHECK(Tokenizer::parse(file).vocab_size() == 258);
 }
 
+TEST_CASE("a token that is a single word stands beside fractions, and not beside what joins characters") {
+  Tokenizer t = Tokenizer::load(reference_file("gpt2.json"));
+  int32_t word = *t.id_of("wordinside");
+  auto found = [&](const std::string& text) {
+    std::vector<int32_t> ids = t.ids(text);
+    return std::count(ids.begin(), ids.end(), word) == 1;
+  };
+  for (const char* beside : {" ", "!", "½", "²"}) CHECK(found(std::string("wordinside") + beside));
+  for (const char* beside : {"s", "1", "_", "é", "\u200d", "\u0301"}) CHECK(!found(std::string("wordinside") + beside));
+}
+
+TEST_CASE("a text is cut where both parts have its ids") {
+  const char* words[] = {" ",  "  ", "\n", " \n", "\t",       "a",        "Bc's", "12",       "!?",    "é",
+                         "中", "½",  "⑴",  "¨",   "\xCC\x81", "\xC2\xA0", "\xFF", "\xE4\xB8", "[EOT]", "wordinside"};
+  struct Case {
+    const char *family, *normalizer;
+  };
+  for (Case c : {Case{"gpt2", "null"},
+                 {"llama3", "null"},
+                 {"llama3", R"({"type": "NFD"})"},
+                 {"qwen", R"({"type": "NFC"})"},
+                 {"qwen", R"({"type": "Sequence", "normalizers": [{"type": "NFKC"}, {"type": "Lowercase"}]})"}}) {
+    Json file = changed(c.family, {{"normalizer", Json::parse(c.normalizer)}});
+    for (Json& token : file["added_tokens"]) token["rstrip"] = false;
+    Tokenizer t = Tokenizer::parse(file);
+    std::mt19937 random(3);
+    int cuts = 0;
+    for (int i = 0; i < 2000; ++i) {
+      std::string text;
+      for (int n = int(random() % 12); n > 0; --n) text += words[random() % std::size(words)];
+      INFO(c.family << ", " << c.normalizer << ": " << Json(replace_invalid(text).text).dump());
+      for (size_t at = 0; (at = t.cut(text, at + 1)) < text.size(); ++cuts) {
+        std::vector<int32_t> ids = t.ids(text.substr(0, at));
+        for (int32_t id : t.ids(text.substr(at))) ids.push_back(id);
+        REQUIRE(ids == t.ids(text));
+      }
+    }
+    CHECK(cuts > 500);
+  }
+  // Nothing is known where all of the text counts, or a token that was added goes over spaces.
+  Json prepends = {{"normalizer", {{"type", "Prepend"}, {"prepend", "x"}}}};
+  CHECK(Tokenizer::parse(changed("llama3", prepends)).cut("a b", 0) == 3);
+  CHECK(Tokenizer::load(reference_file("tinyllama.json")).cut("a b", 0) == 3);
+  CHECK(Tokenizer::load(reference_file("gpt2.json")).cut("a b", 0) == 3);  // its <mask> takes the space behind it
+  Json file = reference_json("llama3.json");
+  CHECK(Tokenizer::parse(file).cut("a b", 0) == 1);
+  CHECK(Tokenizer::parse(file).cut("a b", 2) == 3);
+  file["added_tokens"][0]["content"] = "two words";
+  file["model"]["vocab"].erase("<|begin_of_text|>");
+  file["post_processor"] = nullptr;
+  CHECK(Tokenizer::parse(file).cut("a b", 0) == 3);
+}
+
 TEST_CASE("without a file, tokens are bytes") {
   Tokenizer t = Tokenizer::bytes();
   CHECK(t.vocab_size() == 259);

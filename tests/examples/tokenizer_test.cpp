@@ -1,5 +1,11 @@
 // tokenizer_train, tokenize, data_prepare, and a training on what they made.
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <chrono>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "tests/examples/programs.h"
 
@@ -62,6 +68,45 @@ TEST_CASE("text is tokenized, prepared and trained on") {
   };
   CHECK_THAT(with({"--data", text, "--steps", "1"}).err,
              Contains("vocab_size 259 is smaller than the tokenizer's 300"));
+}
+
+TEST_CASE("special tokens may be in brackets or not, as they are given") {
+  Folder folder;
+  std::string text = folder.write("text.txt", some_lines()), tokenizer = folder / "tokenizer.json";
+  Words train{"--data", text, "--vocab-size", "300", "--output", tokenizer};
+  auto special = [&](const Words& more) {
+    Result r = run("tokenizer_train", train + more);
+    CHECK(r.err.empty());
+    Words contents;
+    for (const Json& token : Json::parse(read(tokenizer))["added_tokens"]) contents.push_back(token["content"]);
+    return contents;
+  };
+  CHECK(special({}) == Words{"[BOT]", "[EOT]", "[PAD]"});
+  CHECK(special({"--special", "[A]", "<s>", "[PAD]"}) == Words{"[A]", "<s>", "[PAD]"});
+}
+
+TEST_CASE("data that takes longer to prepare than --deadline lets no rank wait for another") {
+  Folder folder;
+  std::string pipe = folder / "slow.jsonl";
+  REQUIRE(mkfifo(pipe.c_str(), 0600) == 0);
+  std::thread writer([&] {
+    using namespace std::chrono_literals;
+    int file = -1;  // until somebody reads, for a minute at most
+    for (int i = 0; i < 600 && file < 0; ++i) {
+      std::this_thread::sleep_for(100ms);
+      file = open(pipe.c_str(), O_WRONLY | O_NONBLOCK);
+    }
+    std::this_thread::sleep_for(4s);
+    std::string document = Json{{"text", some_text(2000)}}.dump() + "\n";
+    if (file >= 0 && write(file, document.data(), document.size()) > 0) close(file);
+  });
+  Result r = run("llama_pretrain",
+                 {"--model", source("examples/configs/llama_tiny.json"), "--batch-size", "8", "--seq-len", "16",
+                  "--threads", "1", "--data", pipe, "--steps", "2", "--mesh", "dp=2", "--deadline", "3"});
+  writer.join();
+  CHECK(r.err.empty());
+  CHECK(r.code == 0);
+  CHECK_THAT(r.out, Contains("step 2/2"));
 }
 
 TEST_CASE("epochs end where the data does, and evaluation is a line of its own") {

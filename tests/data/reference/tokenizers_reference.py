@@ -4,12 +4,19 @@ package on the texts below, and its ids, offsets and decoded texts (reference.js
     pip install tokenizers==0.23.3
     python tests/data/reference/tokenizers_reference.py                     # writes beside itself
     python tests/data/reference/tokenizers_reference.py --check build/bin   # compares the programs with the package on 50 MB
+
+The check takes half of its text from files (--texts: Python's own sources, Debian's documentation and translations), the
+rest is generated; a megabyte of each kind without a space is in it.
 """
 import argparse
+import array
+import gettext
+import gzip
 import json
 import pathlib
 import random
 import subprocess
+import sysconfig
 import tempfile
 
 import tokenizers
@@ -204,35 +211,135 @@ def write():
     (HERE / "reference.json").write_text(json.dumps(reference, ensure_ascii=False, separators=(",", ":")) + "\n")
 
 
-def check(programs, size):
-    for seed, name in enumerate(["gpt2", "llama3", "qwen", "tinyllama"]):
-        t, texts = Tokenizer.from_file(str(HERE / f"{name}.json")), [corpus(100 + seed * 1000 + i, 1 << 20) for i in range(size >> 20)]
-        same = 0
-        for text, e in zip(texts, t.encode_batch(texts)):
-            out = subprocess.run([f"{programs}/tokenize", "--json", "--tokenizer", HERE / f"{name}.json"], input=text.encode(),
-                                 capture_output=True, check=True).stdout
-            assert json.loads(out) == e.ids, name
-            same += len(e.ids)
-        print(f"{name}: {same} ids of {size >> 20} MB are the same")
-    text = "".join(corpus(500 + i, 1 << 20) for i in range(4))
-    for name, pre in (("gpt2", pre_tokenizers.ByteLevel(add_prefix_space=False)), ("llama3", split_then_bytes(LLAMA3, False)),
-                      ("qwen", split_then_bytes(QWEN, False))):
-        t = Tokenizer(models.BPE())
-        t.normalizer = normalizers.NFC() if name == "qwen" else None
-        t.pre_tokenizer = pre
-        t.train_from_iterator([text], trainer(8000, ["[BOT]", "[EOT]", "[PAD]"]))
-        with tempfile.TemporaryDirectory() as folder:
-            pathlib.Path(folder, "text.txt").write_bytes(text.encode())
-            subprocess.run([f"{programs}/tokenizer_train", "--data", f"{folder}/text.txt", "--vocab-size", "8000", "--pattern", name, "--special",
-                            "[BOT]", "[EOT]", "[PAD]", "--output", f"{folder}/t.json"], check=True, stdout=subprocess.DEVNULL)
-            ours = json.loads(pathlib.Path(folder, "t.json").read_text())["model"]
-        theirs = json.loads(t.to_str())["model"]
-        assert ours["merges"] == theirs["merges"] and ours["vocab"] == theirs["vocab"], name
-        print(f"{name}: {len(theirs['merges'])} merges are the same")
+def text_of(path):
+    """What is to be read in a file: a translation's texts, or all of it; None of what is no text."""
+    try:
+        if path.suffix == ".mo":
+            with path.open("rb") as f:
+                return "\n".join(v for v in gettext.GNUTranslations(f)._catalog.values() if isinstance(v, str))
+        return (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode()
+    except (OSError, UnicodeError, ValueError):
+        return None
+
+
+def found(folder, size, rng):
+    """Some `size` bytes of the texts below a folder, in random order, none of them long."""
+    paths, texts, n = sorted(p for p in pathlib.Path(folder).rglob("*") if p.is_file() and not p.is_symlink()), [], 0
+    rng.shuffle(paths)
+    for path in paths:
+        text = text_of(path)
+        if n >= size:
+            break
+        if text:
+            texts.append(text[:100_000])
+            n += len(texts[-1].encode())
+    return texts
+
+
+def generated(size, rng):
+    """What is rare in files: any character, odd white space, emoji that are joined, scripts without spaces."""
+    spaces = " \t\n\r\v\f\x1c\x85\xa0\u1680\u180e\u2000\u2003\u2009\u200b\u2028\u2029\u202f\u205f\u3000\ufeff"
+    def letters(first, last, n):
+        return "".join(chr(rng.randrange(first, last)) for _ in range(rng.randrange(1, n)))
+    makers = [
+        lambda: letters(0x4E00, 0xA000, 40) + rng.choice("，。！？、\n"),
+        lambda: letters(0x621, 0x64B, 9) + rng.choice([" ", "، ", "\u064e ", "؟\n"]),
+        lambda: "".join(rng.choice(spaces) for _ in range(rng.randrange(1, 6))),
+        lambda: "\u200d".join(chr(rng.randrange(0x1F300, 0x1FB00)) for _ in range(rng.randrange(1, 5))) + rng.choice(["", "\ufe0f", "🏽"]),
+        lambda: chr(rng.choice([rng.randrange(0x20, 0xD800), rng.randrange(0xE000, 0x110000), rng.randrange(0x300, 0x370)])),
+        lambda: rng.choice(["'s", "'LL", "I'd", "x'\u017f", "123456789", "3.14", "#include", "    return ", "\r\n", "<|endoftext|>", "[EOT]", "<s>"]),
+        lambda: corpus(rng.random(), 200),
+    ]
+    parts, n = [], 0
+    while n < size:
+        parts.append(rng.choice(makers)())
+        n += len(parts[-1].encode())
+    return "".join(parts)
+
+
+def mixed(folders, size):
+    """Texts of some 100 kB, `size` bytes in all."""
+    rng = random.Random(11)
+    texts = [t for f in folders for t in found(f, size // 2 // len(folders), rng)]
+    left = size - sum(len(t.encode()) for t in texts)
+    texts += [generated(100_000, rng) for _ in range(left // 100_000 + 1)]
+    rng.shuffle(texts)
+    return texts
+
+
+def output(program, *args, **more):
+    return subprocess.run([str(program), *map(str, args)], capture_output=True, check=True, **more).stdout
+
+
+def prepared(programs, tokenizer, texts, folder):
+    """The ids of each text in a shard of data_prepare."""
+    (folder / "t.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    output(f"{programs}/data_prepare", "--tokenizer", tokenizer, "--data", folder / "t.jsonl", "--output", folder / tokenizer.stem)
+    shard = (folder / tokenizer.stem / "00000_t.jsonl.bin").read_bytes()
+    header = array.array("Q", shard[8:40])
+    width, tokens, documents = header[0] >> 32, header[1], header[2]
+    ids = array.array({2: "H", 4: "I"}[width], shard[40:40 + tokens * width])
+    ends = array.array("Q", shard[len(shard) - documents * 8:])
+    return [ids[b:e].tolist() for b, e in zip([0, *ends], ends)]
+
+
+def check_ids(programs, tokenizer, texts, folder):
+    t = Tokenizer.from_file(str(tokenizer))
+    ids = prepared(programs, tokenizer, texts, folder)
+    assert len(ids) == len(texts)
+    n = 0
+    for at in range(0, len(texts), 100):
+        batch = texts[at:at + 100]
+        for text, e, ours in zip(batch, t.encode_batch(batch, add_special_tokens=False), ids[at:at + 100]):
+            bare = [i for i in range(len(ours) - len(e.ids) + 1) if i <= 1 and ours[i:i + len(e.ids)] == e.ids]
+            assert bare and len(ours) - len(e.ids) <= 2, f"{tokenizer.stem}: data_prepare on {text[:200]!r}"
+            n += len(e.ids)
+    # The program `tokenize` adds what the post-processor adds, and reads bytes that are no UTF-8.
+    rng = random.Random(12)
+    for text in rng.sample(texts, 4):
+        bytes_ = bytearray(text.encode())
+        for _ in range(len(bytes_) // 50):
+            bytes_[rng.randrange(len(bytes_))] = rng.randrange(128, 256)
+        for given in (text.encode(), bytes(bytes_)):
+            ours = json.loads(output(f"{programs}/tokenize", "--json", "--tokenizer", tokenizer, input=given))
+            assert ours == t.encode(given.decode(errors="replace")).ids, f"{tokenizer.stem}: tokenize on {given[:200]!r}"
+            decoded = output(f"{programs}/tokenize", "--json", "--decode", "--tokenizer", tokenizer, input=json.dumps(ours).encode())
+            assert json.loads(decoded) == t.decode(ours), f"{tokenizer.stem}: --decode on {given[:200]!r}"
+    print(f"{tokenizer.stem}: {n} ids of {sum(len(x.encode()) for x in texts) / 1e6:.1f} MB are the same", flush=True)
+
+
+def check_merges(programs, name, pre, texts, folder, vocab_size):
+    """Trains on the texts by both; the file of ours."""
+    special = ["[BOT]", "[EOT]", "[PAD]"]
+    t = Tokenizer(models.BPE())
+    t.normalizer = normalizers.NFC() if name == "qwen" else None
+    t.pre_tokenizer = pre
+    t.train_from_iterator(texts, trainer(vocab_size, special))
+    file = folder / f"trained_{name}.json"
+    (folder / "train.jsonl").write_text("".join(json.dumps({"text": x}) + "\n" for x in texts))
+    output(f"{programs}/tokenizer_train", "--data", folder / "train.jsonl", "--vocab-size", vocab_size, "--pattern", name, "--special",
+           *special, "--output", file)
+    ours, theirs = json.loads(file.read_text())["model"], json.loads(t.to_str())["model"]
+    assert ours["merges"] == theirs["merges"] and ours["vocab"] == theirs["vocab"], name
+    print(f"{file.stem}: {len(theirs['merges'])} merges are the same", flush=True)
+    return file
+
+
+def check(programs, folders, size):
+    texts = mixed(folders, size)
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        pres = {"gpt2": pre_tokenizers.ByteLevel(add_prefix_space=False), "llama3": split_then_bytes(LLAMA3, False),
+                "qwen": split_then_bytes(QWEN, False)}
+        trained = [check_merges(programs, name, pre, texts, folder, 30_000) for name, pre in pres.items()]
+        for tokenizer in [trained[0], *(HERE / f"{name}.json" for name in ("gpt2", "llama3", "qwen", "tinyllama"))]:
+            check_ids(programs, tokenizer, texts + list(long_texts().values()), folder)
 
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--check", metavar="PROGRAMS")
 parser.add_argument("--megabytes", type=int, default=50)
+parser.add_argument("--texts", nargs="+", metavar="FOLDER",
+                    default=[sysconfig.get_path("stdlib"), "/usr/share/doc", "/usr/share/locale", "/usr/include"])
 args = parser.parse_args()
-check(args.check, args.megabytes << 20) if args.check else write()
+check(args.check, args.texts, args.megabytes * 1_000_000) if args.check else write()
