@@ -64,6 +64,8 @@ train() { # CONFIG BATCH SEQ
   run "llama_pretrain without a graph" ours_to dtensor_no_graph "${list[@]}" --cuda-graph never
   rm -f "$work/$current.algorithms"
   run "llama_pretrain with tuned products" ours_to dtensor_tuned "${list[@]}" --tune-gemm "$work/$current.algorithms"
+  # A table of ops for people, beside the JSON file of the section.
+  run "llama_pretrain op by op" ours_to dtensor_profile "${list[@]}" --profile "$out/$current.profile.txt" --hardware h200
   list=()
   for program in dtensor eager compiled dtensor_again dtensor_no_graph dtensor_tuned; do
     [[ -e $files/$program ]] && list+=("$program=$files/$program")
