@@ -162,6 +162,9 @@ TEST_CASE("cuda rows: norms and their gradients") {
     cases.push_back({"normalize", {x, none, w, none, rstd}, one, 0b11000});
     cases.push_back({"norm_gradient_sums", {x, x, w, sum, rstd}, one, 0b11000});
   }
+  // More rows than there are warps, or blocks: a team adds those that are its own.
+  for (auto [n, d] : {Size{4300, 8}, Size{600, 1040}})
+    cases.push_back({"rms_norm_backward", {{n, d}, {n, d}, {d}, {Kind::positive, {n}}}, {}, 0b1000});
   check_cases(cases);
 }
 

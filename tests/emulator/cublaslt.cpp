@@ -256,11 +256,9 @@ void store(void* to, uint32_t type, size_t i, S x) {
 
 float tf32(float x) { return std::bit_cast<float>((std::bit_cast<uint32_t>(x) + 0x1000) & ~0x1fffu); }
 
-// GELU by tanh, and its derivative. That of float64 has fewer digits, as on an H200.
+// GELU by tanh, and its derivative.
 template <class S>
 S gelu(S x) {
-  if constexpr (std::is_same_v<S, double>)
-    return double(float(x)) / 2 * (1 + std::tanh(float(0.7978845608028654 * (x + 0.044715 * x * x * x))));
   return x / 2 * (1 + std::tanh(S(0.7978845608028654) * (x + S(0.044715) * x * x * x)));
 }
 template <class S>
