@@ -90,7 +90,8 @@ void PreTokenizer::add(const nlohmann::ordered_json& json, const std::string& pa
   Section s(json, path);
   check(!byte_level_, "[tokenizer] {} is behind ByteLevel, which must be the last step", path);
   auto type = s.get<std::string>("type");
-  if (type != "Sequence" && !steps_.empty()) known_.reset();  // more than one step that cuts
+  // More than one step that cuts; ByteLevel may cut no more.
+  if (type != "Sequence" && type != "ByteLevel" && !steps_.empty()) known_.reset();
   if (type == "Sequence") {
     const auto& list = s.required("pretokenizers");
     for (size_t i = 0; i < list.size(); ++i) add(list[i], fmt::format("{}.pretokenizers[{}]", path, i));
