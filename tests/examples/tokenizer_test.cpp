@@ -77,8 +77,9 @@ TEST_CASE("special tokens may be in brackets or not, as they are given") {
   auto special = [&](const Words& more) {
     Result r = run("tokenizer_train", train + more);
     CHECK(r.err.empty());
+    Json file = Json::parse(read(tokenizer));
     Words contents;
-    for (const Json& token : Json::parse(read(tokenizer))["added_tokens"]) contents.push_back(token["content"]);
+    for (const Json& token : file["added_tokens"]) contents.push_back(token["content"]);
     return contents;
   };
   CHECK(special({}) == Words{"[BOT]", "[EOT]", "[PAD]"});
