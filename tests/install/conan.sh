@@ -12,7 +12,7 @@ options=(-pr:a "$profile" --no-remote -c tools.cmake.cmaketoolchain:user_presets
 for package in fmt/9.1.0 highway/1.0.3 nlohmann_json/3.11.2 pcre2/10.42 utf8proc/2.8.0 zlib/1.2.13 zstd/1.5.4; do
   conan create "$root/tests/install/debian_package.py" --name "${package%/*}" --version "${package#*/}" "${options[@]}"
 done
-conan create "$root/packaging/conan" "${options[@]}"
+conan create "$root/examples/packaging/conan" "${options[@]}"
 conan install --requires=dtensor/0.1.0 "${options[@]}" -g CMakeDeps -g CMakeToolchain -of "$work/deps"
 cmake -S "$root/tests/install" -B "$work/build" -DWAY=find_package -DCMAKE_BUILD_TYPE=Release \
   -DCMAKE_TOOLCHAIN_FILE="$work/deps/conan_toolchain.cmake"

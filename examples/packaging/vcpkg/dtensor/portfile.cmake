@@ -1,7 +1,7 @@
-# An overlay port, of the checkout that it lies in: vcpkg install dtensor --overlay-ports=packaging/vcpkg
+# An overlay port, of the checkout that it lies in: vcpkg install dtensor --overlay-ports=examples/packaging/vcpkg
 vcpkg_check_linkage(ONLY_STATIC_LIBRARY)
 vcpkg_check_features(OUT_FEATURE_OPTIONS features FEATURES cuda DTENSOR_CUDA mpi DTENSOR_MPI)
-cmake_path(SET SOURCE_PATH NORMALIZE "${CMAKE_CURRENT_LIST_DIR}/../../..")
+cmake_path(SET SOURCE_PATH NORMALIZE "${CMAKE_CURRENT_LIST_DIR}/../../../..")
 vcpkg_cmake_configure(SOURCE_PATH "${SOURCE_PATH}" OPTIONS ${features} -DDTENSOR_PROGRAMS=OFF)
 vcpkg_cmake_install()
 vcpkg_cmake_config_fixup(CONFIG_PATH lib/cmake/dtensor)

@@ -1,4 +1,4 @@
-"""The Conan recipe, of the checkout that it lies in: conan create packaging/conan --build=missing"""
+"""The Conan recipe, of the checkout that it lies in: conan create examples/packaging/conan --build=missing"""
 import os
 
 from conan import ConanFile
@@ -15,8 +15,8 @@ class Dtensor(ConanFile):
     settings = "os", "compiler", "build_type", "arch"
 
     def export_sources(self):
-        root = os.path.join(self.recipe_folder, "..", "..")
-        for pattern in ("CMakeLists.txt", "LICENSE", "placement/*", "dtensor/*", "ops/*", "nn/*", "packaging/dtensor.pc.in",
+        root = os.path.join(self.recipe_folder, "..", "..", "..")
+        for pattern in ("CMakeLists.txt", "LICENSE", "placement/*", "dtensor/*", "ops/*", "nn/*",
                         "docs/CMakeLists.txt", "examples/hardware/*"):
             copy(self, pattern, root, self.export_sources_folder)
 
