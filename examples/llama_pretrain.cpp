@@ -187,6 +187,11 @@ Run prepare(const Options& o, const std::string& command) {
         "[llama_pretrain] --hardware is what --dry-run and --check predict for, and --profile compares with: give one "
         "of them too");
   });
+  rest.run([&] {
+    check(o.data_weights.empty() || o.data_weights.size() == o.data.size(),
+          "[llama_pretrain] --data-weights {} for the {} paths of --data: give one number for each path",
+          fmt::join(o.data_weights, " "), o.data.size());
+  });
   if (!o.only_looks()) {
     rest.run([&] { check(!o.data.empty(), "[llama_pretrain] --data is missing: give text files, or --dry-run"); });
     rest.run([&] {
@@ -201,7 +206,7 @@ Run prepare(const Options& o, const std::string& command) {
 }
 
 std::shared_ptr<const nn::Dataset> open_data(const Options& o, const Run& run, const std::vector<std::string>& files,
-                                             bool shuffle) {
+                                             const std::vector<double>& weights, bool shuffle) {
   int64_t pad = nn::ByteTokenizer::pad;
   if (run.tokenizer) {
     const nn::DocumentTokens& t = run.tokenizer->document_tokens();
@@ -214,7 +219,8 @@ std::shared_ptr<const nn::Dataset> open_data(const Options& o, const Run& run, c
                              .pad = pad,
                              .vocab_size = run.model->vocab_size()};
   std::vector<nn::Dataset::Part> parts;
-  parts.push_back({nn::TokenSource(files, run.tokenizer)});
+  if (weights.empty()) parts.push_back({nn::TokenSource(files, run.tokenizer)});
+  for (size_t i = 0; i < weights.size(); ++i) parts.push_back({nn::TokenSource({files[i]}, run.tokenizer), weights[i]});
   auto data = std::make_shared<nn::Dataset>(std::move(parts), options);
   check(data->samples() >= o.batch_size,
         "[llama_pretrain] {} sequences of {} tokens are fewer than --batch-size {}, so a batch would have some twice: "
@@ -226,8 +232,8 @@ std::shared_ptr<const nn::Dataset> open_data(const Options& o, const Run& run, c
 
 // The data, and how many steps they make where epochs are asked for.
 void prepare_data(const Options& o, Run& run) {
-  run.data = open_data(o, run, o.data, o.shuffle);
-  if (!o.eval_data.empty()) run.eval_data = open_data(o, run, o.eval_data, false);
+  run.data = open_data(o, run, o.data, o.data_weights, o.shuffle);
+  if (!o.eval_data.empty()) run.eval_data = open_data(o, run, o.eval_data, {}, false);
   check(!o.eval_data.empty() || o.eval_every == 0, "[llama_pretrain] --eval-every needs --eval-data");
   run.record.data["order"] = run.data->state(0);
   if (o.epochs > 0) run.train.steps = o.epochs * run.data->samples() / o.batch_size;

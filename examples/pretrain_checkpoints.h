@@ -101,7 +101,7 @@ class RunCheckpoints {
           from->value("seed").dump());
     check(from->value("data") == record_.data,
           "[llama_pretrain] the checkpoint {} goes on with the data {}, but these are {}: give the same --data, "
-          "--batch-size and --seq-len",
+          "--data-weights, --batch-size and --seq-len",
           name, from->value("data").dump(), record_.data.dump());
     from->load({{"model", training_.model}, {"optimizer", training_.optimizer}});
     load_averages(*from, note);

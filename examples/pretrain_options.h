@@ -24,6 +24,7 @@ struct Options {
   std::string tune_gemm, hardware, report, tensorboard, trace, profile;
   double deadline = 600, max_time = std::numeric_limits<double>::infinity();
   std::vector<std::string> data, eval_data;
+  std::vector<double> data_weights;
   std::string tokenizer, data_mode = "pack";
   int64_t batch_size = 16, seq_len = 128, epochs = 0, eval_every = 0, trace_steps = 3;
   bool shuffle = false, document_mask = false;
@@ -80,6 +81,10 @@ inline void declare(CLI::App& app, Options& o) {
       "--data", o.data,
       "text files, JSON lines (.jsonl), both also .gz and .zst, or shards of tokens: data_prepare's, llm.c's, "
       "Megatron's, nanotron's");
+  app.add_option("--data-weights", o.data_weights,
+                 "a mixture: one number for each path of --data, in whose proportions sequences are taken from them")
+      ->check(positive)
+      ->delimiter(',');
   app.add_option("--tokenizer", o.tokenizer,
                  "Hugging Face tokenizer.json; without one, tokens are bytes, then [BOT], [EOT] and [PAD]");
   app.add_option(

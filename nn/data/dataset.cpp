@@ -19,9 +19,12 @@ std::vector<int64_t> shares_of(const std::vector<double>& weights) {
   std::vector<int64_t> shares;
   std::vector<std::pair<double, size_t>> remainders;
   for (size_t i = 0; i < weights.size(); ++i) {
-    check(std::isfinite(weights[i]) && weights[i] > 0, "[data] weight {} of part {} is not positive", weights[i], i);
+    check(std::isfinite(weights[i]) && weights[i] > 0,
+          "[data] weight {} of part {} is no positive number: leave the part out, or give it one", weights[i], i);
     double exact = weights[i] / sum * double(turns);
-    check(exact >= 1, "[data] weight {} of part {} is less than 1/4096 of the sum {}", weights[i], i, sum);
+    check(exact >= 1,
+          "[data] weight {} of part {} is less than 1/4096 of the sum {}: leave the part out, or give it more",
+          weights[i], i, sum);
     shares.push_back(int64_t(exact));
     remainders.emplace_back(double(shares.back()) - exact, i);
   }
@@ -40,12 +43,13 @@ Dataset::Dataset(std::vector<Part> parts, DatasetOptions options) : parts_(std::
   check(!parts_.empty(), "[data] there is no data: give files");
   std::vector<double> weights;
   for (const Part& p : parts_) {
+    std::string which = parts_.size() > 1 ? fmt::format(" of part {}", sizes_.size()) : "";
     weights.push_back(p.weight);
     sizes_.push_back(samples_of(p.source));
     samples_ += sizes_.back();
     check(sizes_.back() >= 1,
-          "[data] {} tokens are less than one sequence of {} and its target: give more text, or a smaller --seq-len",
-          p.source.tokens(), options_.seq_len);
+          "[data] {} tokens{} are less than one sequence of {} and its target: give more text, or a smaller --seq-len",
+          p.source.tokens(), which, options_.seq_len);
   }
   shares_ = shares_of(weights);
   // Each turn goes to the part that is most behind its share.

@@ -1,6 +1,7 @@
 // Tokens that stand in text as they are, and are cut out of it before anything else: "added_tokens".
 #pragma once
 
+#include <array>
 #include <functional>
 #include <map>
 #include <string>
@@ -36,7 +37,7 @@ class TokenFinder {
   };
   std::vector<Node> nodes_{1};
   std::vector<AddedToken> tokens_;
-  std::vector<bool> first_ = std::vector<bool>(256);  // bytes with which a token begins
+  std::array<bool, 256> first_{};  // bytes with which a token begins
 };
 
 }  // namespace dtensor::nn

@@ -1,5 +1,6 @@
 #include "nn/tokenizer/bpe.h"
 
+#include <algorithm>
 #include <bit>
 #include <limits>
 #include <queue>
@@ -8,6 +9,19 @@
 #include "placement/error.h"
 
 namespace dtensor::nn {
+namespace {
+
+// Drops the symbols that were merged into another, which have no bytes any more; how many are left.
+size_t without_merged(Symbol* s, size_t n) {
+  size_t kept = 0;
+  for (size_t i = 0; i < n; ++i)
+    if (s[i].bytes > 0) s[kept++] = s[i];
+  return kept;
+}
+
+constexpr size_t few = 48;  // symbols of which the lowest rank is found by looking at all
+
+}  // namespace
 
 Bpe::Bpe(Vocabulary vocabulary, const std::vector<Merge>& merges, const Options& options)
     : vocabulary_(std::move(vocabulary)), options_(options) {
@@ -36,6 +50,27 @@ Bpe::Bpe(Vocabulary vocabulary, const std::vector<Merge>& merges, const Options&
     auto found =
         options_.bytes ? vocabulary_.find(std::string_view(&byte, 1)) : vocabulary_.find(fmt::format("<0x{:02X}>", b));
     byte_tokens_[size_t(b)] = found == vocabulary_.end() ? -1 : found->second;
+    auto character = b < 128 ? vocabulary_.find(std::string_view(&byte, 1)) : vocabulary_.end();
+    if (b < 128) ascii_tokens_[size_t(b)] = character == vocabulary_.end() ? -1 : character->second;
+  }
+  find_joins(merges, texts);
+}
+
+// A merge over a place in a text joins the character before it with that behind it: somewhere in the merge's token they
+// stand side by side, and first did so where the parts of some merge met.
+void Bpe::find_joins(const std::vector<Merge>& merges, const std::unordered_map<int32_t, std::string_view>& texts) {
+  auto is_byte = [&](int32_t id) { return std::ranges::count(byte_tokens_, id) > 0; };
+  // Unknown characters side by side may be one; a byte is a part of a character that its text does not show.
+  if (options_.bytes || options_.ignore_merges || !options_.byte_fallback || is_byte(-1)) return;
+  joins_.resize(classes_ * classes_);
+  for (auto [left, right] : merges) {
+    if (is_byte(left) || is_byte(right)) return joins_.clear();
+    std::string_view l = texts.at(left), r = texts.at(right);
+    if (l.empty() || r.empty()) continue;  // no text becomes that
+    size_t last = l.size() - 1, next = 1;
+    while (last > 0 && (uint8_t(l[last]) & 0xC0) == 0x80) --last;
+    while (next < r.size() && (uint8_t(r[next]) & 0xC0) == 0x80) ++next;
+    joins_[class_of(l.substr(last)) * classes_ + class_of(r.substr(0, next))] = true;
   }
 }
 
@@ -68,6 +103,8 @@ void Bpe::append_first_symbols(std::string_view piece, std::vector<Symbol>& symb
     int32_t id = -1;
     if (options_.bytes)
       id = byte_tokens_[uint8_t(piece[at])];
+    else if (size == 1 && uint8_t(piece[at]) < 128)
+      id = ascii_tokens_[uint8_t(piece[at])];
     else if (auto found = vocabulary_.find(character); found != vocabulary_.end())
       id = found->second;
     if (id >= 0)
@@ -79,7 +116,10 @@ void Bpe::append_first_symbols(std::string_view piece, std::vector<Symbol>& symb
 }
 
 void Bpe::append(std::string_view piece, std::vector<Symbol>& symbols) const {
-  if (piece.empty()) return;
+  for_words(piece, [&](std::string_view word) { append_word(word, symbols); });
+}
+
+void Bpe::append_word(std::string_view piece, std::vector<Symbol>& symbols) const {
   if (options_.ignore_merges)
     if (auto found = vocabulary_.find(piece); found != vocabulary_.end()) {
       symbols.push_back({found->second, uint32_t(piece.size())});
@@ -88,34 +128,38 @@ void Bpe::append(std::string_view piece, std::vector<Symbol>& symbols) const {
   size_t begin = symbols.size();
   append_first_symbols(piece, symbols);
   size_t n = symbols.size() - begin;
-  constexpr size_t few = 48;
   if (n > 1) n = n <= few ? merge_few(&symbols[begin], n) : merge_many(&symbols[begin], n);
   symbols.resize(begin + n);
 }
 
-// All neighbours' ranks in one small array: the lowest is searched for each time.
+// A linked list, and of each symbol and its next one their merge's rank, above the place: the least of these numbers is
+// the leftmost of the lowest rank.
 size_t Bpe::merge_few(Symbol* s, size_t n) const {
   constexpr uint32_t none = std::numeric_limits<uint32_t>::max();
-  uint32_t ranks[64];  // of the pair (i, i + 1)
-  int32_t made[64];
+  static_assert(few <= 64);  // six bits of place below the rank
+  uint32_t keys[few];
+  int32_t made[few];
+  uint8_t next[few], previous[few];
   auto look = [&](size_t i) {
-    const Entry* e = find(s[i].id, s[i + 1].id);
-    ranks[i] = e ? e->rank : none;
+    const Entry* e = next[i] < n ? find(s[i].id, s[next[i]].id) : nullptr;
+    keys[i] = e ? e->rank << 6 | uint32_t(i) : none;
     made[i] = e ? e->id : -1;
   };
-  for (size_t i = 0; i + 1 < n; ++i) look(i);
-  while (n > 1) {
-    size_t best = 0;
-    for (size_t i = 1; i + 1 < n; ++i)
-      if (ranks[i] < ranks[best]) best = i;
-    if (ranks[best] == none) break;
-    s[best] = {made[best], s[best].bytes + s[best + 1].bytes};
-    for (size_t i = best + 1; i + 1 < n; ++i) s[i] = s[i + 1], ranks[i] = ranks[i + 1], made[i] = made[i + 1];
-    --n;
-    if (best + 1 < n) look(best);
-    if (best > 0) look(best - 1);
+  for (size_t i = 0; i < n; ++i) next[i] = uint8_t(i + 1), previous[i] = uint8_t(i - 1);
+  for (size_t i = 0; i < n; ++i) look(i);
+  for (;;) {
+    uint32_t least = none;
+    for (size_t i = 0; i < n; ++i) least = std::min(least, keys[i]);
+    if (least == none) break;
+    size_t at = least & 63, right = next[at];
+    s[at] = {made[at], s[at].bytes + s[right].bytes};
+    s[right].bytes = 0, keys[right] = none;
+    next[at] = next[right];
+    if (next[at] < n) previous[next[at]] = uint8_t(at);
+    look(at);
+    if (at > 0) look(previous[at]);
   }
-  return n;
+  return without_merged(s, n);
 }
 
 // A linked list of symbols and a queue of the pairs that were merges when they met; those that are stale are passed.
@@ -146,10 +190,7 @@ size_t Bpe::merge_many(Symbol* s, size_t n) const {
     if (next[c.at] != none) previous[next[c.at]] = c.at, look(c.at, next[c.at]);
     if (previous[c.at] != none) look(previous[c.at], c.at);
   }
-  size_t kept = 0;
-  for (size_t i = 0; i < n; ++i)
-    if (s[i].bytes > 0) s[kept++] = s[i];
-  return kept;
+  return without_merged(s, n);
 }
 
 }  // namespace dtensor::nn

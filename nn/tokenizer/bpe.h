@@ -41,6 +41,11 @@ class Bpe {
   // bytes. Errors: a merge of what is no token, or that makes no token.
   Bpe(Vocabulary vocabulary, const std::vector<Merge>& merges, const Options& options);
 
+  // f(part) of the parts of a piece whose tokens, joined, are its own. Of characters with byte_fallback it is cut where
+  // no merge joins what is on both sides, as before the "\u2581" of a word of SentencePiece's models; of bytes it is
+  // whole.
+  template <class F>
+  void for_words(std::string_view piece, F f) const;
   // Appends the piece's tokens.
   void append(std::string_view piece, std::vector<Symbol>& symbols) const;
   const Vocabulary& vocabulary() const { return vocabulary_; }
@@ -62,6 +67,8 @@ class Bpe {
   size_t slot(uint64_t pair) const { return size_t(pair * 0x9E3779B97F4A7C15u >> shift_); }
   static constexpr uint64_t no_pair = ~uint64_t(0);
 
+  void find_joins(const std::vector<Merge>& merges, const std::unordered_map<int32_t, std::string_view>& texts);
+  void append_word(std::string_view word, std::vector<Symbol>& symbols) const;
   void append_first_symbols(std::string_view piece, std::vector<Symbol>& symbols) const;
   void append_unknown(std::string_view character, std::vector<Symbol>& symbols, size_t begin) const;
   size_t merge_few(Symbol* symbols, size_t n) const;
@@ -71,7 +78,31 @@ class Bpe {
   Options options_;
   std::vector<Entry> table_;  // open addressing; a power of two, at most half full
   int shift_ = 0;
-  std::array<int32_t, 256> byte_tokens_;  // of byte b: its symbol, or with byte_fallback <0xB>; -1: none
+  // Whether a merge joins a character of one class, the last of a token, with one of another; empty where nothing is
+  // cut.
+  std::vector<bool> joins_;
+  std::array<int32_t, 256> byte_tokens_;   // of byte b: its symbol, or with byte_fallback <0xB>; -1: none
+  std::array<int32_t, 128> ascii_tokens_;  // of characters
+
+  // Those of ASCII, U+2581, which stands for a space and whose class is that of NUL, and all others.
+  static constexpr std::string_view mark_ = "\xE2\x96\x81";
+  static constexpr size_t classes_ = 128, others_ = 127;
+  static size_t class_of(std::string_view character) {
+    return uint8_t(character[0]) < 128 ? size_t(character[0]) : character == mark_ ? 0 : others_;
+  }
 };
+
+template <class F>
+void Bpe::for_words(std::string_view piece, F f) const {
+  size_t begin = 0, before = others_;
+  for (size_t at = 0, next; !joins_.empty() && at < piece.size(); at = next) {
+    next = at + 1;
+    while (next < piece.size() && (uint8_t(piece[next]) & 0xC0) == 0x80) ++next;
+    size_t here = class_of(piece.substr(at, next - at));
+    if (at > 0 && !joins_[before * classes_ + here]) f(piece.substr(begin, at - begin)), begin = at;
+    before = here;
+  }
+  if (begin < piece.size()) f(piece.substr(begin));
+}
 
 }  // namespace dtensor::nn

@@ -48,7 +48,7 @@ void append_changed(AlignedText& to, std::string_view normal, const AlignedText&
 // Normalizes what lies between two characters at which a normal form cannot reach across: starters that nothing
 // composes with. Those of ASCII suffice as such places.
 AlignedText normal_form(const AlignedText& from, int options) {
-  AlignedText to;
+  AlignedText to = from.emptied();
   const std::string& text = from.text;
   auto is_ascii = [&](size_t i) { return uint8_t(text[i]) < 0x80; };
   for (size_t at = 0; at < text.size();) {
@@ -89,8 +89,35 @@ AlignedText normal_form(const AlignedText& from, int options) {
   return to;
 }
 
+// A bit for each character that stands as it is in these normal forms, whatever such characters are beside it: it has
+// no other form and composes with nothing before it.
+std::vector<bool> that_stay(const std::vector<int>& forms) {
+  constexpr int32_t all = 0x110000;
+  std::vector<bool> stays(all), second(all);
+  auto changes = [&](int32_t c) {
+    std::string text = utf8(c);
+    for (int options : forms)
+      if (normal_form({text}, options).text != text) return true;
+    return false;
+  };
+  for (int32_t c = 0; c < all; ++c) {
+    if (c >= 0xD800 && c < 0xE000) continue;
+    const utf8proc_property_t* p = utf8proc_get_property(c);
+    bool hangul = c >= 0xAC00 && c < 0xD7A4;
+    stays[size_t(c)] = p->combining_class == 0;
+    if (p->decomp_seqindex == UINT16_MAX && !hangul) continue;
+    if (changes(c)) stays[size_t(c)] = false;
+    utf8proc_int32_t codes[32];
+    int boundclass = 0;
+    auto size = utf8proc_decompose_char(c, codes, 32, UTF8PROC_DECOMPOSE, &boundclass);
+    for (int i = 1; i < size; ++i) second[size_t(codes[i])] = true;
+  }
+  for (size_t c = 0; c < stays.size(); ++c) stays[c] = stays[c] && !second[c];
+  return stays;
+}
+
 AlignedText lowercase(const AlignedText& from) {
-  AlignedText to;
+  AlignedText to = from.emptied();
   for (size_t at = 0; at < from.text.size();) {
     Utf8 c = utf8_at(from.text.data() + at, from.text.data() + from.text.size());
     size_t last = at + size_t(c.length) - 1;
@@ -121,7 +148,7 @@ AlignedText strip(const AlignedText& from, bool left, bool right) {
 }  // namespace
 
 AlignedText Replace::operator()(const AlignedText& from) const {
-  AlignedText to;
+  AlignedText to = from.emptied();
   size_t at = 0;
   auto match = [&](size_t begin, size_t end) {
     to.append(from, at, begin - at);
@@ -141,7 +168,7 @@ AlignedText Replace::operator()(const AlignedText& from) const {
 AlignedText prepend(std::string_view text, const AlignedText& to) {
   if (to.text.empty()) return to;
   size_t first = size_t(utf8_at(to.text.data(), to.text.data() + to.text.size()).length);
-  AlignedText longer;
+  AlignedText longer = to.emptied();
   longer.append(text, {to.origin(0).begin, to.origin(first - 1).end});
   longer.append(to, 0, to.text.size());
   return longer;
@@ -149,15 +176,17 @@ AlignedText prepend(std::string_view text, const AlignedText& to) {
 
 Normalizer::Normalizer(const nlohmann::ordered_json& section, const std::string& path) {
   if (!section.is_null()) add(section, path);
+  if (is_form_ && !empty()) stays_ = that_stay(forms_);
 }
 
 void Normalizer::add(const nlohmann::ordered_json& json, const std::string& path) {
   Section s(json, path);
   auto type = s.get<std::string>("type");
-  keeps_ascii_ &= type == "Sequence" || type.starts_with("NF");
+  is_form_ &= type == "Sequence" || type.starts_with("NF");
   is_local_ &= type == "Sequence" || type.starts_with("NF") || type == "Lowercase";
   constexpr int d = UTF8PROC_STABLE | UTF8PROC_DECOMPOSE, c = UTF8PROC_STABLE | UTF8PROC_COMPOSE;
   auto form = [&](int options) {
+    forms_.push_back(options);
     steps_.push_back([options](const AlignedText& t) { return normal_form(t, options); });
   };
   if (type == "Sequence") {
@@ -192,6 +221,21 @@ void Normalizer::add(const nlohmann::ordered_json& json, const std::string& path
         path, type);
   }
   s.end();
+}
+
+bool Normalizer::keeps(std::string_view text) const {
+  if (empty()) return true;
+  const char* end = text.data() + text.size();
+  for (const char* p = text.data(); is_form_ && p < end;) {
+    if (uint8_t(*p) < 0x80) {  // stays in all forms
+      ++p;
+      continue;
+    }
+    Utf8 c = utf8_at(p, end);
+    if (c.code < 0 || !stays_[size_t(c.code)]) return false;
+    p += c.length;
+  }
+  return is_form_;
 }
 
 AlignedText Normalizer::operator()(AlignedText text) const {

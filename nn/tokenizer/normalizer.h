@@ -17,15 +17,18 @@ class Normalizer {
   // Errors: another type; a field that is missing or unknown.
   Normalizer(const nlohmann::ordered_json& section, const std::string& path);
   bool empty() const { return steps_.empty(); }
-  bool keeps_ascii() const { return keeps_ascii_; }  // text of ASCII alone stays as it is
-  bool is_local() const { return is_local_; }        // looks at characters and the marks behind them, no further
+  bool keeps(std::string_view text) const;     // whether it is known that this text stays as it is
+  bool is_local() const { return is_local_; }  // looks at characters and the marks behind them, no further
   AlignedText operator()(AlignedText text) const;
 
  private:
   using Step = std::function<AlignedText(AlignedText)>;
   void add(const nlohmann::ordered_json& section, const std::string& path);
   std::vector<Step> steps_;
-  bool keeps_ascii_ = true, is_local_ = true;
+  bool is_local_ = true;
+  bool is_form_ = true;  // all steps are normal forms: these
+  std::vector<int> forms_;
+  std::vector<bool> stays_;  // of these: whether a character stands as it is
 };
 
 // Each occurrence of a text or a match of a regular expression becomes `content`.

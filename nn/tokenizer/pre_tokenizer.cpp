@@ -174,6 +174,7 @@ void PreTokenizer::add_metaspace(Section& s) {
   check(scheme == "always" || scheme == "first" || scheme == "never",
         "[tokenizer] {}.prepend_scheme is {}, not always, first or never", s.path(), scheme);
   bool cut = s.get<bool>("split", true);
+  looks_at_origins_ |= scheme == "first";
   steps_.push_back([=, spaces = Replace{" ", {}, mark}](const AlignedText& t, const CharClasses&, Pieces& pieces) {
     AlignedText marked = spaces(t);
     bool first = !t.text.empty() && t.origin(0).begin == 0;

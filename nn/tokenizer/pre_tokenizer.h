@@ -18,6 +18,8 @@ class PreTokenizer {
 
   // Whether a piece's symbols are its bytes.
   bool byte_level() const { return byte_level_; }
+  // Whether it cuts by where in the text bytes came from.
+  bool looks_at_origins() const { return looks_at_origins_; }
   // Where all it does is cut by a known pattern: that one.
   std::optional<KnownPattern> known() const { return known_; }
 
@@ -33,7 +35,7 @@ class PreTokenizer {
   void add_metaspace(class Section& s);
 
   std::vector<Step> steps_;
-  bool byte_level_ = false;
+  bool byte_level_ = false, looks_at_origins_ = false;
   std::optional<KnownPattern> known_;
 };
 

@@ -1,12 +1,16 @@
 // The three known patterns by hand; included by split.h.
 #pragma once
 
+#include <bit>
+#include <cstring>
+
 namespace dtensor::nn {
 
 // A reading position: the class of the character there, and the way to the next.
 class PieceReader {
  public:
-  PieceReader(const CharClasses& classes, std::string_view text) : classes_(classes), end_(text.data() + text.size()) {}
+  PieceReader(const CharClasses& classes, std::string_view text)
+      : classes_(classes), ascii_(classes.ascii()), end_(text.data() + text.size()) {}
 
   // The class of the character at p (p < end), and its length.
   struct Char {
@@ -16,7 +20,7 @@ class PieceReader {
   Char at(const char* p) const {
     uint8_t c = uint8_t(*p);
     if (c < 0x80) [[likely]]
-      return {classes_.of_ascii(c), 1};
+      return {ascii_[c], 1};
     // Valid UTF-8: no checks.
     auto tail = [p](int i) { return p[i] & 0x3F; };
     if (c < 0xE0) return {classes_((c & 0x1F) << 6 | tail(1)), 2};
@@ -25,7 +29,7 @@ class PieceReader {
   }
   const char* end() const { return end_; }
 
-  // Behind the run of characters from p on that have one of the classes in `wanted`, or none of those in `unwanted`.
+  // Behind the run of characters from p on that have one of the classes in `wanted`, or none of those with a name.
   const char* run(const char* p, uint8_t wanted) const {
     while (p < end_) {
       Char c = at(p);
@@ -33,6 +37,23 @@ class PieceReader {
       p += c.length;
     }
     return p;
+  }
+  const char* letters(const char* p) const {
+    // Eight bytes at once: the high bit of each is set in `ends` where it is no letter of ASCII.
+    while (end_ - p >= 8) {
+      constexpr uint64_t ones = 0x0101010101010101u;
+      uint64_t bytes;
+      std::memcpy(&bytes, p, 8);
+      uint64_t small = (bytes | 0x20 * ones) & 0x7F * ones;
+      uint64_t ends = ~((small + (0x80 - 'a') * ones) & ~(small + (0x7F - 'z') * ones) & ~bytes) & 0x80 * ones;
+      if (ends) {
+        int ascii = (std::endian::native == std::endian::little ? std::countr_zero(ends) : std::countl_zero(ends)) / 8;
+        p += ascii;
+        return uint8_t(*p) < 0x80 ? p : run(p, CharClasses::letter);
+      }
+      p += 8;
+    }
+    return run(p, CharClasses::letter);
   }
   const char* run_of_others(const char* p) const {
     constexpr uint8_t named = CharClasses::letter | CharClasses::number | CharClasses::space;
@@ -74,6 +95,7 @@ class PieceReader {
 
  private:
   const CharClasses& classes_;
+  const uint8_t* ascii_;
   const char* end_;
 };
 
@@ -86,12 +108,12 @@ inline const char* piece_end(const PieceReader& r, const char* p) {
     if (const char* q = r.contraction<!gpt2>(p); q > p) return q;
   PieceReader::Char c = r.at(p);
   const char* next = p + c.length;
-  if (c.cls & C::letter) return r.run(next, C::letter);
+  if (c.cls & C::letter) return r.letters(next);
   if constexpr (gpt2) {
     if (c.cls & C::number) return r.run(next, C::number);
     if (*p == ' ' && next < r.end()) {
       uint8_t after = r.at(next).cls;
-      if (after & C::letter) return r.run(next, C::letter);
+      if (after & C::letter) return r.letters(next);
       if (after & C::number) return r.run(next, C::number);
       if (!(after & C::space)) return r.run_of_others(next);
     }
@@ -106,7 +128,7 @@ inline const char* piece_end(const PieceReader& r, const char* p) {
       }
       return next;
     }
-    if (next < r.end() && !PieceReader::is_newline(*p) && (r.at(next).cls & C::letter)) return r.run(next, C::letter);
+    if (next < r.end() && !PieceReader::is_newline(*p) && (r.at(next).cls & C::letter)) return r.letters(next);
     constexpr uint8_t named = C::letter | C::number | C::space;
     bool other = !(c.cls & named);
     if (other || (*p == ' ' && next < r.end() && !(r.at(next).cls & named))) {

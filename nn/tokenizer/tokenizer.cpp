@@ -1,6 +1,8 @@
 #include "nn/tokenizer/tokenizer.h"
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cstring>
 
 #include "nn/tokenizer/parts.h"
@@ -125,26 +127,46 @@ bool Tokenizer::is_special(int32_t id) const {
 const DocumentTokens& Tokenizer::document_tokens() const { return parts_->document; }
 
 // The ids of pieces of up to 23 bytes, by a hash of them: one line of the processor's cache each. What was met last
-// stays.
+// stays. Pieces wait for their lines, which are fetched meanwhile.
 struct Encoder::Cache {
-  static constexpr size_t most_bytes = 23, most_ids = 9, lines = size_t(1) << 15;
+  static constexpr size_t most_bytes = 23, most_ids = 9, lines = size_t(1) << 16, most_waiting = 32;
+  using Key = std::array<uint64_t, 3>;  // the bytes, zeros, and in the last byte the length
   struct alignas(64) Line {
-    uint64_t key[3];  // the bytes, zeros, and in the last one the length
+    Key key;
     int32_t ids[most_ids];
     uint32_t count;
   };
+  struct Waiting {
+    std::string_view piece;
+    Key key;
+    Line* line;  // none of a longer piece
+  };
   std::vector<Line> table = std::vector<Line>(lines, Line{{~uint64_t(0), 0, 0}, {}, 0});
+  std::array<Waiting, most_waiting> waiting;
+  size_t count = 0;  // of these
   std::vector<Symbol> symbols;
 
-  static void key_of(std::string_view piece, uint64_t (&key)[3]) {
-    size_t n = piece.size();
-    key[0] = key[1] = key[2] = 0;
-    std::memcpy(key, piece.data(), n);
-    key[2] |= uint64_t(n) << 56;
+  // `end`: of what can be read.
+  static Key key_of(std::string_view piece, const char* end) {
+    static constexpr auto masks = [] {  // from the middle on zeros
+      std::array<uint8_t, 2 * sizeof(Key)> m{};
+      std::fill_n(m.begin(), sizeof(Key), uint8_t(0xFF));
+      return m;
+    }();
+    Key key{}, mask;
+    if (size_t(end - piece.data()) >= sizeof key) {
+      std::memcpy(&key, piece.data(), sizeof key);
+      std::memcpy(&mask, &masks[sizeof key - piece.size()], sizeof mask);
+      for (size_t i = 0; i < key.size(); ++i) key[i] &= mask[i];
+    } else {
+      std::memcpy(&key, piece.data(), piece.size());
+    }
+    key[2] |= uint64_t(piece.size()) << 56;
+    return key;
   }
-  Line& line(const uint64_t (&key)[3]) {
+  Line* line_of(const Key& key) {
     uint64_t h = (key[0] ^ key[2]) * 0x9E3779B97F4A7C15u ^ (key[1] * 0xC2B2AE3D27D4EB4Fu);
-    return table[size_t((h * 0x9E3779B97F4A7C15u) >> 49)];
+    return &table[size_t((h * 0x9E3779B97F4A7C15u) >> (64 - std::countr_zero(lines)))];
   }
 };
 
@@ -152,52 +174,71 @@ Encoder::Encoder(const Tokenizer& tokenizer) : tokenizer_(tokenizer), cache_(std
 Encoder::Encoder(Encoder&&) noexcept = default;
 Encoder::~Encoder() = default;
 
-inline void Encoder::append_piece(std::string_view piece, std::vector<int32_t>& ids) {
-  const Bpe& bpe = *tokenizer_.parts_->bpe;
-  if (piece.size() > Cache::most_bytes) {
-    cache_->symbols.clear();
-    bpe.append(piece, cache_->symbols);
-    for (Symbol s : cache_->symbols) ids.push_back(s.id);
-    return;
+inline void Encoder::append_piece(std::string_view piece, const char* end, std::vector<int32_t>& ids) {
+  Cache& c = *cache_;
+  Cache::Waiting& w = c.waiting[c.count++];
+  w.piece = piece, w.line = nullptr;
+  if (piece.size() <= Cache::most_bytes) {
+    w.key = Cache::key_of(piece, end);
+    w.line = c.line_of(w.key);
+    __builtin_prefetch(w.line);
   }
-  uint64_t key[3];
-  Cache::key_of(piece, key);
-  Cache::Line& line = cache_->line(key);
-  if (line.key[0] != key[0] || line.key[1] != key[1] || line.key[2] != key[2]) [[unlikely]] {
-    cache_->symbols.clear();
-    bpe.append(piece, cache_->symbols);
-    if (cache_->symbols.size() > Cache::most_ids) {
-      for (Symbol s : cache_->symbols) ids.push_back(s.id);
-      return;
+  if (c.count == Cache::most_waiting) append_waiting(ids);
+}
+
+void Encoder::append_waiting(std::vector<int32_t>& ids) {
+  Cache& c = *cache_;
+  size_t size = ids.size();
+  ids.resize(size + c.count * Cache::most_ids);
+  for (const Cache::Waiting& w : std::span(c.waiting).first(c.count)) {
+    if (w.line && w.line->key == w.key) [[likely]] {
+      std::copy_n(w.line->ids, Cache::most_ids, &ids[size]);
+      size += w.line->count;
+      continue;
     }
-    std::copy(key, key + 3, line.key);
-    line.count = 0;
-    for (Symbol s : cache_->symbols) line.ids[line.count++] = s.id;
+    c.symbols.clear();
+    tokenizer_.parts_->bpe->append(w.piece, c.symbols);
+    bool fits = w.line && c.symbols.size() <= Cache::most_ids;
+    if (fits) w.line->key = w.key, w.line->count = uint32_t(c.symbols.size());
+    if (!fits) ids.resize(ids.size() + c.symbols.size());
+    for (size_t i = 0; i < c.symbols.size(); ++i) {
+      ids[size++] = c.symbols[i].id;
+      if (fits) w.line->ids[i] = c.symbols[i].id;
+    }
   }
-  ids.insert(ids.end(), line.ids, line.ids + line.count);
+  ids.resize(size);
+  c.count = 0;
 }
 
 void Encoder::append_section(std::string_view text, std::vector<int32_t>& ids) {
   const auto& t = *tokenizer_.parts_;
-  auto piece = [&](std::string_view p) { append_piece(p, ids); };
+  auto piece = [&](std::string_view p) { append_piece(p, text.data() + text.size(), ids); };
   switch (*t.pre_tokenizer.known()) {
     case KnownPattern::gpt2:
-      return for_pieces<KnownPattern::gpt2>(t.classes, text, piece);
+      for_pieces<KnownPattern::gpt2>(t.classes, text, piece);
+      break;
     case KnownPattern::llama3:
-      return for_pieces<KnownPattern::llama3>(t.classes, text, piece);
+      for_pieces<KnownPattern::llama3>(t.classes, text, piece);
+      break;
     case KnownPattern::qwen:
-      return for_pieces<KnownPattern::qwen>(t.classes, text, piece);
+      for_pieces<KnownPattern::qwen>(t.classes, text, piece);
+      break;
   }
+  append_waiting(ids);
 }
 
 void Encoder::append(std::string_view text, std::vector<int32_t>& ids) {
   const auto& t = *tokenizer_.parts_;
-  bool ascii = std::all_of(text.begin(), text.end(), [](char c) { return uint8_t(c) < 0x80; });
-  bool as_it_is = t.normalizer.empty() || (ascii && t.normalizer.keeps_ascii());
-  if (!t.pre_tokenizer.known() || !as_it_is || !t.in_normalized.empty() || !(ascii || is_utf8(text))) {
+  if (!t.pre_tokenizer.known() || !t.in_normalized.empty() || !is_utf8(text) || !t.normalizer.keeps(text)) {
+    AlignedText valid = replace_invalid(text);
+    if (!t.pre_tokenizer.looks_at_origins()) valid.from.clear(), valid.tracked = false;
     t.for_sections(
-        replace_invalid(text), [&](int32_t id, size_t, size_t) { ids.push_back(id); },
-        [&](const AlignedText& piece) { append_piece(piece.text, ids); });
+        valid, [&](int32_t id, size_t, size_t) { ids.push_back(id); },
+        [&](const AlignedText& piece) {
+          const char* end = piece.text.data() + piece.text.size();
+          t.bpe->for_words(piece.text, [&](std::string_view word) { append_piece(word, end, ids); });
+          append_waiting(ids);  // before the piece is gone
+        });
     return;
   }
   size_t at = 0;

@@ -70,16 +70,16 @@ std::string utf8(int32_t code) {
 
 void AlignedText::append(std::string_view bytes, Range origin) {
   text += bytes;
-  from.insert(from.end(), bytes.size(), origin);
+  if (tracked) from.insert(from.end(), bytes.size(), origin);
 }
 
 void AlignedText::append(const AlignedText& other, size_t at, size_t size) {
   text.append(other.text, at, size);
-  for (size_t i = at; i < at + size; ++i) from.push_back(other.origin(i));
+  for (size_t i = at; tracked && i < at + size; ++i) from.push_back(other.origin(i));
 }
 
 AlignedText AlignedText::part(size_t at, size_t size) const {
-  AlignedText p{text.substr(at, size), {}, first + at};
+  AlignedText p{text.substr(at, size), {}, first + at, tracked};
   if (!from.empty()) p.from.assign(from.begin() + long(at), from.begin() + long(at + size));
   return p;
 }

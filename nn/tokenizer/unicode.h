@@ -31,6 +31,9 @@ struct AlignedText {
   std::string text;
   std::vector<Range> from = {};
   size_t first = 0;
+  bool tracked = true;  // false: nobody asks where bytes came from, and `from` stays empty
+
+  AlignedText emptied() const { return {{}, {}, first, tracked}; }  // to be filled with what this text becomes
 
   Range origin(size_t byte) const { return from.empty() ? Range{first + byte, first + byte + 1} : from[byte]; }
   void append(std::string_view bytes, Range origin);              // all from one place
@@ -46,7 +49,7 @@ class CharClasses {
  public:
   enum : uint8_t { letter = 1, number = 2, space = 4, word = 8 };
   CharClasses();
-  uint8_t of_ascii(uint8_t c) const { return blocks_[c]; }
+  const uint8_t* ascii() const { return blocks_.data(); }
   uint8_t operator()(int32_t code) const { return blocks_[size_t(stage_[size_t(code) >> 7]) << 7 | (code & 127)]; }
 
  private:

@@ -119,20 +119,61 @@ TEST_CASE("a mixture has each part's share of every 4096 samples") {
     if (n == 7) CHECK(from_b == 2);
   }
   CHECK(from_b == 1024);
-  CHECK(error_of([&] { Dataset({{a, 1}, {b, 0}}, {.seq_len = 10}); }) == "[data] weight 0 of part 1 is not positive");
-  CHECK_THAT(error_of([&] {
-               Dataset({{a, 1}, {b, 1e-6}}, {.seq_len = 10});
-             }),
-             Contains("is less than 1/4096 of the sum"));
+}
+
+TEST_CASE("a mixture keeps its shares all through an epoch, and begins a part again when it is used up") {
+  Folder folder;
+  auto part = [&](const std::string& name, char letter, size_t size) {
+    return TokenSource({folder.write(name, std::string(size, letter))});
+  };
+  const std::vector<Dataset::Part> parts{
+      {part("a", 'a', 3000), 5}, {part("b", 'b', 40000), 2}, {part("c", 'c', 9000), 1}};
+  Dataset d(parts, {.seq_len = 8, .shuffle = true});
+  std::vector<int64_t> sizes, counts(3);
+  for (const auto& p : parts) sizes.push_back((p.source.tokens() - 1) / 8);
+  CHECK(d.samples() == sizes[0] + sizes[1] + sizes[2]);
+  std::vector<std::vector<Row>> rows(3);
+  for (int64_t n = 0; n < d.samples(); ++n) {
+    Row r = row(d, n);
+    size_t from = std::count(r.inputs.begin(), r.inputs.end(), 'a') > 0   ? 0
+                  : std::count(r.inputs.begin(), r.inputs.end(), 'b') > 0 ? 1
+                                                                          : 2;
+    rows[from].push_back(r);
+    for (size_t p = 0; p < 3; ++p) CHECK(std::abs(double(rows[p].size()) - parts[p].weight / 8 * double(n + 1)) < 1.5);
+  }
+  // The first is used up 9 times: each time, every one of its sequences is there.
+  Dataset alone({parts[0]}, {.seq_len = 8, .shuffle = true});
+  REQUIRE(int64_t(rows[0].size()) > 8 * sizes[0]);
+  for (size_t n = 0; n < rows[0].size(); ++n) CHECK(rows[0][n] == row(alone, int64_t(n)));
+}
+
+TEST_CASE("errors of mixtures") {
+  Folder folder;
+  TokenSource a({folder.write("a.txt", std::string(100, 'a'))});
+  auto error = [&](double weight) { return error_of([&] { Dataset({{a, 1}, {a, weight}}, {.seq_len = 10}); }); };
+  CHECK(error(0.5) == "(no error)");
+  for (double weight : {0.0, -1.0, double(INFINITY), double(NAN)})
+    CHECK(error(weight) ==
+          fmt::format("[data] weight {} of part 1 is no positive number: leave the part out, or give it one", weight));
+  CHECK(error(1e-6) ==
+        "[data] weight 1e-06 of part 1 is less than 1/4096 of the sum 1.000001: leave the part out, or give it more");
+  TokenSource small({folder.write("b.txt", "ab")});
+  CHECK(error_of([&] {
+          Dataset({{a, 1}, {small, 1}}, {.seq_len = 10});
+        }) ==
+        "[data] 4 tokens of part 1 are less than one sequence of 10 and its target: give more text, or a smaller "
+        "--seq-len");
 }
 
 TEST_CASE("the order of samples is one for every mesh, and a position goes on on another") {
   Folder folder;
   std::string text;
   for (int i = 0; i < 3000; ++i) text += char(i * 7 % 251);
-  Dataset d = dataset(TokenSource({folder.write("a.txt", text)}), {.seq_len = 12, .shuffle = true});
+  TokenSource whole({folder.write("a.txt", text)}), part({folder.write("b.txt", text.substr(0, 500))});
+  Dataset plain = dataset(whole, {.seq_len = 12, .shuffle = true}),
+          mixture({{whole, 0.3}, {part, 0.7}}, {.seq_len = 12, .shuffle = true});
   // Batches first .. first + count of 8 rows, as all ranks together have them.
-  auto batches = [&](const std::string& mesh, const std::string& layout, int64_t samples, int count) {
+  auto batches = [&](const Dataset& d, const std::string& mesh, const std::string& layout, int64_t samples, int count) {
     MeshShape shape = MeshShape::parse(mesh);
     std::vector<std::vector<double>> all(size_t(shape.world()));
     std::vector<int64_t> ends(size_t(shape.world()));
@@ -153,22 +194,24 @@ TEST_CASE("the order of samples is one for every mesh, and a position goes on on
     for (int64_t e : ends) CHECK(e == samples + 8 * count);
     return all[0];
   };
-  auto one = batches("dp=1", "", 0, 6);
   struct Case {
     const char *mesh, *layout;
   };
-  for (Case c : {Case{"dp=2", "dp=Shard(0)"},
-                 {"dp=4", "dp=Shard(0)"},
-                 {"dp=8", "dp=Shard(0)"},
-                 {"dp=2,tp=2", "dp=Shard(0)"},
-                 {"dp=2,cp=2", "dp=Shard(0) cp=Shard(1)"}}) {
-    INFO(c.mesh);
-    CHECK(batches(c.mesh, c.layout, 0, 6) == one);
-    // Saved after two batches on one mesh, taken up on another: none repeated, none skipped.
-    auto begin = batches("dp=1", "", 0, 2),
-         rest = batches(c.mesh, c.layout, d.resume(Json::parse(d.state(16).dump())), 4);
-    begin.insert(begin.end(), rest.begin(), rest.end());
-    CHECK(begin == one);
+  for (const Dataset* d : {&plain, &mixture}) {
+    auto one = batches(*d, "dp=1", "", 0, 20);
+    for (Case c : {Case{"dp=2", "dp=Shard(0)"},
+                   {"dp=4", "dp=Shard(0)"},
+                   {"dp=8", "dp=Shard(0)"},
+                   {"dp=2,tp=2", "dp=Shard(0)"},
+                   {"dp=2,cp=2", "dp=Shard(0) cp=Shard(1)"}}) {
+      INFO(c.mesh << (d == &mixture ? ", mixture" : ""));
+      CHECK(batches(*d, c.mesh, c.layout, 0, 20) == one);
+      // Saved after two batches on one mesh, taken up on another: none repeated, none skipped.
+      auto begin = batches(*d, "dp=1", "", 0, 2),
+           rest = batches(*d, c.mesh, c.layout, d->resume(Json::parse(d->state(16).dump())), 18);
+      begin.insert(begin.end(), rest.begin(), rest.end());
+      CHECK(begin == one);
+    }
   }
 }
 
@@ -179,6 +222,10 @@ TEST_CASE("a position of other data is an error") {
   CHECK(dataset(source, {.seq_len = 5}).resume(state) == 40);
   CHECK(error_of([&] { dataset(source, {.seq_len = 6}).resume(state); }) ==
         "[data] the position is of other data: \"seq_len\" was 5, and is 6 here");
+  Json mixed = Dataset({{source, 0.7}, {source, 0.3}}, {.seq_len = 5}).state(40);
+  CHECK(error_of([&] {
+          Dataset({{source, 0.5}, {source, 0.5}}, {.seq_len = 5}).resume(mixed);
+        }) == "[data] the position is of other data: \"weights\" was [0.7,0.3], and is [0.5,0.5] here");
   CHECK(error_of([&] {
           dataset(source, {.seq_len = 5}).resume({{"steps", 3}});
         }) == "[data] a position has no \"samples\"");

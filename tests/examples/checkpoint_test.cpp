@@ -237,7 +237,7 @@ TEST_CASE("what cannot go on is an error") {
       {{"--steps", "3", "--resume", small.dir, "--seed", "43"}, 1, "has --seed 42: give the same"},
       {{"--steps", "3", "--resume", small.dir, "--seq-len", "8"},
        1,
-       ": give the same --data, --batch-size and --seq-len"},
+       ": give the same --data, --data-weights, --batch-size and --seq-len"},
       {{"--steps", "3", "--resume", small.dir, "--model", folder.write("c.json", other.dump())},
        1,
        " is of another model: rope_theta is "},

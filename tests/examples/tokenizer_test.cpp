@@ -130,6 +130,67 @@ TEST_CASE("epochs end where the data does, and evaluation is a line of its own")
   CHECK(evaluated == std::vector<int>{3, 4});
 }
 
+TEST_CASE("a mixture of files goes on from a checkpoint on another mesh, and not with other weights") {
+  Folder folder;
+  // Documents of 2 to 9 tokens and of 20 to 27: how many tokens a step counts says from which file they were.
+  std::string shorter, longer, checkpoints = folder / "checkpoints";
+  for (size_t i = 0; i < 24; ++i) {
+    shorter += Json{{"text", std::string(1 + i % 8, 'a')}}.dump() + "\n";
+    longer += Json{{"text", std::string(19 + i % 8, 'b')}}.dump() + "\n";
+  }
+  Words data{"--data", folder.write("short.jsonl", shorter), folder.write("long.jsonl", longer)};
+  auto train = [&](const Words& more) {
+    return run("llama_pretrain",
+               Words{"--model", source("examples/configs/llama_tiny.json"), "--batch-size", "8", "--seq-len", "32",
+                     "--threads", "1", "--data-mode", "pad", "--shuffle", "--steps", "8"} +
+                   data + more);
+  };
+  auto counted = [&](const std::string& metrics) {
+    std::vector<int64_t> tokens;
+    for (const std::string& line : lines_of(read(folder / metrics)))
+      if (Json j = Json::parse(line); j.contains("loss")) tokens.push_back(j["tokens"]);
+    return tokens;
+  };
+  REQUIRE(train({"--data-weights", "3", "1", "--metrics", folder / "whole"}).code == 0);
+  std::vector<int64_t> tokens = counted("whole");
+  REQUIRE(tokens.size() == 8);
+  for (int64_t n : tokens) {  // six short ones and two long ones
+    CHECK(n >= 6 * 2 + 2 * 20);
+    CHECK(n <= 6 * 9 + 2 * 27);
+  }
+  Words saving{"--checkpoint-dir", checkpoints, "--checkpoint-every", "3", "--metrics", folder / "m"};
+  REQUIRE(train(saving + Words{"--mesh", "dp=2", "--data-weights", "3,1"}).code == 0);
+  CHECK(counted("m") == tokens);
+  for (const char* last : {"8", "6"}) std::filesystem::remove_all(checkpoints + "/step-0000000" + last);
+  Result r = train(saving + Words{"--mesh", "dp=4", "--data-weights", "3", "1"});
+  CHECK_THAT(r.out, Contains("written on mesh dp=2\nstep 4/8 "));
+  CHECK(counted("m") == tokens);
+
+  for (const Words& weights : {Words{"--data-weights", "1", "1"}, Words{}}) {
+    r = train(Words{"--resume", checkpoints + "/step-00000003"} + weights);
+    CHECK(r.code == 1);
+    CHECK_THAT(r.err, Contains(R"("weights":[3.0,1.0])") && Contains(": give the same --data, --data-weights, "));
+  }
+  struct Case {
+    Words weights;
+    std::string error;
+  };
+  for (const Case& c : {Case{{"1"}, "[llama_pretrain] --data-weights 1 for the 2 paths of --data: give one number for"},
+                        {{"1", "2", "3"}, "[llama_pretrain] --data-weights 1 2 3 for the 2 paths of --data: give one"},
+                        {{"1", "0"}, "--data-weights: 0 is not above 0"},
+                        {{"1,-2"}, "--data-weights: -2 is not above 0"},
+                        {{"0", "0"}, "--data-weights: 0 is not above 0"},
+                        {{"1", "nan"}, "--data-weights: nan is no number"},
+                        {{"1", "inf"}, "[data] weight inf of part 1 is no positive number"},
+                        {{"1", "much"}, "--data-weights"},
+                        {{"1", "1e-9"}, "[data] weight 1e-09 of part 1 is less than 1/4096 of the sum 1.000000001"}}) {
+    r = train(Words{"--data-weights"} + c.weights);
+    CAPTURE(c.weights, r.err);
+    CHECK(r.code == 2);
+    CHECK_THAT(r.err, Contains(c.error));
+  }
+}
+
 TEST_CASE("padding is no token of the metrics") {
   Folder folder;
   std::string text = folder.write("text.jsonl", "{\"text\": \"ab\"}\n{\"text\": \"abcdefghijklmnopqrstuvw\"}\n"),
