@@ -1,6 +1,7 @@
 // Ids, offsets and decoded text are those of the tokenizers package (tests/data/reference/tokenizers_reference.py).
 #include "nn/tokenizer/tokenizer.h"
 
+#include "nn/tokenizer/bpe.h"
 #include "nn/tokenizer/train.h"
 #include "nn/tokenizer/unicode.h"
 #include "tests/data/helpers.h"
@@ -189,6 +190,108 @@ TEST_CASE("a text is cut where both parts have its ids") {
   file["model"]["vocab"].erase("<|begin_of_text|>");
   file["post_processor"] = nullptr;
   CHECK(Tokenizer::parse(file).cut("a b", 0) == 3);
+}
+
+TEST_CASE("an encoder that remembers pieces gives the ids of a text looked at alone") {
+  const char* words[] = {" ",
+                         "  ",
+                         "\n",
+                         "a",
+                         "word",
+                         " the",
+                         "12",
+                         "!?",
+                         "\xC3\xA9",
+                         "e\xCC\x81",
+                         "\xCC\x81",
+                         "中",
+                         "’",
+                         "가",
+                         "ᄀ",
+                         "ᅡ",
+                         "ᆨ",
+                         "\xFF",
+                         "\xC2\xBD",
+                         "\xE2\x84\xAB",
+                         "▁",
+                         "[EOT]",
+                         "0123456789012345678901234"};
+  std::mt19937 random(5);
+  for (const char* family : families) {
+    Tokenizer t = Tokenizer::load(reference_file(std::string(family) + ".json"));
+    Json file = reference_json(std::string(family) + ".json");
+    auto& added = file["added_tokens"].get_ref<Json::array_t&>();
+    std::erase_if(added, [](const Json& token) { return !token["special"].get<bool>(); });
+    Tokenizer special = Tokenizer::parse(file);  // of Qwen, one whose normal form is looked at before anything else
+    Encoder encoder(t), of_special(special);
+    for (int i = 0; i < 2000; ++i) {
+      std::string text;
+      for (int n = int(random() % 40); n > 0; --n) text += words[random() % std::size(words)];
+      INFO(family << ": " << Json(replace_invalid(text).text).dump());
+      std::vector<int32_t> ids{7}, expected = t.encode(text, false).ids;
+      encoder.append(text, ids);
+      expected.insert(expected.begin(), 7);
+      REQUIRE(ids == expected);
+      ids.clear();
+      of_special.append(text, ids);
+      REQUIRE(ids == special.encode(text, false).ids);
+    }
+  }
+}
+
+TEST_CASE("merges are those of the definition, for short and long pieces, cut at what no merge joins or whole") {
+  const std::vector<std::string> characters{"a", "b", "c", "d", "▁", "é", "中"};
+  std::mt19937 random(6);
+  int words = 0, pieces = 0;
+  for (int round = 0; round < 60; ++round) {
+    Vocabulary vocabulary;
+    std::vector<std::string> texts;  // by id
+    auto add = [&](const std::string& text) {
+      if (vocabulary.emplace(text, int32_t(texts.size())).second) texts.push_back(text);
+      return vocabulary.at(text);
+    };
+    for (int b = 0; b < 256; ++b) add(fmt::format("<0x{:02X}>", b));
+    for (const std::string& c : characters) add(c);
+    std::vector<Bpe::Merge> merges;
+    for (int i = 0; i < 6 + round % 20; ++i) {
+      auto any = [&] { return int32_t(256 + random() % (texts.size() - 256)); };
+      int32_t left = any(), right = any();
+      if (std::ranges::count(merges, Bpe::Merge(left, right)) > 0 || texts[size_t(left)].size() > 12) continue;
+      merges.emplace_back(left, right);
+      add(texts[size_t(left)] + texts[size_t(right)]);
+    }
+    Bpe bpe(vocabulary, merges, {.byte_fallback = true, .unknown = 0});
+    for (int i = 0; i < 200; ++i) {
+      std::string text;
+      std::vector<int32_t> expected, ids;
+      for (int n = int(random() % (i % 10 ? 20 : 200)); n > 0; --n) {
+        const std::string& c = characters[random() % characters.size()];
+        text += c, expected.push_back(vocabulary.at(c));
+      }
+      for (size_t best = 0; best < merges.size();) {  // the lowest rank, leftmost first
+        auto [left, right] = merges[best];
+        size_t at = 0;
+        while (at + 1 < expected.size() && (expected[at] != left || expected[at + 1] != right)) ++at;
+        if (at + 1 >= expected.size()) {
+          ++best;
+          continue;
+        }
+        expected[at] = vocabulary.at(texts[size_t(left)] + texts[size_t(right)]);
+        expected.erase(expected.begin() + long(at) + 1);
+        best = 0;
+      }
+      std::vector<Symbol> symbols;
+      bpe.append(text, symbols);
+      for (Symbol symbol : symbols) ids.push_back(symbol.id);
+      INFO("round " << round << ": " << text);
+      REQUIRE(ids == expected);
+      std::string joined;
+      bpe.for_words(text, [&](std::string_view word) { joined += word, ++words; });
+      CHECK(joined == text);
+      pieces += !text.empty();
+    }
+  }
+  CHECK(words > 2 * pieces);  // much was cut
 }
 
 TEST_CASE("without a file, tokens are bytes") {
