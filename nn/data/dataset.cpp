@@ -15,12 +15,13 @@ constexpr int64_t turns = 4096;
 
 // Shares of `turns`, in proportion to the weights: rounded down, what is left to the largest remainders.
 std::vector<int64_t> shares_of(const std::vector<double>& weights) {
+  for (size_t i = 0; i < weights.size(); ++i)
+    check(std::isfinite(weights[i]) && weights[i] > 0,
+          "[data] weight {} of part {} is no positive number: leave the part out, or give it one", weights[i], i);
   double sum = std::accumulate(weights.begin(), weights.end(), 0.0);
   std::vector<int64_t> shares;
   std::vector<std::pair<double, size_t>> remainders;
   for (size_t i = 0; i < weights.size(); ++i) {
-    check(std::isfinite(weights[i]) && weights[i] > 0,
-          "[data] weight {} of part {} is no positive number: leave the part out, or give it one", weights[i], i);
     double exact = weights[i] / sum * double(turns);
     check(exact >= 1,
           "[data] weight {} of part {} is less than 1/4096 of the sum {}: leave the part out, or give it more",
