@@ -11,9 +11,8 @@
 namespace dtensor::nn {
 namespace {
 
-// Makes a value of what the parser reads. The parser's own way looks for each key among all those before it, which
-// takes minutes for a large vocabulary; it would silently lose a key that stands twice, and print by recursion what is
-// nested.
+// Makes a value of what the parser reads. The parser's own way looks for each key among all those before it, which is
+// slow for a vocabulary; it would silently lose a key that stands twice, and print by recursion what is nested.
 class Builder {
  public:
   using Json = nlohmann::ordered_json;
