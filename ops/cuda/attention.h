@@ -86,7 +86,12 @@ void attention_backward(const AttentionShape&, const AttentionScores&, const Att
 // By batch entry, on the device: so many queries and keys take part.
 struct AttentionLengths {
   int32_t *of_queries = nullptr, *of_keys = nullptr;
+  // Of runs (CudnnAttention::tokens): where each begins in q, k, v, out, lse, dout, dq, dk and dv, in elements, and
+  // where the last ends; `offset_stride` from tensor to tensor.
+  int64_t* offsets = nullptr;
+  int64_t offset_stride = 0;
 };
+constexpr int attention_tensors = 9;
 // scores.key_lengths as cuDNN takes them: all queries, or none where there is no key for them.
 void lengths_for_cudnn(const AttentionShape&, const AttentionScores& scores, const AttentionLengths& to, StreamHandle);
 // What a call of cuDNN's says of queries and keys beyond the lengths is its own: out becomes 0 and lse -inf, or dq, dk

@@ -66,7 +66,7 @@ std::string to_string(const CudnnAttention& call) {
       "{}{} heads {}/{} of {}, {} queries, {} keys{}{}{}, strides {}", call.pass == forward ? "forward" : "backward",
       call.deterministic ? "" : " in any order", s.heads, s.kv_heads, s.head_dim, s.queries, s.keys,
       s.causal ? fmt::format(", causal from {}", s.diagonal) : "",
-      s.window ? fmt::format(" in a window of {}", s.window) : "", call.padded ? ", padded" : "", s.q.sequence);
+      s.window ? fmt::format(" in a window of {}", s.window) : "", call.tokens ? fmt::format(", {} runs of {} tokens", s.batch, call.tokens) : call.padded ? ", padded" : "", s.q.sequence);
 }
 
 void check_accepted(const CudnnAttention& call) {
@@ -133,6 +133,33 @@ TEST_CASE("cuDNN accepts attention for an H200: windows") {
             check_accepted(call);
           }
 }
+
+// Documents: runs of tokens, 5 in each of two rows.
+CudnnAttention runs_of(CudnnAttention call) {
+  AttentionShape& s = call.shape;
+  s.batch = 10, call.padded = true, call.tokens = 2 * s.queries;
+  return call;
+}
+
+// All combinations, or each `every`-th of them.
+void check_runs(int every) {
+  int count = 0;
+  for (int pass = 0; pass < 3; ++pass)
+    for (int64_t head_dim : {32, 64, 80, 96, 128, 256})
+      for (int64_t kv_heads : {1, 2, 8})
+        for (int64_t sequence : {77, 128, 1024, 8192})
+          for (bool packed : {false, true})
+            for (int64_t window : {-1, 0, 100}) {  // -1: not causal
+              if (count++ % every) continue;
+              CudnnAttention call = runs_of(make_call(8, kv_heads, sequence, sequence, head_dim, packed));
+              call.shape.causal = window >= 0, call.shape.window = std::max<int64_t>(window, 0);
+              call.pass = pass == 0 ? forward : backward, call.deterministic = pass != 2;
+              check_accepted(call);
+            }
+}
+
+TEST_CASE("cuDNN accepts documents for an H200: heads, masks, layouts, passes") { check_runs(31); }
+TEST_CASE("cuDNN accepts documents for an H200: all combinations", "[nightly]") { check_runs(1); }
 
 TEST_CASE("what cuDNN does not take goes to the library's own kernels, and says why") {
   struct Case {
