@@ -37,6 +37,7 @@ std::string refusal(const CudnnAttention& call, const AttentionScores& scores, c
     if (!fits(t.batch) || !fits(t.sequence) || !fits(t.head))
       return fmt::format("cuDNN takes strides that are multiples of 8, not {}, {} and {}", t.batch, t.sequence, t.head);
   if (call.tokens) {
+    if (s.batch > 65535) return fmt::format("cuDNN is given at most 65535 documents, not {}", s.batch);
     for (const AttentionStrides& t : std::span(strides).first(backward ? 8 : 4))
       if (t.batch != s.queries * t.sequence || t.head > t.sequence)
         return fmt::format("cuDNN takes documents where token follows token, not with strides {}, {} and {}", t.batch,
@@ -52,8 +53,9 @@ std::string refusal(const CudnnAttention& call, const AttentionScores& scores, c
   if (backward && call.deterministic && attention_part(call).batch == 0)
     return fmt::format(
         "no part of the deterministic backward pass begins at 16 bytes and takes at most {}: the scores "
-        "of one key head have gradients of {} bytes",
-        most_score_gradients, score_gradient_bytes(s, 1, 1));
+        "of one {} have gradients of {} bytes",
+        most_score_gradients, call.tokens ? "document" : "key head",
+        score_gradient_bytes(s, 1, call.tokens ? s.kv_heads : 1));
   for (const void* pointer : {p.q, p.k, p.v, static_cast<const void*>(p.out), p.dout})
     if (reinterpret_cast<uintptr_t>(pointer) % 16) return "cuDNN takes tensors that begin at multiples of 16 bytes";
   return "";

@@ -187,6 +187,29 @@ TEST_CASE("what cuDNN does not take goes to the library's own kernels, and says 
          static const int64_t position = 1;
          scores.key_positions = &position;
        }},
+      {"documents of whole sequences, of which it is said how many are in each: max_documents",
+       [](auto&, auto& scores, auto&, auto&) {
+         static const int64_t document = 1;
+         scores.query_documents = scores.key_documents = &document;
+       }},
+      {"documents, or lengths of keys",
+       [](auto& call, auto& scores, auto&, auto&) {
+         static const int64_t length = 1;
+         call = runs_of(call), scores.key_lengths = &length;
+       }},
+      {"", [](auto& call, auto&, auto&, auto&) { call = runs_of(call), call.shape.head_dim = 40; }},
+      {"heads of a multiple of 16 elements, not 40",
+       [](auto& call, auto&, auto&, auto&) { call = runs_of(call), call.pass = backward, call.shape.head_dim = 40; }},
+      {"at most 65535 documents, not 65536",
+       [](auto& call, auto&, auto&, auto&) { call = runs_of(call), call.shape.batch = 65536; }},
+      {"token follows token, not with strides 131072, 512 and 64",
+       [](auto& call, auto&, auto&, auto&) { call = runs_of(call), call.shape.q.batch *= 2; }},
+      {"token follows token, not with strides 8192, 64 and 1024",
+       [](auto& call, auto&, auto&, auto&) { call = runs_of(call), call.shape.k = {8192, 64, 1024}; }},
+      {"at most 17179869184: the scores of one document have gradients of 17314086912 bytes",
+       [](auto& call, auto&, auto&, auto&) {
+         call = runs_of(make_call(32, 8, 16448, 16448, 64)), call.pass = backward;
+       }},
       {"bf16, not f32", [](auto& call, auto&, auto&, auto&) { call.shape.dtype = DType::f32; }},
       {"nothing is to be computed", [](auto& call, auto&, auto&, auto&) { call.shape.keys = 0; }},
       {"a multiple of 8, not 7", [](auto& call, auto&, auto&, auto&) { call.shape.head_dim = 7; }},
@@ -243,6 +266,15 @@ TEST_CASE("the deterministic backward pass is run in parts") {
     call.pass = backward, call.deterministic = false;
     CHECK(attention_part(call, t.wanted_bytes, t.most_bytes) == AttentionPart{t.batch, t.kv_heads});
   }
+  CudnnAttention runs = runs_of(make_call(3, 3, 64, 64, 128));  // of documents, anywhere
+  runs.pass = backward;
+  const int64_t one = 3 * 64 * 64 * 2;
+  CHECK(attention_part(runs, 20 * one, gib) == AttentionPart{10, 3});
+  CHECK(attention_part(runs, 4 * one - 1, gib) == AttentionPart{3, 3});
+  CHECK(attention_part(runs, 1, one) == AttentionPart{1, 3});
+  CHECK(attention_part(runs, 1, one - 1) == AttentionPart{0, 0});
+  runs.deterministic = false;
+  CHECK(attention_part(runs, 1, 1) == AttentionPart{10, 3});
 }
 
 TEST_CASE("keys that no query sees are left out") {
