@@ -29,8 +29,8 @@ struct LlamaTrainingOptions {
   double min_lr = 0;
   double clip = 1.0;  // TrainerOptions has the meaning of this and the next
   int64_t micro_batch_size = 0;
-  DType dtype = DType::f32;    // to compute in, with f32 parameters and states
-  double z_loss = 0;           // causal_lm_loss has the meaning of this and the next
+  DType dtype = DType::f32;  // to compute in, with f32 parameters and states
+  double z_loss = 0;         // causal_lm_loss has the meaning of this and the next
   int64_t max_documents = 0;
   int64_t skip_bad_steps = 0;  // TrainerOptions has the meaning of this and the next
   bool keep_gradients = false;

@@ -146,8 +146,7 @@ void run_documents(const Context& c, const CudnnAttention& call, const Attention
                    counts + lengths,
                    reinterpret_cast<float*>(counts + lengths + rows)};
   find_runs(s, scores, to, c.stream());
-  if (call.pass == AttentionPass::backward)
-    lse_to_runs(s, static_cast<const float*>(pointers.lse), to, c.stream());
+  if (call.pass == AttentionPass::backward) lse_to_runs(s, static_cast<const float*>(pointers.lse), to, c.stream());
   AttentionPointers given = pointers;
   given.lse = to.lse;
   c.workspace().get<Backends>().cudnn->run(call, given, c.attributes.as<ops::Attention>().scale, to.lengths);

@@ -129,8 +129,8 @@ class Builder {
     if (!call_.tokens) return t;
     Node& offsets = offsets_[size_t(id - 1)];
     if (!offsets)
-      offsets = graph_.tensor(id_offsets + id,
-                              {.type = CUDNN_DATA_INT64, .dims = {s_.batch + 1, 1, 1, 1}, .alignment = 8});
+      offsets =
+          graph_.tensor(id_offsets + id, {.type = CUDNN_DATA_INT64, .dims = {s_.batch + 1, 1, 1, 1}, .alignment = 8});
     t.ragged = offsets;
     return t;
   }

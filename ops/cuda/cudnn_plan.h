@@ -79,7 +79,7 @@ class OperationGraph {
  public:
   explicit OperationGraph(const Api& api) : api_(&api) {}
   Node tensor(int64_t id, const TensorOptions& options);
-  Node scalar(int64_t id, DataType type);                 // read from host memory when the plan is run
+  Node scalar(int64_t id, DataType type);  // read from host memory when the plan is run
   Node virtual_tensor(const TensorOptions& options);
 
   // Lengths by batch entry [b,1,1,1], i32: only so many of the rows of a, columns of b, or elements summed over count.

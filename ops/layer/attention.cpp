@@ -150,8 +150,9 @@ void check_documents(const Context& c, const cpu::Attention& a, int64_t b) {
     const int64_t at = a.query_position(i), of = a.key_position(j);
     check(at == of, "[{}] query {} of row {} is at position {}, and key {} at {}: {}", who, j, row, at, j, of, remedy);
     if (i > 0 && a.query_documents[i - 1] == d)
-      check(at == a.query_position(i - 1) + 1, "[{}] positions of document {} in row {} go from {} to {} at token {}: {}",
-            who, d, row, a.query_position(i - 1), at, j, remedy);
+      check(at == a.query_position(i - 1) + 1,
+            "[{}] positions of document {} in row {} go from {} to {} at token {}: {}", who, d, row,
+            a.query_position(i - 1), at, j, remedy);
   }
 }
 

@@ -165,7 +165,8 @@ std::array<Tensor, 4> documents_in_runs(const Case& c) {
   auto put = [&](std::initializer_list<int> which, int64_t begin, int64_t end, int64_t value) {
     for (int list : which) std::fill(lists[size_t(list)].begin() + begin, lists[size_t(list)].begin() + end, value);
   };
-  for (int64_t i = 0; c.wrong == 1 && i < n; ++i) put({0, 1}, n + i, n + i + 1, i / 5), put({2, 3}, n + i, n + i + 1, i % 5);
+  for (int64_t i = 0; c.wrong == 1 && i < n; ++i)
+    put({0, 1}, n + i, n + i + 1, i / 5), put({2, 3}, n + i, n + i + 1, i % 5);
   if (c.wrong == 2 || c.wrong == 3) {  // 0 ... 3 or -1 ... 0 ...
     put({0, 1}, n + 9, n + 20, c.wrong == 2 ? 3 : -1);
     for (int64_t i = 9; i < n; ++i) put({2, 3}, n + i, n + i + 1, i < 20 ? i - 9 : i - 20);
@@ -332,7 +333,7 @@ const Case cases[] = {
     {bf16, 1, 2, 1, 70, 70, 16, true, 0, Mask::none, {}, 0, true, 0, 0, false, 0, 2, 0, 100},
     {bf16, 4, 2, 2, 70, 70, 8, true, 0, Mask::none, {}, 0, false, 0, 0, false, 0, 2, 0, 4},  // own, backward
     {f32, 4, 2, 2, 70, 70, 16, true, 0, Mask::none, {}, 0, false, 2, 0, false, 0, 2, 0, 4},  // own
-    {f32, 2, 2, 2, 20, 30, 8, true, 5, Mask::none, {}, 0, false, 0, 0, false, 0, 0, 8},  // one key head read
+    {f32, 2, 2, 2, 20, 30, 8, true, 5, Mask::none, {}, 0, false, 0, 0, false, 0, 0, 8},      // one key head read
     {f32, 2, 4, 3, 20, 30, 8, true, 5, Mask::none, {}, 0, false, 0, 0, false, 0, 0, 6},  // 1, 2 and 1 queries read each
     {f64, 2, 3, 4, 20, 30, 8, false, 5, Mask::bias, {2, 3, 20, 30}, 0.25, false, 0, 0, true, 0, 0, 8},
 };

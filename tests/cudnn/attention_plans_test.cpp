@@ -62,11 +62,15 @@ CudnnAttention make_call(int64_t heads, int64_t kv_heads, int64_t queries, int64
 
 std::string to_string(const CudnnAttention& call) {
   const AttentionShape& s = call.shape;
-  return fmt::format(
-      "{}{} heads {}/{} of {}, {} queries, {} keys{}{}{}, strides {}", call.pass == forward ? "forward" : "backward",
-      call.deterministic ? "" : " in any order", s.heads, s.kv_heads, s.head_dim, s.queries, s.keys,
-      s.causal ? fmt::format(", causal from {}", s.diagonal) : "",
-      s.window ? fmt::format(" in a window of {}", s.window) : "", call.tokens ? fmt::format(", {} runs of {} tokens", s.batch, call.tokens) : call.padded ? ", padded" : "", s.q.sequence);
+  return fmt::format("{}{} heads {}/{} of {}, {} queries, {} keys{}{}{}, strides {}",
+                     call.pass == forward ? "forward" : "backward", call.deterministic ? "" : " in any order", s.heads,
+                     s.kv_heads, s.head_dim, s.queries, s.keys,
+                     s.causal ? fmt::format(", causal from {}", s.diagonal) : "",
+                     s.window ? fmt::format(" in a window of {}", s.window) : "",
+                     call.tokens   ? fmt::format(", {} runs of {} tokens", s.batch, call.tokens)
+                     : call.padded ? ", padded"
+                                   : "",
+                     s.q.sequence);
 }
 
 void check_accepted(const CudnnAttention& call) {
@@ -205,7 +209,9 @@ TEST_CASE("what cuDNN does not take goes to the library's own kernels, and says 
       {"token follows token, not with strides 131072, 512 and 64",
        [](auto& call, auto&, auto&, auto&) { call = runs_of(call), call.shape.q.batch *= 2; }},
       {"token follows token, not with strides 8192, 64 and 1024",
-       [](auto& call, auto&, auto&, auto&) { call = runs_of(call), call.shape.k = {8192, 64, 1024}; }},
+       [](auto& call, auto&, auto&, auto&) {
+         call = runs_of(call), call.shape.k = {8192, 64, 1024};
+       }},
       {"at most 17179869184: the scores of one document have gradients of 17314086912 bytes",
        [](auto& call, auto&, auto&, auto&) {
          call = runs_of(make_call(32, 8, 16448, 16448, 64)), call.pass = backward;

@@ -53,8 +53,7 @@ struct Ragged {
       for (int64_t i = 0; i < longest; ++i)
         for (int64_t h = 0; h < heads; ++h)
           for (int64_t j = 0; j < head_dim; ++j)
-            f(r, i, offsets[r] + i * sequence + h * head + j,
-              r * dense_run + i * dense_token + h * dense_head + j);
+            f(r, i, offsets[r] + i * sequence + h * head + j, r * dense_run + i * dense_token + h * dense_head + j);
   }
 };
 template <class T>
@@ -81,8 +80,15 @@ class RaggedCall {
       : dense(call), given_(call), lengths_(lengths), allocator_(std::move(allocator)) {
     AttentionShape& s = dense.shape;
     dense.tokens = 0;
-    void* const values[] = {const_cast<void*>(p.q),    const_cast<void*>(p.k), const_cast<void*>(p.v), p.out, p.lse,
-                            const_cast<void*>(p.dout), p.dq,                   p.dk,                   p.dv};
+    void* const values[] = {const_cast<void*>(p.q),
+                            const_cast<void*>(p.k),
+                            const_cast<void*>(p.v),
+                            p.out,
+                            p.lse,
+                            const_cast<void*>(p.dout),
+                            p.dq,
+                            p.dk,
+                            p.dv};
     AttentionStrides* const strides[] = {&s.q, &s.k, &s.v, &s.out, nullptr, &s.dout, &s.dq, &s.dk, &s.dv};
     const bool of_keys[] = {false, true, true, false, false, false, false, true, true};
     for (int t = 0; t < attention_tensors; ++t) {

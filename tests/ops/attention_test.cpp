@@ -378,7 +378,8 @@ TEST_CASE("attention: max_documents changes no bits, and what breaks it is an er
                     Contains(who + "max_documents = -1: it is"));
   CHECK_THROWS_WITH(
       refused(wave({2, 2, 9, 8}, 1), {.q_documents = d, .k_documents = shorter, .max_documents = 4}),
-      Contains(who + "max_documents = 4 of 150 queries and 9 keys: it is of queries and keys that are the same tokens"));
+      Contains(who +
+               "max_documents = 4 of 150 queries and 9 keys: it is of queries and keys that are the same tokens"));
 }
 
 TEST_CASE("law 6: a document has the same bits wherever it is packed, at multiples of a block of keys") {
