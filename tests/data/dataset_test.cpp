@@ -69,7 +69,7 @@ TEST_CASE("a data set knows the most documents that a sequence of it has") {
   Folder folder;
   std::vector<std::string> files;
   for (int i = 0; i < 60; ++i) files.push_back(folder.write(fmt::format("{:02}.txt", i), std::string(i * i % 7, 'a')));
-  TokenSource many(files), few({files[1], files[2], files[3]});
+  TokenSource many(files), few({files[1], files[2], files[3], files[4]});
   for (int64_t s : {1, 2, 3, 5, 8, 13, 100}) {
     INFO(s);
     for (bool mixed : {false, true}) {
