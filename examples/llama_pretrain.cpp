@@ -235,6 +235,10 @@ void prepare_data(const Options& o, Run& run) {
   run.data = open_data(o, run, o.data, o.data_weights, o.shuffle);
   if (!o.eval_data.empty()) run.eval_data = open_data(o, run, o.eval_data, {}, false);
   check(!o.eval_data.empty() || o.eval_every == 0, "[llama_pretrain] --eval-every needs --eval-data");
+  if (o.document_mask) {
+    run.train.max_documents = run.data->max_documents();
+    if (run.eval_data) run.train.max_documents = std::max(run.train.max_documents, run.eval_data->max_documents());
+  }
   run.record.data["order"] = run.data->state(0);
   if (o.epochs > 0) run.train.steps = o.epochs * run.data->samples() / o.batch_size;
 }

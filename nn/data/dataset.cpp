@@ -92,6 +92,23 @@ void Dataset::read(int64_t n, Sample to) const {
             options_.vocab_size);
 }
 
+int64_t Dataset::max_documents() const {
+  if (options_.mode == DataMode::pad) return 1;
+  int64_t most = 0;
+  for (size_t part = 0; part < parts_.size(); ++part) {
+    const TokenSource& source = parts_[part].source;
+    int64_t window = -1, count = 0;  // a window that documents begin in, and how many it has
+    for (int64_t d = 0; d < source.documents(); ++d) {
+      const int64_t begin = source.document_begin(d), at = begin / options_.seq_len;
+      if (at >= sizes_[part]) break;
+      if (begin == source.document_begin(d + 1)) continue;  // it has no tokens
+      if (at != window) window = at, count = begin % options_.seq_len ? 1 : 0;
+      most = std::max(most, ++count);
+    }
+  }
+  return most;
+}
+
 void Dataset::read_packed(const TokenSource& source, int64_t window, Sample to) const {
   int64_t s = options_.seq_len, begin = window * s;
   source.read(begin, to.inputs);

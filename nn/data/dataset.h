@@ -49,6 +49,8 @@ class Dataset {
   int64_t seq_len() const { return options_.seq_len; }
   const DatasetOptions& options() const { return options_; }
   int64_t samples() const { return samples_; }  // of an epoch: those of all sources
+  // The most documents that a sample has, found from where each of them begins.
+  int64_t max_documents() const;
   // Sample n >= 0, over all epochs. Errors: a token that is not in the vocabulary, with its place.
   void read(int64_t n, Sample to) const;
 

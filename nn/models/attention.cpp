@@ -53,6 +53,7 @@ DistributedTensor CoreAttention::forward(const DistributedTensor& q, const Distr
   if (options.causal)
     options.q_positions = beside(q, inputs.positions), options.k_positions = beside(k, inputs.positions);
   if (inputs.documents.defined()) options.q_documents = options.k_documents = inputs.documents;
+  if (!ring && !reordered && options.q_documents.defined()) options.max_documents = inputs.max_documents;
   options.q_documents = beside(q, options.q_documents), options.k_documents = beside(k, options.k_documents);
   return ring ? ops::ring_attention(q, k, v, *ring, options) : ops::scaled_dot_product_attention(q, k, v, options);
 }

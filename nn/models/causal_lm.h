@@ -17,6 +17,8 @@ class KeyValueCache;
 struct SequenceInputs {
   DistributedTensor positions;  // absent: the index in the sequence
   DistributedTensor documents;  // a token attends to those of its own document alone; negative: padding, to nothing
+  // As attention's option of this name, of rows in order (causal_lm_loss): 0 where it is not known.
+  int64_t max_documents = 0;
   // Attention is over the tokens that it has and these, which it gets (nn/models/key_value_cache.h). Needs positions.
   KeyValueCache* cache = nullptr;
   // i64 [batch, n]: logits of the tokens at these indices of each row alone, [batch, n, vocab_size].

@@ -49,13 +49,13 @@ Loss causal_lm_loss(Callable<DistributedTensor(const DistributedTensor&)>& model
   return Loss(terms, count_of_targets(ignored));
 }
 
-Loss causal_lm_loss(CausalLM& model, int64_t ignored, double z_loss) {
+Loss causal_lm_loss(CausalLM& model, int64_t ignored, double z_loss, int64_t max_documents) {
   check(z_loss >= 0 && std::isfinite(z_loss), "[causal_lm_loss] a z-loss of {}; it is 0 or more, as 1e-4", z_loss);
-  auto terms = [&model, ignored, z_loss](const Batch& given) {
+  auto terms = [&model, ignored, z_loss, max_documents](const Batch& given) {
     Batch batch = model.balanced_over ? balanced(given, *model.balanced_over) : given;
     SequenceInputs inputs;
     if (batch.size() > 2) inputs.positions = batch[2];
-    if (batch.size() > 3) inputs.documents = batch[3];
+    if (batch.size() > 3) inputs.documents = batch[3], inputs.max_documents = max_documents;
     Rank& rank = model.mesh().rank_state();
     bool fused = model.criterion().in_use;
     check(!fused || z_loss == 0,
@@ -77,7 +77,7 @@ LlamaTraining::LlamaTraining(const DeviceMesh& mesh, const ModelConfig& config, 
     : owned_(config.make(mesh)),
       model(*owned_),
       optimizer(prepare(model, plan, options), options.adamw),
-      trainer(model, causal_lm_loss(model, ignored_target, options.z_loss), optimizer,
+      trainer(model, causal_lm_loss(model, ignored_target, options.z_loss, options.max_documents), optimizer,
               {.lr = warmup_then_decay({.decay = options.decay,
                                         .peak = options.lr,
                                         .warmup = options.warmup_steps,

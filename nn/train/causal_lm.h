@@ -16,8 +16,9 @@ Loss causal_lm_loss(Callable<DistributedTensor(const DistributedTensor&)>& model
 // The same of a model of nn/models, whose criterion computes it where a plan says so (LinearLossParallel). A batch may
 // say more of its tokens: {inputs, targets, positions, documents} (SequenceInputs). In training, z_loss times the
 // square of the logarithm of the sum of exp(logits) is added to each token's, which keeps logits from drifting
-// (Chowdhery et al., "PaLM", 2022). Errors: a z_loss where the criterion makes no logits.
-Loss causal_lm_loss(CausalLM& model, int64_t ignored = ignored_target, double z_loss = 0);
+// (Chowdhery et al., "PaLM", 2022). max_documents: no row has more documents, which ascend and in which positions count
+// up (Dataset::max_documents); 0: not known. Errors: a z_loss where the criterion makes no logits.
+Loss causal_lm_loss(CausalLM& model, int64_t ignored = ignored_target, double z_loss = 0, int64_t max_documents = 0);
 
 struct LlamaTrainingOptions {
   uint64_t seed = 42;  // of the initial parameters, and of what is random in a step
@@ -28,8 +29,9 @@ struct LlamaTrainingOptions {
   double min_lr = 0;
   double clip = 1.0;  // TrainerOptions has the meaning of this and the next
   int64_t micro_batch_size = 0;
-  DType dtype = DType::f32;    // to compute in, with f32 parameters and states
-  double z_loss = 0;           // causal_lm_loss
+  DType dtype = DType::f32;  // to compute in, with f32 parameters and states
+  double z_loss = 0;         // causal_lm_loss has the meaning of this and the next
+  int64_t max_documents = 0;
   int64_t skip_bad_steps = 0;  // TrainerOptions has the meaning of this and the next
   bool keep_gradients = false;
   bool graph = true;

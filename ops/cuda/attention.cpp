@@ -114,10 +114,18 @@ struct Backends {
 
 CudnnAttention cudnn_call(const Context& c, const AttentionShape& s, const AttentionScores& scores,
                           AttentionPass pass) {
-  return {.shape = without_unseen_keys(s),
-          .pass = pass,
-          .padded = scores.key_lengths != nullptr,
-          .deterministic = c.attributes.as<ops::Attention>().deterministic};
+  CudnnAttention call{.shape = without_unseen_keys(s),
+                      .pass = pass,
+                      .padded = scores.key_lengths != nullptr,
+                      .deterministic = c.attributes.as<ops::Attention>().deterministic};
+  const int64_t documents = c.attributes.as<ops::Attention>().max_documents;
+  if (!scores.query_documents || !documents || s.queries != s.keys || s.diagonal) return call;
+  call.padded = true, call.tokens = s.batch * s.queries;
+  call.shape.batch *= std::min(documents, s.queries);
+  AttentionShape& t = call.shape;
+  for (AttentionStrides* of : {&t.q, &t.k, &t.v, &t.out, &t.dout, &t.dq, &t.dk, &t.dv})
+    if (s.batch == 1) of->batch = s.queries * of->sequence;  // it means nothing
+  return call;
 }
 
 bool cudnn_takes(const Context& c, const CudnnAttention& call, const AttentionScores& scores,
@@ -125,8 +133,30 @@ bool cudnn_takes(const Context& c, const CudnnAttention& call, const AttentionSc
   return attention_backend(call, scores, pointers, c.workspace().get<Backends>().device).name == "cudnn";
 }
 
-void run_cudnn(const Context& c, const CudnnAttention& call, const AttentionScores& scores,
+// `s`: of the rows.
+void run_documents(const Context& c, const CudnnAttention& call, const AttentionShape& s, const AttentionScores& scores,
+                   const AttentionPointers& pointers) {
+  const int64_t runs = call.shape.batch, stride = (runs + 2) / 2 * 2, lengths = (runs + 3) / 4 * 4,
+                rows = (s.batch + 3) / 4 * 4;  // so that all begin at 16 bytes
+  Storage memory(c.allocator, attention_tensors * stride * 8 + (lengths + rows + call.tokens * s.heads) * 4);
+  auto* offsets = reinterpret_cast<int64_t*>(memory.data());
+  auto* counts = reinterpret_cast<int32_t*>(offsets + attention_tensors * stride);
+  AttentionRuns to{runs / std::max<int64_t>(s.batch, 1),
+                   {counts, counts, offsets, stride},
+                   counts + lengths,
+                   reinterpret_cast<float*>(counts + lengths + rows)};
+  find_runs(s, scores, to, c.stream());
+  if (call.pass == AttentionPass::backward) lse_to_runs(s, static_cast<const float*>(pointers.lse), to, c.stream());
+  AttentionPointers given = pointers;
+  given.lse = to.lse;
+  c.workspace().get<Backends>().cudnn->run(call, given, c.attributes.as<ops::Attention>().scale, to.lengths);
+  settle_runs(s, call.pass, pointers, scores, to, c.stream());
+}
+
+// `s`: what the call was made of.
+void run_cudnn(const Context& c, const CudnnAttention& call, const AttentionShape& s, const AttentionScores& scores,
                const AttentionPointers& pointers) {
+  if (call.tokens) return run_documents(c, call, s, scores, pointers);
   Cudnn& cudnn = *c.workspace().get<Backends>().cudnn;
   double scale = c.attributes.as<ops::Attention>().scale;
   if (!call.padded) return cudnn.run(call, pointers, scale);
@@ -154,7 +184,7 @@ void forward_of_chunk(const Context& c, std::span<const Tensor> in, std::span<Te
   AttentionPointers pointers{q.bytes_data(), k.bytes_data(), v.bytes_data(), out[0].bytes_data(), out[1].bytes_data()};
   CudnnAttention call = cudnn_call(c, s, scores, AttentionPass::forward);
   if (cudnn_takes(c, call, scores, pointers))
-    run_cudnn(c, call, scores, pointers);
+    run_cudnn(c, call, s, scores, pointers);
   else
     attention_forward(s, scores, pointers, c.attributes.as<ops::Attention>().scale, c.stream());
 }
@@ -183,7 +213,7 @@ void backward_of_chunk(const Context& c, std::span<const Tensor> in, std::span<T
   if ((by_cudnn && call.shape.keys < s.keys) || s.kv_heads < grad[1].size(2))
     for (const Tensor& t : {grad[1], grad[2]}) zero(t.bytes_data(), t.bytes(), c.stream());
   if (by_cudnn) {
-    run_cudnn(c, call, scores, pointers);
+    run_cudnn(c, call, s, scores, pointers);
   } else {
     Tensor delta(c.allocator, lse.dtype(), lse.shape());
     attention_backward(s, scores, pointers, delta.bytes_data(), c.attributes.as<ops::Attention>().scale, c.stream());

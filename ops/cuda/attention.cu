@@ -464,6 +464,113 @@ __global__ void clear_kernel(Rows t) {
   }
 }
 
+// --- Documents as runs of tokens.
+
+struct FindRuns {
+  AttentionShape shape;
+  AttentionScores scores;
+  AttentionRuns to;
+  int64_t sequence[attention_tensors];  // from token to token
+
+  __device__ bool is_first(const int64_t* documents, int64_t i) const {
+    return documents[i] >= 0 && (i == 0 || documents[i - 1] != documents[i]);
+  }
+  __device__ int64_t query_position(int64_t b, int64_t i) const {
+    return scores.query_positions ? scores.query_positions[b * scores.query_position_stride + i] : i;
+  }
+  // Query and key i are one token, which follows the one before.
+  __device__ bool fits(const int64_t* documents, int64_t b, int64_t i) const {
+    const int64_t document = documents[i], of_key = scores.key_documents[b * scores.key_document_stride + i];
+    if (document < 0 && of_key < 0) return true;
+    if (document != of_key) return false;
+    const int64_t position = query_position(b, i);
+    if (position != (scores.key_positions ? scores.key_positions[b * scores.key_position_stride + i] : i)) return false;
+    return is_first(documents, i) || position == query_position(b, i - 1) + 1;
+  }
+  __device__ void begin(int64_t run, int64_t token) const {
+    for (int t = 0; t < attention_tensors; ++t)
+      to.lengths.offsets[t * to.lengths.offset_stride + run] = token * sequence[t];
+  }
+};
+
+// A block has a row, of which each thread has a chunk.
+__global__ void find_runs_kernel(FindRuns f) {
+  const int64_t b = blockIdx.x, n = f.shape.queries, chunk = (n + threads - 1) / threads, first_run = b * f.to.most,
+                first = threadIdx.x * chunk < n ? threadIdx.x * chunk : n, end = first + chunk < n ? first + chunk : n;
+  const int64_t* documents = f.scores.query_documents + b * f.scores.query_document_stride;
+  int32_t* lengths = f.to.lengths.of_queries + first_run;
+  int64_t *latest = dynamic_shared<int64_t>(), *runs = latest + threads, *wrong = runs + threads;
+  if (threadIdx.x == 0) *wrong = 0;
+  __syncthreads();
+  int64_t last = -1, count = 0;
+  for (int64_t i = first; i < end; ++i) {
+    count += f.is_first(documents, i);
+    last = Max()(last, documents[i]);
+    if (!f.fits(documents, b, i)) *wrong = 1;
+  }
+  latest[threadIdx.x] = last, runs[threadIdx.x] = count;
+  __syncthreads();
+  int64_t before = -1, begun = 0, all = 0;
+  for (int t = 0; t < threads; ++t) {
+    if (t < int(threadIdx.x)) before = Max()(before, latest[t]), begun += runs[t];
+    all += runs[t];
+  }
+  int64_t run = begun;
+  for (int64_t i = first; i < end; ++i) {
+    if (f.is_first(documents, i)) {
+      if (documents[i] <= before) *wrong = 1;
+      if (run < f.to.most) f.begin(first_run + run, b * n + i), lengths[run] = int32_t(i);  // the length comes below
+      ++run;
+    }
+    before = Max()(before, documents[i]);
+  }
+  if (threadIdx.x == 0 && all > f.to.most) *wrong = 1;
+  for (int64_t j = all + threadIdx.x; j < f.to.most; j += threads) f.begin(first_run + j, (b + 1) * n), lengths[j] = 0;
+  if (threadIdx.x == 0 && b + 1 == f.shape.batch) f.begin(f.shape.batch * f.to.most, f.shape.batch * n);
+  __syncthreads();
+  if (threadIdx.x == 0) f.to.wrong[b] = int32_t(*wrong);
+  run = begun;
+  for (int64_t i = first; i < end; ++i) {
+    run += f.is_first(documents, i);
+    const bool is_last = documents[i] >= 0 && (i + 1 == n || documents[i + 1] != documents[i]);
+    if (is_last && run <= f.to.most) lengths[run - 1] = *wrong ? 0 : int32_t(i + 1) - lengths[run - 1];
+  }
+}
+
+// lse [batch, heads, queries] -> [batch, queries, heads]
+__global__ void lse_to_runs_kernel(AttentionShape s, const float* lse, float* to) {
+  const int64_t n = s.batch * s.queries * s.heads;
+  for (int64_t i = blockIdx.x * int64_t(threads) + threadIdx.x; i < n; i += gridDim.x * int64_t(threads)) {
+    const int64_t h = i % s.heads, row = i / s.heads % s.queries, b = i / s.heads / s.queries;
+    to[i] = lse[(b * s.heads + h) * s.queries + row];
+  }
+}
+
+struct SettleRuns {
+  Rows rows;
+  const int64_t* documents;
+  int64_t document_stride;
+  AttentionRuns runs;
+};
+
+__global__ void settle_runs_kernel(SettleRuns c) {
+  const Rows& t = c.rows;
+  const int64_t packs = t.head_dim / 8, n = t.batch * t.rows * t.heads * packs;
+  for (int64_t i = blockIdx.x * int64_t(threads) + threadIdx.x; i < n; i += gridDim.x * int64_t(threads)) {
+    const int64_t pack = i % packs, h = i / packs % t.heads, row = i / packs / t.heads % t.rows,
+                  b = i / packs / t.heads / t.rows;
+    const bool wrong = c.runs.wrong[b], outside = c.documents[b * c.document_stride + row] < 0;
+    if (t.lse && pack == 0)
+      t.lse[(b * t.heads + h) * t.rows + row] = wrong     ? float(NAN)
+                                                : outside ? -float(inf)
+                                                          : c.runs.lse[(b * t.rows + row) * t.heads + h];
+    if (!wrong && !outside) continue;
+    const unsigned word = wrong ? 0x7fc07fc0u : 0u;  // two NaNs of bf16
+    const int64_t at = b * t.strides.batch + row * t.strides.sequence + h * t.strides.head;
+    static_cast<uint4*>(t.values)[at / 8 + pack] = uint4{word, word, word, word};
+  }
+}
+
 // --- Launching.
 
 template <class T>
@@ -530,6 +637,31 @@ void clear_beyond(const AttentionShape& s, AttentionPass pass, const AttentionPo
   };
   if (pass == AttentionPass::forward) return clear(p.out, s.out, true, p.lse);
   clear(p.dq, s.dq, true, nullptr), clear(p.dk, s.dk, false, nullptr), clear(p.dv, s.dv, false, nullptr);
+}
+
+void find_runs(const AttentionShape& s, const AttentionScores& scores, const AttentionRuns& to, StreamHandle stream) {
+  FindRuns find{s,
+                scores,
+                to,
+                {s.q.sequence, s.k.sequence, s.v.sequence, s.out.sequence, s.heads, s.dout.sequence, s.dq.sequence,
+                 s.dk.sequence, s.dv.sequence}};
+  launch(find_runs_kernel, unsigned(s.batch), threads, (2 * threads + 1) * sizeof(int64_t), stream, find);
+}
+
+void lse_to_runs(const AttentionShape& s, const float* lse, const AttentionRuns& to, StreamHandle stream) {
+  launch(lse_to_runs_kernel, blocks_for(s.batch * s.queries * s.heads, threads), threads, 0, stream, s, lse, to.lse);
+}
+
+void settle_runs(const AttentionShape& s, AttentionPass pass, const AttentionPointers& p, const AttentionScores& scores,
+                 const AttentionRuns& runs, StreamHandle stream) {
+  auto settle = [&](void* values, const AttentionStrides& strides, int64_t heads, void* lse) {
+    Rows rows{values, strides, s.batch, s.queries, heads, s.head_dim, nullptr, static_cast<float*>(lse)};
+    launch(settle_runs_kernel, blocks_for(s.batch * s.queries * heads * s.head_dim / 8, threads), threads, 0, stream,
+           SettleRuns{rows, scores.query_documents, scores.query_document_stride, runs});
+  };
+  if (pass == AttentionPass::forward) return settle(p.out, s.out, s.heads, p.lse);
+  settle(p.dq, s.dq, s.heads, nullptr);
+  settle(p.dk, s.dk, s.kv_heads, nullptr), settle(p.dv, s.dv, s.kv_heads, nullptr);
 }
 
 void merge_attention(const std::array<int64_t, 4>& shape, DType type, const AttentionResult& x,

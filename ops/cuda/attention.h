@@ -86,13 +86,36 @@ void attention_backward(const AttentionShape&, const AttentionScores&, const Att
 // By batch entry, on the device: so many queries and keys take part.
 struct AttentionLengths {
   int32_t *of_queries = nullptr, *of_keys = nullptr;
+  // Of runs (CudnnAttention::tokens): where each begins in q, k, v, out, lse, dout, dq, dk and dv, in elements, and
+  // where the last ends; `offset_stride` from tensor to tensor.
+  int64_t* offsets = nullptr;
+  int64_t offset_stride = 0;
 };
+constexpr int attention_tensors = 9;
 // scores.key_lengths as cuDNN takes them: all queries, or none where there is no key for them.
 void lengths_for_cudnn(const AttentionShape&, const AttentionScores& scores, const AttentionLengths& to, StreamHandle);
 // What a call of cuDNN's says of queries and keys beyond the lengths is its own: out becomes 0 and lse -inf, or dq, dk
 // and dv 0. Of bf16, in packs of 16 bytes.
 void clear_beyond(const AttentionShape&, AttentionPass, const AttentionPointers&, const AttentionLengths&,
                   StreamHandle);
+
+// Documents as cuDNN takes them: batch * most runs of tokens, `most` of each row, empty ones behind the others.
+struct AttentionRuns {
+  int64_t most;
+  AttentionLengths lengths;
+  // By row: not 0 where it has more runs; numbers that do not ascend from run to run; or a query that is not of the
+  // document, or not at the position, of its key, or whose position is not one beyond that of the query before in its
+  // document. Such a row is left without runs.
+  int32_t* wrong;
+  float* lse;  // [batch, queries, heads]
+};
+// From scores.query_documents, as many queries as keys.
+void find_runs(const AttentionShape&, const AttentionScores&, const AttentionRuns& to, StreamHandle);
+void lse_to_runs(const AttentionShape&, const float* lse, const AttentionRuns& to, StreamHandle);
+// After cuDNN: what lies outside of documents becomes 0 and lse -inf, and all of a wrong row NaN; lse comes from the
+// runs'.
+void settle_runs(const AttentionShape&, AttentionPass, const AttentionPointers&, const AttentionScores&,
+                 const AttentionRuns&, StreamHandle);
 
 // Two results of the same queries, each of other keys, as one: out [batch, queries, heads, head_dim] and
 // lse [batch, heads, queries], contiguous, of `x` and of the result in the type of lse; `y`'s out is of `type`.

@@ -19,8 +19,10 @@ std::string refusal(const CudnnAttention& call, const AttentionScores& scores, c
     return fmt::format("cuDNN's attention is used on compute capability 9, not {}", device.capability);
   if (!device.no_cudnn.empty()) return device.no_cudnn;
   if (scores.bias || scores.visible) return "cuDNN is not given masks";
-  if (scores.by_position()) return "cuDNN is not given positions";
-  if (scores.query_documents) return "cuDNN is not given documents";
+  if (scores.query_documents && !call.tokens)
+    return "cuDNN takes documents of whole sequences, of which it is said how many are in each: max_documents";
+  if (call.tokens && scores.key_lengths) return "cuDNN is given documents, or lengths of keys";
+  if (scores.by_position() && !call.tokens) return "cuDNN is not given positions";
   if (scores.drop_step) return "dropout's numbers are the library's own";
   const AttentionShape& s = call.shape;
   if (!s.has_whole_groups()) return "cuDNN takes as many query heads for each key head";
@@ -34,6 +36,16 @@ std::string refusal(const CudnnAttention& call, const AttentionScores& scores, c
   for (const AttentionStrides& t : std::span(strides).first(backward ? 8 : 4))
     if (!fits(t.batch) || !fits(t.sequence) || !fits(t.head))
       return fmt::format("cuDNN takes strides that are multiples of 8, not {}, {} and {}", t.batch, t.sequence, t.head);
+  if (call.tokens) {
+    if (s.batch > 65535) return fmt::format("cuDNN is given at most 65535 documents, not {}", s.batch);
+    for (const AttentionStrides& t : std::span(strides).first(backward ? 8 : 4))
+      if (t.batch != s.queries * t.sequence || t.head > t.sequence)
+        return fmt::format("cuDNN takes documents where token follows token, not with strides {}, {} and {}", t.batch,
+                           t.sequence, t.head);
+    if (backward && s.head_dim % 16)
+      return fmt::format("cuDNN's backward pass of documents takes heads of a multiple of 16 elements, not {}",
+                         s.head_dim);
+  }
   if (s.causal && s.diagonal && (call.padded || s.diagonal != s.keys - s.queries))
     return fmt::format(
         "cuDNN's causal mask begins at the first or ends at the last key: {} queries from {} on and {} keys", s.queries,
@@ -41,8 +53,9 @@ std::string refusal(const CudnnAttention& call, const AttentionScores& scores, c
   if (backward && call.deterministic && attention_part(call).batch == 0)
     return fmt::format(
         "no part of the deterministic backward pass begins at 16 bytes and takes at most {}: the scores "
-        "of one key head have gradients of {} bytes",
-        most_score_gradients, score_gradient_bytes(s, 1, 1));
+        "of one {} have gradients of {} bytes",
+        most_score_gradients, call.tokens ? "document" : "key head",
+        score_gradient_bytes(s, 1, call.tokens ? s.kv_heads : 1));
   for (const void* pointer : {p.q, p.k, p.v, static_cast<const void*>(p.out), p.dout})
     if (reinterpret_cast<uintptr_t>(pointer) % 16) return "cuDNN takes tensors that begin at multiples of 16 bytes";
   return "";
@@ -69,6 +82,11 @@ AttentionPart attention_part(const CudnnAttention& call, int64_t wanted_bytes, i
   const AttentionShape& s = call.shape;
   AttentionPart all{s.batch, s.kv_heads};
   if (call.pass == AttentionPass::forward || !call.deterministic) return all;
+  if (call.tokens) {  // parts are of runs alone, which may begin anywhere
+    const int64_t run = score_gradient_bytes(s, 1, s.kv_heads);
+    if (run > most_bytes) return {0, 0};
+    return {std::clamp<int64_t>(wanted_bytes / run, 1, s.batch), s.kv_heads};
+  }
   auto bytes = [&](int64_t batch, int64_t kv_heads) { return score_gradient_bytes(s, batch, kv_heads); };
   // Parts begin at multiples of 16 bytes in lse, and in the lengths.
   auto aligned = [&](int64_t batch, int64_t kv_heads) {

@@ -34,27 +34,39 @@ enum Id : int64_t {
   id_window,
   id_delta,  // sum(dout * out) of each query
   id_dq_sum,
+  id_dk_of_heads,  // before the query heads of a key head are added up
+  id_dv_of_heads,
+  id_offsets,  // + the id of the tensor, the nine that come first
 };
+
+// Keys' gradients by query head, in place of those by key head.
+AttentionStrides of_heads(const AttentionShape& s, const AttentionStrides& t) {
+  int64_t repeats = s.heads / s.kv_heads;
+  return {t.batch * repeats, t.sequence * repeats, t.head};
+}
 
 // The graphs are those of cuDNN's documentation of its attention engines, which know them by their operations and
 // order.
 class Builder {
  public:
   Builder(const Api& api, const CudnnAttention& call) : call_(call), s_(call.shape), padded_(call.padded), graph_(api) {
-    q_ = graph_.tensor(id_q, rows(s_.heads, s_.queries, s_.q));
-    k_ = graph_.tensor(id_k, columns(s_.k));
-    lse_ = graph_.tensor(id_lse, by_query_);
+    q_ = graph_.tensor(id_q, ragged(id_q, rows(s_.heads, s_.queries, s_.q)));
+    k_ = graph_.tensor(id_k, ragged(id_k, columns(s_.k)));
+    if (call_.tokens)  // cuDNN's own layout of what is ragged
+      lse_options_.strides = {s_.queries * s_.heads, 1, s_.heads, 1};
+    lse_ = graph_.tensor(id_lse, ragged(id_lse, lse_options_));
     scale_ = graph_.scalar(id_scale, CUDNN_DATA_FLOAT);
     if (padded_ || s_.causal) hidden_ = graph_.scalar(id_hidden, CUDNN_DATA_FLOAT);
     if (!padded_) return;
     TensorOptions lengths{CUDNN_DATA_INT32, {s_.batch, 1, 1, 1}, {1, 1, 1, 1}};
+    if (call_.tokens) lengths.alignment = 4;  // a part's may begin anywhere
     query_lengths_ = graph_.tensor(id_query_lengths, lengths);
     key_lengths_ = graph_.tensor(id_key_lengths, lengths);
   }
 
   OperationGraph forward() {
-    Node v = graph_.tensor(id_v, rows(s_.kv_heads, s_.keys, s_.v));
-    Node out = graph_.tensor(id_out, rows(s_.heads, s_.queries, s_.out));
+    Node v = graph_.tensor(id_v, ragged(id_v, rows(s_.kv_heads, s_.keys, s_.v)));
+    Node out = graph_.tensor(id_out, ragged(id_out, rows(s_.heads, s_.queries, s_.out)));
     Node scores = causal(pad(scaled_scores(padded_)));
     Node max = reduced(CUDNN_REDUCE_TENSOR_MAX, scores);
     Node weights = score(CUDNN_POINTWISE_EXP, score(CUDNN_POINTWISE_SUB, scores, max));
@@ -68,25 +80,26 @@ class Builder {
   }
 
   OperationGraph backward() {
-    Node v = graph_.tensor(id_v, columns(s_.v));
-    Node out = graph_.tensor(id_out, rows(s_.heads, s_.queries, s_.out));
-    Node dout = graph_.tensor(id_dout, rows(s_.heads, s_.queries, s_.dout));
+    Node v = graph_.tensor(id_v, ragged(id_v, columns(s_.v)));
+    Node out = graph_.tensor(id_out, ragged(id_out, rows(s_.heads, s_.queries, s_.out)));
+    Node dout = graph_.tensor(id_dout, ragged(id_dout, rows(s_.heads, s_.queries, s_.dout)));
     Node delta = deltas(dout, out);
     Node p = score(CUDNN_POINTWISE_EXP, causal(score(CUDNN_POINTWISE_SUB, pad(scaled_scores(false)), lse_)));
-    by_key(p, dout, id_dv, s_.dv);
+    by_key(p, dout, id_dv, id_dv_of_heads, s_.dv);
     Node dp = scores_virtual();
     graph_.matmul(dout, v, dp, {.rows = query_lengths_, .columns = key_lengths_});
     Node ds = score(CUDNN_POINTWISE_MUL, score(CUDNN_POINTWISE_SUB, dp, delta), p);
     ds = score(CUDNN_POINTWISE_MUL, ds, scale_);
-    by_key(ds, q_, id_dk, s_.dk);
-    TensorOptions k = rows(s_.kv_heads, s_.keys, s_.k);
+    by_key(ds, q_, id_dk, id_dk_of_heads, s_.dk);
+    TensorOptions k = ragged(id_k, rows(s_.kv_heads, s_.keys, s_.k)),
+                  of_dq = ragged(id_dq, rows(s_.heads, s_.queries, s_.dq));
     k.type = CUDNN_DATA_FLOAT;
-    Node k_rows = graph_.virtual_tensor(k), dq = graph_.tensor(id_dq, rows(s_.heads, s_.queries, s_.dq));
+    Node k_rows = graph_.virtual_tensor(k), dq = graph_.tensor(id_dq, of_dq);
     graph_.reshape(k_, k_rows);
     if (call_.deterministic) {
       graph_.matmul(ds, k_rows, dq, {.rows = query_lengths_, .inner = key_lengths_});
     } else {  // added up in memory, block by block in any order
-      TensorOptions sum = packed(s_.queries);
+      TensorOptions sum = call_.tokens ? of_dq : packed(s_.queries);
       sum.type = CUDNN_DATA_FLOAT;
       Node dq_sum = graph_.tensor(id_dq_sum, sum);
       graph_.matmul(ds, k_rows, dq_sum, {.rows = query_lengths_, .inner = key_lengths_});
@@ -110,6 +123,16 @@ class Builder {
     return {type,
             {s_.batch, s_.heads, s_.queries, s_.keys},
             {s_.heads * s_.queries * s_.keys, s_.queries * s_.keys, s_.keys, 1}};
+  }
+  // With where its runs begin, where there are runs.
+  TensorOptions ragged(int64_t id, TensorOptions t) {
+    if (!call_.tokens) return t;
+    Node& offsets = offsets_[size_t(id - 1)];
+    if (!offsets)
+      offsets =
+          graph_.tensor(id_offsets + id, {.type = CUDNN_DATA_INT64, .dims = {s_.batch + 1, 1, 1, 1}, .alignment = 8});
+    t.ragged = offsets;
+    return t;
   }
   Node scores_virtual(DataType type = CUDNN_DATA_FLOAT) { return graph_.virtual_tensor(scores_of(type)); }
 
@@ -161,20 +184,24 @@ class Builder {
     TensorOptions product = rows(
         s_.heads, s_.queries, {s_.heads * s_.queries * s_.head_dim, s_.heads * s_.head_dim, s_.queries * s_.head_dim});
     product.type = CUDNN_DATA_FLOAT;
-    Node y = graph_.virtual_tensor(product), delta = graph_.tensor(id_delta, by_query_);
+    Node y = graph_.virtual_tensor(product), delta = graph_.tensor(id_delta, ragged(id_lse, lse_options_));
     graph_.pointwise(CUDNN_POINTWISE_MUL, CUDNN_DATA_FLOAT, dout, y, out);
     graph_.pointwise(CUDNN_POINTWISE_MUL, CUDNN_DATA_FLOAT, reduced(CUDNN_REDUCE_TENSOR_ADD, y), delta,
                      graph_.scalar(id_one, CUDNN_DATA_FLOAT));
     return delta;
   }
   // The gradient of keys or values: the sum over queries of score * row, and over the query heads of a key head.
-  void by_key(Node scores, Node by_row, int64_t id, const AttentionStrides& strides) {
+  void by_key(Node scores, Node by_row, int64_t id, int64_t id_of_heads, const AttentionStrides& strides) {
     TensorOptions transposed = scores_of(CUDNN_DATA_BFLOAT16);
     std::swap(transposed.dims[2], transposed.dims[3]), std::swap(transposed.strides[2], transposed.strides[3]);
-    Node t = graph_.virtual_tensor(transposed), to = graph_.tensor(id, rows(s_.kv_heads, s_.keys, strides));
+    Node t = graph_.virtual_tensor(transposed);
+    Node to = graph_.tensor(id, ragged(id, rows(s_.kv_heads, s_.keys, strides))), of_head = to;
     graph_.reshape(scores, t);
     bool grouped = s_.heads != s_.kv_heads;
-    Node of_head = grouped ? graph_.virtual_tensor(packed(s_.keys)) : to;
+    if (grouped && call_.tokens)  // in memory, or cuDNN would have the longest run's for each
+      of_head = graph_.tensor(id_of_heads, ragged(id, rows(s_.heads, s_.keys, of_heads(s_, strides))));
+    else if (grouped)
+      of_head = graph_.virtual_tensor(packed(s_.keys));
     graph_.matmul(t, by_row, of_head, {.rows = key_lengths_, .inner = query_lengths_});
     if (grouped) graph_.reduce(CUDNN_REDUCE_TENSOR_ADD, of_head, to);
   }
@@ -186,6 +213,8 @@ class Builder {
   TensorOptions by_query_{CUDNN_DATA_FLOAT,
                           {call_.shape.batch, call_.shape.heads, call_.shape.queries, 1},
                           {call_.shape.heads * call_.shape.queries, call_.shape.queries, 1, 1}};
+  TensorOptions lse_options_ = by_query_;
+  std::array<Node, attention_tensors> offsets_ = {};
   Node q_ = nullptr, k_ = nullptr, lse_ = nullptr, scale_ = nullptr, hidden_ = nullptr, query_lengths_ = nullptr,
        key_lengths_ = nullptr;
 };
@@ -216,6 +245,12 @@ AttentionPointers pointers_of(const AttentionShape& s, const AttentionPointers& 
   part.dout = at(all.dout, s.dout, h);
   part.dq = at(all.dq, s.dq, h), part.dk = at(all.dk, s.dk, g), part.dv = at(all.dv, s.dv, g);
   return part;
+}
+
+AttentionLengths lengths_from(AttentionLengths lengths, int64_t b) {
+  if (lengths.of_queries) lengths.of_queries += b, lengths.of_keys += b;
+  if (lengths.offsets) lengths.offsets += b;
+  return lengths;
 }
 
 }  // namespace
@@ -255,9 +290,17 @@ void Cudnn::run_part(const CudnnAttention& call, const AttentionPointers& p, dou
   const Plan& plan = state_->plan(call);
   bool backward = call.pass == AttentionPass::backward;
   auto aligned = [](int64_t bytes) { return (bytes + 255) / 256 * 256; };
-  int64_t own = aligned(plan.workspace_bytes()), delta = backward ? aligned(s.batch * s.heads * s.queries * 4) : 0,
-          dq_sum = backward && !call.deterministic ? s.batch * s.heads * s.queries * s.head_dim * 4 : 0;
-  Storage workspace(state_->allocator, own + delta + dq_sum);
+  const int64_t queries_in_all = call.tokens ? call.tokens : s.batch * s.queries;
+  // Of runs, as much as NVIDIA's frontend gives: float32 of all tokens, also where it is bf16.
+  auto of_tokens = [&](bool needed, int64_t stride) { return needed ? aligned(call.tokens * stride * 4) : 0; };
+  bool grouped = backward && call.tokens && s.heads != s.kv_heads, summed = backward && !call.deterministic;
+  int64_t own = aligned(plan.workspace_bytes()), delta = backward ? aligned(queries_in_all * s.heads * 4) : 0,
+          dq_sum = call.tokens ? of_tokens(summed, s.dq.sequence)
+                   : summed    ? aligned(s.batch * s.heads * s.queries * s.head_dim * 4)
+                               : 0,
+          dk_of_heads = of_tokens(grouped, of_heads(s, s.dk).sequence),
+          dv_of_heads = of_tokens(grouped, of_heads(s, s.dv).sequence);
+  Storage workspace(state_->allocator, own + delta + dq_sum + dk_of_heads + dv_of_heads);
 
   float by = float(scale), hidden = -std::numeric_limits<float>::infinity(), one = 1;
   int32_t queries = int32_t(s.queries), keys = int32_t(s.keys), window = int32_t(s.window);
@@ -273,6 +316,10 @@ void Cudnn::run_part(const CudnnAttention& call, const AttentionPointers& p, dou
   give(backward, id_dout, p.dout), give(backward, id_dq, p.dq), give(backward, id_dk, p.dk);
   give(backward, id_dv, p.dv), give(backward, id_one, &one), give(backward, id_delta, workspace.data() + own);
   give(dq_sum > 0, id_dq_sum, workspace.data() + own + delta);
+  give(grouped, id_dk_of_heads, workspace.data() + own + delta + dq_sum);
+  give(grouped, id_dv_of_heads, workspace.data() + own + delta + dq_sum + dk_of_heads);
+  for (int64_t id = id_q; id <= (backward ? id_dv : id_lse); ++id)
+    give(call.tokens != 0, id_offsets + id, lengths.offsets + (id - 1) * lengths.offset_stride);
   plan.run(state_->handle, values, workspace.data());
 }
 
@@ -281,8 +328,8 @@ void Cudnn::run(const CudnnAttention& call, const AttentionPointers& pointers, d
   AttentionPart part = attention_part(call);
   for (int64_t b = 0; b < call.shape.batch; b += part.batch)
     for (int64_t g = 0; g < call.shape.kv_heads; g += part.kv_heads)
-      run_part(part_of(call, part, b, g), pointers_of(call.shape, pointers, b, g), scale,
-               call.padded ? AttentionLengths{lengths.of_queries + b, lengths.of_keys + b} : AttentionLengths{});
+      run_part(part_of(call, part, b, g), call.tokens ? pointers : pointers_of(call.shape, pointers, b, g), scale,
+               lengths_from(lengths, b));
 }
 
 }  // namespace dtensor::cuda

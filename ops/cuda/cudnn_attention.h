@@ -16,6 +16,9 @@ struct CudnnAttention {
   AttentionPass pass = AttentionPass::forward;
   // Each batch entry has lengths of its own, of queries and of keys. What lies beyond takes no part.
   bool padded = false;
+  // Not 0, with `padded`: the batch entries are runs of tokens, each of as many queries as keys, of tensors of so many
+  // tokens. Where they begin is given; strides from entry to entry mean nothing, and lse is [tokens, heads].
+  int64_t tokens = 0;
   // Law 6. On Hopper the deterministic backward pass has the gradients of all scores in memory, at 2 bytes each; the
   // other adds to dq in any order.
   bool deterministic = true;

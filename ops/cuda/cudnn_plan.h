@@ -69,14 +69,17 @@ using Node = BackendDescriptor;  // a tensor of a graph, which owns it
 struct TensorOptions {
   DataType type = CUDNN_DATA_FLOAT;
   Dims dims = {1, 1, 1, 1}, strides = {1, 1, 1, 1};
+  // A tensor, i64 [dims[0] + 1,1,1,1], of where each entry of dimension 0 begins, in elements, in place of its stride.
+  Node ragged = nullptr;
+  int64_t alignment = 16;  // in bytes, of what is given when the plan is run
 };
 
 // A graph of operations. Those without an id are virtual: cuDNN keeps them out of memory.
 class OperationGraph {
  public:
   explicit OperationGraph(const Api& api) : api_(&api) {}
-  Node tensor(int64_t id, const TensorOptions& options);  // 16-byte aligned
-  Node scalar(int64_t id, DataType type);                 // read from host memory when the plan is run
+  Node tensor(int64_t id, const TensorOptions& options);
+  Node scalar(int64_t id, DataType type);  // read from host memory when the plan is run
   Node virtual_tensor(const TensorOptions& options);
 
   // Lengths by batch entry [b,1,1,1], i32: only so many of the rows of a, columns of b, or elements summed over count.
@@ -114,7 +117,7 @@ class Plan {
 
   int64_t workspace_bytes() const { return workspace_bytes_; }
   int64_t engine() const { return engine_; }  // its number
-  // Values by the ids of tensors (device memory, 16-byte aligned) and scalars (host memory).
+  // Values by the ids of tensors (device memory, as aligned as they say) and scalars (host memory).
   void run(Handle handle, std::span<const std::pair<int64_t, void*>> values, void* workspace) const;
 
  private:

@@ -125,6 +125,37 @@ struct Heads {
   cpu::Attention shape_;
 };
 
+// What max_documents says of row b: Attention options has the words.
+void check_documents(const Context& c, const cpu::Attention& a, int64_t b) {
+  const char* who = "scaled_dot_product_attention";
+  const int64_t most = c.attributes.as<Attention>().max_documents, row = c.range('b').begin + b;
+  const char* remedy = "max_documents promises otherwise: give 0, which needs no such order";
+  auto document = [](const int64_t* list, int64_t i) { return std::max<int64_t>(list[i], -1); };
+  int64_t last = -1, count = 0;
+  for (int64_t j = 0; j < a.keys; ++j) {
+    const int64_t d = document(a.key_documents, j);
+    if (d < 0 || (j > 0 && d == a.key_documents[j - 1])) continue;
+    check(d > last, "[{}] row {} goes from document {} to {} at token {}: {}", who, row, last, d, j, remedy);
+    check(++count <= most,
+          "[{}] row {} has more documents than max_documents = {}: another begins at token {}; give what the data has, "
+          "or 0",
+          who, row, most, j);
+    last = d;
+  }
+  for (int64_t i = 0; i < a.queries; ++i) {
+    const int64_t j = a.query_begin + i, d = document(a.query_documents, i), of_key = document(a.key_documents, j);
+    check(d == of_key, "[{}] query {} of row {} is of document {}, and key {} of {}: {}", who, j, row, d, j, of_key,
+          remedy);
+    if (d < 0) continue;
+    const int64_t at = a.query_position(i), of = a.key_position(j);
+    check(at == of, "[{}] query {} of row {} is at position {}, and key {} at {}: {}", who, j, row, at, j, of, remedy);
+    if (i > 0 && a.query_documents[i - 1] == d)
+      check(at == a.query_position(i - 1) + 1,
+            "[{}] positions of document {} in row {} go from {} to {} at token {}: {}", who, d, row,
+            a.query_position(i - 1), at, j, remedy);
+  }
+}
+
 template <class T>
 T* head(const Tensor& t, int64_t batch, int64_t h) {
   return t.data<T>() + batch * t.strides()[0] + h * t.strides()[2];
@@ -141,6 +172,8 @@ void attention_of_chunk(const Context& c, std::span<const Tensor> in, std::span<
   for_floating(c, q.dtype(), [&]<class T>() {
     More more(in.subspan(3));
     Heads<T> n(c, q, k, more);
+    for (int64_t b = 0; c.attributes.as<Attention>().max_documents && b < n.batch; ++b)
+      check_documents(c, n.shape(b), b);
     T* lse = out[1].data<T>();
     c.pool.parallel_for(n.batch * n.heads, 1, [&](int64_t begin, int64_t end, int worker) {
       for (int64_t i = begin; i < end; ++i) {
@@ -336,7 +369,8 @@ const Op attention_op = {
     .name = "attention",
     .functions = {function(
         "scaled_dot_product_attention(q, k, v, attn_mask=none, q_positions=none, k_positions=none, k_lengths=none, "
-        "q_documents=none, k_documents=none, dropout_p=0, is_causal=false, window=0, scale=1/sqrt(d), seed=0)",
+        "q_documents=none, k_documents=none, max_documents=0, dropout_p=0, is_causal=false, window=0, "
+        "scale=1/sqrt(d), seed=0)",
         "softmax(q k^T * scale) v, of heads",
         [](Arguments& a) -> List {
           return {scaled_dot_product_attention(
@@ -349,6 +383,7 @@ const Op attention_op = {
                .k_positions = a.optional_tensor(5),
                .q_documents = a.optional_tensor(7),
                .k_documents = a.optional_tensor(8),
+               .max_documents = a.integer("max_documents", 0),
                .k_lengths = a.optional_tensor(6),
                .dropout_p = a.number("dropout_p", 0),
                .stream = RandomStream{.seed = uint64_t(a.integer("seed", 0)), .purpose = "dropout"}})};
@@ -428,6 +463,12 @@ void check_options(const char* who, const DistributedTensor& q, const Distribute
   check_positions(who, "k_documents", options.k_documents, k.size(0), k.size(2));
   check(options.q_documents.defined() == options.k_documents.defined(),
         "[{}] documents are given of queries or of keys alone: give q_documents and k_documents, or neither", who);
+  check(options.max_documents >= 0 && (options.max_documents == 0 || options.q_documents.defined()),
+        "[{}] max_documents = {}{}: it is how many a row of q_documents has at most, or 0", who, options.max_documents,
+        options.q_documents.defined() ? "" : " without q_documents");
+  check(options.max_documents == 0 || q.size(2) == k.size(2),
+        "[{}] max_documents = {} of {} queries and {} keys: it is of queries and keys that are the same tokens", who,
+        options.max_documents, q.size(2), k.size(2));
   check(options.window >= 0 && (options.window == 0 || options.causal),
         "[{}] a window of {}{}: it is a number of keys up to the query's own, with is_causal", who, options.window,
         options.causal ? "" : " without is_causal");
@@ -460,7 +501,8 @@ Prepared::Prepared(const char* who, const DistributedTensor& q_heads, const Dist
                 .scale = options.scale != 0 ? std::abs(options.scale) : 1 / std::sqrt(double(q_heads.size(3))),
                 .dropout_p = drops.step.defined() ? options.dropout_p : 0,
                 .key = drops.key,
-                .deterministic = options.deterministic};
+                .deterministic = options.deterministic,
+                .max_documents = options.max_documents};
 }
 
 }  // namespace

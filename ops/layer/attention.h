@@ -17,11 +17,13 @@ struct Attention {
   double dropout_p = 0;
   int64_t key = 0;  // of the stream that drops, at step 0
   bool deterministic = true;
+  int64_t max_documents = 0;  // in a row; 0: not known
   static constexpr auto fields() {
     return std::tuple(field("causal", &Attention::causal), run_time("window", &Attention::window),
                       field("whole_kv", &Attention::whole_kv), field("chunks", &Attention::chunks),
                       field("scale", &Attention::scale), field("dropout_p", &Attention::dropout_p),
-                      run_time("key", &Attention::key), field("deterministic", &Attention::deterministic));
+                      run_time("key", &Attention::key), field("deterministic", &Attention::deterministic),
+                      field("max_documents", &Attention::max_documents));
   }
 };
 // `mask_gradient`: that of the mask too.
@@ -62,6 +64,10 @@ struct AttentionOptions {
   // The documents of queries and keys, of the shapes of positions: a query sees the keys of its own document. A
   // negative number is padding: such a key takes no part, and such a query gives 0 and has no gradient.
   DistributedTensor q_documents = {}, k_documents = {};
+  // Not 0: query and key i are one token, and its documents are runs of tokens: at most so many in each row, in
+  // ascending order, in which positions count up by one. cuDNN takes documents of which that is known (docs/cuda.md);
+  // each value makes plans of its own there. What breaks it is an error, or NaN in all of the row where cuDNN computes.
+  int64_t max_documents = 0;
   // i64 [batch], or of no dimension for all: so many keys take part, those before that index, of which any may be
   // hidden besides. What lies beyond is not read: a cache of a fixed size with a changing count.
   DistributedTensor k_lengths = {};

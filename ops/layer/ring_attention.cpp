@@ -118,7 +118,7 @@ struct RingChunks {
     std::vector<DistributedTensor> all = ring.divided(list);
     q = all[0], q_positions = all[1], q_documents = all[2];
     keys.assign(all.begin() + 3, all.end());
-    attention.chunks = ring.ranks();
+    attention.chunks = ring.ranks(), attention.max_documents = 0;  // queries meet others' keys
   }
 };
 

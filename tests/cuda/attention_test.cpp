@@ -31,17 +31,27 @@ struct Case {
   int lengths = 0;      // of keys: 1: the same for all; 2: by batch entry
   bool rows = false;    // given, for dropout
   int64_t window = 0;
-  int documents = 0;      // 1: the same for all; 2: by batch entry
+  int documents = 0;      // 1: the same for all; 2: by batch entry; with max_documents in runs, and positions in them
   int64_t all_heads = 0;  // not 0: every rank has all key heads, and this one the query heads from 1 on
+  int64_t max_documents = 0;
+  int wrong = 0;  // what breaks max_documents in the row of batch entry 1: wrongs has the words
 };
+const char* const wrongs[] = {"nothing",
+                              "a document too many",
+                              "a document that comes back",
+                              "a document that comes back after padding",
+                              "a key of another document",
+                              "a query in padding that is no key",
+                              "a position that does not follow",
+                              "a key at another position"};
 
 std::string to_string(const Case& c) {
   return fmt::format(
       "{}: batch {}, heads {}/{}, queries {} from {}, keys {}, head_dim {}, causal {}, mask {}{}, dropout {}, "
-      "positions {}, lengths {}, rows {}, window {}, documents {}, of {} heads",
+      "positions {}, lengths {}, rows {}, window {}, documents {} ({} at most), of {} heads, wrong: {}",
       name(c.dtype), c.batch, c.heads, c.kv_heads, c.queries, c.query_begin, c.keys, c.head_dim, c.causal, int(c.mask),
       c.mask == Mask::none ? "" : to_string(c.mask_shape), c.dropout_p, c.positions, c.lengths, c.rows, c.window,
-      c.documents, c.all_heads);
+      c.documents, c.max_documents, c.all_heads, wrongs[c.wrong]);
 }
 
 // value(i), rounded to the type, in a type that the CPU computes in.
@@ -92,7 +102,8 @@ class Runner {
                                                     .whole_kv = c_.all_heads != 0,
                                                     .scale = 0.3,
                                                     .dropout_p = c_.dropout_p,
-                                                    .key = 77},
+                                                    .key = 77,
+                                                    .max_documents = c_.max_documents},
                                                    c_.mask == Mask::bias};
     ThreadPool pool(1);
     std::vector<cpu::Scratch> scratch(1);
@@ -126,6 +137,50 @@ class Runner {
   Device device_;
   std::shared_ptr<Allocator> allocator_ = std::make_shared<Allocator>();
 };
+
+// Documents in runs, of row b: one token; one token; some, and padding; the rest. Or one that fills the row; or padding
+// alone; or three, the last of them at the end of the row.
+std::vector<int64_t> runs(int64_t b, int64_t n) {
+  std::vector<int64_t> list(size_t(n), -1);
+  auto fill = [&](int64_t begin, int64_t end, int64_t number) {
+    for (int64_t i = std::min(begin, n); i < std::min(end, n); ++i) list[size_t(i)] = number;
+  };
+  if (b % 4 == 0) fill(0, 1, 0), fill(1, 2, 1), fill(2, n / 3, 2), fill(n / 3 + 3, n, 7);
+  if (b % 4 == 1) fill(0, n, 0);
+  if (b % 4 == 3) fill(2, n / 2, 1), fill(n / 2, n - 1, 2), fill(n - 1, n, 3);
+  return list;
+}
+
+// q_documents, k_documents, q_positions and k_positions of a case with max_documents.
+std::array<Tensor, 4> documents_in_runs(const Case& c) {
+  std::array<std::vector<int64_t>, 4> lists;
+  const int64_t n = c.queries, rows = c.documents == 2 ? c.batch : 1;
+  for (int64_t b = 0; b < rows; ++b)
+    for (int64_t i = 0; i < n; ++i) {
+      std::vector<int64_t> documents = runs(b, n);
+      const bool goes_on = i > 0 && documents[size_t(i)] == documents[size_t(i - 1)];
+      for (int list : {0, 1}) lists[size_t(list)].push_back(documents[size_t(i)]);
+      for (int list : {2, 3}) lists[size_t(list)].push_back(goes_on ? lists[size_t(list)].back() + 1 : 5 * b);
+    }
+  auto put = [&](std::initializer_list<int> which, int64_t begin, int64_t end, int64_t value) {
+    for (int list : which) std::fill(lists[size_t(list)].begin() + begin, lists[size_t(list)].begin() + end, value);
+  };
+  for (int64_t i = 0; c.wrong == 1 && i < n; ++i)
+    put({0, 1}, n + i, n + i + 1, i / 5), put({2, 3}, n + i, n + i + 1, i % 5);
+  if (c.wrong == 2 || c.wrong == 3) {  // 0 ... 3 or -1 ... 0 ...
+    put({0, 1}, n + 9, n + 20, c.wrong == 2 ? 3 : -1);
+    for (int64_t i = 9; i < n; ++i) put({2, 3}, n + i, n + i + 1, i < 20 ? i - 9 : i - 20);
+  }
+  if (c.wrong == 4) put({1}, 2 * n - 1, 2 * n, 1);
+  if (c.wrong == 5) put({0}, 2 * n - 1, 2 * n, -1);
+  if (c.wrong == 6) put({2, 3}, 2 * n - 1, 2 * n, 3);
+  if (c.wrong == 7) put({3}, n, n + 1, 4);
+  Shape shape = c.documents == 2 ? Shape{c.batch, n} : Shape{n};
+  std::array<Tensor, 4> tensors;
+  for (size_t i = 0; i < 4; ++i)
+    if (i < 2 || c.positions) tensors[i] = Tensor::of<int64_t>(shape, lists[i]);
+  return tensors;
+}
 
 std::vector<Tensor> inputs_of(const Case& c) {
   int64_t all = c.heads + 2 * c.kv_heads;
@@ -161,6 +216,10 @@ std::vector<Tensor> inputs_of(const Case& c) {
   if (c.documents) q_documents = documents(c.queries), k_documents = documents(c.keys);
   if (c.dropout_p > 0) step = Tensor::of<int64_t>({}, {5});
   if (c.rows) rows = indices({c.batch}, 3, 5);
+  if (c.max_documents) {
+    auto [of_queries, of_keys, at_queries, at_keys] = documents_in_runs(c);
+    return {q, k, v, mask, step, rows, at_queries, at_keys, lengths, of_queries, of_keys};
+  }
   if (c.positions) queries = indices(c.positions == 2 ? Shape{c.batch, c.queries} : Shape{c.queries}, 7, c.keys);
   if (c.positions == 2) keys = indices({c.batch, c.keys}, 5, c.keys);
   if (c.lengths) lengths = indices(c.lengths == 2 ? Shape{c.batch} : Shape{}, c.keys / 2, c.keys + 1);
@@ -266,7 +325,15 @@ const Case cases[] = {
     {bf16, 2, 4, 2, 150, 150, 16, true, 0, Mask::none, {}, 0, false, 0, 0, false, 20},  // and windows
     {bf16, 4, 4, 2, 70, 70, 8, true, 0, Mask::none, {}, 0, false, 0, 2, false, 20},
     {bf16, 2, 4, 2, 60, 100, 16, true, 40, Mask::none, {}, 0, false, 0, 0, false, 33},
-    {f32, 2, 2, 2, 20, 30, 8, true, 5, Mask::none, {}, 0, false, 0, 0, false, 0, 0, 8},  // one key head read
+    // Documents of which cuDNN knows how many there are.
+    {bf16, 4, 4, 2, 70, 70, 16, true, 0, Mask::none, {}, 0, false, 0, 0, false, 0, 2, 0, 4},
+    {bf16, 4, 4, 2, 70, 70, 16, true, 0, Mask::none, {}, 0, false, 2, 0, false, 0, 2, 0, 7},
+    {bf16, 3, 4, 4, 33, 33, 32, false, 0, Mask::none, {}, 0, false, 0, 0, false, 0, 2, 0, 4},
+    {bf16, 2, 6, 2, 300, 300, 16, true, 0, Mask::none, {}, 0, true, 1, 0, false, 20, 1, 0, 5},
+    {bf16, 1, 2, 1, 70, 70, 16, true, 0, Mask::none, {}, 0, true, 0, 0, false, 0, 2, 0, 100},
+    {bf16, 4, 2, 2, 70, 70, 8, true, 0, Mask::none, {}, 0, false, 0, 0, false, 0, 2, 0, 4},  // own, backward
+    {f32, 4, 2, 2, 70, 70, 16, true, 0, Mask::none, {}, 0, false, 2, 0, false, 0, 2, 0, 4},  // own
+    {f32, 2, 2, 2, 20, 30, 8, true, 5, Mask::none, {}, 0, false, 0, 0, false, 0, 0, 8},      // one key head read
     {f32, 2, 4, 3, 20, 30, 8, true, 5, Mask::none, {}, 0, false, 0, 0, false, 0, 0, 6},  // 1, 2 and 1 queries read each
     {f64, 2, 3, 4, 20, 30, 8, false, 5, Mask::bias, {2, 3, 20, 30}, 0.25, false, 0, 0, true, 0, 0, 8},
 };
@@ -286,6 +353,26 @@ TEST_CASE("cuda: attention agrees with the CPU, forward and backward") {
       INFO("gradient " << i);
       check_near(got.backward[i], expected.backward[i], tolerance);
     }
+  }
+}
+
+TEST_CASE("cuda: a row that breaks max_documents is NaN, where cuDNN computes, and the others are not") {
+  if (!cuda::missing_cudnn(*Rank::single(Device::cuda)).empty()) return;
+  for (int wrong = 1; wrong < int(std::size(wrongs)); ++wrong) {
+    Case c{bf16, 3, 4, 2, 70, 70, 16, true, 0, Mask::none, {}, 0, false, 2, 0, false, 0, 2, 0, 4};
+    Results expected = run(c, Device::cpu);
+    c.wrong = wrong;
+    INFO(to_string(c));
+    Results got = run(c, Device::cuda, expected.forward);
+    auto check_rows = [&](const Tensor& t, const Tensor& as) {
+      auto row = [](const Tensor& whole, int64_t b) { return whole.narrow(0, b, 1).contiguous(); };
+      int64_t not_nan = 0;
+      for (int64_t i = 0; i < row(t, 1).numel(); ++i) not_nan += !std::isnan(element(row(t, 1), i));
+      CHECK(not_nan == 0);
+      for (int64_t b : {0, 2}) check_near(row(t, b), row(as, b), 2e-2);
+    };
+    for (size_t i = 0; i < 2; ++i) check_rows(got.forward[i], expected.forward[i]);
+    for (size_t i = 0; i < 3; ++i) check_rows(got.backward[i], expected.backward[i]);
   }
 }
 

@@ -5,6 +5,7 @@
 #include "nn/models/gla.h"
 #include "nn/report/trace.h"
 #include "nn/train/causal_lm.h"
+#include "ops/cuda/attention_backend.h"
 #include "tests/nn/helpers.h"
 
 using namespace dtensor;
@@ -19,7 +20,8 @@ struct Run {
   bool graph = true;
   int steps = 6;
   int64_t micro_batch_size = 0;
-  bool recurrent = false;  // gated linear attention with short convolutions, not a Llama
+  bool recurrent = false;     // gated linear attention with short convolutions, not a Llama
+  int64_t max_documents = 0;  // not 0: rows of four documents
 };
 
 struct Outcome {
@@ -48,15 +50,36 @@ std::string text_file() {
   return file;
 }
 
+// {inputs, targets, positions, documents}: documents of 1 to 8 tokens, others with each step and row, and one in
+// padding.
+nn::Batch with_documents(const nn::Batch& batch, int64_t step, const Layout& layout) {
+  const DeviceMesh& mesh = batch[0].mesh();
+  std::vector<int64_t> positions, documents;
+  for (int64_t b = 0; b < batch[0].size(0); ++b) {
+    std::vector<int64_t> lengths{5, 1, 8, 2};
+    std::rotate(lengths.begin(), lengths.begin() + (step + b) % 4, lengths.end());
+    for (size_t d = 0; d < 4; ++d)
+      for (int64_t i = 0; i < lengths[d]; ++i)
+        positions.push_back(i), documents.push_back(lengths[d] == 2 ? -1 : int64_t(d));
+  }
+  auto tensor = [&](const std::vector<int64_t>& list) {
+    return DistributedTensor::distribute(Tensor::of<int64_t>(batch[0].shape(), list), mesh, layout);
+  };
+  return {batch[0], batch[1], tensor(positions), tensor(documents)};
+}
+
 Outcome train(const Run& run) {
   MeshShape shape = MeshShape::parse(run.mesh);
   nn::PackedText text({text_file()}, 16);
   nn::ParallelPlan plan = nn::ParallelPlan::from_json(json(run.plan));
+  const Layout layout = nn::batch_layout(shape, plan);
+  nn::LlamaConfig llama = small_model();
+  if (run.max_documents) llama.head_dim = 16;
   std::vector<Outcome> outcomes(size_t(shape.world()));
   launch(shape.world(),
          [&](Rank& rank) {
            DeviceMesh mesh(rank, shape);
-           nn::ModelConfig model = small_model();
+           nn::ModelConfig model = llama;
            if (run.recurrent) model = small_recurrent_model();
            nn::LlamaTraining training(mesh, model, plan,
                                       {.steps = run.steps,
@@ -64,10 +87,12 @@ Outcome train(const Run& run) {
                                        .warmup_steps = 2,
                                        .micro_batch_size = run.micro_batch_size,
                                        .dtype = run.dtype,
+                                       .max_documents = run.max_documents,
                                        .graph = run.graph});
            Outcome& o = outcomes[size_t(rank.rank())];
            for (int i = 0; i < run.steps; ++i) {
-             auto s = training.trainer.step(text.batch(mesh, nn::batch_layout(shape, plan), i, 4));
+             nn::Batch batch = text.batch(mesh, layout, i, 4);
+             auto s = training.trainer.step(run.max_documents ? with_documents(batch, i, layout) : batch);
              o.loss.push_back(s.loss), o.norm.push_back(s.grad_norm);
            }
            o.graph = training.trainer.graph_status();
@@ -188,6 +213,34 @@ TEST_CASE("cuda: training in bf16 stays near float32, with the same bits every t
   CAPTURE(wide.loss, narrow.loss);
   CHECK(furthest(narrow, wide) < 1e-2);
   CHECK(train({.dtype = DType::bf16}) == narrow);
+}
+
+TEST_CASE("cuda: training on packed documents, by cuDNN in bf16, gives the losses of the CPU") {
+  Outcome cpu = train({.device = Device::cpu, .max_documents = 4}), wide = train({.max_documents = 4}),
+          narrow = train({.dtype = DType::bf16, .max_documents = 4});
+  CAPTURE(cpu.loss, wide.loss, narrow.loss);
+  CHECK(furthest(wide, cpu) < 1e-4);
+  CHECK(furthest(narrow, cpu) < 1e-2);
+  CHECK_THAT(narrow.graph, StartsWith("captured, "));  // whose steps have other documents
+  CHECK(train({.dtype = DType::bf16, .graph = false, .max_documents = 4}) == narrow);
+  for (const char* mesh : {"dp=2", "dp=2,tp=2"}) {
+    INFO(mesh);
+    const char* plan = mesh == std::string("dp=2") ? "{}" : tensor_parallel;
+    CHECK(furthest(train({.mesh = mesh, .plan = plan, .dtype = DType::bf16, .max_documents = 4}), cpu) < 1e-2);
+  }
+  for (const char* method : {"all_gather", "ring"}) {
+    INFO(method);
+    std::string plan = fmt::format(R"({{"context_parallel": {{"axis": "cp", "method": "{}"}}}})", method);
+    CHECK(furthest(train({.mesh = "cp=2", .plan = plan, .dtype = DType::bf16, .max_documents = 4}), cpu) < 1e-2);
+  }
+}
+
+TEST_CASE("cuda: more documents in a row than max_documents end a step by cuDNN, loudly") {
+  if (!cuda::missing_cudnn(*Rank::single(Device::cuda)).empty()) return;
+  CHECK_THAT(error_of([] { train({.dtype = DType::bf16, .max_documents = 2}); }),
+             Contains("the first value that is not finite is the output of attention in model.layers.0.self_attn"));
+  CHECK_THAT(error_of([] { train({.device = Device::cpu, .max_documents = 2}); }),
+             Contains("[scaled_dot_product_attention] row 0 has more documents than max_documents = 2"));
 }
 
 TEST_CASE("cuda: ranks that share a device train as one rank does") {

@@ -62,11 +62,15 @@ CudnnAttention make_call(int64_t heads, int64_t kv_heads, int64_t queries, int64
 
 std::string to_string(const CudnnAttention& call) {
   const AttentionShape& s = call.shape;
-  return fmt::format(
-      "{}{} heads {}/{} of {}, {} queries, {} keys{}{}{}, strides {}", call.pass == forward ? "forward" : "backward",
-      call.deterministic ? "" : " in any order", s.heads, s.kv_heads, s.head_dim, s.queries, s.keys,
-      s.causal ? fmt::format(", causal from {}", s.diagonal) : "",
-      s.window ? fmt::format(" in a window of {}", s.window) : "", call.padded ? ", padded" : "", s.q.sequence);
+  return fmt::format("{}{} heads {}/{} of {}, {} queries, {} keys{}{}{}, strides {}",
+                     call.pass == forward ? "forward" : "backward", call.deterministic ? "" : " in any order", s.heads,
+                     s.kv_heads, s.head_dim, s.queries, s.keys,
+                     s.causal ? fmt::format(", causal from {}", s.diagonal) : "",
+                     s.window ? fmt::format(" in a window of {}", s.window) : "",
+                     call.tokens   ? fmt::format(", {} runs of {} tokens", s.batch, call.tokens)
+                     : call.padded ? ", padded"
+                                   : "",
+                     s.q.sequence);
 }
 
 void check_accepted(const CudnnAttention& call) {
@@ -134,6 +138,33 @@ TEST_CASE("cuDNN accepts attention for an H200: windows") {
           }
 }
 
+// Documents: runs of tokens, 5 in each of two rows.
+CudnnAttention runs_of(CudnnAttention call) {
+  AttentionShape& s = call.shape;
+  s.batch = 10, call.padded = true, call.tokens = 2 * s.queries;
+  return call;
+}
+
+// All combinations, or each `every`-th of them.
+void check_runs(int every) {
+  int count = 0;
+  for (int pass = 0; pass < 3; ++pass)
+    for (int64_t head_dim : {32, 64, 80, 96, 128, 256})
+      for (int64_t kv_heads : {1, 2, 8})
+        for (int64_t sequence : {77, 128, 1024, 8192})
+          for (bool packed : {false, true})
+            for (int64_t window : {-1, 0, 100}) {  // -1: not causal
+              if (count++ % every) continue;
+              CudnnAttention call = runs_of(make_call(8, kv_heads, sequence, sequence, head_dim, packed));
+              call.shape.causal = window >= 0, call.shape.window = std::max<int64_t>(window, 0);
+              call.pass = pass == 0 ? forward : backward, call.deterministic = pass != 2;
+              check_accepted(call);
+            }
+}
+
+TEST_CASE("cuDNN accepts documents for an H200: heads, masks, layouts, passes") { check_runs(31); }
+TEST_CASE("cuDNN accepts documents for an H200: all combinations", "[nightly]") { check_runs(1); }
+
 TEST_CASE("what cuDNN does not take goes to the library's own kernels, and says why") {
   struct Case {
     const char* reason;
@@ -159,6 +190,31 @@ TEST_CASE("what cuDNN does not take goes to the library's own kernels, and says 
        [](auto&, auto& scores, auto&, auto&) {
          static const int64_t position = 1;
          scores.key_positions = &position;
+       }},
+      {"documents of whole sequences, of which it is said how many are in each: max_documents",
+       [](auto&, auto& scores, auto&, auto&) {
+         static const int64_t document = 1;
+         scores.query_documents = scores.key_documents = &document;
+       }},
+      {"documents, or lengths of keys",
+       [](auto& call, auto& scores, auto&, auto&) {
+         static const int64_t length = 1;
+         call = runs_of(call), scores.key_lengths = &length;
+       }},
+      {"", [](auto& call, auto&, auto&, auto&) { call = runs_of(call), call.shape.head_dim = 40; }},
+      {"heads of a multiple of 16 elements, not 40",
+       [](auto& call, auto&, auto&, auto&) { call = runs_of(call), call.pass = backward, call.shape.head_dim = 40; }},
+      {"at most 65535 documents, not 65536",
+       [](auto& call, auto&, auto&, auto&) { call = runs_of(call), call.shape.batch = 65536; }},
+      {"token follows token, not with strides 131072, 512 and 64",
+       [](auto& call, auto&, auto&, auto&) { call = runs_of(call), call.shape.q.batch *= 2; }},
+      {"token follows token, not with strides 8192, 64 and 1024",
+       [](auto& call, auto&, auto&, auto&) {
+         call = runs_of(call), call.shape.k = {8192, 64, 1024};
+       }},
+      {"at most 17179869184: the scores of one document have gradients of 17314349056 bytes",
+       [](auto& call, auto&, auto&, auto&) {
+         call = runs_of(make_call(32, 8, 16448, 16448, 64)), call.pass = backward;
        }},
       {"bf16, not f32", [](auto& call, auto&, auto&, auto&) { call.shape.dtype = DType::f32; }},
       {"nothing is to be computed", [](auto& call, auto&, auto&, auto&) { call.shape.keys = 0; }},
@@ -216,6 +272,15 @@ TEST_CASE("the deterministic backward pass is run in parts") {
     call.pass = backward, call.deterministic = false;
     CHECK(attention_part(call, t.wanted_bytes, t.most_bytes) == AttentionPart{t.batch, t.kv_heads});
   }
+  CudnnAttention runs = runs_of(make_call(3, 3, 64, 64, 128));  // of documents, anywhere
+  runs.pass = backward;
+  const int64_t one = 3 * 64 * 64 * 2;
+  CHECK(attention_part(runs, 20 * one, gib) == AttentionPart{10, 3});
+  CHECK(attention_part(runs, 4 * one - 1, gib) == AttentionPart{3, 3});
+  CHECK(attention_part(runs, 1, one) == AttentionPart{1, 3});
+  CHECK(attention_part(runs, 1, one - 1) == AttentionPart{0, 0});
+  runs.deterministic = false;
+  CHECK(attention_part(runs, 1, 1) == AttentionPart{10, 3});
 }
 
 TEST_CASE("keys that no query sees are left out") {

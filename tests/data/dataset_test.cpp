@@ -65,6 +65,26 @@ TEST_CASE("pack keeps positions and document numbers") {
   CHECK(row(dataset(source, {.seq_len = 3}), 1) == Row{{99, 257, 256}, {257, 256, 257}, {3, 4, 0}, {0, 0, 1}});
 }
 
+TEST_CASE("a data set knows the most documents that a sequence of it has") {
+  Folder folder;
+  std::vector<std::string> files;
+  for (int i = 0; i < 60; ++i) files.push_back(folder.write(fmt::format("{:02}.txt", i), std::string(i * i % 7, 'a')));
+  TokenSource many(files), few({files[1], files[2], files[3], files[4]});
+  for (int64_t s : {1, 2, 3, 5, 8, 13, 100}) {
+    INFO(s);
+    for (bool mixed : {false, true}) {
+      std::vector<Dataset::Part> parts{{few}};
+      if (mixed) parts.push_back({many});
+      if (s == 100) parts = {{many}};
+      Dataset d(parts, {.seq_len = s});
+      int64_t most = 0;
+      for (int64_t n = 0; n < 2 * d.samples(); ++n) most = std::max(most, row(d, n).documents.back() + 1);
+      CHECK(d.max_documents() == most);
+    }
+  }
+  CHECK(dataset(many, {.mode = DataMode::pad, .seq_len = 4}).max_documents() == 1);
+}
+
 TEST_CASE("pad gives each document a sequence, clipped or filled up, and padding is no target") {
   Folder folder;
   TokenSource source({folder.write("a.txt", "abcdef"), folder.write("b.txt", ""), folder.write("c.txt", "de")});

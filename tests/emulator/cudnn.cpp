@@ -1,4 +1,5 @@
-// cuDNN's attention by the library's own kernels, as awkward as the real one: what it writes beyond the lengths is NaN.
+// cuDNN's attention by the library's own kernels, as awkward as the real one: what it writes beyond the lengths, and
+// outside of runs, is NaN.
 #include "dtensor/cuda/launch.cuh"
 #include "ops/cuda/cudnn_attention.h"
 
@@ -32,6 +33,126 @@ __global__ void spoil_kernel(Written t) {
           t.values[b * t.strides.batch + i * t.strides.sequence + h * t.strides.head + j] = bf16(NAN);
 }
 
+// A tensor of runs, and the same as batch entries of the longest run's size.
+template <class T>
+struct Ragged {
+  T *values, *dense;
+  int64_t sequence, head, dense_run, dense_token, dense_head;  // strides
+  const int64_t* offsets;
+  const int32_t* lengths;
+  int64_t runs, longest, tokens, heads, head_dim;
+
+  // Whether what is given of a run is what cuDNN wants: elsewhere nothing is written, which stays NaN.
+  __device__ bool is_sound(int64_t r) const {
+    return lengths[r] >= 0 && lengths[r] <= longest && offsets[r] % sequence == 0 &&
+           offsets[r] + lengths[r] * sequence <= offsets[r + 1] && offsets[runs] <= tokens * sequence;
+  }
+  template <class F>
+  __device__ void each(F f) const {  // run, token, element of values, element of dense
+    for (int64_t r = 0; r < runs; ++r)
+      for (int64_t i = 0; i < longest; ++i)
+        for (int64_t h = 0; h < heads; ++h)
+          for (int64_t j = 0; j < head_dim; ++j)
+            f(r, i, offsets[r] + i * sequence + h * head + j, r * dense_run + i * dense_token + h * dense_head + j);
+  }
+};
+template <class T>
+__global__ void gather_kernel(Ragged<T> t) {
+  t.each([&](int64_t r, int64_t i, int64_t from, int64_t to) {
+    t.dense[to] = t.is_sound(r) && i < t.lengths[r] ? t.values[from] : T(0);
+  });
+}
+template <class T>
+__global__ void scatter_kernel(Ragged<T> t) {
+  for (int64_t i = 0; i < t.tokens; ++i)
+    for (int64_t h = 0; h < t.heads; ++h)
+      for (int64_t j = 0; j < t.head_dim; ++j) t.values[i * t.sequence + h * t.head + j] = T(NAN);
+  t.each([&](int64_t r, int64_t i, int64_t to, int64_t from) {
+    if (t.is_sound(r) && i < t.lengths[r]) t.values[to] = t.dense[from];
+  });
+}
+
+// A call with runs, and the same with lengths.
+class RaggedCall {
+ public:
+  RaggedCall(const CudnnAttention& call, const AttentionPointers& p, const AttentionLengths& lengths,
+             std::shared_ptr<Allocator> allocator)
+      : dense(call), given_(call), lengths_(lengths), allocator_(std::move(allocator)) {
+    AttentionShape& s = dense.shape;
+    dense.tokens = 0;
+    void* const values[] = {const_cast<void*>(p.q),
+                            const_cast<void*>(p.k),
+                            const_cast<void*>(p.v),
+                            p.out,
+                            p.lse,
+                            const_cast<void*>(p.dout),
+                            p.dq,
+                            p.dk,
+                            p.dv};
+    AttentionStrides* const strides[] = {&s.q, &s.k, &s.v, &s.out, nullptr, &s.dout, &s.dq, &s.dk, &s.dv};
+    const bool of_keys[] = {false, true, true, false, false, false, false, true, true};
+    for (int t = 0; t < attention_tensors; ++t) {
+      if (!values[t]) continue;
+      const int64_t heads = of_keys[t] ? s.kv_heads : s.heads;
+      memory_[t] = Storage(allocator_, s.batch * s.queries * heads * (strides[t] ? s.head_dim * 2 : 4));
+      of_[t] = {values[t], heads, strides[t] ? *strides[t] : AttentionStrides{0, heads, 1}};
+      if (strides[t]) *strides[t] = {s.queries * heads * s.head_dim, heads * s.head_dim, s.head_dim};
+      move(t, true);
+    }
+    auto at = [&](int t) { return memory_[t].data(); };
+    pointers = {at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), at(8)};
+  }
+  void finish() {
+    if (given_.pass == AttentionPass::forward)
+      move(3, false), move(4, false);
+    else
+      move(6, false), move(7, false), move(8, false);
+  }
+
+  CudnnAttention dense;
+  AttentionPointers pointers{};
+
+ private:
+  template <class T>
+  void launch_move(int t, int64_t head_dim, bool into, int64_t dense_token, int64_t dense_head) {
+    const AttentionShape& s = given_.shape;
+    const auto& [values, heads, strides] = of_[t];
+    Ragged<T> r{static_cast<T*>(values),
+                reinterpret_cast<T*>(memory_[t].data()),
+                strides.sequence,
+                strides.head,
+                s.queries * heads * head_dim,
+                dense_token,
+                dense_head,
+                lengths_.offsets + t * lengths_.offset_stride,
+                lengths_.of_queries,
+                s.batch,
+                s.queries,
+                given_.tokens,
+                heads,
+                head_dim};
+    launch(into ? gather_kernel<T> : scatter_kernel<T>, 1, 1, 0, allocator_->stream(), r);
+  }
+  void move(int t, bool into) {
+    const AttentionShape& s = given_.shape;
+    if (t == 4)
+      launch_move<float>(t, 1, into, 1, s.queries);
+    else
+      launch_move<bf16>(t, s.head_dim, into, of_[t].heads * s.head_dim, s.head_dim);
+  }
+
+  struct Of {
+    void* values = nullptr;
+    int64_t heads = 0;
+    AttentionStrides strides = {};
+  };
+  CudnnAttention given_;
+  AttentionLengths lengths_;
+  std::shared_ptr<Allocator> allocator_;
+  Storage memory_[attention_tensors];
+  Of of_[attention_tensors];
+};
+
 }  // namespace
 
 struct Cudnn::State {
@@ -41,6 +162,11 @@ Cudnn::Cudnn(std::shared_ptr<Allocator> allocator, cudnn::Api) : state_(new Stat
 Cudnn::~Cudnn() = default;
 
 void Cudnn::run(const CudnnAttention& call, const AttentionPointers& p, double scale, const AttentionLengths& lengths) {
+  if (call.tokens) {
+    RaggedCall ragged(call, p, lengths, state_->allocator);
+    run(ragged.dense, ragged.pointers, scale, {lengths.of_queries, lengths.of_keys});
+    return ragged.finish();
+  }
   const AttentionShape& s = call.shape;
   StreamHandle stream = state_->allocator->stream();
   AttentionScores scores;

@@ -133,7 +133,7 @@ TEST_CASE("positions and documents go with the sequence") {
       auto of = [&](const std::vector<int64_t>& v) {
         return DistributedTensor::distribute(Tensor::of<int64_t>({2, 12}, v), m, layout);
       };
-      return values(model(of(ids), SequenceInputs{of(positions), of(documents)}).full_tensor());
+      return values(model(of(ids), SequenceInputs{of(positions), of(documents), 3}).full_tensor());
     })[0];
   };
   std::vector<double> one = logits("dp=1", "{}");

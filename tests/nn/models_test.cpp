@@ -155,7 +155,7 @@ LossAndGradients padded_loss(const std::string& mesh, const std::string& plan, c
     watch_parameters(autograd, parameters);
     SequenceInputs inputs;
     if (!positions.empty()) inputs.positions = integers(m, shape, positions);
-    if (!documents.empty()) inputs.documents = integers(m, shape, documents);
+    if (!documents.empty()) inputs.documents = integers(m, shape, documents), inputs.max_documents = 2;
     DistributedTensor logits = model->operator()(integers(m, shape, ids), inputs);
     DistributedTensor loss = ops::cross_entropy(logits, integers(m, shape, targets), {.ignore_index = ignored});
     autograd.backward(loss);

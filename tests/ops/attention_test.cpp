@@ -310,6 +310,78 @@ TEST_CASE("attention: documents, padding and windows are masks, forward and back
     }
 }
 
+TEST_CASE("attention: max_documents changes no bits, and what breaks it is an error that says where") {
+  const int64_t n = 150;
+  Tensor q = wave({2, 4, n, 8}, 0.37), k = wave({2, 2, n, 8}, 0.73);
+  std::vector<int64_t> rows = documents(n, {3, 64, 1, 50}), second = documents(n, {100, 50}), places;
+  rows.insert(rows.end(), second.begin(), second.end());
+  for (size_t i = 0; i < rows.size(); ++i)
+    places.push_back(i % size_t(n) && rows[i] == rows[i - 1] ? places.back() + 1 : 7);
+  auto attend = [&](const DeviceMesh& m, const char* of_heads, const char* of_tokens, int64_t max_documents,
+                    const std::vector<int64_t>& d, const std::vector<int64_t>& of_keys, const std::vector<int64_t>& p,
+                    const std::vector<int64_t>& p_of_keys) {
+    auto heads = [&](const Tensor& t) { return DistributedTensor::distribute(t, m, of_heads); };
+    auto tokens = [&](const std::vector<int64_t>& list) {
+      return DistributedTensor::distribute(integers({2, n}, list), m, of_tokens);
+    };
+    return numbers(ops::scaled_dot_product_attention(heads(q), heads(k), heads(k),
+                                                     {.causal = true,
+                                                      .q_positions = tokens(p),
+                                                      .k_positions = tokens(p_of_keys),
+                                                      .q_documents = tokens(d),
+                                                      .k_documents = tokens(of_keys),
+                                                      .max_documents = max_documents})
+                       .full_tensor());
+  };
+  OneRank one;
+  auto here = [&](int64_t max_documents, const std::vector<int64_t>& d, const std::vector<int64_t>& of_keys,
+                  const std::vector<int64_t>& p, const std::vector<int64_t>& p_of_keys) {
+    return attend(one.mesh, "x=Replicate", "x=Replicate", max_documents, d, of_keys, p, p_of_keys);
+  };
+  std::vector<double> expected = here(0, rows, rows, places, places);
+  for (int64_t most : {4, 5, 1000}) CHECK(here(most, rows, rows, places, places) == expected);
+  for (auto [of_heads, of_tokens] : {std::pair("x=Shard(0)", "x=Shard(0)"), {"x=Shard(2)", "x=Shard(1)"}})
+    launch(2, [&](Rank& rank) {
+      DeviceMesh m(rank, "x=2");
+      CHECK(attend(m, of_heads, of_tokens, 4, rows, rows, places, places) == expected);
+    });
+
+  auto with = [](std::vector<int64_t> list, size_t at, int64_t value) {
+    list[at] = value;
+    return list;
+  };
+  const std::string who = "[scaled_dot_product_attention] ", remedy = ": max_documents promises otherwise: give 0, ";
+  CHECK_THROWS_WITH(here(3, rows, rows, places, places),
+                    Contains(who + "row 0 has more documents than max_documents = 3: another begins at token 68; give "
+                                   "what the data has, or 0"));
+  std::vector<int64_t> back = with(rows, 299, 0);
+  CHECK_THROWS_WITH(here(4, back, back, places, places),
+                    Contains(who + "row 1 goes from document 1 to 0 at token 149" + remedy));
+  back = with(rows, 20, -1);
+  CHECK_THROWS_WITH(here(4, back, back, places, places),
+                    Contains(who + "row 0 goes from document 1 to 1 at token 21" + remedy));
+  CHECK_THROWS_WITH(here(4, with(rows, 149, 3), rows, places, places),
+                    Contains(who + "query 149 of row 0 is of document 3, and key 149 of -1" + remedy));
+  CHECK_THROWS_WITH(here(4, rows, rows, places, with(places, 151, 0)),
+                    Contains(who + "query 1 of row 1 is at position 8, and key 1 at 0" + remedy));
+  std::vector<int64_t> jump = with(places, 151, 9);
+  CHECK_THROWS_WITH(here(4, rows, rows, jump, jump),
+                    Contains(who + "positions of document 0 in row 1 go from 7 to 9 at token 1" + remedy));
+  auto refused = [&](const Tensor& of_k, const ops::AttentionOptions& options) {
+    ops::scaled_dot_product_attention(one(q), one(of_k), one(of_k), options);
+  };
+  CHECK_THROWS_WITH(refused(k, {.max_documents = 4}),
+                    Contains(who + "max_documents = 4 without q_documents: it is how many a row of q_documents has at "
+                                   "most, or 0"));
+  DistributedTensor d = one(integers({2, n}, rows)), shorter = one(integers({9}, documents(9, {9})));
+  CHECK_THROWS_WITH(refused(k, {.q_documents = d, .k_documents = d, .max_documents = -1}),
+                    Contains(who + "max_documents = -1: it is"));
+  CHECK_THROWS_WITH(
+      refused(wave({2, 2, 9, 8}, 1), {.q_documents = d, .k_documents = shorter, .max_documents = 4}),
+      Contains(who +
+               "max_documents = 4 of 150 queries and 9 keys: it is of queries and keys that are the same tokens"));
+}
+
 TEST_CASE("law 6: a document has the same bits wherever it is packed, at multiples of a block of keys") {
   OneRank one;
   Tensor q = wave({1, 1, 192, 8}, 0.37), k = wave({1, 1, 192, 8}, 0.73);
