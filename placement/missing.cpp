@@ -12,9 +12,9 @@ struct Region {
   std::array<int, max_axes> first{}, last{};
 };
 
-class Search {
+class MostMissing {
  public:
-  Search(const MeshShape& mesh, const Shape& shape, const Layout& from, const Layout& to, int64_t enough)
+  MostMissing(const MeshShape& mesh, const Shape& shape, const Layout& from, const Layout& to, int64_t enough)
       : mesh_(mesh), shape_(shape), from_(from), to_(to), enough_(enough) {}
 
   int64_t run() {
@@ -108,7 +108,7 @@ class Search {
 }  // namespace
 
 int64_t most_missing(const MeshShape& mesh, const Shape& shape, const Layout& from, const Layout& to, int64_t enough) {
-  return Search(mesh, shape, from, to, enough).run();
+  return MostMissing(mesh, shape, from, to, enough).run();
 }
 
 }  // namespace dtensor

@@ -31,4 +31,9 @@ struct Folder {
   }
 };
 
+inline std::string read_file(const std::filesystem::path& path) {
+  std::ifstream in(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
 }  // namespace dtensor::testing

@@ -12,7 +12,7 @@ namespace dtensor {
 namespace {
 
 #ifdef __SSE2__
-constexpr size_t line = 64, page = 4096, pages = 4;
+constexpr size_t line = 64, page_bytes = 4096, pages = 4;
 
 void stream_line(std::byte* to, const std::byte* from) {
   __m128i values[4];
@@ -28,9 +28,9 @@ void copy_past_caches(std::byte* to, const std::byte* from, size_t bytes) {
   size_t head = std::min(bytes, -reinterpret_cast<uintptr_t>(to) % sizeof(__m128i));
   std::memcpy(to, from, head);
   to += head, from += head, bytes -= head;
-  for (; bytes >= pages * page; to += pages * page, from += pages * page, bytes -= pages * page)
-    for (size_t at = 0; at < page; at += line)
-      for (size_t i = 0; i < pages; ++i) stream_line(to + i * page + at, from + i * page + at);
+  for (; bytes >= pages * page_bytes; to += pages * page_bytes, from += pages * page_bytes, bytes -= pages * page_bytes)
+    for (size_t at = 0; at < page_bytes; at += line)
+      for (size_t i = 0; i < pages; ++i) stream_line(to + i * page_bytes + at, from + i * page_bytes + at);
   _mm_sfence();
 #endif
   std::memcpy(to, from, bytes);

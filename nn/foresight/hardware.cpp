@@ -61,7 +61,7 @@ class Reader {
 const std::vector<std::pair<const char*, DType>> types = {
     {"fp32", DType::f32}, {"bf16", DType::bf16}, {"fp64", DType::f64}};
 
-Json to_json(const Rate& r) { return {{"seconds", r.seconds}, {"per_second", r.per_second}}; }
+Json rate_json(const Rate& r) { return {{"seconds", r.seconds}, {"per_second", r.per_second}}; }
 
 std::map<int, double> by_ranks(const Reader& r, const char* key, const char* what) {
   std::map<int, double> list;
@@ -194,7 +194,7 @@ Json Hardware::to_json() const {
   for (const auto& [key, type] : types)
     if (flops.contains(type)) flops_json[key] = flops.at(type);
   for (const auto& [size, share] : product_shares) shares[std::to_string(size)] = share;
-  for (const auto& [op, rate] : ops) ops_json[op] = nn::to_json(rate);
+  for (const auto& [op, rate] : ops) ops_json[op] = rate_json(rate);
   Json j{{"name", name},
          {"memory_bytes", memory_bytes},
          {"flops_per_second", flops_json},
@@ -211,9 +211,9 @@ Json Hardware::to_json() const {
   for (const auto& [ranks, seconds] : waits) j["waits"][std::to_string(ranks)] = seconds;
   if (!ops.empty()) j["ops"] = ops_json;
   j["node_devices"] = node_devices;
-  j["inside_node"] = nn::to_json(inside);
-  j["between_nodes"] = nn::to_json(between);
-  if (host_link.per_second > 0) j["host_link"] = nn::to_json(host_link);
+  j["inside_node"] = rate_json(inside);
+  j["between_nodes"] = rate_json(between);
+  if (host_link.per_second > 0) j["host_link"] = rate_json(host_link);
   if (host_bytes_per_second > 0) j["host_bytes_per_second"] = host_bytes_per_second;
   return j;
 }

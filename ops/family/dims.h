@@ -14,6 +14,7 @@ struct Over {
   Dims dims;  // normalized by whoever makes the call
   static constexpr auto fields() { return std::tuple(field("dims", &Over::dims)); }
 };
+inline Over over(const Dims& dims) { return {dims}; }
 
 // Counted from the front and sorted; all of them where none is given. What has no dimensions takes 0 and -1, as in
 // PyTorch. Errors: a dimension that does not exist, or is named twice.

@@ -371,9 +371,9 @@ const Op attention_backward_op = {.name = "attention_backward",
                                   .sample = attention_backward_samples()};
 
 namespace {
-constexpr const Op* list[] = {&attention_op, &attention_backward_op};
+constexpr const Op* attention_ops[] = {&attention_op, &attention_backward_op};
 }  // namespace
-const Cards attention_cards = list;
+const Cards attention_cards = attention_ops;
 
 namespace {
 

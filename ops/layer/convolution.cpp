@@ -131,7 +131,7 @@ const Op causal_convolution_backward_op = {
     .sample = {{{{2, 5, 3}, {2, 5, 3}, {3, 4}, absent}}, {{{2, 5, 3}, {2, 5, 3}, {3, 3}, {2, 2, 3}}}}};
 
 namespace {
-constexpr const Op* list[] = {&causal_convolution_op, &causal_convolution_backward_op};
+constexpr const Op* convolution_ops[] = {&causal_convolution_op, &causal_convolution_backward_op};
 
 // The sequence lies in equal parts: each is a row of its own, before which the last tokens of the part before come.
 DistributedTensor over_parts(const DistributedTensor& x, const DistributedTensor& weight,
@@ -154,7 +154,7 @@ DistributedTensor over_parts(const DistributedTensor& x, const DistributedTensor
   return view(call(causal_convolution_op, {&rows, &weight, &befores}), x.shape());
 }
 }  // namespace
-const Cards convolution_cards = list;
+const Cards convolution_cards = convolution_ops;
 
 DistributedTensor causal_convolution(const DistributedTensor& x, const DistributedTensor& weight,
                                      const DistributedTensor& before) {

@@ -101,9 +101,9 @@ const Op dropout_op = {
                sample({5, 7}, 0.5, true), sample({5, 3}, 0.5, false, true), sample({2, 3, 4}, 0.25, true, true)}};
 
 namespace {
-constexpr const Op* list[] = {&dropout_op};
+constexpr const Op* dropout_ops[] = {&dropout_op};
 }  // namespace
-const Cards dropout_cards = list;
+const Cards dropout_cards = dropout_ops;
 
 void check_probability(std::string_view who, double p) {
   check(p >= 0 && p <= 1, "[{}] the probability {} is outside [0,1]", who, p);

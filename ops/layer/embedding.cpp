@@ -146,9 +146,9 @@ const Op embedding_backward_op = {
     .sample = {{{ids({4, 3}, 7), {4, 3, 5}}, TableSize{7}}, {{ids({4, 3}, 7), {4, 3, 5}}, TableSize{7, 3}}}};
 
 namespace {
-constexpr const Op* list[] = {&embedding_op, &embedding_backward_op};
+constexpr const Op* embedding_ops[] = {&embedding_op, &embedding_backward_op};
 }  // namespace
-const Cards embedding_cards = list;
+const Cards embedding_cards = embedding_ops;
 
 DistributedTensor embedding(const DistributedTensor& ids, const DistributedTensor& weight, int64_t padding_idx) {
   check_defined("embedding", weight, 1);

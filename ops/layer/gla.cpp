@@ -15,11 +15,11 @@ namespace dtensor::ops {
 namespace {
 
 // Tensors of [..., s, h, n], and states [..., h, d, e], which are all contiguous.
-struct Heads {
+struct GatedHeads {
   int64_t batch, rows, heads, keys, values;
   double scale;
 
-  Heads(const Context& c, const Tensor& k, const Tensor& v, double scale)
+  GatedHeads(const Context& c, const Tensor& k, const Tensor& v, double scale)
       : batch(rows_of(k, 3)),
         rows(k.size(k.dims() - 3)),
         heads(k.size(k.dims() - 2)),
@@ -45,10 +45,10 @@ struct Heads {
 };
 
 // q, k, v, g, state -> out, the last state
-void attention_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+void gated_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   check_rows(c, in.first(4), {{0, 3}, {1, 3}, {2, 3}, {3, 3}});
   if (in[4].defined()) check_rows(c, in, {{0, 3}, {4, 3}});
-  Heads n(c, in[1], in[2], c.attributes.as<GatedLinear>().scale);
+  GatedHeads n(c, in[1], in[2], c.attributes.as<GatedLinear>().scale);
   for_floating(c, in[3].dtype(), [&]<class T>() {
     n.each<T>(c, [&](auto sequence, auto state, cpu::Scratch& scratch) {
       cpu::gated_linear<T>(n.shape(), sequence(in[0]), sequence(in[1]), sequence(in[2]), sequence(in[3]), state(in[4]),
@@ -60,7 +60,7 @@ void attention_kernel(const Context& c, std::span<const Tensor> in, std::span<Te
 // k, v, g -> the last state
 void state_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   check_rows(c, in, {{0, 3}, {1, 3}, {2, 3}});
-  Heads n(c, in[0], in[1], 1);
+  GatedHeads n(c, in[0], in[1], 1);
   for_floating(c, in[2].dtype(), [&]<class T>() {
     n.each<T>(c, [&](auto sequence, auto state, cpu::Scratch& scratch) {
       cpu::gated_linear<T>(n.shape(), nullptr, sequence(in[0]), sequence(in[1]), sequence(in[2]), nullptr, nullptr,
@@ -76,7 +76,7 @@ void backward_kernel(const Context& c, std::span<const Tensor> in, std::span<Ten
     if (in[size_t(i)].defined()) check_rows(c, in, {{3, 3}, {i, 3}});
   size_t next = 3;
   Tensor dq = in[2].defined() ? grad[next++] : Tensor(), dstate = in[6].defined() ? grad[next] : Tensor();
-  Heads n(c, in[3], in[4], c.attributes.as<GatedLinear>().scale);
+  GatedHeads n(c, in[3], in[4], c.attributes.as<GatedLinear>().scale);
   for_floating(c, in[5].dtype(), [&]<class T>() {
     n.each<T>(c, [&](auto sequence, auto state, cpu::Scratch& scratch) {
       cpu::gated_linear_backward<T>(
@@ -87,7 +87,7 @@ void backward_kernel(const Context& c, std::span<const Tensor> in, std::span<Ten
   });
 }
 
-Rule attention_rule(std::span<const Shape* const> in, const Attributes&) {
+Rule gated_rule(std::span<const Shape* const> in, const Attributes&) {
   return {fmt::format("...[s]hd,...[s]hd,...[s]he,...[s]hd,{}->...[s]he,...hde", in[4] ? "...hde" : "")};
 }
 Rule backward_rule(std::span<const Shape* const> in, const Attributes&) {
@@ -114,7 +114,7 @@ void check_types(std::span<const TensorSpec* const> in, DType of, std::initializ
           "[gated_linear_attention] gates and states of {} keys are {}, not {}: cast them", name(of), name(wide(of)),
           in[i] ? name(in[i]->dtype) : "");
 }
-DType attention_types(std::string_view, std::span<const TensorSpec* const> in, const Attributes&, int output) {
+DType gated_types(std::string_view, std::span<const TensorSpec* const> in, const Attributes&, int output) {
   DType t = in[1]->dtype;
   check_types(in, t, {0, 2}, {3, 4});
   return output == 0 ? t : wide(t);
@@ -129,7 +129,7 @@ DType backward_types(std::string_view, std::span<const TensorSpec* const> in, co
   return output == 2 || (output == 3 && !in[2]) || output == 4 ? wide(t) : t;
 }
 
-void attention_gradient(Gradient& g) {
+void gated_gradient(Gradient& g) {
   const DistributedTensor &dout = g.of_output(0), &dlast = g.of_output(1), &state = g.input(4), none;
   const DistributedTensor& q = dout.defined() ? g.input(0) : none;
   auto d = call_all(gated_linear_attention_backward_op,
@@ -248,12 +248,12 @@ const Op gated_linear_attention_op = {
                                                         {a.optional_tensor(4), a.number("scale", 0)});
                              return {out, state};
                            })},
-    .rule = attention_rule,
+    .rule = gated_rule,
     .passes = {linear_in({2, 4}), linear_in({1, 4}), passes({0}, Reduce::sum).only_to({0})},
-    .types = attention_types,
+    .types = gated_types,
     .optional = {4},
-    .cpu = attention_kernel,
-    .gradient = attention_gradient,
+    .cpu = gated_kernel,
+    .gradient = gated_gradient,
     .keeps = {.inputs = {0, 1, 2, 3, 4}},
     .sample = {{{keys, keys, values, keys, absent}, half}, {{keys, keys, values, keys, states}, half}}};
 // Gradients with respect to all that the two others read.
@@ -295,10 +295,10 @@ const Op state_scan_backward_op = {.name = "state_scan_backward",
                                               {{absent, {2, 4, 3, 2}, {2, 3, 4, 3}, {2, 3, 4, 3, 2}}}}};
 
 namespace {
-constexpr const Op* list[] = {&gated_linear_attention_op, &gated_linear_attention_backward_op, &linear_state_op,
-                              &state_scan_op, &state_scan_backward_op};
+constexpr const Op* gla_ops[] = {&gated_linear_attention_op, &gated_linear_attention_backward_op, &linear_state_op,
+                                 &state_scan_op, &state_scan_backward_op};
 
-constexpr const char* who = "gated_linear_attention";
+constexpr const char* gla_name = "gated_linear_attention";
 
 void check_shapes(const DistributedTensor& q, const DistributedTensor& k, const DistributedTensor& v,
                   const DistributedTensor& g, const DistributedTensor& state) {
@@ -306,10 +306,10 @@ void check_shapes(const DistributedTensor& q, const DistributedTensor& k, const 
             Shape(v.shape().begin(), v.shape().end() - 1) == Shape(q.shape().begin(), q.shape().end() - 1),
         "[{}] q {}, k {}, g {} and v {}: q, k and g are [batch, sequence, heads, d], and v is [batch, sequence, heads, "
         "e]",
-        who, q, k, g, v);
+        gla_name, q, k, g, v);
   if (state.defined())
     check(state.shape() == Shape({q.size(0), q.size(2), q.size(3), v.size(3)}),
-          "[{}] initial_state {} is not [batch, heads, d, e] {}", who, state,
+          "[{}] initial_state {} is not [batch, heads, d, e] {}", gla_name, state,
           Shape({q.size(0), q.size(2), q.size(3), v.size(3)}));
 }
 
@@ -321,7 +321,7 @@ std::tuple<DistributedTensor, DistributedTensor> over_parts(const DistributedTen
   AxisSet axes = k.layout().split[1].set();
   int64_t parts = mesh.product(axes), length = q.size(1);
   check(length % parts == 0,
-        "[{}] a sequence of {} does not divide evenly over {} ranks ({}): use another length or fewer ranks", who,
+        "[{}] a sequence of {} does not divide evenly over {} ranks ({}): use another length or fewer ranks", gla_name,
         length, parts, mesh.names(axes));
   auto apart = [&](const DistributedTensor& x) {
     return view(x, {x.size(0), parts, length / parts, x.size(2), x.size(3)});
@@ -342,17 +342,17 @@ std::tuple<DistributedTensor, DistributedTensor> over_parts(const DistributedTen
   return {view(out, v.shape()), states[1]};
 }
 }  // namespace
-const Cards gla_cards = list;
+const Cards gla_cards = gla_ops;
 
 std::tuple<DistributedTensor, DistributedTensor> gated_linear_attention(const DistributedTensor& q,
                                                                         const DistributedTensor& k,
                                                                         const DistributedTensor& v,
                                                                         const DistributedTensor& g,
                                                                         const GatedLinearOptions& options) {
-  check_defined(who, q);
-  check_defined(who, k, 1);
-  check_defined(who, v, 2);
-  check_defined(who, g, 3);
+  check_defined(gla_name, q);
+  check_defined(gla_name, k, 1);
+  check_defined(gla_name, v, 2);
+  check_defined(gla_name, g, 3);
   check_shapes(q, k, v, g, options.initial_state);
   double scale = options.scale != 0 ? options.scale : 1 / std::sqrt(double(q.size(3)));
   if (k.layout().split[1].count > 0) return over_parts(q, k, v, g, options.initial_state, scale);

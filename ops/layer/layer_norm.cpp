@@ -278,10 +278,11 @@ const Op norm_gradient_sums_op = {.name = "norm_gradient_sums",
                                              {{{4, 2, 3}, {4, 2, 3}, absent, absent, positive({4})}, norm_of(2)}}};
 
 namespace {
-constexpr const Op* list[] = {&layer_norm_op, &layer_norm_backward_op, &sharded_layer_norm_op, &sharded_rms_norm_op,
-                              &normalize_op,  &norm_statistics_op,     &norm_gradient_sums_op};
+constexpr const Op* layer_norm_ops[] = {&layer_norm_op,        &layer_norm_backward_op, &sharded_layer_norm_op,
+                                        &sharded_rms_norm_op,  &normalize_op,           &norm_statistics_op,
+                                        &norm_gradient_sums_op};
 }  // namespace
-const Cards layer_norm_cards = list;
+const Cards layer_norm_cards = layer_norm_ops;
 
 DistributedTensor layer_norm(const DistributedTensor& x, const Shape& normalized_shape, const DistributedTensor& weight,
                              const DistributedTensor& bias, double eps) {

@@ -154,9 +154,9 @@ const Op linear_cross_entropy_op = {
                {{{0, 3}, {4, 3}, ids({0}, 4)}, options(2, Reduction::sum)}}};
 
 namespace {
-constexpr const Op* list[] = {&scaled_op, &linear_cross_entropy_op};
+constexpr const Op* linear_cross_entropy_ops[] = {&scaled_op, &linear_cross_entropy_op};
 }  // namespace
-const Cards linear_cross_entropy_cards = list;
+const Cards linear_cross_entropy_cards = linear_cross_entropy_ops;
 
 DistributedTensor linear_cross_entropy(const DistributedTensor& hidden, const DistributedTensor& weight,
                                        const DistributedTensor& target, const LinearCrossEntropyOptions& o) {

@@ -256,15 +256,15 @@ const Op cross_entropy_op = {
                {{{0, 3}, ids({0}, 3)}, loss(-100, Reduction::sum)}}};
 
 namespace {
-constexpr const Op* list[] = {&sum_exp_op,
-                              &sum_below_op,
-                              &pick_op,
-                              &cross_entropy_forward_op,
-                              &cross_entropy_rows_op,
-                              &cross_entropy_backward_op,
-                              &cross_entropy_op};
+constexpr const Op* loss_ops[] = {&sum_exp_op,
+                                  &sum_below_op,
+                                  &pick_op,
+                                  &cross_entropy_forward_op,
+                                  &cross_entropy_rows_op,
+                                  &cross_entropy_backward_op,
+                                  &cross_entropy_op};
 }  // namespace
-const Cards loss_cards = list;
+const Cards loss_cards = loss_ops;
 
 Reduction reduction_of(Arguments& a) {
   std::string r = a.text("reduction", "mean");

@@ -120,9 +120,9 @@ const Op add_rms_norm_backward_op = {
     .sample = {{{{4, 3, 6}, {4, 3, 6}, {6}, {SampleInput::Kind::positive, {4, 3}}, {4, 3, 6}}}}};
 
 namespace {
-constexpr const Op* list[] = {&rms_norm_op, &rms_norm_backward_op, &add_rms_norm_op, &add_rms_norm_backward_op};
+constexpr const Op* norm_ops[] = {&rms_norm_op, &rms_norm_backward_op, &add_rms_norm_op, &add_rms_norm_backward_op};
 }  // namespace
-const Cards norm_cards = list;
+const Cards norm_cards = norm_ops;
 
 DistributedTensor rms_norm(const DistributedTensor& x, const DistributedTensor& weight, double e) {
   check_defined("rms_norm", x);

@@ -48,7 +48,7 @@ DType merge_types(std::string_view op, std::span<const TensorSpec* const> in, co
 
 // --- The ring
 
-constexpr const char* who = "ring_attention";
+constexpr const char* ring_name = "ring_attention";
 
 // Tensors that go round, all in one launch: to the next rank while this one computes with those it has.
 class Ring {
@@ -69,7 +69,7 @@ class Ring {
           if (axis != axis_ && alone[axis] == Shard(d)) alone = alone.with(axis, Replicate());
         there.push_back(x), layouts.push_back(alone);
       }
-    there = redistribute(there, layouts, {.reason = who});
+    there = redistribute(there, layouts, {.reason = ring_name});
     size_t next = 0;
     for (DistributedTensor& x : list)
       if (x.defined()) x = there[next++];
@@ -108,12 +108,12 @@ enum : size_t { q_, k_, v_, step_, rows_, q_positions_, k_positions_, q_document
 DistributedTensor or_none(const DistributedTensor* x) { return x ? *x : DistributedTensor(); }
 
 // A call on this rank's chunks.
-struct Chunks {
+struct RingChunks {
   DistributedTensor q, q_positions, q_documents;
   std::vector<DistributedTensor> keys;  // k, v, k_positions, k_documents: what goes round
   Attention attention;
 
-  Chunks(const Ring& ring, const std::vector<DistributedTensor>& list, const Attributes& a)
+  RingChunks(const Ring& ring, const std::vector<DistributedTensor>& list, const Attributes& a)
       : attention(a.as<Attention>()) {
     std::vector<DistributedTensor> all = ring.divided(list);
     q = all[0], q_positions = all[1], q_documents = all[2];
@@ -122,13 +122,13 @@ struct Chunks {
   }
 };
 
-std::vector<DistributedTensor> composite(std::span<const DistributedTensor* const> in, const Attributes& a) {
+std::vector<DistributedTensor> ring_composite(std::span<const DistributedTensor* const> in, const Attributes& a) {
   const DType type = in[q_]->dtype(), precise = statistics_type(type);
   Ring ring(in[q_]->mesh(), a);
-  Chunks c(ring,
-           {*in[q_], or_none(in[q_positions_]), or_none(in[q_documents_]), *in[k_], *in[v_], or_none(in[k_positions_]),
-            or_none(in[k_documents_])},
-           a);
+  RingChunks c(ring,
+               {*in[q_], or_none(in[q_positions_]), or_none(in[q_documents_]), *in[k_], *in[v_],
+                or_none(in[k_positions_]), or_none(in[k_documents_])},
+               a);
   DistributedTensor out, lse;
   for (int i = 0; i < ring.ranks(); ++i) {
     bool last = i + 1 == ring.ranks();
@@ -147,14 +147,14 @@ std::vector<DistributedTensor> composite(std::span<const DistributedTensor* cons
 }
 
 // The gradients of keys and values follow them round, one rank behind, and are home after as many steps as ranks.
-void gradient(Gradient& g) {
+void ring_gradient(Gradient& g) {
   const DType type = g.input_spec(q_).dtype, precise = statistics_type(type);
   const DeviceMesh& mesh = g.input(q_).mesh();
   Ring ring(mesh, g.attributes()), back(mesh, g.attributes());
-  Chunks c(ring,
-           {g.input(q_), g.input(q_positions_), g.input(q_documents_), g.input(k_), g.input(v_), g.input(k_positions_),
-            g.input(k_documents_)},
-           g.attributes());
+  RingChunks c(ring,
+               {g.input(q_), g.input(q_positions_), g.input(q_documents_), g.input(k_), g.input(v_),
+                g.input(k_positions_), g.input(k_documents_)},
+               g.attributes());
   DistributedTensor dq, dout = ring.divided({g.of_output()})[0];
   std::vector<DistributedTensor> of_keys;  // dk, dv
   for (int i = 0; i < ring.ranks(); ++i) {
@@ -191,18 +191,18 @@ const Op merge_attention_op = {.name = "merge_attention",
                                .cpu = merge_kernel,
                                .sample = {{{{2, 3, 4, 2}, {2, 4, 3}, {2, 3, 4, 2}, {2, 4, 3}}}}};
 const Op ring_attention_op = {
-    .name = who,
+    .name = ring_name,
     .types = floating_types,
     .optional = {3, 4, 5, 6, 7, 8},
-    .composite = composite,
-    .gradient = gradient,
+    .composite = ring_composite,
+    .gradient = ring_gradient,
     .keeps = {.inputs = {0, 1, 2, 3, 4, 5, 6, 7, 8}, .outputs = {0, 1}},
     .sample = {sample({2, 12, 4, 2}, {2, 12, 2, 2}, {{.causal = true, .dropout_p = 0.25}, 0}, ids({2, 12}, 3)),
                sample({1, 12, 2, 2}, {1, 12, 2, 2}, {})}};
 
 namespace {
-constexpr const Op* list[] = {&merge_attention_op, &ring_attention_op};
+constexpr const Op* ring_attention_ops[] = {&merge_attention_op, &ring_attention_op};
 }  // namespace
-const Cards ring_attention_cards = list;
+const Cards ring_attention_cards = ring_attention_ops;
 
 }  // namespace dtensor::ops

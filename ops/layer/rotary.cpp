@@ -148,9 +148,9 @@ const Op rotary_pair_op = {
                {{{2, 5, 6, 5}, {2, 5, 3, 5}, ids({2, 5}, 100)}, turn(false, {1, 0.1}, 1.5)}}};
 
 namespace {
-constexpr const Op* list[] = {&rotary_op, &rotary_pair_op};
+constexpr const Op* rotary_ops[] = {&rotary_op, &rotary_pair_op};
 }  // namespace
-const Cards rotary_cards = list;
+const Cards rotary_cards = rotary_ops;
 
 void check_positions(std::string_view who, std::string_view what, const DistributedTensor& positions, int64_t batch,
                      int64_t n) {

@@ -253,9 +253,9 @@ const Op einsum_op = {
                sample("ab,ba->", {3, 5}, {5, 3}), sample("ab,ab->ba", {4, 3}, {4, 3})}};
 
 namespace {
-constexpr const Op* list[] = {&einsum_op};
+constexpr const Op* einsum_ops[] = {&einsum_op};
 }  // namespace
-const Cards einsum_cards = list;
+const Cards einsum_cards = einsum_ops;
 
 DistributedTensor einsum(std::string_view equation, std::span<const DistributedTensor* const> operands) {
   for (size_t i = 0; i < operands.size(); ++i) check_defined("einsum", *operands[i], i);

@@ -245,9 +245,9 @@ const Op linear_weight_gradient_op = {
     .sample = {{{{5, 3}, {5, 7}}, Product{}}, {{{2, 5, 3}, {2, 5, 4}}, Product{}}, {{{0, 3}, {0, 4}}, Product{}}}};
 
 namespace {
-constexpr const Op* list[] = {&matmul_op, &linear_op, &linear_gelu_op, &linear_weight_gradient_op};
+constexpr const Op* matmul_ops[] = {&matmul_op, &linear_op, &linear_gelu_op, &linear_weight_gradient_op};
 }  // namespace
-const Cards matmul_cards = list;
+const Cards matmul_cards = matmul_ops;
 
 DistributedTensor matmul(const DistributedTensor& a, const DistributedTensor& b) {
   check_defined("matmul", a);

@@ -158,10 +158,10 @@ const Op clamp_backward_op =
                  .sample = {{{{5, 3}, {5, 3}}, both}, {{{4}, {4}}, least}, {{{4}, {4}}, most}}});
 
 namespace {
-constexpr const Op* list[] = {&clamp_op,    &clamp_backward_op,    &gelu_op,   &gelu_backward_op,
-                              &softplus_op, &softplus_backward_op, &swiglu_op, &swiglu_backward_op};
+constexpr const Op* activation_ops[] = {&clamp_op,    &clamp_backward_op,    &gelu_op,   &gelu_backward_op,
+                                        &softplus_op, &softplus_backward_op, &swiglu_op, &swiglu_backward_op};
 }  // namespace
-const Cards activation_cards = list;
+const Cards activation_cards = activation_ops;
 
 DistributedTensor gelu(const DistributedTensor& x, const std::string& approximate) {
   check(approximate == "none" || approximate == "tanh", "[gelu] approximate={}: it is none or tanh", approximate);

@@ -354,11 +354,11 @@ const Op addcmul_op = {
     .sample = with(triples, Number{-1.5})};
 
 namespace {
-constexpr const Op* list[] = {
+constexpr const Op* binary_ops[] = {
     &add_op,       &sub_op,  &mul_op,  &div_op,     &pow_op,        &maximum_op,   &minimum_op, &extreme_backward_op,
     &remainder_op, &fmod_op, &lerp_op, &addcmul_op, &add_scalar_op, &mul_scalar_op};
 }  // namespace
-const Cards binary_cards = list;
+const Cards binary_cards = binary_ops;
 
 DistributedTensor add(const DistributedTensor& a, const DistributedTensor& b) { return call(add_op, {&a, &b}); }
 DistributedTensor sub(const DistributedTensor& a, const DistributedTensor& b) { return call(sub_op, {&a, &b}); }

@@ -61,9 +61,9 @@ const Op cast_op = unary({.name = "cast",
                           .sample = samples()});
 
 namespace {
-constexpr const Op* list[] = {&cast_op};
+constexpr const Op* cast_ops[] = {&cast_op};
 }  // namespace
-const Cards cast_cards = list;
+const Cards cast_cards = cast_ops;
 
 DistributedTensor cast(const DistributedTensor& x, DType dtype) {
   check_defined("cast", x);

@@ -124,10 +124,11 @@ const Op masked_fill_op = {
                {{{Kind::index, {4}, 9}, {Kind::boolean, {4}}}, Number{3.0}}}};
 
 namespace {
-constexpr const Op* list[] = {&eq_op,          &ne_op,         &lt_op,          &le_op,    &gt_op,         &ge_op,
-                              &logical_and_op, &logical_or_op, &logical_xor_op, &where_op, &masked_fill_op};
+constexpr const Op* compare_ops[] = {&eq_op,          &ne_op,    &lt_op,          &le_op,
+                                     &gt_op,          &ge_op,    &logical_and_op, &logical_or_op,
+                                     &logical_xor_op, &where_op, &masked_fill_op};
 }  // namespace
-const Cards compare_cards = list;
+const Cards compare_cards = compare_ops;
 
 DistributedTensor eq(const DistributedTensor& a, const DistributedTensor& b) { return call(eq_op, {&a, &b}); }
 DistributedTensor ne(const DistributedTensor& a, const DistributedTensor& b) { return call(ne_op, {&a, &b}); }

@@ -45,7 +45,7 @@ const std::vector<Sample> positive = unary_samples(SampleInput::Kind::positive);
 #undef DTENSOR_UNARY
 
 namespace {
-constexpr const Op* list[] = {
+constexpr const Op* unary_ops[] = {
 #define DTENSOR_UNARY(name, ...) &name##_op,
 #define DTENSOR_BACKWARD(name, ...) &name##_op,
 #include "ops/pointwise/trigonometry.inc"
@@ -54,6 +54,6 @@ constexpr const Op* list[] = {
 #undef DTENSOR_UNARY
 };
 }  // namespace
-const Cards unary_cards = list;
+const Cards unary_cards = unary_ops;
 
 }  // namespace dtensor::ops

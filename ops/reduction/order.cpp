@@ -173,7 +173,6 @@ std::tuple<DistributedTensor, DistributedTensor> pair(std::vector<DistributedTen
 }
 
 using Kind = SampleInput::Kind;
-Over over(const Dims& d) { return {d}; }
 Sort sorted(const Dims& d, bool descending) { return {{d}, descending}; }
 TopK first(const Dims& d, int64_t k, bool largest) { return {{d}, k, largest}; }
 const std::vector<Sample> arg_samples = {{{{4, 5, 3}}, over({1})},   {{{4, 5}}, over({1})},
@@ -241,10 +240,10 @@ const Op topk_op = {.name = "topk",
                                {{{}}, first({}, 1, true)}}};
 
 namespace {
-constexpr const Op* list[] = {&argmax_op, &argmin_op, &sharded_argmax_op, &sharded_argmin_op, &first_index_op,
-                              &sort_op,   &topk_op};
+constexpr const Op* order_ops[] = {&argmax_op, &argmin_op, &sharded_argmax_op, &sharded_argmin_op, &first_index_op,
+                                   &sort_op,   &topk_op};
 }  // namespace
-const Cards order_cards = list;
+const Cards order_cards = order_ops;
 
 DistributedTensor argmax(const DistributedTensor& x, std::optional<int64_t> dim, bool keepdim) {
   return arg(argmax_op, sharded_argmax_op, x, dim, keepdim);

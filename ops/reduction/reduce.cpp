@@ -380,10 +380,10 @@ const Op sum_squares_op = {.name = "sum_squares",
                            .sample = {{{{5, 3}}}, {{{0}}}}};
 
 namespace {
-constexpr const Op* list[] = {&sum_op,  &count_nonzero_op, &prod_op, &prod_parts_op,    &prod_backward_op,
-                              &amax_op, &amin_op,          &ties_op, &amax_backward_op, &sum_squares_op};
+constexpr const Op* reduce_ops[] = {&sum_op,  &count_nonzero_op, &prod_op, &prod_parts_op,    &prod_backward_op,
+                                    &amax_op, &amin_op,          &ties_op, &amax_backward_op, &sum_squares_op};
 }  // namespace
-const Cards reduce_cards = list;
+const Cards reduce_cards = reduce_ops;
 
 DistributedTensor sum(const DistributedTensor& x, const Dims& dims, bool keepdim) {
   check_defined("sum", x);

@@ -58,9 +58,9 @@ const Op cumsum_op = {.name = "cumsum",
                                  {{{SampleInput::Kind::index, {4, 5}, 9}}, Scan{{{1}}, false}}}};
 
 namespace {
-constexpr const Op* list[] = {&cumsum_op};
+constexpr const Op* scan_ops[] = {&cumsum_op};
 }  // namespace
-const Cards scan_cards = list;
+const Cards scan_cards = scan_ops;
 
 DistributedTensor cumsum(const DistributedTensor& x, int64_t dim) {
   check_defined("cumsum", x);

@@ -144,9 +144,8 @@ DistributedTensor along(const Op& whole, const Op& sharded, const DistributedTen
   return call(sharded_along(x, dims) ? sharded : whole, {&x}, Over{dims});
 }
 
-Over over(const Dims& d) { return {d}; }
-const std::vector<Sample> samples = {{{{4, 5, 3}}, over({1})}, {{{4, 5}}, over({1})}, {{{5, 3}}, over({0})},
-                                     {{{3, 0}}, over({1})},    {{{0, 3}}, over({1})}, {{{}}, over({})}};
+const std::vector<Sample> one = {{{{4, 5, 3}}, over({1})}, {{{4, 5}}, over({1})}, {{{5, 3}}, over({0})},
+                                 {{{3, 0}}, over({1})},    {{{0, 3}}, over({1})}, {{{}}, over({})}};
 const std::vector<Sample> two = {{{{4, 5, 3}, {4, 5, 3}}, over({1})}, {{{4, 5}, {4, 5}}, over({1})}};
 
 }  // namespace
@@ -159,7 +158,7 @@ const Op softmax_op = {.name = "softmax",
                        .cpu = softmax_kernel,
                        .gradient = softmax_gradient,
                        .keeps = {.outputs = {0}},
-                       .sample = samples};
+                       .sample = one};
 const Op softmax_backward_op = {.name = "softmax_backward",
                                 .rule = whole_rule,
                                 .passes = {linear_in({0})},
@@ -175,7 +174,7 @@ const Op log_softmax_op = {
     .cpu = log_softmax_kernel,
     .gradient = log_softmax_gradient,
     .keeps = {.outputs = {0}},
-    .sample = samples};
+    .sample = one};
 const Op log_softmax_backward_op = {.name = "log_softmax_backward",
                                     .rule = whole_rule,
                                     .passes = {linear_in({0})},
@@ -187,12 +186,12 @@ const Op sharded_softmax_op = {.name = "sharded_softmax",
                                .composite = sharded<false>,
                                .gradient = sharded_softmax_gradient,
                                .keeps = {.outputs = {0}},
-                               .sample = samples};
+                               .sample = one};
 const Op sharded_log_softmax_op = {.name = "sharded_log_softmax",
                                    .composite = sharded<true>,
                                    .gradient = sharded_log_softmax_gradient,
                                    .keeps = {.outputs = {0}},
-                                   .sample = samples};
+                                   .sample = one};
 const Op exp_shifted_op = {.name = "exp_shifted",
                            .rule = shifted_rule,
                            .cpu = exp_shifted_kernel,
@@ -216,18 +215,18 @@ const Op sharded_log_softmax_backward_op = {.name = "sharded_log_softmax_backwar
                                             .sample = {{{{4, 5, 3}, {4, 5, 3}, {4, 3}}, over({1})}}};
 
 namespace {
-constexpr const Op* list[] = {&softmax_op,
-                              &softmax_backward_op,
-                              &log_softmax_op,
-                              &log_softmax_backward_op,
-                              &sharded_softmax_op,
-                              &sharded_log_softmax_op,
-                              &exp_shifted_op,
-                              &log_softmax_shifted_op,
-                              &sharded_softmax_backward_op,
-                              &sharded_log_softmax_backward_op};
+constexpr const Op* softmax_ops[] = {&softmax_op,
+                                     &softmax_backward_op,
+                                     &log_softmax_op,
+                                     &log_softmax_backward_op,
+                                     &sharded_softmax_op,
+                                     &sharded_log_softmax_op,
+                                     &exp_shifted_op,
+                                     &log_softmax_shifted_op,
+                                     &sharded_softmax_backward_op,
+                                     &sharded_log_softmax_backward_op};
 }  // namespace
-const Cards softmax_cards = list;
+const Cards softmax_cards = softmax_ops;
 
 DistributedTensor softmax(const DistributedTensor& x, int64_t dim) {
   return along(softmax_op, sharded_softmax_op, x, dim);

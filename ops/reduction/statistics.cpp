@@ -16,11 +16,11 @@ using In = std::span<const Tensor>;
 using Out = std::span<Tensor>;
 
 // "a[b]c->ac": the dimensions are whole. One more output for each further one that the cards below have.
-Rule whole_rule(std::span<const Shape* const> in, const Attributes& a) {
+Rule reduced_rule(std::span<const Shape* const> in, const Attributes& a) {
   return {factors(in[0]->dims(), dims_of(a)) + "->" + other_factors(in[0]->dims(), dims_of(a))};
 }
-Rule whole_rule_of_two(std::span<const Shape* const> in, const Attributes& a) {
-  Rule r = whole_rule(in, a);
+Rule reduced_rule_of_two(std::span<const Shape* const> in, const Attributes& a) {
+  Rule r = reduced_rule(in, a);
   return {r.text + "," + other_factors(in[0]->dims(), dims_of(a))};
 }
 int64_t leaves_of(const Context& c) { return c.leaves(factors_in(dims_of(c.attributes))); }
@@ -38,7 +38,6 @@ T* row_of(const Context& c, int worker, int64_t n) {
   return c.scratch(worker).get<T>(cpu::Slot::caller, n);
 }
 
-Over over(const Dims& dims) { return {dims}; }
 Var var_of(const Dims& dims, double correction, bool root) { return {{dims}, correction, root}; }
 VectorNorm norm_of(const Dims& dims, double p) { return {{dims}, p}; }
 
@@ -282,7 +281,7 @@ const Op var_op = {.name = "var",
                    .functions = {function<ops::var>("var(x, dim=all, correction=1, keepdim=false)",
                                                     "the variance, of n - correction degrees of freedom"),
                                  function<ops::std>("std(x, dim=all, correction=1, keepdim=false)", "its square root")},
-                   .rule = whole_rule_of_two,
+                   .rule = reduced_rule_of_two,
                    .types = row_types<0b0, 0b10>,
                    .strided = true,
                    .cpu = var_kernel,
@@ -312,7 +311,7 @@ const Op var_backward_op = {.name = "var_backward",
 const Op norm_op = {
     .name = "norm",
     .functions = {function<norm>("norm(x, p=2, dim=all, keepdim=false)", "the sum of |x|^p, to the power of 1/p")},
-    .rule = whole_rule,
+    .rule = reduced_rule,
     .types = floating_types,
     .strided = true,
     .cpu = norm_kernel,
@@ -344,7 +343,7 @@ const Op norm_backward_op = {
 const Op logsumexp_op = {
     .name = "logsumexp",
     .functions = {function<logsumexp>("logsumexp(x, dim=all, keepdim=false)", "log of the sum of exp(x)")},
-    .rule = whole_rule,
+    .rule = reduced_rule,
     .types = floating_types,
     .strided = true,
     .cpu = logsumexp_kernel,
@@ -368,21 +367,21 @@ const Op logsumexp_backward_op = {.name = "logsumexp_backward",
                                   .sample = {{{{4, 3}, {4, 5, 3}, {4, 3}}, over({1})}}};
 
 namespace {
-constexpr const Op* list[] = {&var_op,
-                              &sharded_var_op,
-                              &centred_squares_op,
-                              &var_backward_op,
-                              &norm_op,
-                              &sharded_norm_op,
-                              &power_sum_op,
-                              &norm_root_op,
-                              &norm_backward_op,
-                              &logsumexp_op,
-                              &sharded_logsumexp_op,
-                              &exp_sum_op,
-                              &logsumexp_backward_op};
+constexpr const Op* statistics_ops[] = {&var_op,
+                                        &sharded_var_op,
+                                        &centred_squares_op,
+                                        &var_backward_op,
+                                        &norm_op,
+                                        &sharded_norm_op,
+                                        &power_sum_op,
+                                        &norm_root_op,
+                                        &norm_backward_op,
+                                        &logsumexp_op,
+                                        &sharded_logsumexp_op,
+                                        &exp_sum_op,
+                                        &logsumexp_backward_op};
 }  // namespace
-const Cards statistics_cards = list;
+const Cards statistics_cards = statistics_ops;
 
 double variance_factor(double n, double correction) { return n > 0 ? 1 / std::max(0.0, n - correction) : NAN; }
 

@@ -313,10 +313,10 @@ const Op one_hot_op = {
     .sample = {{{ids({4, 3}, 5)}, OneHot{5}}, {{ids({0}, 5)}, OneHot{2}}, {{ids({}, 5)}, OneHot{7}}}};
 
 namespace {
-constexpr const Op* list[] = {&index_select_op, &index_add_op,   &index_copy_op,
-                              &gather_op,       &scatter_add_op, &one_hot_op};
+constexpr const Op* gather_ops[] = {&index_select_op, &index_add_op,   &index_copy_op,
+                                    &gather_op,       &scatter_add_op, &one_hot_op};
 }  // namespace
-const Cards gather_cards = list;
+const Cards gather_cards = gather_ops;
 
 namespace {
 

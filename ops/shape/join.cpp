@@ -15,7 +15,7 @@ namespace {
 using Sizes = std::vector<int64_t>;
 constexpr size_t max_pieces = 64, max_sizes = 18;  // of one call: operands of a card; letters from 'i' to 'z'
 
-int dim_of(const Attributes& a) { return int(a.as<Pieces>().dim); }
+int joined_dim(const Attributes& a) { return int(a.as<Pieces>().dim); }
 const Sizes& sizes_of(const Attributes& a) { return a.as<Pieces>().sizes; }
 int64_t total(const Sizes& sizes) { return std::accumulate(sizes.begin(), sizes.end(), int64_t(0)); }
 
@@ -26,7 +26,7 @@ Rule pieces_rule(int dims, const Attributes& a) {
     auto known = std::find_if(r.sizes.begin(), r.sizes.end(), [&](const auto& s) { return s.second == size; });
     if (known == r.sizes.end()) known = r.sizes.insert(known, {char('i' + r.sizes.size()), size});
     std::string piece("abcdefgh", size_t(dims));
-    piece.replace(size_t(dim_of(a)), 1, fmt::format("[{}]", known->first));
+    piece.replace(size_t(joined_dim(a)), 1, fmt::format("[{}]", known->first));
     r.text += (r.text.empty() ? "" : ",") + piece;
   }
   return r;
@@ -39,7 +39,7 @@ Rule cat_rule(std::span<const Shape* const> in, const Attributes& a) {
     if (s) dims = std::max(dims, s->dims());
   Rule r = pieces_rule(dims, a);
   r.text += "->" + std::string("abcdefgh", size_t(dims));
-  r.sizes.emplace_back(char('a' + dim_of(a)), total(sizes_of(a)));
+  r.sizes.emplace_back(char('a' + joined_dim(a)), total(sizes_of(a)));
   std::vector<int> all(in.size());
   std::iota(all.begin(), all.end(), 0);
   r.passes = {moves(all)};
@@ -58,7 +58,7 @@ void copy_split(const Context& c, const Tensor& from, const Tensor& to) {
 }
 
 void cat_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
-  int dim = dim_of(c.attributes);
+  int dim = joined_dim(c.attributes);
   const Sizes& sizes = sizes_of(c.attributes);
   Range here = c.range(char('a' + dim));
   if (std::any_of(in.begin(), in.end(), [](const Tensor& t) { return !t.defined(); })) fill(out[0], 0);
@@ -78,19 +78,19 @@ void cat_gradient(Gradient& g) {
 }
 
 Rule split_rule(std::span<const Shape* const> in, const Attributes& a) {
-  int64_t n = (*in[0])[dim_of(a)];
+  int64_t n = (*in[0])[joined_dim(a)];
   check(total(sizes_of(a)) == n, "[split] sizes {} do not sum to {}, dimension {} of {}", fmt::join(sizes_of(a), ","),
-        n, dim_of(a), *in[0]);
+        n, joined_dim(a), *in[0]);
   Rule r = pieces_rule(in[0]->dims(), a);
   std::string from("abcdefgh", size_t(in[0]->dims()));
-  from.replace(size_t(dim_of(a)), 1, fmt::format("[{}]", char('a' + dim_of(a))));
+  from.replace(size_t(joined_dim(a)), 1, fmt::format("[{}]", char('a' + joined_dim(a))));
   r.text = from + "->" + r.text;
   return r;
 }
 void split_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   const Sizes& sizes = sizes_of(c.attributes);
   int64_t at = 0;
-  for (size_t i = 0; i < out.size(); at += sizes[i++]) out[i] = in[0].narrow(dim_of(c.attributes), at, sizes[i]);
+  for (size_t i = 0; i < out.size(); at += sizes[i++]) out[i] = in[0].narrow(joined_dim(c.attributes), at, sizes[i]);
 }
 void split_gradient(Gradient& g) {
   std::vector<const DistributedTensor*> pieces;
@@ -166,9 +166,9 @@ const Op split_op = {
                {{ids({5, 3})}, Pieces{0, {4, 1}}}}};
 
 namespace {
-constexpr const Op* list[] = {&cat_op, &split_op};
+constexpr const Op* join_ops[] = {&cat_op, &split_op};
 }  // namespace
-const Cards join_cards = list;
+const Cards join_cards = join_ops;
 
 DistributedTensor cat(const std::vector<DistributedTensor>& tensors, int64_t dim) {
   for (size_t i = 0; i < tensors.size(); ++i) check_defined("cat", tensors[i], i);

@@ -225,9 +225,9 @@ const Op triu_op = {.name = "triu",
                     .sample = triangles};
 
 namespace {
-constexpr const Op* list[] = {&repeat_op, &flip_op, &roll_op, &tril_op, &triu_op};
+constexpr const Op* rearrange_ops[] = {&repeat_op, &flip_op, &roll_op, &tril_op, &triu_op};
 }  // namespace
-const Cards rearrange_cards = list;
+const Cards rearrange_cards = rearrange_ops;
 
 DistributedTensor repeat(const DistributedTensor& x, const std::vector<int64_t>& repeats) {
   check_defined("repeat", x);

@@ -161,9 +161,9 @@ const Op select_op = {
                {{{SampleInput::Kind::boolean, {5, 3}}}, At{0, 2, true}}}};
 
 namespace {
-constexpr const Op* list[] = {&slice_op, &slice_backward_op, &select_op};
+constexpr const Op* slice_ops[] = {&slice_op, &slice_backward_op, &select_op};
 }  // namespace
-const Cards slice_cards = list;
+const Cards slice_cards = slice_ops;
 
 DistributedTensor slice(const DistributedTensor& x, int64_t dim, std::optional<int64_t> start,
                         std::optional<int64_t> end, int64_t step) {

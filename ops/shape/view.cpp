@@ -274,10 +274,10 @@ const Op expand_op = {.name = "expand",
                                  {{{4, 1}}, To{{4, 0}}}}};
 
 namespace {
-constexpr const Op* list[] = {&view_op,    &unflatten_op, &squeeze_op, &unsqueeze_op,
-                              &reshape_op, &permute_op,   &expand_op};
+constexpr const Op* view_ops[] = {&view_op,    &unflatten_op, &squeeze_op, &unsqueeze_op,
+                                  &reshape_op, &permute_op,   &expand_op};
 }  // namespace
-const Cards view_cards = list;
+const Cards view_cards = view_ops;
 
 DistributedTensor view(const DistributedTensor& x, const Shape& shape) {
   check_defined("view", x);

@@ -10,7 +10,7 @@
 namespace dtensor::testing {
 namespace {
 
-constexpr double tolerance = 1e-9, tolerance_difference = 1e-6;
+constexpr double launch_tolerance = 1e-9, tolerance_difference = 1e-6;
 
 std::vector<const DistributedTensor*> pointers(const std::vector<DistributedTensor>& list) {
   std::vector<const DistributedTensor*> p;
@@ -200,7 +200,7 @@ class GradientCheck {
       if (!d.empty()) fail_case(c, fmt::format("the gradient of input {} {} (by differences)", i, d));
       std::vector<bool> one(all.size());
       one[i] = true;
-      d = difference(gradients(c, call, r.weights, one)[i], r.gradients[i], tolerance);
+      d = difference(gradients(c, call, r.weights, one)[i], r.gradients[i], launch_tolerance);
       if (!d.empty()) fail_case(c, fmt::format("the gradient of input {}, when it alone is needed, {}", i, d));
     }
     return r;
@@ -305,7 +305,7 @@ class Jobs {
   }
 
   void compare(const Job& job, const std::string& what, const Tensor& got, const Tensor& expected) {
-    std::string d = difference(got, expected, tolerance);
+    std::string d = difference(got, expected, launch_tolerance);
     if (d.empty()) return;
     std::lock_guard lock(mutex_);
     failures_.insert(fmt::format("{} {} {}", describe(job), what, d));

@@ -18,11 +18,6 @@ namespace fs = std::filesystem;
 
 namespace {
 
-std::string read_file(const fs::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
-}
-
 // Changes one byte of a file, counted from the end where negative.
 void flip(const fs::path& path, int64_t at) {
   std::string text = read_file(path);

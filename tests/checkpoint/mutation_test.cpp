@@ -13,11 +13,6 @@ namespace {
 
 constexpr int mutations = 10000;
 
-std::string read_file(const fs::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
-}
-
 class Mutator {
  public:
   size_t next(size_t n) { return state_ = state_ * 6364136223846793005u + 1442695040888963407u, (state_ >> 33) % n; }

@@ -29,14 +29,6 @@ std::vector<int64_t> all_tokens(const TokenSource& s) {
   return tokens;
 }
 
-// Bytes as they are in memory.
-template <class... T>
-std::string raw(T... values) {
-  std::string bytes;
-  (bytes.append(reinterpret_cast<const char*>(&values), sizeof values), ...);
-  return bytes;
-}
-
 Dataset dataset(const TokenSource& source, DatasetOptions options) { return Dataset({{source}}, options); }
 
 }  // namespace

@@ -25,13 +25,6 @@ struct Case {
   const char *place, *value, *error;
 };
 
-template <class... T>
-std::string raw(T... values) {
-  std::string bytes;
-  (bytes.append(reinterpret_cast<const char*>(&values), sizeof values), ...);
-  return bytes;
-}
-
 }  // namespace
 
 TEST_CASE("a tokenizer file that is not supported is an error with its place") {

@@ -8,7 +8,7 @@
 #include <random>
 #include <sstream>
 
-#include "placement/error.h"
+#include "tests/errors.h"
 #include "tests/folder.h"
 
 namespace dtensor::testing {
@@ -17,21 +17,12 @@ using Catch::Contains;
 using Catch::StartsWith;
 using Json = nlohmann::ordered_json;
 
-template <class F>
-std::string error_of(F f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "(no error)";
-}
-
-inline std::string read_file(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  std::stringstream text;
-  text << in.rdbuf();
-  return text.str();
+// Bytes as they are in memory.
+template <class... T>
+std::string raw(T... values) {
+  std::string bytes;
+  (bytes.append(reinterpret_cast<const char*>(&values), sizeof values), ...);
+  return bytes;
 }
 
 inline std::string reference_file(const std::string& name) {

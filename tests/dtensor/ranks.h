@@ -9,18 +9,9 @@
 #include "dtensor/distributed_tensor.h"
 #include "dtensor/launch.h"
 #include "dtensor/redistribute.h"
+#include "tests/errors.h"
 
 namespace dtensor::testing {
-
-template <class F>
-std::string error_of(F f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "";
-}
 
 // All elements of a tensor with any strides, in row-major order.
 template <class T>

@@ -15,6 +15,7 @@
 #include "nn/train/causal_lm.h"
 #include "nn/train/gradients.h"
 #include "tests/autograd.h"
+#include "tests/errors.h"
 #include "tests/folder.h"
 
 namespace dtensor::testing {
@@ -25,16 +26,6 @@ using Catch::StartsWith;
 using Entries = std::vector<CommLog::Entry>;
 
 inline nlohmann::ordered_json json(std::string_view text) { return nlohmann::ordered_json::parse(text); }
-
-template <class F>
-std::string error_of(F f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "(no error)";
-}
 
 // f(mesh) on every rank of "dp=2,tp=2"; what it returns, by rank.
 template <class F>

@@ -46,13 +46,13 @@ std::vector<int64_t> some_ids(int64_t count, int64_t seed) {
   return v;
 }
 
-struct Run {
+struct FamilyRun {
   std::vector<double> losses;
   double norm = 0;  // of the first step
 };
 
 // Three steps, in strict mode, with dropout where the model has it.
-Run train(const Json& config, const std::string& mesh, const ParallelPlan& plan) {
+FamilyRun train(const Json& config, const std::string& mesh, const ParallelPlan& plan) {
   return on_mesh(mesh, [&](const DeviceMesh& m) {
     m.rank_state().strict = true;
     auto model = ModelConfig::from_json(config).make(m);
@@ -60,7 +60,7 @@ Run train(const Json& config, const std::string& mesh, const ParallelPlan& plan)
     materialize(*model, 5);
     AdamW optimizer(model->parameters(), {});
     Trainer trainer(*model, causal_lm_loss(*model, ignored), optimizer, {.lr = 1e-2, .seed = 3});
-    Run run;
+    FamilyRun run;
     for (int64_t step = 0; step < 3; ++step) {
       Trainer::Step s =
           trainer.step({integers(m, {4, 16}, some_ids(64, step)), integers(m, {4, 16}, some_ids(64, step + 50))});
@@ -71,7 +71,7 @@ Run train(const Json& config, const std::string& mesh, const ParallelPlan& plan)
   })[0];
 }
 
-void check_same(const Run& run, const Run& one) {
+void check_same(const FamilyRun& run, const FamilyRun& one) {
   for (size_t i = 0; i < one.losses.size(); ++i) CHECK(run.losses[i] == Approx(one.losses[i]).epsilon(1e-5));
   CHECK(run.norm == Approx(one.norm).epsilon(1e-5));
 }
@@ -83,7 +83,7 @@ TEST_CASE("law 7: every family trains by its shipped plan as on one rank, in str
     INFO(family);
     Json config = small_config(family);
     ParallelPlan plan = ParallelPlan::load(plan_file(std::string(family) + "_tp.json"));
-    Run one = train(config, "dp=1", {});
+    FamilyRun one = train(config, "dp=1", {});
     CHECK(one.losses[2] < one.losses[0] + 0.5);
     check_same(train(config, "tp=2", plan), one);
     check_same(train(config, "dp=2,tp=2", plan), one);
@@ -258,7 +258,7 @@ TEST_CASE("a tied head is one tensor: placed once, trained by both of its uses, 
   CHECK_THAT(error_of([&] { ParallelPlan::from_json(two).apply(other); }),
              StartsWith("[lm_head] lm_head: ColwiseParallel places model.embed_tokens.weight as Shard(0), but another "
                         "line has placed it as Shard(1): the two modules share it, so it has one placement"));
-  Run one = train(config, "dp=1", {});
+  FamilyRun one = train(config, "dp=1", {});
   check_same(train(config, "tp=2", ParallelPlan::load(plan_file("tp_sp_loss.json"))), one);
   check_same(train(config, "dp=2,tp=2", ParallelPlan::load(plan_file("fsdp_tp.json"))), one);
 }

@@ -33,12 +33,12 @@ struct Block {
   DistributedTensor operator()(const DistributedTensor& ids) { return (*down)(ops::gelu((*up)((*table)(ids)))); }
 };
 
-struct Result {
+struct LayerRun {
   std::vector<double> output, gradients;
   std::string layouts, forward, backward;
 };
 
-Result run(const std::string& mesh, bool parallel, bool gathered) {
+LayerRun run(const std::string& mesh, bool parallel, bool gathered) {
   return on_mesh(mesh,
                  [&](const DeviceMesh& m) {
                    Root root(m);
@@ -60,7 +60,7 @@ Result run(const std::string& mesh, bool parallel, bool gathered) {
                      y = block(DistributedTensor::distribute(ids, m, rows));
                      loss = ops::sum(ops::square(y));
                    }
-                   Result r;
+                   LayerRun r;
                    r.forward = counts(log.entries(), Phase::forward);
                    r.layouts = to_string(y.layout(), m.shape());
                    loss = loss.redistribute(Layout());
@@ -80,11 +80,11 @@ Result run(const std::string& mesh, bool parallel, bool gathered) {
 }  // namespace
 
 TEST_CASE("layers that shard themselves have the outputs and gradients of the plain ones") {
-  Result plain = run("tp=1", false, false);
+  LayerRun plain = run("tp=1", false, false);
   for (bool gathered : {false, true}) {
     for (const char* mesh : {"tp=2", "tp=3", "tp=4", "dp=2,tp=2"}) {
       INFO(mesh << (gathered ? ", gathered between" : ", sharded between"));
-      Result r = run(mesh, true, gathered);
+      LayerRun r = run(mesh, true, gathered);
       CHECK(difference(r.output, plain.output) < 1e-5);
       CHECK(difference(r.gradients, plain.gradients) < 1e-4);
       std::string of_batch = mesh[0] == 'd' ? "dp=Shard(0) " : "", dp = mesh[0] == 'd' ? "dp=Replicate " : "";
@@ -93,7 +93,7 @@ TEST_CASE("layers that shard themselves have the outputs and gradients of the pl
       // A sum behind the table, one behind the second layer; the columns come together only where that is asked for.
       CHECK(r.forward == (gathered ? "all_gather 1, all_reduce 2" : "all_reduce 2"));
     }
-    Result one = run("tp=1", true, gathered);  // an axis of one rank: the plain layers
+    LayerRun one = run("tp=1", true, gathered);  // an axis of one rank: the plain layers
     CHECK(one.output == plain.output);
     CHECK(one.gradients == plain.gradients);
     CHECK(one.forward == "");

@@ -63,7 +63,7 @@ struct Question {
 };
 
 // "tp=Shard(1), tp=Shard(0) -> tp=Partial(sum); 0 bytes, 0 moves"
-std::string show(const Question& q, const Choice& c) {
+std::string choice_text(const Question& q, const Choice& c) {
   std::string text;
   for (size_t i = 0; i < c.inputs.size(); ++i)
     text += (i ? ", " : "") + (q.specs[i] ? to_string(c.inputs[i], q.mesh) : std::string("-"));
@@ -87,7 +87,7 @@ struct Case {
 void check_choices(const std::vector<Case>& cases) {
   for (const Case& c : cases) {
     INFO(c.question.rule.rule().text);
-    CHECK(show(c.question, c.question.best()) == c.choice);
+    CHECK(choice_text(c.question, c.question.best()) == c.choice);
   }
 }
 
@@ -184,7 +184,7 @@ TEST_CASE("among equals the wanted layout decides") {
   Rule gradient{.text = "...d,...->vd", .passes = {linear_in({0})}, .sizes = {{'v', 12}}};
   auto choice = [&](std::vector<const char*> operands, const char* wanted) {
     Question q("tp=4", gradient, operands, {wanted});
-    return show(q, q.best());
+    return choice_text(q, q.best());
   };
   std::vector<const char*> whole{"f32[2,3,8]", "i64[2,3]"};
   CHECK(choice(whole, nullptr) == "tp=Replicate, tp=Replicate -> tp=Replicate; 0 bytes, 0 moves");
@@ -253,10 +253,10 @@ TEST_CASE("law 4: all operands of a choice share one order and the first choice 
         Question q(mesh, op, layouts);
         std::vector<Choice> all = q.all();
         REQUIRE(!all.empty());
-        REQUIRE(show(q, all[0]) == show(q, q.best()));
+        REQUIRE(choice_text(q, all[0]) == choice_text(q, q.best()));
         bool replicated = false;
         for (size_t k = 0; k < all.size(); ++k, ++choices) {
-          INFO(op.rule.text << " on " << to_string(mesh) << ": " << show(q, all[k]));
+          INFO(op.rule.text << " on " << to_string(mesh) << ": " << choice_text(q, all[k]));
           REQUIRE(fault(q, all[k]).empty());
           if (k) REQUIRE(std::pair(all[k - 1].bytes, all[k - 1].moves) <= std::pair(all[k].bytes, all[k].moves));
           bool r = true;
@@ -307,7 +307,8 @@ TEST_CASE("the choice is that of an exhaustive search") {
         if (random.below(2)) q.cost = bytes_only;
         std::vector<Choice> all = q.all();
         std::vector<Choice> best = q.ask([](const Propagation& p) { return best_choices(p, 5); });
-        INFO(op.who << " on " << to_string(mesh) << ": " << show(q, all[0]) << " but " << show(q, q.best()));
+        INFO(op.who << " on " << to_string(mesh) << ": " << choice_text(q, all[0]) << " but "
+                    << choice_text(q, q.best()));
         REQUIRE(same(q.best(), all[0]));
         REQUIRE(best.size() == std::min<size_t>(5, all.size()));
         for (size_t k = 0; k < best.size(); ++k) REQUIRE(same(best[k], all[k]));
@@ -335,9 +336,9 @@ TEST_CASE("what is written in place stays, in the first choice of all that leave
         auto first = std::find_if(all.begin(), all.end(), [&](const Choice& c) {
           return c.inputs[0] == layouts[0] && c.outputs[0] == layouts[0];
         });
-        INFO(op.who << " on " << to_string(mesh) << ": " << show(q, all[0]));
+        INFO(op.who << " on " << to_string(mesh) << ": " << choice_text(q, all[0]));
         REQUIRE(best.empty() == (first == all.end()));
-        if (!best.empty()) REQUIRE(show(q, best[0]) == show(q, *first));
+        if (!best.empty()) REQUIRE(choice_text(q, best[0]) == choice_text(q, *first));
         ++(best.empty() ? none : found);
       }
   }

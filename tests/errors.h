@@ -1,0 +1,20 @@
+// What a call fails with.
+#pragma once
+
+#include <string>
+
+#include "placement/error.h"
+
+namespace dtensor::testing {
+
+template <class F>
+std::string error_of(F f) {
+  try {
+    f();
+  } catch (const Error& e) {
+    return e.what();
+  }
+  return "(no error)";
+}
+
+}  // namespace dtensor::testing
