@@ -210,7 +210,7 @@ TEST_CASE("a forecast tells what is offloaded apart, and counts copies and the h
   CHECK_THAT(to_string(without), !Contains("host memory"));
   for (const Forecast& f : {with, of(true, 4)}) {
     for (auto [kind, bytes] : {std::pair(MemoryKind::parameters, shards), {MemoryKind::optimizer, 2 * shards}}) {
-      CHECK(f.memory[kind] == 0);
+      CHECK(f.memory[kind] < shards / 100);
       CHECK(f.host_memory[kind] == bytes);
     }
     CHECK(f.host_memory[MemoryKind::gradients] >= shards);
