@@ -6,10 +6,10 @@
 // Every byte is read and compared with its checksum. Exit codes: 0 sound, 1 damaged, 2 bad input.
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <cstdio>
 
 #include "dtensor/table.h"
+#include "examples/program/program.h"
 #include "nn/checkpoint/checkpoint_folder.h"
 
 using namespace dtensor;
@@ -46,25 +46,14 @@ int main(int argc, char** argv) {
   CLI::App app("Prints what is in a checkpoint, and whether it is sound.", "checkpoint_inspect");
   app.add_option("DIR", folder, "a checkpoint, or a folder of them, of which the newest is taken")->required();
   app.add_flag("--json", json, "as JSON");
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::Success& e) {
-    return app.exit(e);
-  } catch (const CLI::Error& e) {
-    std::fprintf(stderr, "checkpoint_inspect: %s; see --help\n", e.what());
-    return 2;
-  }
-  try {
+  auto find = [&] {
     check(std::filesystem::is_directory(folder), "[checkpoint_inspect] {}: there is no such folder", folder);
     std::vector<int64_t> steps = nn::checkpoint_steps(folder);
     bool one = std::filesystem::exists(std::filesystem::path(folder) / "checkpoint.json");
     check(one || !steps.empty(), "[checkpoint_inspect] {} is no checkpoint and has none", folder);
     if (!one) folder = nn::checkpoint_of_step(folder, steps.back()).string();
-  } catch (const std::exception& e) {
-    std::fprintf(stderr, "checkpoint_inspect: %s\n", e.what());
-    return 2;
-  }
-  try {
+  };
+  return run_program(app, argc, argv, find, [&] {
     std::vector<int64_t> steps = nn::checkpoint_steps(std::filesystem::path(folder).parent_path());
     nn::Checkpoint c(folder);
     c.verify();
@@ -72,9 +61,5 @@ int main(int argc, char** argv) {
       std::printf("%s\n", describe(c, steps).dump(2).c_str());
     else
       print(c, steps);
-  } catch (const std::exception& e) {
-    std::fprintf(stderr, "checkpoint_inspect: %s\n", e.what());
-    return 1;
-  }
-  return 0;
+  });
 }

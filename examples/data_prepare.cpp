@@ -5,10 +5,11 @@
 // One shard per file of text. A shard that is there already, whole and newer than its text and the tokenizer, stays: a
 // run that was cut off goes on where it was. Exit codes: 0 done, 1 writing failed, 2 bad input.
 #include <fmt/format.h>
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <filesystem>
+#include <optional>
 
+#include "examples/program/program.h"
 #include "nn/data/token_source.h"
 #include "placement/error.h"
 
@@ -40,19 +41,14 @@ int main(int argc, char** argv) {
   app.add_option("--data", data, "text files, or JSON lines (.jsonl), also .gz and .zst")->required();
   app.add_option("--output", output, "folder for the shards; what is there and newer than its text stays")->required();
   app.add_option("--threads", threads, "that encode; 0: all cores")->check(CLI::Range(0, 1024));
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::Success& e) {
-    return app.exit(e);
-  } catch (const CLI::Error& e) {
-    std::fprintf(stderr, "data_prepare: %s; see --help\n", e.what());
-    return 2;
-  }
-  bool writing = false;
-  try {
-    nn::Tokenizer tokenizer = nn::Tokenizer::load(file);
+  bool writing = false;  // else what goes wrong is the text's fault
+  std::optional<nn::Tokenizer> tokenizer;
+  auto look = [&] {
+    tokenizer = nn::Tokenizer::load(file);
     for (const std::string& text : data)
       check(fs::is_regular_file(text), "[data_prepare] cannot read {}: it is no file", text);
+  };
+  int code = run_program(app, argc, argv, look, [&] {
     writing = true;
     fs::create_directories(output);
     for (size_t i = 0; i < data.size(); ++i) {
@@ -61,16 +57,13 @@ int main(int argc, char** argv) {
         fmt::print("{} is there\n", shard.string());
         continue;
       }
-      nn::ShardWriter writer(shard.string(), tokenizer.vocab_size());
-      writing = false;  // what goes wrong now is the text's fault
-      nn::tokenize_documents({data[i]}, tokenizer, threads, [&](auto ids, bool last) { writer.add(ids, last); });
+      nn::ShardWriter writer(shard.string(), tokenizer->vocab_size());
+      writing = false;
+      nn::tokenize_documents({data[i]}, *tokenizer, threads, [&](auto ids, bool last) { writer.add(ids, last); });
       writing = true;
       writer.finish();
       fmt::print("{}: {} documents, {} tokens\n", shard.string(), writer.documents(), writer.tokens());
     }
-  } catch (const std::exception& e) {
-    std::fprintf(stderr, "data_prepare: %s\n", e.what());
-    return writing ? 1 : 2;
-  }
-  return 0;
+  });
+  return code == 1 && !writing ? 2 : code;
 }

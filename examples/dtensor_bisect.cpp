@@ -7,12 +7,12 @@
 // 2 bad input.
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "examples/program/program.h"
 #include "placement/error.h"
 
 using namespace dtensor;
@@ -90,13 +90,7 @@ int main(int argc, char** argv) {
   CLI::App app("Finds the first step in which two runs differ, by metrics files that were written with --hash.",
                "dtensor_bisect");
   app.add_option("FILES", files, "two metrics files")->required()->expected(2);
-  try {
-    app.parse(argc, argv);
-    return compare(files[0], files[1]);
-  } catch (const CLI::Success& e) {
-    return app.exit(e);  // --help
-  } catch (const std::exception& e) {
-    std::fprintf(stderr, "dtensor_bisect: %s\n", e.what());
-    return 2;
-  }
+  int code = 0;
+  int failed = run_program(app, argc, argv, [&] { code = compare(files[0], files[1]); });
+  return failed ? failed : code;
 }

@@ -8,13 +8,13 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <thread>
 
 #include "dtensor/cuda/runtime.h"
+#include "examples/program/program.h"
 #include "nn/foresight/calibrate.h"
 #include "placement/error.h"
 
@@ -31,27 +31,16 @@ int main(int argc, char** argv) {
   app.add_option("--steps", steps, "of each size that are measured: more where the machine is not quiet")
       ->check(CLI::Range(1, 1000000))
       ->capture_default_str();
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::Success& e) {
-    return app.exit(e);  // --help
-  } catch (const CLI::Error& e) {
-    std::fprintf(stderr, "dtensor_calibrate: %s; see --help\n", e.what());
-    return 2;
-  }
-  bool cuda = device == "cuda" || (device == "auto" && cuda::unavailable().empty());
-  if (cuda && !cuda::unavailable().empty()) {
-    std::fprintf(stderr, "dtensor_calibrate: [dtensor_calibrate] --device cuda: %s; use --device cpu\n",
-                 cuda::unavailable().c_str());
-    return 2;
-  }
-  std::ofstream file(output);
-  if (!file) {
-    std::fprintf(stderr, "dtensor_calibrate: [dtensor_calibrate] cannot write --output %s: does the folder exist?\n",
-                 output.c_str());
-    return 2;
-  }
-  try {
+  bool cuda = false;
+  std::ofstream file;
+  auto open = [&] {
+    cuda = device == "cuda" || (device == "auto" && cuda::unavailable().empty());
+    check(!cuda || cuda::unavailable().empty(), "[dtensor_calibrate] --device cuda: {}; use --device cpu",
+          cuda::unavailable());
+    file.open(output);
+    check(bool(file), "[dtensor_calibrate] cannot write --output {}: does the folder exist?", output);
+  };
+  return run_program(app, argc, argv, open, [&] {
     nn::CalibrateOptions options{.device = cuda ? Device::cuda : Device::cpu,
                                  .memory_bytes = cuda ? cuda::properties(0).memory_bytes
                                                       : int64_t(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE),
@@ -60,9 +49,5 @@ int main(int argc, char** argv) {
     options.note = [](const std::string& what) { std::fprintf(stderr, "%s\n", what.c_str()); };
     file << nn::calibrate(options).to_json().dump(2) << "\n";
     check(bool(file.flush()), "[dtensor_calibrate] cannot write --output {}: is the disk full?", output);
-  } catch (const std::exception& e) {
-    std::fprintf(stderr, "dtensor_calibrate: %s\n", e.what());
-    return 1;
-  }
-  return 0;
+  });
 }

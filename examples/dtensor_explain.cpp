@@ -12,12 +12,12 @@
 // or rule that made its layout. Attributes of an op follow its operands: dim=-1, shape=8,4,4, keepdim=true. Exit
 // codes: 0 done, 2 bad input.
 #include <fmt/format.h>
-#include <CLI/CLI.hpp>
 #include <charconv>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "examples/program/program.h"
 #include "nn/foresight/parallelism.h"
 #include "nn/foresight/walk.h"
 #include "nn/models/auto_plan.h"
@@ -356,15 +356,7 @@ int main(int argc, char** argv) {
       app.add_option("--batch-size", plan.batch_size, "of plan: rows over all ranks [one for each data rank]"),
       app.add_option("--seq-len", plan.seq_len, "of plan: tokens per sequence [at most 128]")};
   app.positionals_at_end(false);
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::Success& e) {
-    return app.exit(e);
-  } catch (const CLI::Error& e) {
-    std::fprintf(stderr, "dtensor_explain: %s; see --help\n", e.what());
-    return 2;
-  }
-  try {
+  return run_program(app, argc, argv, [&] {
     std::string text;
     Json j;
     for (const CLI::Option* option : of_plan)
@@ -382,9 +374,5 @@ int main(int argc, char** argv) {
                                    : redistribute_command(mesh, words, text);
     }
     std::fputs(json ? (j.dump(2) + "\n").c_str() : text.c_str(), stdout);
-  } catch (const std::exception& e) {
-    std::fprintf(stderr, "dtensor_explain: %s\n", e.what());
-    return 2;
-  }
-  return 0;
+  });
 }

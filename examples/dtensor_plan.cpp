@@ -8,12 +8,12 @@
 // is wrong; `cost` says what a step communicates, holds and takes; `diff` what changes from the first plan to the
 // second. Exit codes: 0 done, 2 bad input.
 #include <fmt/format.h>
-#include <CLI/CLI.hpp>
 #include <charconv>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
 #include "dtensor/table.h"
+#include "examples/program/program.h"
 #include "nn/foresight/forecast.h"
 #include "nn/foresight/parallelism.h"
 #include "nn/models/auto_plan.h"
@@ -188,19 +188,9 @@ int main(int argc, char** argv) {
   CLI::App* cost = app.add_subcommand("cost", "what a step communicates, holds and takes");
   CLI::App* diff = app.add_subcommand("diff", "what changes from the first --plan to the second");
   for (CLI::App* command : {check_plan, cost, diff}) declare(*command, o);
-  try {
-    app.parse(argc, argv);
+  return run_program(app, argc, argv, [&] {
     if (*check_plan) check_command(o);
     if (*cost) cost_command(o);
     if (*diff) diff_command(o);
-  } catch (const CLI::Success& e) {
-    return app.exit(e);  // --help
-  } catch (const CLI::Error& e) {
-    std::fprintf(stderr, "dtensor_plan: %s; see --help\n", e.what());
-    return 2;
-  } catch (const std::exception& e) {
-    std::fprintf(stderr, "dtensor_plan: %s\n", e.what());
-    return 2;
-  }
-  return 0;
+  });
 }

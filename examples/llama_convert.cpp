@@ -8,9 +8,9 @@
 // Exit codes: 0 done, 1 it failed, 2 bad input (nothing was written).
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <cstdio>
 
+#include "examples/program/program.h"
 #include "nn/checkpoint/checkpoint_folder.h"
 #include "nn/checkpoint/hugging_face.h"
 #include "nn/json.h"
@@ -99,16 +99,8 @@ int main(int argc, char** argv) {
   app.add_option("--dtype", o.dtype, "of the weights of a Hugging Face folder")
       ->check(CLI::IsMember({"fp32", "bf16"}))
       ->capture_default_str();
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::Success& e) {
-    return app.exit(e);
-  } catch (const CLI::Error& e) {
-    std::fprintf(stderr, "llama_convert: %s; see --help\n", e.what());
-    return 2;
-  }
   std::optional<fs::path> checkpoint;
-  try {
+  auto look = [&] {
     check(fs::is_directory(o.from), "[llama_convert] --from {}: there is no such folder", o.from);
     check(!fs::exists(o.to) || (fs::is_directory(o.to) && fs::is_empty(o.to)),
           "[llama_convert] --to {} is not empty: name a new folder", o.to);
@@ -117,16 +109,9 @@ int main(int argc, char** argv) {
           "[llama_convert] --from {} is neither a checkpoint nor a Hugging Face folder", o.from);
     check(checkpoint || (o.step < 0 && o.dtype == "fp32"),
           "[llama_convert] --step and --dtype are for checkpoints, and --from {} is a Hugging Face folder", o.from);
-  } catch (const std::exception& e) {
-    std::fprintf(stderr, "llama_convert: %s\n", e.what());
-    return 2;
-  }
-  try {
+  };
+  return run_program(app, argc, argv, look, [&] {
     checkpoint ? to_folder(o, *checkpoint) : to_checkpoint(o);
-  } catch (const std::exception& e) {
-    std::fprintf(stderr, "llama_convert: %s\n", e.what());
-    return 1;
-  }
-  fmt::print("written to {}\n", o.to);
-  return 0;
+    fmt::print("written to {}\n", o.to);
+  });
 }

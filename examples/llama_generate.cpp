@@ -7,13 +7,13 @@
 // started).
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <deque>
 #include <nlohmann/json.hpp>
 
 #include "dtensor/cuda/runtime.h"
 #include "dtensor/launch.h"
+#include "examples/program/program.h"
 #include "nn/generate/generate.h"
 #include "nn/generate/model_folder.h"
 #include "nn/models/auto_plan.h"
@@ -181,26 +181,7 @@ int main(int argc, char** argv) {
   Options o;
   CLI::App app("Text by a trained model.", "llama_generate");
   declare(app, o);
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::Success& e) {
-    return app.exit(e);  // --help
-  } catch (const CLI::Error& e) {
-    std::fprintf(stderr, "llama_generate: %s; see --help\n", e.what());
-    return 2;
-  }
   std::optional<Run> run;
-  try {
-    run = prepare(o);
-  } catch (const std::exception& e) {
-    std::fprintf(stderr, "llama_generate: %s\n", e.what());
-    return 2;
-  }
-  try {
-    generate(o, *run);
-  } catch (const std::exception& e) {
-    std::fprintf(stderr, "llama_generate: %s\n", e.what());
-    return 1;
-  }
-  return 0;
+  return run_program(
+      app, argc, argv, [&] { run = prepare(o); }, [&] { generate(o, *run); });
 }

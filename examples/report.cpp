@@ -4,13 +4,14 @@
 //
 // prints what they come to, a column each; --output is a page with their curves. Exit codes: 0 done, 2 bad input.
 #include <fmt/format.h>
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
 
 #include "dtensor/table.h"
+#include "examples/program/program.h"
 #include "nn/report/run_page.h"
+#include "placement/error.h"
 
 using namespace dtensor;
 
@@ -47,17 +48,5 @@ int main(int argc, char** argv) {
   CLI::App app("Puts runs of llama_pretrain beside each other.", "report");
   app.add_option("metrics", files, "files of llama_pretrain --metrics")->required();
   app.add_option("--output", output, "file for one HTML page with their curves");
-  try {
-    app.parse(argc, argv);
-    report(files, output);
-  } catch (const CLI::Success& e) {
-    return app.exit(e);  // --help
-  } catch (const CLI::Error& e) {
-    std::fprintf(stderr, "report: %s; see --help\n", e.what());
-    return 2;
-  } catch (const std::exception& e) {
-    std::fprintf(stderr, "report: %s\n", e.what());
-    return 2;
-  }
-  return 0;
+  return run_program(app, argc, argv, [&] { report(files, output); });
 }

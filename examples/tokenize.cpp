@@ -5,12 +5,12 @@
 //
 // Exit codes: 0 done, 1 writing failed, 2 bad input.
 #include <fmt/format.h>
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <iostream>
 #include <iterator>
 #include <nlohmann/json.hpp>
 
+#include "examples/program/program.h"
 #include "nn/tokenizer/tokenizer.h"
 #include "placement/error.h"
 
@@ -51,16 +51,8 @@ int main(int argc, char** argv) {
   app.add_flag("--json", json, "one JSON array of ids for all of the input; with --decode, one JSON text");
   app.add_flag("--no-special", no_special,
                "do not add what the post-processor of the file adds (--decode leaves special tokens out anyway)");
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::Success& e) {
-    return app.exit(e);
-  } catch (const CLI::Error& e) {
-    std::fprintf(stderr, "tokenize: %s; see --help\n", e.what());
-    return 2;
-  }
   std::string out;
-  try {
+  auto convert = [&] {
     nn::Tokenizer tokenizer = nn::Tokenizer::load(file);
     std::string in{std::istreambuf_iterator<char>(std::cin), {}};
     if (decode) {
@@ -69,13 +61,9 @@ int main(int argc, char** argv) {
     } else {
       out = in_text(tokenizer.encode(in, !no_special).ids, json);
     }
-  } catch (const std::exception& e) {
-    std::fprintf(stderr, "tokenize: %s\n", e.what());
-    return 2;
-  }
-  if (std::fwrite(out.data(), 1, out.size(), stdout) != out.size() || std::fflush(stdout) != 0) {
-    std::fprintf(stderr, "tokenize: cannot write to standard output\n");
-    return 1;
-  }
-  return 0;
+  };
+  return run_program(app, argc, argv, convert, [&] {
+    check(std::fwrite(out.data(), 1, out.size(), stdout) == out.size() && std::fflush(stdout) == 0,
+          "[tokenize] cannot write to standard output: is the disk full?");
+  });
 }

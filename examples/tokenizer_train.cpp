@@ -4,12 +4,12 @@
 //
 // Exit codes: 0 done, 1 writing failed, 2 bad input.
 #include <fmt/format.h>
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "examples/program/program.h"
 #include "nn/data/documents.h"
 #include "nn/tokenizer/train.h"
 #include "placement/error.h"
@@ -33,17 +33,9 @@ int main(int argc, char** argv) {
   app.add_flag("--lines", lines,
                "each line, with its end, is a text of its own, as in the tokenizers package's train(files)");
   app.add_option("--output", output, "tokenizer.json to write")->required();
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::Success& e) {
-    return app.exit(e);
-  } catch (const CLI::Error& e) {
-    std::fprintf(stderr, "tokenizer_train: %s; see --help\n", e.what());
-    return 2;
-  }
   std::string text;
   int64_t tokens = 0;
-  try {
+  auto learn = [&] {
     options.pattern = nn::pattern_by_name(pattern);
     nn::TokenizerTrainer trainer(options);
     for (const std::string& file : data)
@@ -57,22 +49,15 @@ int main(int argc, char** argv) {
     nlohmann::ordered_json json = trainer.finish();
     tokens = int64_t(json["model"]["vocab"].size());
     text = json.dump(1) + "\n";
-  } catch (const std::exception& e) {
-    std::fprintf(stderr, "tokenizer_train: %s\n", e.what());
-    return 2;
-  }
-  try {  // replaced as a whole: no half file stays behind
+  };
+  return run_program(app, argc, argv, learn, [&] {  // replaced as a whole: no half file stays behind
     std::string partial = output + ".partial";
     std::ofstream out(partial, std::ios::binary);
     out << text << std::flush;
     check(out.good(), "[tokenizer_train] cannot write {}: does the folder exist, is the disk full?", output);
     std::filesystem::rename(partial, output);
-  } catch (const std::exception& e) {
-    std::fprintf(stderr, "tokenizer_train: %s\n", e.what());
-    return 1;
-  }
-  fmt::print("{} tokens, written to {}\n", tokens, output);
-  if (tokens < options.vocab_size)
-    fmt::print("no pair of symbols is left: fewer tokens than the {} asked for\n", options.vocab_size);
-  return 0;
+    fmt::print("{} tokens, written to {}\n", tokens, output);
+    if (tokens < options.vocab_size)
+      fmt::print("no pair of symbols is left: fewer tokens than the {} asked for\n", options.vocab_size);
+  });
 }
