@@ -66,9 +66,10 @@ DistributedTensor arange_of(const DistributedTensor& x, Number start, Number ste
 
 DistributedTensor like(std::string_view who, const DistributedTensor& x) {
   check_defined(who, x);
-  return DistributedTensor::empty(
-      x.mesh(), &x.spec(),
-      Tensor(x.mesh().rank_state().allocator(), x.dtype(), x.spec().local_shape, x.local().device()));
+  Rank& rank = x.mesh().rank_state();
+  return DistributedTensor::empty(x.mesh(), &x.spec(),
+                                  Tensor(x.is_on_host() ? rank.host_allocator() : rank.allocator(), x.dtype(),
+                                         x.spec().local_shape, x.local().device()));
 }
 
 }  // namespace

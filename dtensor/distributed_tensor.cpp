@@ -73,6 +73,12 @@ DistributedTensor DistributedTensor::distribute(const Tensor& whole, const Devic
   return distribute(whole, mesh, parse_layout(layout, mesh.shape(), whole.dims()));
 }
 
+bool DistributedTensor::is_on_host() const {
+  const Value& v = value("is_on_host");
+  const Rank& rank = v.mesh.rank_state();
+  return v.local.allocator() == rank.host_allocator() && rank.host_allocator() != rank.allocator();
+}
+
 DistributedTensor DistributedTensor::redistribute(const Layout& layout, const RedistributeOptions& options) const {
   return dtensor::redistribute(std::span(this, 1), std::span(&layout, 1), options)[0];
 }
@@ -124,11 +130,13 @@ void DistributedTensor::copy_(const DistributedTensor& from) {
   copy(from.local(), local_for_writing());
 }
 
-void DistributedTensor::materialize() {
+void DistributedTensor::materialize() { materialize(mesh().rank_state().allocator()); }
+
+void DistributedTensor::materialize(const std::shared_ptr<Allocator>& allocator) {
   value("materialize");
   if (!is_meta()) return;
   ++value_->version;
-  value_->local = Tensor(mesh().rank_state().allocator(), dtype(), spec().local_shape, mesh().rank_state().device());
+  value_->local = Tensor(allocator, dtype(), spec().local_shape, allocator->device());
 }
 
 std::string to_string(const DistributedTensor& x) {

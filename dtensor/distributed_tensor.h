@@ -15,6 +15,10 @@ struct RedistributeOptions;
 
 // A handle to an immutable value with an id that is never used again. Copies share it. Only optimizers and gradient
 // accumulation write in place, by copy_ or local_for_writing, which bump the version that records check.
+//
+// Its part is on the rank's device, or where that is apart from the host also in Rank::host_allocator()'s memory, as
+// offloaded parameters are. redistribute() brings it to the device, whatever the layout; ops of values in host memory
+// run there, on the CPU, and leave their results there.
 class DistributedTensor {
  public:
   DistributedTensor() = default;  // undefined: all but defined() and handing it on is an error
@@ -43,6 +47,8 @@ class DistributedTensor {
   DType dtype() const { return value("dtype").spec->dtype; }
   const Layout& layout() const { return value("layout").spec->layout; }
   bool is_meta() const { return value("is_meta").local.device() == Device::meta; }
+  // In host memory, apart from the rank's device; so never on the CPU.
+  bool is_on_host() const;
 
   // This rank's part; read-only.
   const Tensor& local() const { return value("local").local; }
@@ -52,7 +58,8 @@ class DistributedTensor {
   // communication. Errors: more elements, another layout, meta.
   double item() const;
 
-  // The same logical value in another layout (law 1). A handle to the same value where the layout is the same.
+  // The same logical value in another layout (law 1), on the device. A handle to the same value where it is there in
+  // that layout.
   DistributedTensor redistribute(const Layout& layout) const;
   DistributedTensor redistribute(const Layout& layout, const RedistributeOptions& options) const;
   // One placement per mesh axis, in mesh order. Axes behind the last one stay as they are.
@@ -67,8 +74,9 @@ class DistributedTensor {
   // This rank's part for writing in place; bumps the version. Replaces the storage, contents copied, where others
   // share it: a collective may still read it, or a view shows it.
   Tensor& local_for_writing();
-  // A meta tensor gets bytes, contents undefined.
+  // A meta tensor gets bytes, contents undefined, on the rank's device, or by an allocator of the rank.
   void materialize();
+  void materialize(const std::shared_ptr<Allocator>& allocator);
 
   bool unique() const { return value_.use_count() == 1; }  // no other handle to this value
   uint64_t id() const { return value("id").id; }

@@ -59,6 +59,9 @@ class Observer {
   virtual void on_call(const CallEvent&) {}
   virtual void on_collective(const CollectiveEvent&) {}
   virtual void on_redistribute(const RedistributeEvent&) {}
+  // This rank's part of the value begins to be copied, from host memory to the device or, where it is on the device, to
+  // the host (DistributedTensor::is_on_host).
+  virtual void on_host_copy(const DistributedTensor&) {}
   // A record holds on to this value, whatever the policy says of the call that made it.
   virtual void on_keep(const DistributedTensor&) {}
 };

@@ -51,9 +51,7 @@ class Rank : public std::enable_shared_from_this<Rank> {
   // Host memory for copy_async from and to this rank's tensors.
   const std::shared_ptr<Allocator>& host_allocator() const { return host_allocator_; }
   // Waits until all that this rank gave its device is done; nothing to wait for on the CPU.
-  void synchronize() {
-    if (device_ == Device::cuda) cuda::synchronize(allocator_->stream());
-  }
+  void synchronize() { allocator_->synchronize(); }
   // Communicators: that of the world, and those that were made with meshes, by their ranks in the world. Errors: there
   // is none of these ranks.
   Communicator& communicator() const { return *world_; }

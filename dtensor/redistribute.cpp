@@ -15,8 +15,9 @@ struct Travel {
   Layout target;
   std::shared_ptr<PlannedMove> planned;
   std::string reason;
-  Tensor local;          // its part by now
-  Tensor arriving = {};  // what a collective under way writes
+  Tensor local;              // its part by now
+  AsyncCopy from_host = {};  // under way to `local`
+  Tensor arriving = {};      // what a collective under way writes
   size_t next = 0;
 
   const Plan& plan() const { return planned->plan; }
@@ -28,6 +29,12 @@ struct Travel {
   Box box(const Layout& l) const { return local_box(mesh().shape(), source.shape(), l, mesh().rank()); }
   Tensor make(const Shape& shape) const {
     return Tensor(mesh().rank_state().allocator(), source.dtype(), shape, local.device());
+  }
+  // Beside the kernels.
+  void begin_copy_from_host() {
+    Tensor here = make(local.shape());
+    from_host = copy_async(local.contiguous(), here);
+    local = here;
   }
 };
 
@@ -102,10 +109,14 @@ Buffers prepare(Travel& t) {
   }
   const Route& r = t.route();
   t.arriving = t.make(r.unpacks ? Shape{r.now.numel()} : r.now.shape());
-  return {r.packs ? pack(t, t.local, r.send, r.before) : t.local.contiguous(), t.arriving, r.counts, r.out_counts};
+  if (r.packs) t.from_host.wait();
+  return {r.packs ? pack(t, t.local, r.send, r.before) : t.local.contiguous(), t.arriving, r.counts, r.out_counts,
+          t.from_host};
 }
 
 void arrive(Travel& t) {
+  t.from_host.wait();
+  t.from_host = {};
   Tensor here = std::exchange(t.arriving, Tensor());
   if (t.is_meta()) {
     Box before = t.box(t.step().from), now = t.box(t.step().to);
@@ -178,7 +189,10 @@ Launch start_collective(std::vector<Travel*> list, bool asked_for) {
 std::optional<Launch> next_launch(std::vector<Travel>& all, bool asked_for) {
   Travel* first = nullptr;
   for (Travel& t : all) {
-    for (; !t.arrived() && is_local(t.step().kind); ++t.next) t.step().kind == StepKind::slice ? slice(t) : embed(t);
+    for (; !t.arrived() && is_local(t.step().kind); ++t.next) {
+      t.from_host.wait();
+      t.step().kind == StepKind::slice ? slice(t) : embed(t);
+    }
     if (!first && !t.arrived()) first = &t;
   }
   if (!first) return {};
@@ -221,9 +235,12 @@ void Redistribution::State::start(std::span<const DistributedTensor> list, std::
     for (int d = x.dims(); d < max_dims; ++d)
       if (layouts[i].split[size_t(d)].count) fail("[redistribute] {} has no dimension {} to shard", to_string(x), d);
     Layout to = strip_narrow_axes(x.mesh().shape(), layouts[i]);
-    if (x.layout() == to) continue;
+    if (x.layout() == to && !x.is_on_host()) continue;
     std::string_view reason = i < options.reasons.size() ? options.reasons[i] : options.reason;
     travels.push_back({i, x, to, x.mesh().plans().find(x.mesh(), x.spec(), to), std::string(reason), x.local()});
+    if (!x.is_on_host()) continue;
+    x.mesh().rank_state().notify([&](Observer& o) { o.on_host_copy(x); });
+    travels.back().begin_copy_from_host();
   }
   launch = next_launch(travels, asked_for);
 }
@@ -236,6 +253,7 @@ void Redistribution::State::finish() {
   uint64_t batch = travels.empty() ? 0 : travels[0].mesh().rank_state().next_id();
   for (Travel& t : travels) {
     const DistributedTensor& x = t.source;
+    t.from_host.wait();
     SpecHandle spec = x.mesh().intern({x.dtype(), x.shape(), t.target});
     if (t.local.shape() != spec->local_shape) t.local = t.make(spec->local_shape);  // empty: no steps were needed
     DistributedTensor& to = result[t.index] = DistributedTensor::empty(x.mesh(), spec, t.local);

@@ -16,7 +16,8 @@ struct RedistributeOptions {
 };
 
 // Several tensors of one mesh at once: steps of one kind over the same axes are one launch. Law 1: each result is the
-// same logical value in the layout asked for.
+// same logical value in the layout asked for, on the rank's device: what is in host memory is copied there first,
+// beside the kernels.
 std::vector<DistributedTensor> redistribute(std::span<const DistributedTensor> list, std::span<const Layout> layouts,
                                             const RedistributeOptions& options = {});
 
@@ -29,8 +30,8 @@ class Redistribution {
   Redistribution() = default;  // none
   static Redistribution begin(std::span<const DistributedTensor> list, std::span<const Layout> layouts,
                               const RedistributeOptions& options = {});
-  // The tensors in their new layouts; those that were in them already are themselves. Lets go of this handle. Errors: a
-  // handle of nothing, or one that was finished.
+  // The tensors in their new layouts; those that were in them already, on the device, are themselves. Lets go of this
+  // handle. Errors: a handle of nothing, or one that was finished.
   std::vector<DistributedTensor> finish();
   bool defined() const { return state_ != nullptr; }
 

@@ -93,7 +93,9 @@ DistributedTensor GradientStore::gradient(const DistributedTensor& leaf) const {
   auto it = by_id_.find(leaf.id());
   if (it == by_id_.end()) return {};
   NoGrad scope(rank_);
-  return sum_of(it->second->reduced.total(), it->second->arrived.total());
+  DistributedTensor reduced = it->second->reduced.total(), arrived = it->second->arrived.total();
+  if (reduced.defined() && arrived.defined()) reduced = reduced.redistribute(reduced.layout());  // to the device
+  return sum_of(reduced, arrived);
 }
 
 std::vector<DistributedTensor> GradientStore::reduce(const std::vector<DistributedTensor>& leaves) {
@@ -115,15 +117,18 @@ std::vector<DistributedTensor> GradientStore::reduce(const std::vector<Distribut
     arrived.push_back(found[i]);
     sums.push_back(std::move(sum));
   }
-  sums = OnItsWay(*this, std::move(arrived), std::move(sums)).finish();
+  std::vector<ToHost> to_host;
+  sums = OnItsWay(*this, std::move(arrived), std::move(sums)).finish(to_host);
+  land(to_host);
   for (size_t k = 0; k < sums.size(); ++k) all[index[k]] = sum_of(all[index[k]], sums[k]);
   for (size_t i = 0; i < all.size(); ++i) {
     const LocalSpec& spec = found[i]->value.spec();
     const DeviceMesh& mesh = found[i]->value.mesh();
+    const DistributedTensor& value = found[i]->value;
     if (!all[i].defined())
-      all[i] = DistributedTensor::empty(
-          mesh, mesh.intern({found[i]->dtype, spec.shape, spec.layout}),
-          Tensor::zeros(rank_.allocator(), found[i]->dtype, spec.local_shape, found[i]->value.local().device()));
+      all[i] = DistributedTensor::empty(mesh, mesh.intern({found[i]->dtype, spec.shape, spec.layout}),
+                                        Tensor::zeros(value.is_on_host() ? rank_.host_allocator() : rank_.allocator(),
+                                                      found[i]->dtype, spec.local_shape, value.local().device()));
   }
   for (size_t i = 0; i < all.size(); ++i) {
     found[i]->arrived = {}, found[i]->reduced = {};
@@ -163,13 +168,31 @@ GradientStore::OnItsWay::OnItsWay(const GradientStore& store, std::vector<Leaf*>
   redistribution = Redistribution::begin(sums, layouts, {.reasons = reasons});
 }
 
-std::vector<DistributedTensor> GradientStore::OnItsWay::finish() {
+std::vector<DistributedTensor> GradientStore::OnItsWay::finish(std::vector<ToHost>& to_host) {
   std::vector<Layout> layouts;
   std::vector<std::string> reasons;
   for (const Leaf* leaf : leaves) layouts.push_back(leaf->value.layout()), reasons.push_back(reason_of(leaf->name));
   std::vector<DistributedTensor> list = redistribute(redistribution.finish(), layouts, {.reasons = reasons});
   for (size_t i = 0; i < list.size(); ++i) list[i] = ops::cast(list[i], leaves[i]->dtype);
+  auto goes = [](const Leaf* leaf) { return leaf->value.is_on_host(); };
+  if (std::any_of(leaves.begin(), leaves.end(), goes)) to_host.clear();
+  for (size_t i = 0; i < list.size(); ++i) {
+    if (!goes(leaves[i])) continue;
+    const DistributedTensor x = list[i];
+    Rank& rank = x.mesh().rank_state();
+    rank.notify([&](Observer& o) { o.on_host_copy(x); });
+    Tensor part(rank.host_allocator(), x.dtype(), x.spec().local_shape, x.local().device());
+    to_host.push_back({x, copy_async(x.local().contiguous(), part)});
+    list[i] = DistributedTensor::empty(x.mesh(), &x.spec(), part);
+  }
   return list;
+}
+
+// Copies that were let go of are waited for by the stream, and the host waits for that.
+void GradientStore::land(std::vector<ToHost>& to_host) {
+  if (to_host.empty()) return;
+  to_host.clear();
+  rank_.synchronize();
 }
 
 void GradientStore::Pass::begin_reduce(int group) {
@@ -190,13 +213,14 @@ void GradientStore::Pass::begin_reduce(int group) {
 }
 
 void GradientStore::Pass::finish_first() {
-  std::vector<DistributedTensor> list = on_their_way_.front().finish();
+  std::vector<DistributedTensor> list = on_their_way_.front().finish(to_host_);
   for (size_t i = 0; i < list.size(); ++i) reduced_[on_their_way_.front().leaves[i]] = list[i];
   on_their_way_.pop_front();
 }
 
 void GradientStore::Pass::commit() {
   while (!on_their_way_.empty()) finish_first();
+  store_.land(to_host_);
   // All sums first, so that an error on the way leaves the store as it was.
   std::vector<std::pair<TreeSum, TreeSum>> next;
   for (Leaf& leaf : store_.leaves_) {

@@ -5,6 +5,7 @@
 #include <optional>
 #include <unordered_map>
 
+#include "dtensor/local/copy_async.h"
 #include "dtensor/redistribute.h"
 #include "nn/gradient_reduction.h"
 
@@ -36,6 +37,8 @@ struct GradientStoreOptions {
 // A gradient stays as it arrived, possibly Partial, until it is reduced: brought to its leaf's own layout. Leaves that
 // are watched together are reduced in one launch when their GradientReduction says so, mostly by the last backward pass
 // (BackwardOptions::reduce), as soon as it has passed their last use; all others by reduce().
+//
+// The gradient of a leaf in host memory goes there once it is reduced, beside the kernels, and its sums are made there.
 class GradientStore {
  public:
   explicit GradientStore(Rank& rank, const GradientStoreOptions& options = {}) : rank_(rank), options_(options) {}
@@ -79,15 +82,24 @@ class GradientStore {
     std::vector<Leaf*> leaves;
     GradientReduction reduction;
   };
+  // A reduced gradient that is copied to the host, and held on the device until this goes.
+  struct ToHost {
+    DistributedTensor from;
+    AsyncCopy copy;
+  };
   // Gradients that travel together, in the type that their reduction says, and arrive in their leaves' layouts and
-  // types.
+  // types, and in host memory where their leaves are there.
   struct OnItsWay {
     std::vector<Leaf*> leaves;
     Redistribution redistribution;
 
     OnItsWay(const GradientStore& store, std::vector<Leaf*> leaves, std::vector<DistributedTensor> sums);
-    std::vector<DistributedTensor> finish();
+    // `to_host` are the copies to the host under way. Those of before are waited for by the kernels that follow, so
+    // that the device holds what is copied of one group at a time.
+    std::vector<DistributedTensor> finish(std::vector<ToHost>& to_host);
   };
+  // The host waits for the copies, and may read what has come.
+  void land(std::vector<ToHost>& to_host);
 
   // The gradients of one backward pass, which are the store's when it has gone well.
   class Pass {
@@ -109,6 +121,7 @@ class GradientStore {
     bool reduce_;
     std::unordered_map<Leaf*, DistributedTensor> sums_, reduced_;
     std::deque<OnItsWay> on_their_way_;
+    std::vector<ToHost> to_host_;
   };
 
   Leaf* find(uint64_t id) {

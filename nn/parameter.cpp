@@ -47,7 +47,7 @@ DistributedTensor Parameter::for_use(size_t tensor) const {
     if (DistributedTensor provided = group_->tensor(*this, tensor); provided.defined()) return provided;
   const DistributedTensor& x = tensors()[tensor];
   Layout layout = used_layout(tensor);
-  return x.layout() == layout ? x : x.redistribute(layout, {.remake = true});
+  return x.layout() == layout && !x.is_on_host() ? x : x.redistribute(layout, {.remake = true});
 }
 
 DistributedTensor Parameter::operator()() const { return for_use(0); }
@@ -111,6 +111,11 @@ void Parameter::shard_storage(int axis) {
   store_as(stored_.layout().with_innermost(axis, 0));
 }
 
+void Parameter::offload() {
+  check(stored_.is_meta(), "[Parameter] {} has values already: offload it before materialize()", path_);
+  offloaded_ = true;
+}
+
 void Parameter::fill_initially(uint64_t seed) {
   if (init_.kind == Init::Kind::normal)
     fill_normal(stored_, {.seed = seed, .purpose = "init", .path = path_}, 0, init_.std);
@@ -123,7 +128,8 @@ void Parameter::fill_initially(uint64_t seed) {
 }
 
 void Parameter::materialize(uint64_t seed) {
-  stored_.materialize();
+  const Rank& rank = stored_.mesh().rank_state();
+  stored_.materialize(offloaded_ ? rank.host_allocator() : rank.allocator());
   if (!stored_.is_meta()) fill_initially(seed);  // no dry run
   if (form_) formed_ = make_form();
 }

@@ -92,6 +92,9 @@ class Parameter {
   // Stored in shards of dimension 0 along one axis, innermost; used as before. Errors: a parameter that has values
   // already, or no dimension.
   void shard_storage(int axis);
+  // Stored in the rank's host memory, its form and what optimizers keep of it too; brought to the device for use. On
+  // the CPU that is the same memory. Errors: a parameter that has values already.
+  void offload();
   // From now on the group provides what is computed with.
   void join(std::shared_ptr<ParameterGroup> group) { group_ = std::move(group); }
   const std::shared_ptr<ParameterGroup>& group() const { return group_; }
@@ -115,6 +118,7 @@ class Parameter {
   std::optional<ParameterForm> form_;
   std::vector<DistributedTensor> formed_;  // the form's tensors, from materialize() on
   Layout used_;
+  bool offloaded_ = false;
   std::shared_ptr<ParameterGroup> group_;
 };
 

@@ -12,7 +12,7 @@
 
 #include "dtensor/comm/collective.h"
 #include "dtensor/comm/rank_grid.h"
-#include "dtensor/local/tensor.h"
+#include "dtensor/local/copy_async.h"
 #include "placement/placement.h"
 
 namespace dtensor {
@@ -28,6 +28,7 @@ namespace dtensor {
 struct Buffers {
   Tensor in, out;
   std::vector<int64_t> counts = {}, out_counts = {};
+  AsyncCopy in_copy = {};  // what brings `in` from the host: the collective begins after it, and kernels do not wait
 };
 
 // A collective under way. Its tensors must not be touched before wait() returns; wait() throws what went wrong.

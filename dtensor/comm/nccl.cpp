@@ -262,6 +262,7 @@ class Nccl : public Communicator, public std::enable_shared_from_this<Nccl> {
     cuda::Event ready;
     ready.record(compute);
     cuda::wait(stream(), ready);
+    for (const Buffers& b : list) b.in_copy.wait(stream());
     run(*op, [&] {
       for (const Buffers& b : list) issue(b);
     });

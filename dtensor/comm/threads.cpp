@@ -203,7 +203,10 @@ class Threads : public Communicator, public std::enable_shared_from_this<Threads
     cuda::StreamHandle stream = mine.stream();
     bool shared_work = stream != nullptr;
     if (stream)
-      for (const Call& other : round.calls) cuda::wait(stream, *other.ready);
+      for (const Call& other : round.calls) {
+        cuda::wait(stream, *other.ready);
+        for (const Buffers& b : other.list) b.in_copy.wait(stream);
+      }
     for (size_t i = 0; i < mine.list.size(); ++i) shared_work |= run(round, mine, i);
     if (stream) mine.read->record(stream);
     lock.lock();

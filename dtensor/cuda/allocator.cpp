@@ -27,6 +27,11 @@ class CachingAllocator : public Allocator {
   int device_index() const override { return device_index_; }
   CUstream_st* stream() const override { return stream_.handle(); }
 
+  void synchronize() override {
+    cuda::synchronize(stream());
+    release_kept();
+  }
+
   void* allocate(int64_t bytes, int64_t) override {
     int64_t size = Segments::block(bytes);
     std::lock_guard lock(mutex_);
@@ -66,11 +71,8 @@ class CachingAllocator : public Allocator {
   StreamHandle copy_stream(bool to_host) const { return (to_host ? to_host_ : to_device_).handle(); }
   // Holds host memory that a copy of this device may still use.
   void keep_until(Event done, Tensor host) {
-    std::vector<Kept> over;  // freed without the mutex
+    release_kept();
     std::lock_guard lock(kept_mutex_);
-    auto first = std::partition(kept_.begin(), kept_.end(), [](const Kept& k) { return !k.done.is_done(); });
-    std::move(first, kept_.end(), std::back_inserter(over));
-    kept_.erase(first, kept_.end());
     kept_.push_back({std::move(done), std::move(host)});
   }
 
@@ -79,6 +81,15 @@ class CachingAllocator : public Allocator {
     Event done;
     Tensor host;
   };
+
+  // What copies held that are over.
+  void release_kept() {
+    std::vector<Kept> over;  // freed without the mutex
+    std::lock_guard lock(kept_mutex_);
+    auto first = std::partition(kept_.begin(), kept_.end(), [](const Kept& k) { return !k.done.is_done(); });
+    std::move(first, kept_.end(), std::back_inserter(over));
+    kept_.erase(first, kept_.end());
+  }
 
   void* new_segment(int64_t size, int64_t asked) {
     void* at = cuda::allocate(size);

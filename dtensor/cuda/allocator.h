@@ -26,7 +26,8 @@ class Transfer {
   ~Transfer();
   Transfer(const Transfer&) = delete;
 
-  void wait();               // what the allocator's stream is given from now on runs after the copy
+  void wait();  // what the allocator's stream is given from now on runs after the copy
+  void wait(StreamHandle stream) const { cuda::wait(stream, done_); }
   void synchronize() const;  // the host waits
   bool is_done() const;
 

@@ -28,6 +28,8 @@ class Allocator {
   virtual int device_index() const { return 0; }  // among those of its kind
   // On which kernels work on its tensors, one after the other; null on the CPU.
   virtual CUstream_st* stream() const { return nullptr; }
+  // Waits until what the stream was given is done; copies that are over hold their host tensors no longer.
+  virtual void synchronize() {}
   // Host memory that copies of a device read and write while the host goes on.
   virtual bool is_pinned() const { return false; }
 

@@ -41,6 +41,9 @@ void copy_past_caches(std::byte* to, const std::byte* from, size_t bytes) {
 void AsyncCopy::wait() {
   if (transfer_) transfer_->wait();
 }
+void AsyncCopy::wait(CUstream_st* stream) const {
+  if (transfer_) transfer_->wait(stream);
+}
 void AsyncCopy::synchronize() {
   if (transfer_) transfer_->synchronize();
 }

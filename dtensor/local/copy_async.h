@@ -20,6 +20,8 @@ class [[nodiscard]] AsyncCopy {
   // Kernels called from now on come after the copy: they may read its target, and write its source. On the host nothing
   // is waited for.
   void wait();
+  // The same for what another stream is given from now on.
+  void wait(CUstream_st* stream) const;
   // The host waits: it may read the target, or write the source.
   void synchronize();
   bool is_done() const;

@@ -103,7 +103,7 @@ std::vector<Timed> time_step(const CalibrateOptions& o, const Size& size) {
     trainer.step(batch);
     rank->synchronize();
     watch.ends.push_back(Clock::now());  // of the update, which is no call
-    timeline.add_update(bytes_of_update(optimizer));
+    timeline.add_update(bytes_of_update(optimizer), 0);
     if (step < warm_up) continue;
     activities = timeline.activities();
     steps.emplace_back();
@@ -220,7 +220,7 @@ Crowd time_crowd(const CalibrateOptions& o, const Hardware& h, int ranks, const 
              trainer.step(batch);
              rank.synchronize();
              if (step >= warm_up) times.push_back(seconds_between(begin, Clock::now()));
-             timeline.add_update(bytes_of_update(optimizer));
+             timeline.add_update(bytes_of_update(optimizer), 0);
              mine.ideal = timeline.time(h, mesh.shape()).step;
              std::set<uint64_t> groups;
              for (const Activity& a : timeline.activities())

@@ -12,14 +12,14 @@ Forecast forecast(const MeshShape& shape, const ModelConfig& config, const Paral
   Forecast f;
   f.mesh = shape, f.rank = options.rank;
   auto rank = std::make_shared<Rank>(make_recorded_communicator(shape.world(), options.rank), Device::meta, 1);
-  MemoryTrace memory(*rank);
+  MemoryTrace memory(*rank), host(*rank, static_cast<MetaAllocator&>(*rank->host_allocator()).log);
   DeviceMesh mesh(*rank, shape);
   LlamaTraining training(mesh, config, plan, options.train);
   f.doubts = plan.notes(training.model);
   f.parameters = training.model.parameter_count();
   for (const Parameter* p : training.model.parameters()) f.layouts.emplace_back(p->path(), to_string(p->stored()));
-  memory.before(MemoryKind::optimizer);
-  int64_t update = bytes_of_update(training.optimizer);
+  memory.before(MemoryKind::optimizer), host.before(MemoryKind::optimizer);
+  int64_t update = bytes_of_update(training.optimizer), on_host = bytes_of_host_update(training.optimizer);
   memory.before(MemoryKind::activations);
   Batch batch = meta_batch(mesh, batch_layout(shape, plan), options.batch_size, options.seq_len);
 
@@ -30,14 +30,14 @@ Forecast forecast(const MeshShape& shape, const ModelConfig& config, const Paral
   for (int i = 0; i <= options.warm_up; ++i) {
     timeline.clear(), log.clear(), findings.clear();
     if (options.explain && i == options.warm_up) alternatives.emplace(*rank);
-    memory.begin_step();
+    memory.begin_step(), host.begin_step();
     training.trainer.step(batch);
   }
-  timeline.add_update(update);
+  timeline.add_update(update, on_host);
 
   f.collectives = log.entries();
   if (alternatives) f.alternatives = alternatives->list();
-  f.memory = memory.use();
+  f.memory = memory.use(), f.host_memory = host.use();
   f.tokens = options.batch_size * options.seq_len;
   f.implicit = findings.implicit();
   check(!options.strict || f.implicit.empty(), "{}\nthat is an error under --strict", fmt::join(f.implicit, "\n"));

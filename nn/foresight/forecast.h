@@ -32,6 +32,7 @@ struct Forecast {
   std::vector<CommLog::Entry> collectives;
   std::vector<std::vector<Alternative>> alternatives;  // of each of them, where they were asked for
   MemoryUse memory;
+  MemoryUse host_memory;      // of what is offloaded
   double model_flops = 0;     // of all ranks: three times the forward pass, attention as its mask has it
   double hardware_flops = 0;  // of all ranks, as this one does it: what is computed twice is counted twice
   int64_t tokens = 0;         // of a step, over all ranks

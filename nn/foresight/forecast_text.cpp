@@ -91,6 +91,14 @@ std::string collective_text(const CommLog::Entry& e) {
   return e.plan_line.empty() ? text : text + "\n    by plan line " + e.plan_line;
 }
 
+std::string host_memory_text(const MemoryUse& m) {
+  std::vector<std::vector<std::string>> lines{{"host memory at its peak", ""}};
+  for (int k = 0; k < memory_kinds; ++k)
+    if (m.of_kind[k]) lines.push_back({std::string(name(MemoryKind(k))), amount(double(m.of_kind[k]))});
+  lines.push_back({"peak", amount(double(m.peak_bytes))});
+  return table("<>", lines);
+}
+
 std::string memory_text(const MemoryUse& m) {
   std::vector<std::vector<std::string>> lines{{"memory at the peak", ""}};
   for (int k = 0; k < memory_kinds; ++k)
@@ -116,7 +124,11 @@ Json to_json(const Forecast& f) {
   Json modules = Json::object();
   for (const auto& [module, held] : by_size(f.memory.of_module)) modules[module] = held;
   Json memory{{"peak_bytes", f.memory.peak_bytes}, {"reserved_bytes", f.memory.reserved_bytes}, {"at", f.memory.at}};
-  for (int k = 0; k < memory_kinds; ++k) memory[std::string(name(MemoryKind(k)))] = f.memory.of_kind[k];
+  Json host_memory{{"peak_bytes", f.host_memory.peak_bytes}};
+  for (int k = 0; k < memory_kinds; ++k) {
+    memory[std::string(name(MemoryKind(k)))] = f.memory.of_kind[k];
+    host_memory[std::string(name(MemoryKind(k)))] = f.host_memory.of_kind[k];
+  }
   memory["modules"] = modules;
   Json j{{"mesh", to_string(f.mesh)},
          {"ranks", f.mesh.world()},
@@ -127,6 +139,7 @@ Json to_json(const Forecast& f) {
          {"counts", counts},
          {"bytes", bytes},
          {"memory", memory},
+         {"host_memory", host_memory},
          {"flops", {{"model", f.model_flops}, {"hardware", f.hardware_flops}}}};
   if (!f.hardware) return j;
   j["hardware"] = f.hardware->name;
@@ -144,6 +157,7 @@ Json to_json(const Forecast& f) {
 
 std::string to_string(const Forecast& f) {
   std::string text = collectives_text(f) + "\n" + memory_text(f.memory);
+  if (f.host_memory.peak_bytes) text += "\n" + host_memory_text(f.host_memory);
   text += fmt::format("\nOperations of a step: {:.4g} of the model, {:.4g} on all ranks\n", f.model_flops,
                       f.hardware_flops);
   if (!f.hardware) return text + "Time is predicted where --hardware says of what: a100, h100, h200, b200 or a file\n";

@@ -123,9 +123,27 @@ Hardware Hardware::load(const std::string& file_or_name) {
 
 Hardware Hardware::from_json(const Json& json) {
   Reader r(json, "",
-           {"name", "sources", "memory_bytes", "flops_per_second", "product_shares", "attention_share",
-            "attention_backward_share", "bytes_per_second", "call_seconds", "host_seconds", "host_waits", "overlaps",
-            "cores", "slowdowns", "waits", "ops", "node_devices", "inside_node", "between_nodes"});
+           {"name",
+            "sources",
+            "memory_bytes",
+            "flops_per_second",
+            "product_shares",
+            "attention_share",
+            "attention_backward_share",
+            "bytes_per_second",
+            "call_seconds",
+            "host_seconds",
+            "host_waits",
+            "overlaps",
+            "cores",
+            "slowdowns",
+            "waits",
+            "ops",
+            "node_devices",
+            "inside_node",
+            "between_nodes",
+            "host_link",
+            "host_bytes_per_second"});
   Hardware h;
   check(r.at("name").is_string(), "[Hardware] name is {}, not a text", r.at("name").dump());
   h.name = r.at("name").get<std::string>();
@@ -166,6 +184,8 @@ Hardware Hardware::from_json(const Json& json) {
   h.node_devices = int(r.positive("node_devices"));
   h.inside = r.rate("inside_node");
   h.between = r.rate("between_nodes");
+  if (r.has("host_link")) h.host_link = r.rate("host_link");
+  if (r.has("host_bytes_per_second")) h.host_bytes_per_second = r.positive("host_bytes_per_second");
   return h;
 }
 
@@ -193,6 +213,8 @@ Json Hardware::to_json() const {
   j["node_devices"] = node_devices;
   j["inside_node"] = rate_json(inside);
   j["between_nodes"] = rate_json(between);
+  if (host_link.per_second > 0) j["host_link"] = rate_json(host_link);
+  if (host_bytes_per_second > 0) j["host_bytes_per_second"] = host_bytes_per_second;
   return j;
 }
 
@@ -227,6 +249,12 @@ double Hardware::collective(int64_t bytes, const Peers& p) const {
   // Rings of many ranks are cut into trees: their steps grow with the logarithm.
   double wait = inside.seconds * std::log2(1.0 + inside_steps) + between.seconds * std::log2(1.0 + between_steps);
   return wait + double(bytes) / per_second;
+}
+
+double Hardware::copy(double bytes) const { return host_link.per_second > 0 ? host_link.of(bytes) : 0; }
+
+double Hardware::on_host(std::string_view op, double bytes) const {
+  return host_bytes_per_second > 0 ? bytes / host_bytes_per_second : memory_bound(op, bytes);
 }
 
 double Hardware::slowdown(int ranks) const {

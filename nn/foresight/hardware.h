@@ -42,6 +42,10 @@ struct Hardware {
   // between nodes, where each device has a link of its own to the outside.
   int node_devices = 1;
   Rate inside, between;
+  // Of each device: copies to or from the host's memory, and bytes that the host's kernels reach there. 0: it is the
+  // device's own memory, as on the CPU.
+  Rate host_link;
+  double host_bytes_per_second = 0;
 
   // The file, or the name of one in examples/hardware, with or without ".json". Errors: no such file or name; those of
   // from_json.
@@ -55,6 +59,8 @@ struct Hardware {
   double attention(std::string_view op, DType dtype, double operations, bool backward) const;
   double memory_bound(std::string_view op, double bytes) const;
   double collective(int64_t bytes, const Peers& peers) const;
+  double copy(double bytes) const;  // between host memory and the device
+  double on_host(std::string_view op, double bytes) const;
   // Of type `dtype`. Errors: none is given.
   double peak(DType dtype) const;
   // How much longer all takes where so many ranks share the cores and wait for one another.

@@ -24,6 +24,8 @@ std::string headline(const Forecast& f) {
       {count_text(double(f.parameters)), "parameters"},
       {bytes_text(double(f.memory.peak_bytes)), "peak memory of a rank"},
       {std::to_string(f.collectives.size()), "tensors communicated"}};
+  if (f.host_memory.peak_bytes)
+    list.emplace_back(bytes_text(double(f.host_memory.peak_bytes)), "host memory of a rank");
   if (f.hardware) {
     list.emplace_back(ms(f.time.step), "a step on " + f.hardware->name);
     list.emplace_back(fmt::format("{:.0f}", f.tokens_per_second()), "tokens per second");

@@ -13,6 +13,8 @@ namespace {
 
 using Kind = Activity::Kind;
 
+constexpr std::string_view copy_to_device = "copy to the device", copy_to_host = "copy to the host";
+
 Kind kind_of(std::string_view op) {
   static const std::set<std::string_view> products = {"matmul", "linear", "linear_gelu", "linear_weight_gradient",
                                                       "einsum"};
@@ -67,26 +69,42 @@ int Timeline::module_now() {
   return module_index_[std::string(label)] = int(modules_.size()) - 1;
 }
 
-int64_t bytes_of_update(Optimizer& optimizer) {
+namespace {
+
+template <class F>
+int64_t bytes_of_update_where(Optimizer& optimizer, F counts) {
   int64_t bytes = 0;
-  for (const Optimizer::State& s : optimizer.state()) bytes += 2 * s.tensor.local().bytes();
+  for (const Optimizer::State& s : optimizer.state())
+    if (counts(s.tensor)) bytes += 2 * s.tensor.local().bytes();
   for (const Parameter* p : optimizer.parameters()) {
+    if (!counts(p->stored())) continue;
     bytes += 3 * p->stored().local().bytes();
     if (p->is_cast()) bytes += p->value().local().bytes();
   }
   return bytes;
 }
 
-void Timeline::clear() { activities_.clear(), under_way_.clear(); }
+}  // namespace
 
-void Timeline::add_update(int64_t bytes) {
-  activities_.push_back({Kind::memory_bound, Phase::optimizer, "update", 0, DType::f32, 0, 0, bytes});
+int64_t bytes_of_update(Optimizer& optimizer) {
+  return bytes_of_update_where(optimizer, [](const DistributedTensor&) { return true; });
+}
+int64_t bytes_of_host_update(Optimizer& optimizer) {
+  return bytes_of_update_where(optimizer, [](const DistributedTensor& x) { return x.is_on_host(); });
+}
+
+void Timeline::clear() { activities_.clear(), under_way_.clear(), to_device_.clear(); }
+
+void Timeline::add_update(int64_t bytes, int64_t on_host) {
+  Activity update{Kind::memory_bound, Phase::optimizer, "update", 0};
+  if (bytes > on_host) activities_.push_back(update), activities_.back().bytes = bytes - on_host;
+  if (on_host > 0) activities_.push_back(update), activities_.back().bytes = on_host, activities_.back().on_host = true;
 }
 
 void Timeline::on_call(const CallEvent& e) {
   if (e.op.composite) return;  // its ops are calls of their own
   Activity a{kind_of(e.op.name), rank_.phase, e.op.name, module_now(), e.outputs[0].dtype()};
-  a.bytes = bytes_of(e);
+  a.bytes = bytes_of(e), a.on_host = e.outputs[0].is_on_host();
   if (a.kind != Kind::memory_bound) {
     auto [mine, all] = multiply_adds(e);
     a.dtype = e.used[0]->dtype();
@@ -107,8 +125,23 @@ void Timeline::on_collective(const CollectiveEvent& e) {
   if (e.step) under_way_[key_of(e.dtype, e.shape, *e.step, e.mesh.shape())].push_back(e.group);
 }
 
+// Its launches are numbered apart from those of collectives.
+void Timeline::on_host_copy(const DistributedTensor& from) {
+  Activity a{Kind::collective, rank_.phase, from.is_on_host() ? copy_to_device : copy_to_host, module_now(),
+             from.dtype()};
+  a.bytes = from.local().bytes(), a.group = ++copies_ | uint64_t(1) << 63;
+  activities_.push_back(a);
+  if (from.is_on_host()) to_device_[from.id()].push_back(a.group);
+}
+
 void Timeline::on_redistribute(const RedistributeEvent& e) {
   const MeshShape& mesh = e.from.mesh().shape();
+  if (auto copies = to_device_.find(e.from.id()); copies != to_device_.end() && !copies->second.empty()) {
+    Activity a{Kind::wait, rank_.phase, copy_to_device, module_now(), e.from.dtype()};
+    a.group = copies->second.front();
+    copies->second.pop_front();
+    activities_.push_back(a);
+  }
   for (const Step& s : e.plan.steps) {
     if (is_local(s.kind)) continue;
     auto& list = under_way_[key_of(e.from.dtype(), e.from.shape(), s, mesh)];
@@ -138,14 +171,29 @@ StepTime Timeline::time(const Hardware& h, const MeshShape& mesh, bool captured,
   double device = 0, host = 0;      // from when on each is free
   std::map<AxisSet, double> links;  // each communicator has a stream of its own
   double slow = h.slowdown(mesh.world());
-  std::map<uint64_t, double> ends;  // of launches
+  std::map<uint64_t, double> ends;    // of launches
+  double to_device = 0, to_host = 0;  // until when copies go on; each way has a stream of its own
+  double arriving = 0;                // when the copies have come that the launch begun next reads
   std::map<AxisSet, Peers> peers;
   for (size_t i = 0; i < activities_.size(); ++i) {
     const Activity& a = activities_[i];
     bool micro_batch_begins = i > 0 && a.phase == Phase::forward && activities_[i - 1].phase != Phase::forward;
     if (h.host_waits && micro_batch_begins) host = std::max(host, device);
+    if (a.phase != Phase::backward || a.on_host) host = std::max(host, std::exchange(to_host, 0));  // it reads them
     if (!captured && a.kind != Kind::wait) host += h.host_seconds;
+    if (a.on_host) host = std::max(host, device) + h.on_host(a.name, double(a.bytes));
     if (host > device) t.host += host - device, device = host;  // nothing was given to the device meanwhile
+    if (a.on_host) continue;
+    if (a.kind == Kind::collective && !a.axes) {
+      double& stream = a.name == copy_to_host ? to_host : to_device;
+      double begin = std::max(stream, device);
+      stream = ends[a.group] = begin + h.copy(double(a.bytes));
+      if (a.name == copy_to_device) arriving = stream;
+      t.communication += stream - begin;
+      if (spans) spans->push_back({i, begin, stream});
+      continue;
+    }
+    if (a.kind != Kind::collective) arriving = 0;
     if (a.kind == Kind::wait) {
       double end = ends[a.group];
       if (end > device) t.exposed_communication += end - device, device = end;
@@ -159,7 +207,7 @@ StepTime Timeline::time(const Hardware& h, const MeshShape& mesh, bool captured,
       double seconds = slow * (h.collective(a.bytes, it->second) - (first ? 0 : h.collective(0, it->second)));
       if (first) seconds += h.wait(mesh.world());
       double& link = links[a.axes];
-      double begin = first ? std::max(link, device) : link;
+      double begin = first ? std::max({link, device, arriving}) : link;
       link = ends[a.group] = begin + seconds;
       t.communication += seconds;
       if (spans) spans->push_back({i, begin, link});

@@ -24,12 +24,15 @@ struct Activity {
   double global_operations = 0;  // of all ranks, as if nothing were done twice
   int64_t bytes = 0;             // read and written; of a collective, received
   int64_t least = 0;             // of the three sizes of a product
-  AxisSet axes = 0;              // of a collective
+  AxisSet axes = 0;              // of a collective; none: a copy between host memory and the device
   uint64_t group = 0;            // its launch; a wait is for one
+  bool on_host = false;          // of values in host memory, where the CPU works while the device waits
 };
 
 // What the optimizer's update reads and writes: parameters and states, gradients, copies in another type.
 int64_t bytes_of_update(Optimizer& optimizer);
+// What of it is of parameters in host memory.
+int64_t bytes_of_host_update(Optimizer& optimizer);
 
 // What a step consists of, in seconds. They add up to `step` but for what overlaps:
 // step = compute + memory_bound + exposed_communication + host.
@@ -37,7 +40,7 @@ struct StepTime {
   double step = 0;
   double compute = 0;                // products and attention
   double memory_bound = 0;           // all other kernels
-  double communication = 0;          // collectives, hidden or not
+  double communication = 0;          // collectives, and copies from and to the host, hidden or not
   double exposed_communication = 0;  // that kernels wait for
   double host = 0;                   // in which the device waits for the host
 };
@@ -56,8 +59,8 @@ class Timeline : public Observer {
   Timeline(const Timeline&) = delete;
 
   void clear();
-  // The update, which is no call: bytes that it reads and writes.
-  void add_update(int64_t bytes);
+  // The update, which is no call: bytes that it reads and writes, of which some in host memory.
+  void add_update(int64_t bytes, int64_t on_host);
   const std::vector<Activity>& activities() const { return activities_; }
   const std::vector<std::string>& modules() const { return modules_; }
   // Of products and attention, by this rank.
@@ -73,6 +76,7 @@ class Timeline : public Observer {
   void on_call(const CallEvent& e) override;
   void on_collective(const CollectiveEvent& e) override;
   void on_redistribute(const RedistributeEvent& e) override;
+  void on_host_copy(const DistributedTensor& from) override;
 
  private:
   int module_now();
@@ -82,6 +86,8 @@ class Timeline : public Observer {
   std::vector<std::string> modules_{""};
   std::map<std::string, int, std::less<>> module_index_{{"", 0}};
   std::map<std::string, std::deque<uint64_t>> under_way_;  // launches of a step of one tensor, the first one first
+  std::map<uint64_t, std::deque<uint64_t>> to_device_;     // copies under way of a value, by its id, likewise
+  uint64_t copies_ = 0;
 };
 
 }  // namespace dtensor::nn

@@ -179,6 +179,7 @@ void fully_shard(Module& module, const FullyShardOptions& options) {
     auto group = std::make_shared<ShardedGroup>(module, parameters, options);
     for (Parameter* p : parameters) {
       for (int axis : options.axes) p->shard_storage(axis);
+      if (options.offload) p->offload();
       p->join(group);
     }
     module.add_before_hook([group](Module&, std::vector<DistributedTensor*>&) { group->before_forward(); });

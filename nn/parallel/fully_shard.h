@@ -23,6 +23,10 @@ struct FullyShardOptions {
   // Gradients are reduced with each micro-batch, which needs less memory and communicates more; else with the last.
   bool sync_each_batch = false;
   std::optional<DType> reduce_dtype;  // in which gradients travel and are added over ranks; none: their own
+  // What is stored in shards is in host memory between uses, and an optimizer's step is taken there: a shard is copied
+  // to the device before its group is gathered, and shards of gradients to the host once they are reduced. On the CPU
+  // host memory is the device's own, and nothing changes.
+  bool offload = false;
   std::optional<DType> output_dtype;  // of the module's floating outputs; none: as they come
 };
 

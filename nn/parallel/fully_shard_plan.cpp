@@ -76,7 +76,7 @@ FullyShardPlan FullyShardPlan::from_json(const JsonPlace& p) {
   f.reduce_dtype = read_dtype(p, "reduce_dtype");
   f.output_dtype = read_dtype(p, "output_dtype");
   if (f.reduce_dtype == DType::f32) f.reduce_dtype.reset();  // as they are
-  if (p.has("offload")) p.at("offload").error("parameters on the host are not supported yet; remove it");
+  if (p.has("offload")) f.offload = p.at("offload").boolean();
   return f;
 }
 
@@ -104,12 +104,14 @@ nlohmann::ordered_json FullyShardPlan::to_json() const {
   dtype("param_dtype", param_dtype);
   dtype("reduce_dtype", reduce_dtype);
   dtype("output_dtype", output_dtype);
+  if (offload) object["offload"] = true;
   return object;
 }
 
 void FullyShardPlan::apply(Module& model) const {
   const MeshShape& mesh = model.mesh().shape();
-  FullyShardOptions options{.stage = stage, .sync_each_batch = sync_each_batch, .reduce_dtype = reduce_dtype};
+  FullyShardOptions options{
+      .stage = stage, .sync_each_batch = sync_each_batch, .reduce_dtype = reduce_dtype, .offload = offload};
   for (const std::string& axis : axes) options.axes.push_back(mesh.axis(axis, "plan"));
   if (reshard_after_forward.kind == Kind::to_ranks)
     options.kept_axes = axes_of_ranks(mesh, options.axes, reshard_after_forward.ranks);

@@ -30,6 +30,7 @@ struct FullyShardPlan {
   int stage = 3;                                   // ZeRO's: FullyShardOptions
   ReshardAfterForward reshard_after_forward = {};
   bool sync_each_batch = false;
+  bool offload = false;                    // to the host: FullyShardOptions
   std::optional<DType> param_dtype = {};   // to compute in, and to gather
   std::optional<DType> reduce_dtype = {};  // of gradients on their way
   std::optional<DType> output_dtype = {};  // of the outputs of the outermost modules

@@ -57,6 +57,7 @@ class StepClock : public Observer {
   void on_call(const CallEvent&) override { note(); }
   void on_collective(const CollectiveEvent&) override { note(); }
   void on_redistribute(const RedistributeEvent&) override { note(); }
+  void on_host_copy(const DistributedTensor&) override { note(); }
 
  private:
   void note();

@@ -9,6 +9,7 @@ namespace {
 
 using Kind = Activity::Kind;
 constexpr int computing = 1;  // the row; those of communicators are this and their axes
+constexpr int copying = 0;    // between host memory and the device
 
 // What a slice of computing is, for colours and searches.
 std::string_view category(Kind k) {
@@ -151,8 +152,9 @@ void Trace::add_collectives(const StepClock& clock) {
   }
   for (const auto& [group, l] : launches) {
     auto [row, is_new] = rows_.try_emplace(l.activity->axes, 0);
-    int number = computing + int(l.activity->axes);
-    if (is_new) name_row(number, "communication " + mesh_.shape().names(l.activity->axes));
+    int number = l.activity->axes ? computing + int(l.activity->axes) : copying;
+    if (is_new)
+      name_row(number, number == copying ? "copies" : "communication " + mesh_.shape().names(l.activity->axes));
     std::string arguments = fmt::format(R"("module":{},"phase":"{}","bytes":{},"tensors":{})",
                                         json_text(timeline.modules()[size_t(l.activity->module)]),
                                         dtensor::name(l.activity->phase), l.bytes, l.tensors);

@@ -14,6 +14,7 @@ namespace dtensor::nn {
 // that one too.
 struct AdamW::Piece {
   Tensor value, copy, exp_avg, exp_avg_sq, gradient;
+  double decay;
 };
 
 namespace {
@@ -54,7 +55,7 @@ void AdamW::make_states() {
   if (!exp_avg_.empty()) return;
   for (const Parameter* p : parameters_) {
     const DistributedTensor& stored = p->stored();
-    check(stored.local().device() == stored.mesh().rank_state().device(),
+    check(stored.is_meta() == (stored.mesh().rank_state().device() == Device::meta),
           "[AdamW] {} has no values yet: materialize() the model first", p->path());
   }
   for (const Parameter* p : parameters_) {
@@ -93,20 +94,26 @@ void AdamW::apply(const std::vector<DistributedTensor>& gradients, const Distrib
         parameters_.size());
   if (parameters_.empty()) return;
   bool on_cuda = parameters_[0]->stored().mesh().rank_state().device() == Device::cuda;
-  std::vector<Piece> pieces;
+  std::vector<Piece> on_device, on_host;
+  std::vector<Parameter*> to_renew;
   for (size_t i = 0; i < parameters_.size(); ++i) {
     Parameter& p = *parameters_[i];
     DistributedTensor& stored = p.stored();
     if (gradients[i].layout() != stored.layout() || gradients[i].shape() != stored.shape() ||
         gradients[i].dtype() != stored.dtype())
       fail("[AdamW] the gradient of {} is {}, not {}", p.path(), to_string(gradients[i]), to_string(stored));
-    pieces.push_back({stored.local_for_writing(), on_cuda && p.is_cast() ? p.value().local_for_writing() : Tensor(),
-                      exp_avg_[i].local_for_writing(), exp_avg_sq_[i].local_for_writing(), gradients[i].local()});
+    bool device = on_cuda && !stored.is_on_host(), writes_copy = device && p.is_cast();
+    (device ? on_device : on_host)
+        .push_back({stored.local_for_writing(), writes_copy ? p.value().local_for_writing() : Tensor(),
+                    exp_avg_[i].local_for_writing(), exp_avg_sq_[i].local_for_writing(), gradients[i].local(),
+                    decay_[i]});
+    if (!writes_copy) to_renew.push_back(&p);
   }
-  if (!parameters_[0]->stored().is_meta())
-    on_cuda ? apply_on_device(pieces, norm, clip) : apply_on_host(pieces, norm, clip);
-  for (size_t i = 0; i < parameters_.size(); ++i)
-    if (!pieces[i].copy.defined()) parameters_[i]->renew();
+  if (!parameters_[0]->stored().is_meta()) {
+    if (!on_device.empty()) apply_on_device(on_device, norm, clip);
+    if (!on_host.empty()) apply_on_host(on_host, norm, clip);
+  }
+  for (Parameter* p : to_renew) p->renew();
 }
 
 void AdamW::apply_on_host(const std::vector<Piece>& pieces, const DistributedTensor& norm, double clip) {
@@ -131,7 +138,7 @@ void AdamW::apply_on_host(const std::vector<Piece>& pieces, const DistributedTen
           const Piece& p = pieces[i];
           int64_t b = std::max(begin - first, int64_t(0)), e = std::min(end - first, p.value.numel());
           if (b < e)
-            cpu::adamw(e - b, numbers(decay_[i]), p.value.data<float>() + b, gradient.data<float>() + b,
+            cpu::adamw(e - b, numbers(p.decay), p.value.data<float>() + b, gradient.data<float>() + b,
                        p.exp_avg.data<float>() + b, p.exp_avg_sq.data<float>() + b);
         }
       });
@@ -142,12 +149,11 @@ void AdamW::apply_on_device(const std::vector<Piece>& pieces, const DistributedT
   std::vector<Tensor> gradients;
   std::vector<cuda::AdamWTensor> tensors[2];  // those that decay, and those that do not
   auto floats = [](const Tensor& t) { return reinterpret_cast<float*>(t.bytes_data()); };
-  for (size_t i = 0; i < pieces.size(); ++i) {
-    const Piece& p = pieces[i];
+  for (const Piece& p : pieces) {
     gradients.push_back(aligned(p.gradient));
-    tensors[decay_[i] == options_.weight_decay ? 0 : 1].push_back({floats(p.value), floats(gradients.back()),
-                                                                   floats(p.exp_avg), floats(p.exp_avg_sq),
-                                                                   p.copy.bytes_data(), p.value.numel()});
+    tensors[p.decay == options_.weight_decay ? 0 : 1].push_back({floats(p.value), floats(gradients.back()),
+                                                                 floats(p.exp_avg), floats(p.exp_avg_sq),
+                                                                 p.copy.bytes_data(), p.value.numel()});
   }
   Tensor no_norm = norm.defined() ? Tensor() : Tensor::zeros(rank.allocator(), DType::f64, {});
   const Tensor& of_gradients = norm.defined() ? norm.local() : no_norm;

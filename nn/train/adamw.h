@@ -19,7 +19,8 @@ class AdamW : public Optimizer {
   // Errors: a pattern that no parameter has.
   AdamW(std::vector<Parameter*> parameters, const AdamWOptions& options);
   void begin_step(double lr) override;
-  // On CUDA one launch, or two where some do not decay.
+  // On CUDA one launch, or two where some do not decay; offloaded parameters are updated on the host, which waits for
+  // the norm.
   void apply(const std::vector<DistributedTensor>& gradients, const DistributedTensor& norm, double clip) override;
   // "exp_avg" and "exp_avg_sq".
   std::vector<State> state() override;

@@ -36,11 +36,12 @@ Tensor aligned(const Tensor& t) {
 
 namespace {
 
-// The sum of the squares of tensors that are sharded along the same axes, none of them Partial: f64, Partial there.
+// The sum of the squares of tensors that are sharded along the same axes, none of them Partial: f64, Partial there. All
+// are on the device, or all in host memory, and so is the sum.
 DistributedTensor sum_squares(const std::vector<DistributedTensor>& list) {
   const DistributedTensor& first = list[0];
   Rank& rank = first.mesh().rank_state();
-  if (rank.device() != Device::cuda || first.is_meta()) {
+  if (rank.device() != Device::cuda || first.is_meta() || first.is_on_host()) {
     DistributedTensor sum = ops::sum_squares(first);
     for (size_t i = 1; i < list.size(); ++i) sum = ops::add(sum, ops::sum_squares(list[i]));
     return sum;
@@ -75,7 +76,8 @@ DistributedTensor global_norm(const std::vector<DistributedTensor>& gradients) {
   std::vector<std::vector<DistributedTensor>> alike;  // those whose sums are Partial on the same axes
   for (const DistributedTensor& g : ops::reduced(gradients)) {
     auto same = std::find_if(alike.begin(), alike.end(), [&](const auto& list) {
-      return list[0].layout().sharded() == g.layout().sharded() && list[0].dtype() == g.dtype();
+      return list[0].layout().sharded() == g.layout().sharded() && list[0].dtype() == g.dtype() &&
+             list[0].is_on_host() == g.is_on_host();
     });
     if (same == alike.end()) same = alike.insert(alike.end(), std::vector<DistributedTensor>());
     same->push_back(g);

@@ -28,9 +28,9 @@ class Optimizer {
   }
   // Counts the step and, on CUDA, brings the numbers that change from step to step to the device.
   virtual void begin_step(double lr) = 0;
-  // The update: on CUDA without a word from the host, so that a graph can hold it. `gradients` are those of the
-  // parameters, in their order and stored layouts. With their global `norm` they are clipped to `clip` (0: not), and
-  // nothing is changed where it is not finite. It renews the parameters' forms.
+  // The update: on CUDA without a word from the host, so that a graph can hold it, but for parameters in host memory.
+  // `gradients` are those of the parameters, in their order and stored layouts. With their global `norm` they are
+  // clipped to `clip` (0: not), and nothing is changed where it is not finite. It renews the parameters' forms.
   virtual void apply(const std::vector<DistributedTensor>& gradients, const DistributedTensor& norm, double clip) = 0;
   int64_t steps() const { return steps_; }
 

@@ -252,6 +252,9 @@ std::string Trainer::why_no_graph(const Batch& batch) {
   Rank& rank = model_.mesh().rank_state();
   if (rank.device() != Device::cuda || is_meta(batch)) return "not captured: graphs are CUDA's";
   if (!options_.graph) return "not captured: switched off";
+  for (const Parameter* p : optimizer_.parameters())
+    if (p->stored().is_on_host())
+      return fmt::format("not captured: {} is offloaded, and a graph takes no step on the host", p->path());
   if (rank.world() > 1) return fmt::format("not captured: {} ranks, whose collectives need the host", rank.world());
   if (!rank.observers().empty()) return "not captured: somebody observes the ops, which a launched graph does not call";
   return "";

@@ -40,8 +40,10 @@ class Running {
 };
 
 void run_kernel(const Op& op, Rank& rank, OpsState& state, const Decision& d, const Attributes& attributes,
-                std::span<const DistributedTensor* const> used, std::span<Tensor> locals, bool accumulate, bool meta) {
-  if (!meta) check(d.kernel, "[{}] has no kernel for {}", op.name, name(rank.device()));
+                std::span<const DistributedTensor* const> used, std::span<Tensor> locals, bool accumulate, bool meta,
+                bool host) {
+  Kernel kernel = host ? op.cpu : d.kernel;
+  if (!meta) check(kernel, "[{}] has no kernel for {}", op.name, name(host ? Device::cpu : rank.device()));
   InlineVector<Tensor, max_operands> in;
   for (const DistributedTensor* x : used) {
     if (!x)
@@ -52,13 +54,14 @@ void run_kernel(const Op& op, Rank& rank, OpsState& state, const Decision& d, co
       in.emplace_back(x->local().contiguous());
   }
   if (meta && !op.view) return;  // a view shares the storage of its operand there too, and what is copied is counted
-  Context context(op.name, attributes, d.factors, rank.pool(), state.scratch, rank.allocator(), state.workspace.get());
+  Context context(op.name, attributes, d.factors, rank.pool(), state.scratch,
+                  host ? rank.host_allocator() : rank.allocator(), state.workspace.get());
   context.accumulate = accumulate, context.tf32 = rank.tf32;
   context.batch_factor = d.batch_factor, context.micro_batches = rank.micro_batches;
-  if (rank.device() == Device::cpu && !op.view)
-    run_widened(d.kernel, context, std::span(in.data(), in.size()), locals, accumulate || !op.writes.empty());
+  if ((host || rank.device() == Device::cpu) && !op.view)
+    run_widened(kernel, context, std::span(in.data(), in.size()), locals, accumulate || !op.writes.empty());
   else
-    d.kernel(context, std::span<const Tensor>(in.data(), in.size()), locals);
+    kernel(context, std::span<const Tensor>(in.data(), in.size()), locals);
   for (size_t o = 0; o < locals.size(); ++o)
     if (locals[o].shape() != d.outputs[o]->local_shape)
       fail("[{}] the kernel left output {} with shape {}, not {}", op.name, o, locals[o].shape(),
@@ -86,8 +89,9 @@ std::vector<DistributedTensor> run_composite(const Op& op, Rank& rank, std::span
 }
 
 // Whether a kernel can add an output of this specification to the value.
-bool may_take(const DistributedTensor* into, const LocalSpec& output) {
-  return into && into->defined() && into->unique() && &into->spec() == &output && into->local().is_contiguous();
+bool may_take(const DistributedTensor* into, const LocalSpec& output, bool host) {
+  return into && into->defined() && into->unique() && &into->spec() == &output && into->local().is_contiguous() &&
+         into->is_on_host() == host;
 }
 
 bool contains(const std::vector<int>& list, int i) { return std::find(list.begin(), list.end(), i) != list.end(); }
@@ -101,10 +105,18 @@ void check_absent(const Op& op, const DistributedTensor* x, size_t i) {
 }
 
 // Whether kernels of its rank reach the tensor's memory. A meta tensor is at home everywhere.
-bool is_reached(const Tensor& t, const Rank& rank) {
-  if (t.device() == Device::meta) return true;
+bool is_reached(const DistributedTensor& x, const Rank& rank) {
+  const Tensor& t = x.local();
+  if (t.device() == Device::meta || x.is_on_host()) return true;
   return t.device() == rank.device() &&
          (t.device() == Device::cpu || !t.allocator() || t.allocator() == rank.allocator());
+}
+// Operands are all in host memory or all on the device, and those in host memory stay where they are.
+[[noreturn]] void fail_host(const Op& op, const DistributedTensor& x) {
+  fail(
+      "[{}] {} is in host memory, where ops only run if all operands are there, in layouts that need no communication; "
+      "bring it to the device first: x.redistribute(x.layout())",
+      op.name, x);
 }
 [[noreturn]] void fail_device(const Op& op, const DistributedTensor& x, size_t i, const Rank& rank) {
   Device on = x.local().device();
@@ -143,12 +155,14 @@ void dispatch(const Op& op, std::span<const DistributedTensor* const> given, con
            difference(first->mesh(), x.mesh()));
     meta |= x.is_meta();
     const Rank& rank = x.mesh().rank_state();
-    if (!is_reached(x.local(), rank)) fail_device(op, x, i, rank);
+    if (!is_reached(x, rank)) fail_device(op, x, i, rank);
+    if (x.is_on_host() != first->is_on_host()) fail_host(op, x.is_on_host() ? x : *first);
   }
   check(first, "[{}] all operands are absent", op.name);
   std::span<const DistributedTensor* const> in(inputs.data(), given.size());
   const DeviceMesh& mesh = first->mesh();
   Rank& rank = mesh.rank_state();
+  bool host = first->is_on_host();
   if (options.accumulated) *options.accumulated = false;
 
   if (op.composite) {
@@ -165,11 +179,12 @@ void dispatch(const Op& op, std::span<const DistributedTensor* const> given, con
   Running running(d);
   std::vector<DistributedTensor> moved;
   std::copy_n(inputs.begin(), given.size(), used.begin());
+  if (d.moves && host) fail_host(op, *first);
   if (d.moves) bring(op, rank, d, std::span(used.data(), given.size()), moved);
   std::span<const DistributedTensor* const> ready(used.data(), given.size());
 
   // Output o is written in place, or added to, or new.
-  bool accumulate = op.accumulates && may_take(options.into, *d.outputs[0]);
+  bool accumulate = op.accumulates && may_take(options.into, *d.outputs[0], host);
   auto in_place = [&](size_t o) {
     if (o < op.writes.size()) return *inputs[size_t(op.writes[o])];
     return accumulate && o == 0 ? *options.into : DistributedTensor();
@@ -182,8 +197,9 @@ void dispatch(const Op& op, std::span<const DistributedTensor* const> given, con
     else if (op.view)
       locals.emplace_back(Tensor::placeholder(d.outputs[o]->dtype, d.outputs[o]->local_shape));
     else
-      locals.emplace_back(rank.allocator(), d.outputs[o]->dtype, d.outputs[o]->local_shape, device);
-  run_kernel(op, rank, state, d, attributes, ready, std::span(locals.data(), locals.size()), accumulate, meta);
+      locals.emplace_back(host ? rank.host_allocator() : rank.allocator(), d.outputs[o]->dtype,
+                          d.outputs[o]->local_shape, device);
+  run_kernel(op, rank, state, d, attributes, ready, std::span(locals.data(), locals.size()), accumulate, meta, host);
 
   InlineVector<DistributedTensor, max_outputs> outputs;
   for (size_t o = 0; o < locals.size(); ++o)

@@ -16,8 +16,10 @@ struct CallOptions {
 };
 
 // Runs a card. A null pointer is an absent operand, and so is an undefined tensor where the card has an optional one;
-// at least one is present. Errors: other undefined operands, two meshes, an operand on another device than the rank's,
-// shapes or types that the rule refuses, no kernel, a view that would have to communicate.
+// at least one is present. Where the operands are in host memory (DistributedTensor::is_on_host) the CPU's kernel runs.
+// Errors: other undefined operands, two meshes, an operand on another device than the rank's, some operands in host
+// memory and others not, or what is there and would have to move, shapes or types that the rule refuses, no kernel, a
+// view that would have to communicate.
 std::vector<DistributedTensor> call_all(const Op& op, std::span<const DistributedTensor* const> inputs,
                                         const Attributes& attributes = {}, const CallOptions& options = {});
 // The first output.

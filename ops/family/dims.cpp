@@ -73,12 +73,19 @@ bool sharded_along(const DistributedTensor& x, const Dims& dims) {
 }
 
 std::vector<DistributedTensor> reduced(std::vector<DistributedTensor> list) {
+  std::vector<DistributedTensor> partial;
   std::vector<Layout> to;
   for (const DistributedTensor& x : list) {
+    if (!x.layout().partial) continue;
+    partial.push_back(x);
     to.push_back(x.layout());
     to.back().partial = 0, to.back().reduce = Reduce::sum;
   }
-  return redistribute(list, to);
+  partial = redistribute(partial, to);
+  size_t next = 0;
+  for (DistributedTensor& x : list)
+    if (x.layout().partial) x = partial[next++];
+  return list;
 }
 DistributedTensor reduced(const DistributedTensor& x) { return reduced(std::vector{x})[0]; }
 

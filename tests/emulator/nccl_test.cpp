@@ -194,6 +194,17 @@ TEST_CASE("nccl: results are those of the threads communicator, on the world and
       }
 }
 
+TEST_CASE("nccl: a collective begins when its input has come from the host") {
+  World world(2);
+  CHECK(world.run([](Own o) {
+    Tensor host(cuda::make_pinned_allocator(), DType::f32, {4}), in(o.memory, DType::f32, {4}),
+        out(o.memory, DType::f32, {8});
+    fill(host, o.comm.rank() + 1);
+    o.comm.all_gather({{in, out, {4, 4}, {}, copy_async(host, in)}}).wait();
+    check(element(out.cpu(), 0) == 1 && element(out.cpu(), 7) == 2, "gathered before it was there");
+  }) == Strings(2));
+}
+
 TEST_CASE("nccl: lanes are apart from each other and from collectives, and shifts go around") {
   for (int n : {1, 2, 3, 4, 5})
     for (int polls : {0, 3}) {

@@ -189,3 +189,49 @@ TEST_CASE("the collectives of a step of BERT by its shipped plan are the same in
     for (size_t i = 0; i < ran.size(); ++i) CHECK(to_string(said[i]) == to_string(ran[i]));
   }
 }
+
+TEST_CASE("a forecast tells what is offloaded apart, and counts copies and the host's step") {
+  ModelConfig config = ModelConfig::load(root + "configs/llama_tiny.json");
+  Hardware hardware = Hardware::load("h100");
+  auto of = [&](bool offload, int64_t micro_batch_size = 0) {
+    ParallelPlan plan = ParallelPlan::load(root + "plans/fsdp.json");
+    plan.fully_shard->offload = offload, plan.fully_shard->sync_each_batch = micro_batch_size > 0;
+    ForecastOptions options{.batch_size = batch_size, .seq_len = seq_len};
+    options.train.micro_batch_size = micro_batch_size;
+    return forecast(MeshShape::parse("dp=2"), config, plan, options, hardware);
+  };
+  Forecast without = of(false), with = of(true);
+  REQUIRE(with.collectives.size() == without.collectives.size());
+  for (size_t i = 0; i < with.collectives.size(); ++i)
+    CHECK(to_string(with.collectives[i]) == to_string(without.collectives[i]));
+
+  const int64_t shards = with.parameters * 4 / 2;
+  CHECK(without.host_memory.peak_bytes == 0);
+  CHECK_THAT(to_string(without), !Contains("host memory"));
+  for (const Forecast& f : {with, of(true, 4)}) {
+    for (auto [kind, bytes] : {std::pair(MemoryKind::parameters, shards), {MemoryKind::optimizer, 2 * shards}}) {
+      CHECK(f.memory[kind] < shards / 100);
+      CHECK(f.host_memory[kind] == bytes);
+    }
+    CHECK(f.host_memory[MemoryKind::gradients] >= shards);
+    CHECK(sum_of_kinds(f.host_memory) == f.host_memory.peak_bytes);
+    CHECK_THAT(to_string(f), Contains("host memory at its peak"));
+    CHECK(to_json(f)["host_memory"]["peak_bytes"] == f.host_memory.peak_bytes);
+  }
+  CHECK(with.memory.peak_bytes < without.memory.peak_bytes - 3 * shards);
+
+  // Shards go to the device twice and gradients come back once, each at the link's rate.
+  double copies = 0;
+  for (const Activity& a : with.activities)
+    if (a.kind == Activity::Kind::collective && !a.axes) copies += double(a.bytes);
+  CHECK(copies == 3 * double(shards) + 8);  // and the norm's sum
+  CHECK(with.time.communication > without.time.communication);
+  CHECK(with.time.host > without.time.host);
+  double fast = with.time.step;
+  hardware.host_link.per_second /= 1e3;
+  double slow = of(true).time.step;
+  CHECK(slow > fast + 0.9 * 2 * double(shards) / hardware.host_link.per_second);
+  hardware.host_bytes_per_second /= 1e3;
+  CHECK(of(true).time.step > slow + 0.9 * 7 * double(shards) / hardware.host_bytes_per_second);
+  CHECK(of(false).time.step == without.time.step);
+}

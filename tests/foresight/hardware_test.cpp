@@ -59,6 +59,8 @@ TEST_CASE("each field of a hardware file that is wrong is named with its value")
       {"/waits", {{"2", -1}}, "[Hardware] waits.2 is -1; a number of ranks, and seconds from 0 on"},
       {"/ops", 1, "[Hardware] ops is 1, not an object"},
       {"/inside_node", 1, "[Hardware] inside_node is 1, not an object"},
+      {"/host_link", 1, "[Hardware] host_link is 1, not an object"},
+      {"/host_bytes_per_second", 0, "[Hardware] host_bytes_per_second is 0, not a number above 0"},
       {"/inside_node", Json::object(), "[Hardware] \"inside_node.seconds\" is missing"},
   };
   for (const Case& c : cases) {

@@ -60,6 +60,21 @@ TEST_CASE("plans of data parallelism train as one rank does") {
   }
 }
 
+TEST_CASE("on the CPU, whose memory is the host's, offloading changes nothing") {
+  auto run = [](const char* offload) {
+    return train("dp=2",
+                 plan_of(fmt::format(R"({{"fully_shard": {{"axis": "dp", "modules": ["model.layers.*", ""], )"
+                                     R"("param_dtype": "bf16", "offload": {}}}}})",
+                                     offload)),
+                 4, 4);
+  };
+  Run with = run("true"), without = run("false");
+  CHECK(with.losses == without.losses);
+  CHECK(with.norms == without.norms);
+  REQUIRE(with.entries.size() == without.entries.size());
+  for (size_t i = 0; i < with.entries.size(); ++i) CHECK(to_string(with.entries[i]) == to_string(without.entries[i]));
+}
+
 // Groups: two blocks and the root. The step is the second: whole copies of stages 1 and 2 are made after each update.
 TEST_CASE("collectives of data parallelism are those of the literature") {
   struct Case {

@@ -262,7 +262,7 @@ TEST_CASE("errors of fully_shard") {
       {R"({"fully_shard": {"axis": "dp", "modules": [""], "stage": 1, "sync_each_batch": true}})",
        "[plan] fully_shard.sync_each_batch: stage 1 keeps whole gradients until the step ends: use stage 2"},
       {R"({"fully_shard": {"axis": "dp", "modules": [""], "offload": "cpu"}})",
-       "[plan] fully_shard.offload: parameters on the host are not supported yet; remove it"},
+       "[plan] fully_shard.offload: true or false"},
       {R"({"fully_shard": {"axis": ["dp", "dp"], "modules": [""]}})",
        "[plan] the file: axis \"dp\" is named twice by data_parallel and fully_shard: parameters are replicated or "
        "sharded "

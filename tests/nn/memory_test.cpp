@@ -19,8 +19,12 @@ LlamaConfig config(int64_t hidden, int64_t vocabulary) {
   return c;
 }
 
-int64_t peak(const std::string& mesh, const std::string& plan_text, const LlamaConfig& c, int64_t rows, int64_t seq,
-             int64_t micro_batch_size = 0) {
+struct Peaks {
+  int64_t device, host;
+};
+
+Peaks peaks(const std::string& mesh, const std::string& plan_text, const LlamaConfig& c, int64_t rows, int64_t seq,
+            int64_t micro_batch_size = 0) {
   MeshShape shape = MeshShape::parse(mesh);
   auto rank = Rank::recorded(shape.world());
   DeviceMesh m(*rank, shape);
@@ -29,10 +33,15 @@ int64_t peak(const std::string& mesh, const std::string& plan_text, const LlamaC
   options.micro_batch_size = micro_batch_size;
   LlamaTraining training(m, c, plan, options);
   for (int step = 0; step < 2; ++step) {
-    if (step == 1) rank->allocator()->reset_peak();
+    if (step == 1) rank->allocator()->reset_peak(), rank->host_allocator()->reset_peak();
     training.trainer.step(meta_batch(m, batch_layout(m.shape(), plan), rows, seq));
   }
-  return rank->allocator()->peak_bytes();
+  return {rank->allocator()->peak_bytes(), rank->host_allocator()->peak_bytes()};
+}
+
+int64_t peak(const std::string& mesh, const std::string& plan_text, const LlamaConfig& c, int64_t rows, int64_t seq,
+             int64_t micro_batch_size = 0) {
+  return peaks(mesh, plan_text, c, rows, seq, micro_batch_size).device;
 }
 
 struct Row {
@@ -60,6 +69,20 @@ TEST_CASE("peak memory of parameters, gradients and states is the literature's, 
               {"and parameters, but of two", "dp=4", "fsdp.json", 4 * P / 4 + 5 * B},
               {"in halves, on two replicas", "dp_replicate=2,dp_shard=2,tp=1", "hsdp_tp.json", 4 * P / 2 + 5 * B}},
              c, 4, 1);
+}
+
+TEST_CASE("offloaded, parameters, gradients and states are in host memory, and the groups on their way on the device") {
+  LlamaConfig c = config(256, 512);
+  const double B = 4. * (4 * 256 * 256 + 3 * 256 * 512 + 2 * 256), P = layers * B + 4. * (2 * 512 * 256 + 256);
+  const char* plan = R"({"fully_shard": {"axis": "dp", "modules": ["model.layers.*", ""], "offload": true}})";
+  for (int ranks : {2, 4, 8}) {
+    Peaks p = peaks(fmt::format("dp={}", ranks), plan, c, 8, 1);
+    double device = 5 * B + 5 * B / ranks;  // shards: two come, two are reduced, one goes
+    INFO(fmt::format("{} ranks: {:.2f} MB on the device, the formula says {:.2f}; {:.2f} and {:.2f} on the host", ranks,
+                     double(p.device) / 1e6, device / 1e6, double(p.host) / 1e6, 4 * P / ranks / 1e6));
+    CHECK(std::abs(double(p.device) / device - 1) < 0.05);
+    CHECK(std::abs(double(p.host) / (4 * P / ranks) - 1) < 0.01);
+  }
 }
 
 TEST_CASE("the stages of fully sharding need less and less memory") {

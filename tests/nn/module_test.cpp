@@ -605,4 +605,6 @@ TEST_CASE("errors of a parameter's form") {
         "f32[8,6] x=Replicate");
   CHECK(error_of([&] { plain.weight.compute_with(data_and_scale()); }) ==
         "[Parameter] weight has values already: choose its form before materialize()");
+  CHECK(error_of([&] { plain.weight.offload(); }) ==
+        "[Parameter] weight has values already: offload it before materialize()");
 }

@@ -523,6 +523,7 @@ class RandomPlan {
     if (f.stage == 3) f.reshard_after_forward.kind = Kind(below(4));
     if (f.reshard_after_forward.kind == Kind::to_ranks) f.reshard_after_forward.ranks = 1 + below(8);
     if (f.stage > 1) f.sync_each_batch = below(2);
+    f.offload = below(2);
     if (below(2)) f.param_dtype = below(2) ? DType::bf16 : DType::f32;
     if (below(2)) f.reduce_dtype = DType::bf16;
     if (below(2)) f.output_dtype = below(2) ? DType::bf16 : DType::f32;
@@ -594,6 +595,10 @@ TEST_CASE("to_json writes what people would") {
        R"({"fully_shard":{"axis":"dp","modules":[""],"param_dtype":"bf16"}})"},
       {R"({"fully_shard": {"axis": ["dp_shard", "cp"], "modules": ["a.*", ""], "reshard_after_forward": false, "replicate_axis": "dp_replicate"}})",
        R"({"fully_shard":{"axis":["dp_shard","cp"],"replicate_axis":"dp_replicate","modules":["a.*",""],"reshard_after_forward":false}})"},
+      {R"({"fully_shard": {"axis": "dp", "modules": [""], "offload": true, "output_dtype": "fp32"}})",
+       R"({"fully_shard":{"axis":"dp","modules":[""],"output_dtype":"fp32","offload":true}})"},
+      {R"({"fully_shard": {"axis": "dp", "modules": [""], "offload": false}})",
+       R"({"fully_shard":{"axis":"dp","modules":[""]}})"},
   };
   for (const Case& c : cases) CHECK(ParallelPlan::from_json(json(c.from)).to_json().dump() == c.to);
   ParallelPlan twice;
