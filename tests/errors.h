@@ -1,4 +1,4 @@
-// What a call fails with.
+// What a call fails with; "" where it does not.
 #pragma once
 
 #include <string>
@@ -14,7 +14,7 @@ std::string error_of(F f) {
   } catch (const Error& e) {
     return e.what();
   }
-  return "(no error)";
+  return "";
 }
 
 }  // namespace dtensor::testing

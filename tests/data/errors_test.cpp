@@ -165,7 +165,7 @@ TEST_CASE("a shard that is not what it says is an error") {
     return "DTTOKENS" + raw(version, width, tokens, documents, uint64_t(300)) + rest;
   };
   std::string four = raw(uint16_t(1), uint16_t(2), uint16_t(3), uint16_t(4));
-  CHECK(error("a.bin", own(1, 2, 4, 1, four + raw(uint64_t(4)))) == "(no error)");
+  CHECK(error("a.bin", own(1, 2, 4, 1, four + raw(uint64_t(4)))) == "");
   CHECK(error("a.bin", "DTTOKENS") == "[data] a.bin is cut short: 8 bytes are no header");
   CHECK(error("a.bin", own(2, 2, 0, 0, "")) == "[data] a.bin is a shard of version 2: 1 is supported");
   CHECK(error("a.bin", own(1, 3, 0, 0, "")) == "[data] a.bin has 3 bytes per token, not 2 or 4");
@@ -189,7 +189,7 @@ TEST_CASE("a shard that is not what it says is an error") {
     return error("m.bin", four);
   };
   std::string one = raw(int32_t(4), int64_t(0), int64_t(0));
-  CHECK(megatron(1, 8, 1, one) == "(no error)");
+  CHECK(megatron(1, 8, 1, one) == "");
   CHECK(megatron(2, 8, 1, one) == "[data] m.idx has version 2: 1 is supported");
   CHECK(megatron(1, 5, 1, one) == "[data] m.idx has tokens of type 5: 4 (int32) and 8 (uint16) are supported");
   CHECK(megatron(1, 8, 9, one) == "[data] m.idx is cut short: 54 bytes for 9 sequences");
@@ -247,15 +247,15 @@ void mutate(int rounds, uint32_t seed) {
     INFO("seed " << seed << ", round " << i);
     std::string file = folder.write("t.json", changed(i % 50 == 0 ? gpt2 : json));
     std::string error = error_of([&] { Tokenizer::load(file).encode("ab <s> \xFF é"); });
-    CHECK((error == "(no error)" || error.starts_with("[tokenizer] ")));
-    refused += error != "(no error)";
+    CHECK((error == "" || error.starts_with("[tokenizer] ")));
+    refused += error != "";
     file = folder.write("t.bin", changed(shard));
     error = error_of([&] {
       TokenSource s({file});
       std::vector<int64_t> tokens(size_t(s.tokens()));
       if (!tokens.empty()) s.read(0, tokens), s.document_of(s.tokens() - 1);
     });
-    CHECK((error == "(no error)" || error.starts_with("[data] ")));
+    CHECK((error == "" || error.starts_with("[data] ")));
   }
   CHECK(refused > rounds / 2);
 }

@@ -124,7 +124,7 @@ TEST_CASE("law 9: communicators are made with meshes, and others are an error th
     check(&rank.communicator({me % 3, me % 3 + 3}) == &mesh.communicator(1), "along an axis");
     check(rank.communicator(mesh.ranks(2)).size() == 3, "along the other");
     if (me % 3) check(missing([&] { rank.communicator({0, 3}); }), "not of other ranks");
-    check(error_of([&] { rank.communicator({5, 4, 3, 2, 1, 0}); }) != "(no error)", "not in another order");
+    check(error_of([&] { rank.communicator({5, 4, 3, 2, 1, 0}); }) != "", "not in another order");
   });
 }
 

@@ -82,7 +82,7 @@ TEST_CASE("law 9: whatever a rank throws is reported") {
     });
   });
   CHECK_THAT(other, Contains("(rank 1 of 2)"));
-  CHECK(error_of([] { launch(1, [](Rank&) { throw "text"; }); }) != "(no error)");
+  CHECK(error_of([] { launch(1, [](Rank&) { throw "text"; }); }) != "");
   std::string memory = error_of([] {
     launch(2, [](Rank& rank) {
       Tensor held(rank.allocator(), DType::f32, {250});

@@ -42,6 +42,9 @@ TEST_CASE("text is tokenized, prepared and trained on") {
   CHECK(r.out == some_lines());
   r = shell("echo 1 x 2 | " + tokenize + " --decode");
   CHECK(r.code == 2);
+  Result full = shell(tokenize + " --json <" + text + " >/dev/full");
+  CHECK(full.code == 1);
+  CHECK(full.err == "tokenize: [tokenize] cannot write to standard output: is the disk full?\n");
   CHECK(r.err == "tokenize: [tokenize] \"x\" is no id: --decode reads numbers between spaces or commas\n");
 
   for (const char* out : {": 1 documents, ", " is there"}) {  // a second time, it is there

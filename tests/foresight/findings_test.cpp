@@ -164,7 +164,7 @@ TEST_CASE(
         check(wrong.empty(), "{}", wrong);
       });
       INFO(error);
-      if (error == "(no error)") {
+      if (error == "") {
         auto [l, n] = run("tp=2", plan);
         CHECK(l == Approx(loss).epsilon(1e-5));
         CHECK(n == Approx(norm).epsilon(1e-4));

@@ -18,7 +18,7 @@ std::string error_of(const Json& j) {
   } catch (const Error& e) {
     return e.what();
   }
-  return "(no error)";
+  return "";
 }
 
 }  // namespace

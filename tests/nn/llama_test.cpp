@@ -193,7 +193,7 @@ TEST_CASE("a field that changes the result and is not supported is an error") {
       config_error(
           R"({"model_type": "llama", "hidden_act": "silu", "attention_bias": false, "mlp_bias": false, "attention_dropout": 0.0,
     "tie_word_embeddings": false, "rope_scaling": null, "pretraining_tp": 1, "pad_token_id": null, "use_cache": true, "torch_dtype": "bfloat16", "bos_token_id": 1,
-    "transformers_version": "4.40.0", "architectures": ["LlamaForCausalLM"]})") == "(no error)");
+    "transformers_version": "4.40.0", "architectures": ["LlamaForCausalLM"]})") == "");
 }
 
 TEST_CASE("values of a config that make no sense are errors") {
@@ -273,8 +273,8 @@ TEST_CASE("a JSON file that is no Llama's config is an error that names what it 
   };
   for (const Case& c : cases)
     CHECK_THAT(error_of([&] { LlamaConfig::from_json(json(c.file)); }), StartsWith(none + c.error));
-  CHECK(config_error(R"({"architectures": null})") == "(no error)");
-  CHECK(config_error(R"({"architectures": ["LlamaForCausalLM"]})") == "(no error)");
+  CHECK(config_error(R"({"architectures": null})") == "");
+  CHECK(config_error(R"({"architectures": ["LlamaForCausalLM"]})") == "");
 }
 
 TEST_CASE("parameters have the names and shapes of Hugging Face's checkpoints") {
@@ -348,6 +348,6 @@ TEST_CASE("heads that do not divide are an error that says so") {
           "the projection's plan line have \"output_layouts\": \"Replicate\""));
   CHECK_THAT(error(4, "tp=3", sharded),
              StartsWith("[model.layers.0.self_attn] 4 heads do not divide over 3 ranks (tp)"));
-  CHECK(error(2, "tp=4", gathered) == "(no error)");
-  CHECK(error(4, "tp=3", gathered) == "(no error)");
+  CHECK(error(2, "tp=4", gathered) == "");
+  CHECK(error(4, "tp=3", gathered) == "");
 }
