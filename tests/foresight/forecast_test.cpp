@@ -205,7 +205,8 @@ TEST_CASE("a forecast tells what is offloaded apart, and counts copies and the h
   for (size_t i = 0; i < with.collectives.size(); ++i)
     CHECK(to_string(with.collectives[i]) == to_string(without.collectives[i]));
 
-  const int64_t shards = with.parameters * 4 / 2;
+  // Of two tables with an odd number of rows, rank 0 has half a row more.
+  const int64_t shards = with.parameters * 4 / 2 + 2 * 128 * 4 / 2;
   CHECK(without.host_memory.peak_bytes == 0);
   CHECK_THAT(to_string(without), !Contains("host memory"));
   for (const Forecast& f : {with, of(true, 4)}) {
@@ -213,12 +214,13 @@ TEST_CASE("a forecast tells what is offloaded apart, and counts copies and the h
       CHECK(f.memory[kind] < shards / 100);
       CHECK(f.host_memory[kind] == bytes);
     }
-    CHECK(f.host_memory[MemoryKind::gradients] >= shards);
+    // Those that a pass has brought are temporary until it has ended well.
+    CHECK(f.host_memory[MemoryKind::gradients] + f.host_memory[MemoryKind::temporary] >= shards);
     CHECK(sum_of_kinds(f.host_memory) == f.host_memory.peak_bytes);
     CHECK_THAT(to_string(f), Contains("host memory at its peak"));
     CHECK(to_json(f)["host_memory"]["peak_bytes"] == f.host_memory.peak_bytes);
   }
-  CHECK(with.memory.peak_bytes < without.memory.peak_bytes - 3 * shards);
+  CHECK(with.memory.peak_bytes < without.memory.peak_bytes - 2 * shards);
 
   // Shards go to the device twice and gradients come back once, each at the link's rate.
   double copies = 0;

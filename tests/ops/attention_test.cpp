@@ -71,8 +71,9 @@ TEST_CASE("attention is told where the gradient of the queries may be added up i
   ops::scaled_dot_product_attention(q, q, q, {.deterministic = false});
   one.rank->remove(calls);
   CHECK(calls.log ==
-        "causal=false window=0 whole_kv=false chunks=1 scale=0.5 dropout_p=0 key=0 deterministic=true\n"
-        "causal=false window=0 whole_kv=false chunks=1 scale=0.5 dropout_p=0 key=0 deterministic=false\n");
+        "causal=false window=0 whole_kv=false chunks=1 scale=0.5 dropout_p=0 key=0 deterministic=true max_documents=0\n"
+        "causal=false window=0 whole_kv=false chunks=1 scale=0.5 dropout_p=0 key=0 deterministic=false "
+        "max_documents=0\n");
 }
 
 TEST_CASE("attention refuses masks that do not fit") {
