@@ -130,7 +130,7 @@ void DistributedTensor::copy_(const DistributedTensor& from) {
   copy(from.local(), local_for_writing());
 }
 
-void DistributedTensor::materialize() { materialize(mesh().rank_state().allocator()); }
+void DistributedTensor::materialize() { materialize(value("materialize").mesh.rank_state().allocator()); }
 
 void DistributedTensor::materialize(const std::shared_ptr<Allocator>& allocator) {
   value("materialize");
