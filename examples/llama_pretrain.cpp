@@ -7,7 +7,6 @@
 // communicate, hold and take instead, for a mesh of any size, in this process; with --check, whether such a step fits.
 // Exit codes: 0 done, 1 the run failed, 2 bad input (nothing was started).
 #include <fmt/format.h>
-#include <CLI/CLI.hpp>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -21,6 +20,7 @@
 #include "examples/metrics_file.h"
 #include "examples/pretrain_options.h"
 #include "examples/pretrain_processes.h"
+#include "examples/program/program.h"
 #include "examples/progress.h"
 #include "examples/run_trace.h"
 #include "nn/data/loader.h"
@@ -500,23 +500,12 @@ int main(int argc, char** argv) {
   Options o;
   CLI::App app("Trains a Llama on text, on any mesh, as a JSON plan says.", "llama_pretrain");
   declare(app, o);
-  try {
-    app.parse(argc, argv);
+  std::optional<Run> run;
+  MetricsFile metrics;
+  auto look = [&] {
     if (!o.config.empty()) apply_config(app, o.config);
     if (o.checkpoints.resume.empty()) o.checkpoints.resume = o.saves() ? "auto" : "never";
     if (o.model.empty()) o.model = o.checkpoints.init_from;
-  } catch (const CLI::Success& e) {
-    return app.exit(e);  // --help
-  } catch (const CLI::Error& e) {
-    std::fprintf(stderr, "llama_pretrain: %s; see --help\n", message(app, e).c_str());
-    return 2;
-  } catch (const std::exception& e) {
-    std::fprintf(stderr, "llama_pretrain: %s\n", e.what());
-    return 2;
-  }
-  std::optional<Run> run;
-  MetricsFile metrics;
-  try {
     run = prepare(o, fmt::format("{}", fmt::join(argv, argv + argc, " ")));
     if (!o.only_looks()) prepare_data(o, *run);
     nn::Forecast forecast = look_ahead(o, *run);
@@ -527,7 +516,7 @@ int main(int argc, char** argv) {
       fmt::print("{}\n", nn::to_json(forecast).dump(2));
     else if (o.dry_run)
       fmt::print("{}", nn::to_string(forecast));
-    if (o.only_looks()) return 0;
+    if (o.only_looks()) return;
     if (!o.metrics.empty() && speaks(*run)) metrics.open(o.metrics);
     for (const auto& [option, file] : {std::pair("--trace", o.trace), {"--profile", o.profile}})
       check(file.empty() || !speaks(*run) || std::ofstream(file).good(),
@@ -536,17 +525,15 @@ int main(int argc, char** argv) {
       metrics.add(std::make_unique<nn::RunPage>(o.report, fmt::format("{} on {}", o.model, o.mesh),
                                                 nn::html_sections(forecast)));
     if (!o.tensorboard.empty() && speaks(*run)) metrics.add(std::make_unique<nn::TensorBoard>(o.tensorboard));
-  } catch (const std::exception& e) {
-    std::fprintf(stderr, "llama_pretrain: %s\n", e.what());
-    return 2;
-  }
-  try {
-    train(o, *run, metrics);
-    metrics.end("done");
-  } catch (const std::exception& e) {
-    std::fprintf(stderr, "llama_pretrain: %s\n", e.what());
-    end_in_failure(metrics, e.what());
-    return 1;
-  }
-  return 0;
+  };
+  return run_program(app, argc, argv, look, [&] {
+    if (o.only_looks()) return;
+    try {
+      train(o, *run, metrics);
+      metrics.end("done");
+    } catch (const std::exception& e) {
+      end_in_failure(metrics, e.what());
+      throw;
+    }
+  });
 }

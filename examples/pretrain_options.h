@@ -198,19 +198,10 @@ inline void declare(CLI::App& app, Options& o) {
   app.add_flag("--json", o.json, "print --dry-run and --explain as JSON");
 }
 
-inline std::vector<std::string> option_names(const CLI::App& app, const char* prefix = "") {
+inline std::vector<std::string> option_names(const CLI::App& app) {
   std::vector<std::string> names;
-  for (const CLI::Option* o : app.get_options()) names.push_back(prefix + o->get_name().substr(2));
+  for (const CLI::Option* o : app.get_options()) names.push_back(o->get_name().substr(2));
   return names;
-}
-
-// What is wrong with a command line.
-inline std::string message(const CLI::App& app, const CLI::Error& e) {
-  if (dynamic_cast<const CLI::ExtrasError*>(&e))
-    for (const std::string& word : app.remaining())
-      if (std::string name = word.substr(0, word.find('=')); name.starts_with("--"))
-        return fmt::format("there is no option {}{}", name, nearest_hint(name, option_names(app, "--")));
-  return e.what();
 }
 
 // Options from the file, where the command line does not have them.

@@ -1,13 +1,36 @@
 #include "examples/program/program.h"
 
+#include <fmt/format.h>
+
 #include <cstdio>
 
-namespace dtensor {
+#include "placement/nearest.h"
 
-int program_failed(const CLI::App& app, const std::exception& error, int exit_code) {
-  std::fprintf(stderr, "%s: %s\n", app.get_name().c_str(), error.what());
+namespace dtensor {
+namespace {
+
+// What is wrong with a command line.
+std::string mistake(const CLI::App& app, const CLI::Error& e) {
+  if (!dynamic_cast<const CLI::ExtrasError*>(&e)) return e.what();
+  std::vector<std::string> names;
+  auto add = [&](const CLI::App& a) {
+    for (const CLI::Option* o : a.get_options())
+      if (o->get_name().starts_with("--")) names.push_back(o->get_name());
+  };
+  add(app);
+  for (const CLI::App* command : app.get_subcommands()) add(*command);
+  for (const std::string& word : app.remaining(true))
+    if (std::string name = word.substr(0, word.find('=')); name.starts_with("--"))
+      return fmt::format("there is no option {}{}", name, nearest_hint(name, names));
+  return e.what();
+}
+
+int failed(const CLI::App& app, const std::string& why, int exit_code) {
+  std::fprintf(stderr, "%s: %s\n", app.get_name().c_str(), why.c_str());
   return exit_code;
 }
+
+}  // namespace
 
 int run_program(CLI::App& app, int argc, char** argv, const std::function<void()>& prepare,
                 const std::function<void()>& work) {
@@ -17,15 +40,14 @@ int run_program(CLI::App& app, int argc, char** argv, const std::function<void()
   } catch (const CLI::Success& e) {
     return app.exit(e);  // --help
   } catch (const CLI::Error& e) {
-    std::fprintf(stderr, "%s: %s; see --help\n", app.get_name().c_str(), e.what());
-    return 2;
+    return failed(app, mistake(app, e) + "; see --help", 2);
   } catch (const std::exception& e) {
-    return program_failed(app, e, 2);
+    return failed(app, e.what(), 2);
   }
   try {
     work();
   } catch (const std::exception& e) {
-    return program_failed(app, e, 1);
+    return failed(app, e.what(), 1);
   }
   return 0;
 }
