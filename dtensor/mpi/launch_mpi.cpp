@@ -103,6 +103,7 @@ class MpiRank {
       auto world = mpi::make_communicator(MPI_COMM_WORLD, watch, options);
       rank = std::make_shared<Rank>(world, Device::cpu, threads, 0, "launch_mpi");
       f_(*rank);
+      rank.reset();  // what it holds ends while a hang is still found, and its rank named
       world->end();
     } catch (const std::exception& e) {
       failed(cause_of("launch_mpi", e, rank.get()));

@@ -169,8 +169,9 @@ void sleeps_at_the_end(Rank& rank) {
   all_reduce(rank.communicator(), 4);
   if (rank.rank() == 1) std::this_thread::sleep_for(1h);
 }
-// After the last word of its function, when MPI is to end.
+// After the last word of its function, when what its rank holds ends.
 void sleeps_in_teardown(Rank& rank) {
+  all_reduce(rank.communicator(), 4);
   if (rank.rank() == 1) rank.ops_state = std::shared_ptr<void>(nullptr, [](void*) { std::this_thread::sleep_for(1h); });
 }
 void meta(Rank& rank) {
