@@ -286,8 +286,64 @@ TEST_CASE("cuda rows: embedding and rotary") {
     cases.push_back({"rotary_pair", {{2, 7, 8, 64}, {2, 7, 2, 64}, absent}, a});
     cases.push_back({"rotary_pair", {{0, 7, 2, 8}, {0, 7, 2, 8}, absent}, a});
     cases.push_back({"rotary", {{2, 0, 2, 8}, absent}, a});
+    for (const Shape& of : {Shape{7}, Shape{3, 7}})  // the same positions for all batch entries, or their own
+      for (const ops::Rotary& turn : {a, part}) {
+        SampleInput positions(Kind::index, of, 5000);
+        cases.push_back({"rotary", {{3, 7, 2, 24}, positions}, turn});
+        cases.push_back({"rotary_pair", {{3, 7, 6, 16}, {3, 7, 2, 16}, positions}, turn});
+        cases.push_back({"rotary_pair", {{3, 7, 2, 10}, {3, 7, 1, 10}, positions}, turn});
+      }
   }
   check_cases(cases);
+}
+
+TEST_CASE("cuda rows: rotary turns by the positions of the launch, to the same bits wherever a position is") {
+  World device(Device::cuda);
+  cuda::StreamHandle at = device.rank->allocator()->stream();
+  const int64_t batch = 2, sequence = 6, all = 40;
+  for (DType type : {DType::f32, DType::bf16})
+    for (const ops::RotaryAngles& angles :
+         {ops::RotaryAngles{},
+          ops::RotaryAngles{.frequencies = {1, 0.5, 0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6}, .scale = 1.5}})
+      for (const Shape& shape : {Shape{sequence}, Shape{batch, sequence}}) {
+        // The same token everywhere: what becomes of it depends on its position alone.
+        const std::vector<double> token = values_of({3, 32}, 1);
+        auto of_tokens = [&](int64_t b, int64_t s) {
+          std::vector<double> values;
+          for (int64_t i = 0; i < b * s; ++i) values.insert(values.end(), token.begin(), token.end());
+          return DistributedTensor::distribute(tensor_of(type, {b, s, 3, 32}, values).to(device.rank->allocator()),
+                                               device.mesh, Layout());
+        };
+        auto x = of_tokens(batch, sequence);
+        Tensor expected = ops::rotary(of_tokens(1, all), angles).local().cpu();
+        auto list = [&](int64_t step) {
+          std::vector<int64_t> p;
+          for (int64_t i = 0; i < numel(shape); ++i) p.push_back((i * 7 + step * 11) % all);
+          return Tensor::of<int64_t>(shape, p);
+        };
+        auto positions = DistributedTensor::distribute(list(0).to(device.rank->allocator()), device.mesh, Layout());
+        auto check_step = [&](const Tensor& got, int64_t step) {
+          Tensor p = list(step), y = got.cpu();
+          for (int64_t b = 0; b < batch; ++b)
+            for (int64_t s = 0; s < sequence; ++s) {
+              auto i = int64_t(element(p, shape.dims() == 2 ? b * sequence + s : s));
+              Tensor row = y.narrow(0, b, 1).narrow(1, s, 1).contiguous(), of = expected.narrow(1, i, 1).contiguous();
+              CHECK(same_bits({row}, {of}));
+            }
+        };
+        check_step(ops::rotary(x, angles, positions).local(), 0);
+        cuda::PrivatePool pool(device.rank->allocator());
+        pool.begin();
+        cuda::Graph::begin(at);
+        auto captured = ops::rotary(x, angles, positions);
+        cuda::Graph graph = cuda::Graph::end(at);
+        pool.end();
+        for (int64_t step : {1, 2}) {
+          copy(list(step).to(device.rank->allocator()), positions.local());
+          graph.launch(at);
+          check_step(captured.local(), step);
+        }
+      }
 }
 
 TEST_CASE("cuda rows: NaN and infinity go where the CPU's go") {
