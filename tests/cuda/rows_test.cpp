@@ -127,7 +127,7 @@ void check_cases(const std::vector<Case>& cases) {
   }
 }
 
-constexpr int64_t widths[] = {1, 3, 8, 33, 768, 1000, 4096, 8200, 50257};
+constexpr int64_t widths[] = {1, 3, 8, 33, 768, 1000, 2056, 4096, 8200, 50257};
 // Few wide rows, and many narrow ones.
 struct Size {
   int64_t rows, width;
@@ -166,6 +166,42 @@ TEST_CASE("cuda rows: norms and their gradients") {
   for (auto [n, d] : {Size{4300, 8}, Size{600, 1040}})
     cases.push_back({"rms_norm_backward", {{n, d}, {n, d}, {d}, {Kind::positive, {n}}}, {}, 0b1000});
   check_cases(cases);
+}
+
+TEST_CASE("cuda rows: a warp with its row in shared memory adds to the bits of a block") {
+  World device(Device::cuda);
+  auto waves = [](int64_t rows, int64_t d, int64_t width, double frequency) {  // of width, zeros from d on
+    std::vector<double> v(size_t(rows * width));
+    for (int64_t i = 0; i < rows * d; ++i) v[size_t(i / d * width + i % d)] = std::sin(frequency * double(i + 1));
+    return v;
+  };
+  // Of float32 a warp takes two rows at once of up to 2,048 elements, or one of up to 4,096; else a block does.
+  for (int64_t d : {2052, 3000, 4096}) {
+    INFO(d);
+    SampleInput x{20, d}, w{d};
+    std::vector<double> of_x = waves(20, d, d, 0.37), of_w = waves(1, d, d, 0.73);
+    std::vector<Tensor> by_warp = device.run(ops::find("rms_norm", ""), DType::f32, 0, {x, w}, {of_x, of_w}, eps);
+    std::vector<Tensor> added = device.run(ops::find("add_rms_norm", ""), DType::f32, 0, {x, x, w},
+                                           {of_x, std::vector<double>(of_x.size()), of_w}, eps);
+    CHECK(same_bits(by_warp, {added[0], added[2]}));
+  }
+  for (int64_t d : {516, 2048}) {
+    const int64_t wide = 2052, rows = 1100;  // some blocks have three of them
+    auto run = [&](std::string_view card, int64_t width, unsigned statistics, bool sums) {
+      SampleInput x{rows, width}, w{width}, none{Kind::absent, {}}, of_rows{rows};
+      std::vector<double> dy = waves(rows, d, width, 0.83), of_x = waves(rows, d, width, 0.37),
+                          of_w = waves(1, d, width, 0.73), rstd = waves(1, rows, rows, 0.19);
+      return sums ? device.run(ops::find(card, ""), DType::f32, statistics, {x, x, w, of_rows, of_rows},
+                               {dy, of_x, of_w, waves(1, rows, rows, 0.29), rstd}, ops::LastDims{1})
+                  : device.run(ops::find(card, ""), DType::f32, statistics, {x, x, w, of_rows}, {dy, of_x, of_w, rstd},
+                               {});
+    };
+    INFO(d);
+    CHECK(same_bits(run("norm_gradient_sums", d, 0b11000, true), run("norm_gradient_sums", wide, 0b11000, true)));
+    Tensor by_warp = run("rms_norm_backward", d, 0b1000, false)[1],
+           by_block = run("rms_norm_backward", wide, 0b1000, false)[1];
+    CHECK(same_bits({by_warp}, {by_block.narrow(0, 0, d).contiguous()}));
+  }
 }
 
 TEST_CASE("cuda rows: reductions along any dimensions") {
