@@ -49,18 +49,19 @@ struct Forward {
   A *loss, *m, *log_sum, *counts;
 };
 
-template <class T, int team>
-__global__ void __launch_bounds__(row_threads, 1) forward_kernel(__grid_constant__ const Forward<T> p) {
+template <class T, class Of>
+__global__ void __launch_bounds__(row_threads, blocks_of_sm<T>) forward_kernel(__grid_constant__ const Forward<T> p) {
   using A = Accumulate<T>;
-  for_rows<team>(p.rows, [&](int64_t row) {
+  for_rows<Of::threads, Of::rows>(p.rows, [&](int64_t row) {
     const T* x = p.x + row * p.v;
-    Online<A> s = online_of_row<team>(x, p.v);
+    Online<A> s = online_of_row<Of>(x, p.v);
     A below = 0;
     if (p.loss_of.smooth) {
-      for_row<team>(x, p.v, [&](int64_t, auto pack) {
-        for (int j = 0; j < pack.size; ++j) below += s.m - load(pack.at[j]);
+      Sums<Of, A> sum;
+      for_row<Of>(x, p.v, [&](int64_t, auto pack, int k) {
+        for (int j = 0; j < pack.size; ++j) sum.at(k) += s.m - load(pack.at[j]);
       });
-      below = team_sum<team>(below);
+      below = sum.total();
     }
     if (threadIdx.x > 0) return;
     Target t = p.targets[row];
@@ -133,16 +134,16 @@ struct Backward {
   T* dx;
 };
 
-template <class T, int team>
-__global__ void __launch_bounds__(row_threads, 1) backward_kernel(__grid_constant__ const Backward<T> p) {
+template <class T, class Of>
+__global__ void __launch_bounds__(row_threads, blocks_of_sm<T>) backward_kernel(__grid_constant__ const Backward<T> p) {
   using A = Accumulate<T>;
-  for_rows<team>(p.rows, [&](int64_t row) {
+  for_rows<Of::threads, Of::rows>(p.rows, [&](int64_t row) {
     const Target t = p.targets[row];
     const A m = p.m[row], log_sum = p.log_sum[row];
     const A scale = t.bad ? A(NAN) : t.ignored ? A(0) : p.scale[row * p.scale_stride];
     const A moved = p.smoothing * scale, of_all = moved * p.per_class;
     T* dx = p.dx + row * p.v;
-    for_row<team>(p.x + row * p.v, p.v, [&](int64_t k, auto pack) {
+    for_row<Of>(p.x + row * p.v, p.v, [&](int64_t k, auto pack, int) {
       for (int j = 0; j < pack.size; ++j) {
         A here = A(k + j == t.column), g = (exponential<T>((load(pack.at[j]) - m) - log_sum) - here) * scale;
         g += moved * here - of_all;
@@ -166,8 +167,8 @@ void cross_entropy_forward(StreamHandle stream, DType type, const CrossEntropy& 
     using A = Accumulate<T>;
     Forward<T> p{e.rows,        e.v,        as<T>(e.x),       list_of(e.targets), loss_of_row<A>(e.smoothing, e.v),
                  as<A>(e.loss), as<A>(e.m), as<A>(e.log_sum), as<A>(e.counts)};
-    with_team(e.v, [&](auto team) {
-      launch(forward_kernel<T, team>, row_blocks(e.rows, team), row_block(team), 0, stream, p);
+    with_team<T>(e.v, [&]<class Of>(Of) {
+      launch(forward_kernel<T, Of>, blocks_for(e.rows, Of::rows), row_block<Of>(), 0, stream, p);
     });
   });
 }
@@ -209,8 +210,8 @@ void cross_entropy_backward(StreamHandle stream, DType type, const CrossEntropyB
                   e.scale_stride,   list_of(e.targets),
                   A(e.smoothing),   A(1 / double(e.targets.classes)),
                   as<T>(e.dx)};
-    with_team(e.v, [&](auto team) {
-      launch(backward_kernel<T, team>, row_blocks(e.rows, team), row_block(team), 0, stream, p);
+    with_team<T>(e.v, [&]<class Of>(Of) {
+      launch(backward_kernel<T, Of>, blocks_for(e.rows, Of::rows), row_block<Of>(), 0, stream, p);
     });
   });
 }

@@ -32,26 +32,39 @@ struct JoinOnline {
 };
 
 // The reduction of a team, by shuffles and then through shared memory.
-template <int team, class A, class Join>
-__device__ Online<A> team_join(Online<A> s, Join join) {
-  for (int step = 16; step > 0; step /= 2) s = join(s, shuffled(s, step));
-  if constexpr (team > 32) {
-    __shared__ Online<A> of_warp[team / 32];
-    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = s;
-    __syncthreads();
-    s = of_warp[0];
-    for (int w = 1; w < team / 32; ++w) s = join(s, of_warp[w]);
-    __syncthreads();
+template <class Of, class A, class Join>
+__device__ Online<A> team_join(Online<A> (&of)[Of::sums], Join join) {
+  Online<A> s;
+  if constexpr (Of::sums > 1) {
+    const Online<A> of_warp = join_lanes(of, join);
+    auto from = [&](int lane) {
+      return Online<A>{__shfl_sync(0xffffffffu, of_warp.m, lane), __shfl_sync(0xffffffffu, of_warp.sum, lane)};
+    };
+    s = from(0);
+    for (int w = 1; w < Of::sums; ++w) s = join(s, from(4 * w));
+  } else {
+    s = of[0];
+    for (int step = 16; step > 0; step /= 2) s = join(s, shuffled(s, step));
+    if constexpr (Of::threads > 32) {
+      __shared__ Online<A> of_warp[Of::threads / 32];
+      if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = s;
+      __syncthreads();
+      s = of_warp[0];
+      for (int w = 1; w < Of::threads / 32; ++w) s = join(s, of_warp[w]);
+      __syncthreads();
+    }
   }
   return s;
 }
 
-template <int team, class T>
+template <class Of, class T>
 __device__ Online<Accumulate<T>> online_of_row(const T* x, int64_t n) {
   using A = Accumulate<T>;
   JoinOnline<T> join;
-  Online<A> s{-A(INFINITY), 0};
-  for_row<team>(x, n, [&](int64_t, auto pack) {
+  Online<A> of[Of::sums];
+  for (Online<A>& s : of) s = {-A(INFINITY), 0};
+  for_row<Of>(x, n, [&](int64_t, auto pack, int k) {
+    Online<A>& s = of[k];
     A m = s.m, sum = 0;
     for (int j = 0; j < pack.size; ++j) m = Max{}(m, A(load(pack.at[j])));
     if (!(m == s.m)) s.sum *= join.factor(s.m, m), s.m = m;
@@ -59,13 +72,16 @@ __device__ Online<Accumulate<T>> online_of_row(const T* x, int64_t n) {
     for (int j = 0; j < pack.size; ++j) sum += exponential<T>(load(pack.at[j]) - shift);
     s.sum += sum;
   });
-  return team_join<team>(s, join);
+  return team_join<Of>(of, join);
 }
 
-// f(Int<team>{}) for rows of n elements.
-template <class F>
+// f(Team{}) for rows of n elements.
+template <class T, class F>
 void with_team(int64_t n, F f) {
-  n <= 1024 ? f(Int<32>{}) : f(Int<row_threads>{});
+  if (n <= 1024) return f(Team<32, 0>{});
+  if constexpr (!std::is_same_v<T, double>)
+    if (n <= 4096) return f(WarpAsBlock{});
+  f(Team<row_threads, 0>{});
 }
 
 }  // namespace dtensor::cuda

@@ -12,6 +12,8 @@ namespace dtensor::cuda {
 
 constexpr int row_threads = 256;     // of a block: (team, row_threads / team)
 constexpr int row_blocks_of_sm = 4;  // 32 warps, with at most 64 registers for a thread: kernels hold no more than fits
+template <class T>                   // f64 is for tests, and its numbers take two registers
+constexpr int blocks_of_sm = std::is_same_v<T, double> ? 1 : row_blocks_of_sm;
 
 template <class T, int n>
 __device__ inline Pack<T, n> read(const T* from) {
@@ -34,11 +36,15 @@ struct Team {
   static constexpr int threads = threads_, held = held_, rows = row_threads / threads_, sums = 1;
   static constexpr bool staged = false;
 };
-// A warp that keeps its row in shared memory, without barriers. It adds to the same bits as a block of row_threads
-// would: lane l stands for the threads l, l + 32, ..., and has a sum for each. Blocks are small, so that many fit.
-struct Staged {
-  static constexpr int threads = 32, held = 0, rows = 4, sums = row_threads / 32;
-  static constexpr int at_once = 4;  // packs that a thread has under way
+// A warp that stands for a block of row_threads, without barriers: lane l for the threads l, l + 32, ..., with a sum
+// for each. So what it adds has the bits that it has by a block.
+struct WarpAsBlock {
+  static constexpr int threads = 32, held = 0, rows = row_threads / 32, sums = row_threads / 32;
+  static constexpr bool staged = false;
+};
+// The same with its row in shared memory. Blocks are small, so that many fit.
+struct Staged : WarpAsBlock {
+  static constexpr int rows = 4, at_once = 4;  // packs that a thread has under way
   static constexpr bool staged = true;
   static constexpr int64_t most_elements = 4096, most_bytes = 64 << 10;  // of a block: three are on an SM
 };
@@ -145,18 +151,27 @@ struct RowPacks {
   }
 };
 
-// f(k, pack) for all elements of a row, k the place of a pack's first: packs of 16 bytes where the row has them, single
-// elements before and behind. So it is for rows of any width, which begin anywhere.
-template <int team, class T, class F>
+// f(k, pack, s) for all elements of a row, k the place of a pack's first, to be added to sum s of the thread: packs of
+// 16 bytes where the row has them, single elements before and behind. So it is for rows of any width, which begin
+// anywhere.
+template <class Of, class T, class F>
 __device__ inline void for_row(const T* row, int64_t d, F f) {
   constexpr int n = Pack<T>::size;
   int64_t head = int64_t((16 - reinterpret_cast<uintptr_t>(row) % 16) % 16 / sizeof(T));
   if (head > d) head = d;
   int64_t packs = (d - head) / n, tail = head + packs * n;
-  if (int(threadIdx.x) < head) f(int64_t(threadIdx.x), read<T, 1>(row + threadIdx.x));
+  if (int(threadIdx.x) < head) f(int64_t(threadIdx.x), read<T, 1>(row + threadIdx.x), 0);
+  if constexpr (Of::sums > 1) {
+#pragma unroll 1
+    for (int first = int(threadIdx.x); first < int(packs); first += row_threads)
+#pragma unroll
+      for (int s = 0; s < Of::sums; ++s)
+        if (int i = first + s * 32; i < int(packs)) f(head + i * n, read<T, n>(row + head + i * n), s);
+  } else {
 #pragma unroll 2
-  for (int64_t i = int(threadIdx.x); i < packs; i += team) f(head + i * n, read<T, n>(row + head + i * n));
-  if (tail + int(threadIdx.x) < d) f(tail + int(threadIdx.x), read<T, 1>(row + tail + threadIdx.x));
+    for (int64_t i = int(threadIdx.x); i < packs; i += Of::threads) f(head + i * n, read<T, n>(row + head + i * n), 0);
+  }
+  if (tail + int(threadIdx.x) < d) f(tail + int(threadIdx.x), read<T, 1>(row + tail + threadIdx.x), 0);
 }
 
 // Any State of words of 4 bytes from the lane whose number differs by `step`.
@@ -176,7 +191,22 @@ __device__ inline T team_sum(T x) {
   return block_reduce<team>(x, Sum{}, T(0));
 }
 
-// What a thread adds up of the packs of a row.
+// Of the warps that a warp stands for, whose states are x[w] of each lane: the state of warp w, of its lanes joined in
+// the order of warp_reduce, the lower first, goes to lanes 4w to 4w + 3.
+template <class State, class Join>
+__device__ inline State join_lanes(State (&x)[WarpAsBlock::sums], Join join) {
+  static_assert(WarpAsBlock::sums == 8);
+#pragma unroll
+  for (int step = 16, left = 4; step > 0; step /= 2, left /= 2) {  // a lane goes on with half of the warps that it has
+    const bool upper = threadIdx.x & unsigned(step);
+    for (int k = 0; k < (left ? left : 1); ++k) {
+      const State mine = upper ? x[k + left] : x[k], others = shuffled(upper ? x[k] : x[k + left], step);
+      x[k] = upper ? join(others, mine) : join(mine, others);
+    }
+  }
+  return x[0];
+}
+// What a thread adds up of a row.
 template <class Of, class A>
 struct Sums {
   A of[Of::sums] = {};
@@ -184,23 +214,12 @@ struct Sums {
   __device__ A& at(int k) { return of[Of::sums > 1 ? k : 0]; }
   // Over the team, to all of its threads.
   __device__ A total() const {
-    if constexpr (Of::staged) {
-      static_assert(Of::sums == 8);
-      // As block_reduce adds: the lanes of each warp that is stood for, then these warps. A step halves how many of
-      // them a lane still adds for, until bits 4, 3 and 2 of its number say of which warp it has the sum.
-      A x[Of::sums];
-      for (int k = 0; k < Of::sums; ++k) x[k] = of[k];
+    if constexpr (Of::sums > 1) {
+      Sums sums = *this;
+      A x = join_lanes(sums.of, Sum{});
 #pragma unroll
-      for (int step = 16, left = Of::sums / 2; step > 0; step /= 2, left /= 2) {
-        const bool upper = left && threadIdx.x & unsigned(step);
-        for (int k = 0; k < (left ? left : 1); ++k) {
-          const A mine = upper ? x[k + left] : x[k], others = upper ? x[k] : x[k + left];
-          x[k] = mine + __shfl_xor_sync(0xffffffffu, others, step);
-        }
-      }
-#pragma unroll
-      for (int step = 16; step > 2; step /= 2) x[0] += __shfl_xor_sync(0xffffffffu, x[0], step);
-      return x[0] + A(0);  // a block adds zeros: never -0
+      for (int step = 16; step > 2; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+      return x + A(0);  // a block adds zeros: never -0
     } else {
       return team_sum<Of::threads>(of[0]);
     }

@@ -301,6 +301,41 @@ TEST_CASE("cuda rows: softmax and cross entropy") {
   check_cases(cases);
 }
 
+TEST_CASE("cuda rows: softmax and cross entropy of a row have the bits of a block by a warp too") {
+  World device(Device::cuda);
+  const int64_t rows = 20, wide = 4104;  // too long for a warp
+  auto padded = [&](int64_t n, int64_t width, double frequency, double padding) {
+    std::vector<double> v(size_t(rows * width), padding);
+    for (int64_t i = 0; i < rows * n; ++i) v[size_t(i / n * width + i % n)] = 9 * std::sin(frequency * double(i + 1));
+    return v;
+  };
+  for (DType type : {DType::f32, DType::bf16})
+    for (int64_t n : {1032, 3000, 4096}) {
+      INFO(name(type) << n);
+      auto same = [&](std::string_view card, const Attributes& a, const std::vector<double>& paddings) {
+        auto run = [&](int64_t width) {
+          std::vector<SampleInput> in;
+          std::vector<std::vector<double>> values;
+          for (double padding : paddings) {
+            in.push_back({rows, width});
+            values.push_back(padded(n, width, 0.37 + 0.29 * double(in.size()), padding));
+          }
+          if (card == "cross_entropy_forward")
+            in.push_back({Kind::index, {rows}, n}), values.push_back(values_of(in.back(), 2));
+          std::vector<Tensor> out = device.run(ops::find(card, ""), type, 0, in, values, a);
+          for (Tensor& t : out)
+            if (t.dims() == 2) t = t.narrow(1, 0, n).contiguous();
+          return out;
+        };
+        CHECK(same_bits(run(n), run(wide)));
+      };
+      const ops::Over last{{1}};
+      same("softmax", last, {-INFINITY}), same("log_softmax", last, {-INFINITY});
+      same("softmax_backward", last, {0, 0}), same("log_softmax_backward", last, {0, 0});
+      same("cross_entropy_forward", ops::Smoothed{{-100}, 0}, {-INFINITY});
+    }
+}
+
 TEST_CASE("cuda rows: embedding and rotary") {
   const SampleInput absent{Kind::absent, {}};
   std::vector<Case> cases;
