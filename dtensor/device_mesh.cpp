@@ -129,7 +129,7 @@ SpecHandle DeviceMesh::intern(const TensorSpec& given) const {
     (*it)->last_use_ = ++state_->uses;
     return *it;
   }
-  int64_t bytes = itemsize(given.dtype);
+  int64_t bytes = itemsize(part_dtype(given.dtype, given.layout));
   for (int64_t n : given.shape)
     if (n < 0 || __builtin_mul_overflow(bytes, n, &bytes))
       fail("[DeviceMesh] {}{}: a size is negative, or there are more bytes than can be counted", name(given.dtype),

@@ -40,7 +40,7 @@ def cost(hardware, plan, mesh, batch, micro):
 
 def nvidia():
     plan = {"fully_shard": {"axis": ["dp", "cp"], "stage": 2, "modules": ["model.layers.*", ""], "param_dtype": "bf16"},
-            "context_parallel": {"axis": "cp"}}
+            "context_parallel": {"axis": "cp"}, "reduce_dtype": "bf16"}
     print("| GPUs | measured, s | predicted, s | error |\n|---|---|---|---|")
     for gpus, measured in ((8, 12.78), (32, 13.00), (128, 13.16)):
         seconds = cost(h100, plan, f"dp={gpus // 2},cp=2", 16 * gpus, gpus // 2)["time"]["step_seconds"]
