@@ -23,7 +23,11 @@ struct LocalSpec : TensorSpec {
   DType local_dtype;  // of this part: f32 where contributions of bf16 are still to be summed (part_dtype)
 
   LocalSpec(const TensorSpec& spec, uint64_t id, const Box& box)
-      : TensorSpec(spec), id(id), box(box), local_shape(box.shape()), local_dtype(part_dtype(spec.dtype, spec.layout)) {}
+      : TensorSpec(spec),
+        id(id),
+        box(box),
+        local_shape(box.shape()),
+        local_dtype(part_dtype(spec.dtype, spec.layout)) {}
   LocalSpec(const LocalSpec&) = delete;
 
  private:

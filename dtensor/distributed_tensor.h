@@ -51,8 +51,8 @@ class DistributedTensor {
   // In host memory, apart from the rank's device; so never on the CPU.
   bool is_on_host() const;
 
-  // This rank's part; read-only. Of dtype(), but for contributions of bf16 to a sum, which are f32 (part_dtype): the sum
-  // is rounded once, on any mesh.
+  // This rank's part; read-only. Of dtype(), but for contributions of bf16 to a sum, which are f32 (part_dtype): the
+  // sum is rounded once, on any mesh.
   const Tensor& local() const { return value("local").local; }
   // The whole value on every rank: redistributes to Replicate.
   Tensor full_tensor() const;

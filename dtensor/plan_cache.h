@@ -40,7 +40,8 @@ class PlanCache {
   };
   struct Hash {
     size_t operator()(const Key& k) const {
-      uint64_t h = ((k.from << 8 | uint64_t(k.reduce_dtype.has_value())) * 0x9e3779b97f4a7c15u ^ k.to) * 0x9e3779b97f4a7c15u;
+      uint64_t h =
+          ((k.from << 8 | uint64_t(k.reduce_dtype.has_value())) * 0x9e3779b97f4a7c15u ^ k.to) * 0x9e3779b97f4a7c15u;
       return h ^ h >> 32;
     }
   };

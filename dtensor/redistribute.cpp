@@ -17,8 +17,8 @@ struct Travel {
   std::string reason;
   std::optional<DType> reduce_dtype;  // in which it travels to a reduction; none: as it is
   Tensor local;                       // its part by now
-  AsyncCopy from_host = {};  // under way to `local`
-  Tensor arriving = {};      // what a collective under way writes
+  AsyncCopy from_host = {};           // under way to `local`
+  Tensor arriving = {};               // what a collective under way writes
   size_t next = 0;
 
   const Plan& plan() const { return planned->plan; }
@@ -197,8 +197,8 @@ Launch start_collective(std::vector<Travel*> list, bool asked_for) {
           to_string(t->target, mesh.shape()));
     const Step& s = t->step();
     rank.notify([&](Observer& o) {
-      o.on_collective({mesh, collective_kind(s.kind), s.axes, s.bytes, t->dtype(), t->source.dtype(), t->source.shape(), &s, group,
-                       t->reason, asked_for});
+      o.on_collective({mesh, collective_kind(s.kind), s.axes, s.bytes, t->dtype(), t->source.dtype(), t->source.shape(),
+                       &s, group, t->reason, asked_for});
     });
     buffers.push_back(prepare(*t));
   }

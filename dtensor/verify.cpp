@@ -91,7 +91,8 @@ std::string show(DType t, int64_t bits) {
   if (begin < here) std::memcpy(&bits, part.bytes_data() + begin * item, size_t(item));
   Words values = gather(x.mesh(), {bits});
   fail("[verify_replicas] {}, {}: ranks {} and {} differ first at {}: {} and {}", name, to_string(x), a, b,
-       to_string(global_index(box, begin)), show(part.dtype(), values[size_t(a)]), show(part.dtype(), values[size_t(b)]));
+       to_string(global_index(box, begin)), show(part.dtype(), values[size_t(a)]),
+       show(part.dtype(), values[size_t(b)]));
 }
 
 }  // namespace

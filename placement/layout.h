@@ -102,8 +102,8 @@ struct Box {
 Box whole_box(const Shape& shape);
 Box intersection(const Box& a, const Box& b);
 
-// The type in which parts of a tensor lie in memory: contributions of bf16 to a sum, an average or a product are f32, so
-// that the result is rounded once, whatever the mesh.
+// The type in which parts of a tensor lie in memory: contributions of bf16 to a sum, an average or a product are f32,
+// so that the result is rounded once, whatever the mesh.
 constexpr DType part_dtype(DType dtype, const Layout& layout) {
   bool exact = layout.reduce == Reduce::min || layout.reduce == Reduce::max;
   return dtype == DType::bf16 && layout.partial && !exact ? DType::f32 : dtype;

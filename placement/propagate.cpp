@@ -47,7 +47,10 @@ int64_t least_bytes(double elements, DType dtype) {
 class Prices {
  public:
   Prices(const Propagation& p, const TensorSpec& end, bool is_source)
-      : p_(p), end_(end), is_source_(is_source), plans_(p.mesh, end_.shape, end.dtype, p.cost, reduced_as(end.dtype, p.reduce_dtype)) {}
+      : p_(p),
+        end_(end),
+        is_source_(is_source),
+        plans_(p.mesh, end_.shape, end.dtype, p.cost, reduced_as(end.dtype, p.reduce_dtype)) {}
 
   const TensorSpec& end() const { return end_; }
   bool is_source() const { return is_source_; }

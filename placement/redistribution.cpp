@@ -33,9 +33,7 @@ struct Problem {
   int64_t moved(const Layout& from) const { return itemsize(part_dtype(dtype, from)); }
   int64_t reduced(const Layout& from) const { return reduce_dtype ? itemsize(*reduce_dtype) : moved(from); }
   // The least of these: what bounds are counted in.
-  int64_t least() const {
-    return reduce_dtype ? std::min(itemsize(dtype), itemsize(*reduce_dtype)) : itemsize(dtype);
-  }
+  int64_t least() const { return reduce_dtype ? std::min(itemsize(dtype), itemsize(*reduce_dtype)) : itemsize(dtype); }
   int64_t bytes_of(const Layout& l) const { return largest_part(mesh, shape, l) * least(); }
   // Whether every rank holds its new box: of small tensors most ranks hold nothing.
   bool fits(const Layout& from, const Layout& to) const { return most_missing(mesh, shape, from, to, 1) == 0; }
@@ -483,8 +481,8 @@ Plan Redistributions::plan(const Layout& from, const Layout& to) {
   return plan;
 }
 
-Plan plan_redistribution(const MeshShape& mesh, const Shape& shape, DType dtype, const Layout& from,
-                         const Layout& to, const CostModel& cost, std::optional<DType> reduce_dtype) {
+Plan plan_redistribution(const MeshShape& mesh, const Shape& shape, DType dtype, const Layout& from, const Layout& to,
+                         const CostModel& cost, std::optional<DType> reduce_dtype) {
   return Redistributions(mesh, shape, dtype, cost, reduce_dtype).plan(from, to);
 }
 

@@ -20,8 +20,8 @@ namespace dtensor {
 // always without Partial, and with it on one or two axes that divide the sizes (tests/placement/proof_test.cpp).
 // `reduce_dtype`: in which contributions travel to a reduction; none: as they lie in memory (part_dtype).
 // Several axes are always reduced innermost first, so that the sum's tree over ranks does not depend on the plan.
-Plan plan_redistribution(const MeshShape& mesh, const Shape& shape, DType dtype, const Layout& from,
-                         const Layout& to, const CostModel& cost = {}, std::optional<DType> reduce_dtype = {});
+Plan plan_redistribution(const MeshShape& mesh, const Shape& shape, DType dtype, const Layout& from, const Layout& to,
+                         const CostModel& cost = {}, std::optional<DType> reduce_dtype = {});
 
 // The same for many plans of one tensor, which remembers what it found about steps that they share. Mesh, shape and
 // costs must outlive it.

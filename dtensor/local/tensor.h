@@ -90,8 +90,8 @@ class Tensor {
 
 // Copies elements of one shape and type, whatever the strides and devices. Nothing happens on meta.
 void copy(const Tensor& from, const Tensor& to);
-// Elements of floating types, rounded to the nearest; both tensors contiguous, of one shape and in the same memory. Nothing
-// happens on meta.
+// Elements of floating types, rounded to the nearest; both tensors contiguous, of one shape and in the same memory.
+// Nothing happens on meta.
 void convert(const Tensor& from, const Tensor& to);
 // Calls write(host tensor) where every element of `t` is to be written, and brings the elements to `t`'s device.
 template <class F>

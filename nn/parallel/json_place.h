@@ -25,7 +25,7 @@ struct JsonPlace {
   std::string text() const;
   bool boolean() const;
   int integer(int least, int most) const;
-  DType dtype() const;  // "fp32" or "bf16"
+  DType dtype() const;                     // "fp32" or "bf16"
   std::vector<std::string> texts() const;  // one or a list
   // An object of these fields alone, of which the required ones are there.
   void fields(const std::vector<std::string>& known, const std::vector<std::string>& required = {}) const;

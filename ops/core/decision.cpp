@@ -27,8 +27,8 @@ Choice choose_in_place(const Op& op, Propagation p) {
        to_string(*p.inputs[i], p.mesh), to_string(choose(p).inputs[i], p.mesh));
 }
 
-// Whether the kernel sees f32 in place of all that is bf16, as some of it, contributions to a sum, is f32 in memory. Some
-// kernels of CUDA's can themselves leave such sums of bf16 operands in f32.
+// Whether the kernel sees f32 in place of all that is bf16, as some of it, contributions to a sum, is f32 in memory.
+// Some kernels of CUDA's can themselves leave such sums of bf16 operands in f32.
 bool in_f32(const Op& op, std::span<const TensorSpec* const> in, const Decision& d) {
   auto is_wide = [&](size_t i) { return in[i] && part_dtype(in[i]->dtype, d.inputs[i]) != in[i]->dtype; };
   bool wide = false, factors = false;

@@ -92,8 +92,8 @@ TEST_CASE("ranks that hold the same piece share those who ask for it") {
        }) {
     MeshShape mesh = MeshShape::parse(c.mesh);
     TensorSpec from = parse_spec(c.from, mesh);
-    Plan plan =
-        plan_redistribution(mesh, from.shape, DType::f32, from.layout, parse_layout(c.to, mesh, from.shape.dims()), bytes_only);
+    Plan plan = plan_redistribution(mesh, from.shape, DType::f32, from.layout,
+                                    parse_layout(c.to, mesh, from.shape.dims()), bytes_only);
     INFO(c.mesh << " " << c.from << " to " << c.to << ": " << show(plan, mesh));
     REQUIRE(plan.steps.size() == 1);
     std::vector<int64_t> sent;
