@@ -255,8 +255,8 @@ void fill(const Tensor& t, double value) {
 void convert(const Tensor& from, const Tensor& to) {
   check(from.shape() == to.shape() && from.is_contiguous() && to.is_contiguous() && is_floating(from.dtype()) &&
             is_floating(to.dtype()) && from.device() == to.device(),
-        "[convert] {}{} on {} to {}{} on {}", name(from.dtype()), from.shape(), name(from.device()), name(to.dtype()),
-        to.shape(), name(to.device()));
+        "[convert] {}{} on {} to {}{} on {}: both are floating, contiguous, of one shape and on one device",
+        name(from.dtype()), from.shape(), name(from.device()), name(to.dtype()), to.shape(), name(to.device()));
   if (from.device() == Device::meta) return;
   if (from.device() == Device::cuda)
     return cuda::convert(to.allocator()->stream(), from.dtype(), to.dtype(), from.numel(), from.bytes_data(),
