@@ -47,7 +47,7 @@ struct Travel {
   // Its part after the next step, rounded where all contributions are summed.
   void take(const Tensor& part) {
     local = part;
-    convert_to(part_dtype(source.dtype(), step().to));
+    convert_to(part_dtype(source.dtype(), step().to, mesh().rank_state().reduce_dtype));
   }
   // Beside the kernels.
   void begin_copy_from_host() {

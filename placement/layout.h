@@ -103,14 +103,13 @@ Box whole_box(const Shape& shape);
 Box intersection(const Box& a, const Box& b);
 
 // The type in which parts of a tensor lie in memory: contributions of bf16 to a sum, an average or a product are f32,
-// so that the result is rounded once, whatever the mesh.
-constexpr DType part_dtype(DType dtype, const Layout& layout) {
+// so that the result is rounded once, whatever the mesh; unless `reduce_dtype` says bf16.
+constexpr DType part_dtype(DType dtype, const Layout& layout, DType reduce_dtype = DType::f32) {
   bool exact = layout.reduce == Reduce::min || layout.reduce == Reduce::max;
-  return dtype == DType::bf16 && layout.partial && !exact ? DType::f32 : dtype;
+  return dtype == DType::bf16 && layout.partial && !exact ? reduce_dtype : dtype;
 }
-
-// In which contributions travel to a reduction where those of bf16 travel as `reduce_dtype`, f32 or bf16; none: as they
-// lie in memory.
+// In which contributions travel to a reduction where those of bf16 lie in memory as `reduce_dtype`, f32 or bf16; none:
+// as they lie there.
 constexpr std::optional<DType> reduced_as(DType dtype, DType reduce_dtype) {
   return dtype == DType::bf16 && reduce_dtype == DType::bf16 ? std::optional(DType::bf16) : std::nullopt;
 }

@@ -30,7 +30,9 @@ struct Problem {
   }
   int product(AxisSet set) const { return products[set & mesh.all()]; }
   // Of one element on its way from a layout.
-  int64_t moved(const Layout& from) const { return itemsize(part_dtype(dtype, from)); }
+  int64_t moved(const Layout& from) const {
+    return itemsize(part_dtype(dtype, from, reduce_dtype.value_or(DType::f32)));
+  }
   int64_t reduced(const Layout& from) const { return reduce_dtype ? itemsize(*reduce_dtype) : moved(from); }
   // The least of these: what bounds are counted in.
   int64_t least() const { return reduce_dtype ? std::min(itemsize(dtype), itemsize(*reduce_dtype)) : itemsize(dtype); }

@@ -18,8 +18,9 @@ namespace dtensor {
 // Law 1: whatever the plan, the logical value stays the same. Empty where nothing has to be done, local where every
 // rank already holds its new piece. Under costs that count bytes only, plans receive the least that any steps can:
 // always without Partial, and with it on one or two axes that divide the sizes (tests/placement/proof_test.cpp).
-// `reduce_dtype`: in which contributions travel to a reduction; none: as they lie in memory (part_dtype).
-// Several axes are always reduced innermost first, so that the sum's tree over ranks does not depend on the plan.
+// `reduce_dtype`: in which contributions travel to a reduction, and lie in memory where they are bf16; none:
+// part_dtype(). Several axes are always reduced innermost first, so that the sum's tree over ranks does not depend on
+// the plan.
 Plan plan_redistribution(const MeshShape& mesh, const Shape& shape, DType dtype, const Layout& from, const Layout& to,
                          const CostModel& cost = {}, std::optional<DType> reduce_dtype = {});
 

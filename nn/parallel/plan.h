@@ -20,7 +20,7 @@ struct ParallelPlan {
   std::optional<ActivationCheckpointPlan> activation_checkpoint;
   std::optional<FullyShardPlan> fully_shard;
   std::optional<DataParallelPlan> data_parallel;
-  std::optional<DType> reduce_dtype;  // bf16: contributions of bf16 travel rounded to a sum (Rank::reduce_dtype)
+  std::optional<DType> reduce_dtype;  // bf16: contributions of bf16 to a sum are rounded (Rank::reduce_dtype)
   std::optional<bool> loss_parallel;  // true: logits must arrive sharded over classes; false: they are gathered
 
   // Errors name the JSON path: an unknown field or style, a layout that is none.

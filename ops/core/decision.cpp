@@ -30,7 +30,9 @@ Choice choose_in_place(const Op& op, Propagation p) {
 // Whether the kernel sees f32 in place of all that is bf16, as some of it, contributions to a sum, is f32 in memory.
 // Some kernels of CUDA's can themselves leave such sums of bf16 operands in f32.
 bool in_f32(const Op& op, std::span<const TensorSpec* const> in, const Decision& d) {
-  auto is_wide = [&](size_t i) { return in[i] && part_dtype(in[i]->dtype, d.inputs[i]) != in[i]->dtype; };
+  auto is_wide = [&](size_t i) {
+    return in[i] && part_dtype(in[i]->dtype, d.inputs[i], d.reduce_dtype) != in[i]->dtype;
+  };
   bool wide = false, factors = false;
   for (size_t i = 0; i < in.size(); ++i) wide |= is_wide(i), factors |= i < 2 && is_wide(i);
   for (const SpecHandle& out : d.outputs) wide |= out->local_dtype != out->dtype;

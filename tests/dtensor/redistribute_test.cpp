@@ -250,6 +250,7 @@ TEST_CASE("Rank::reduce_dtype bf16 rounds contributions before they are summed, 
                                                      "dp=Replicate tp=Replicate, {} bytes",
                                                      name(reduce), wide ? 24 : 12)},
             "{}", log.lines[0]);
+      check(x.redistribute("tp=Replicate").local().dtype() == reduce, "what is still to be summed lies so in memory");
     }
   });
 }

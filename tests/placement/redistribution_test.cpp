@@ -162,7 +162,7 @@ TEST_CASE("contributions of bf16 to a sum travel as f32 or what is asked for, an
            {"tp=4", "bf16[8,16] tp=Partial(max)", "tp=Replicate", "all_reduce(tp) 384", "all_reduce(tp) 384"},
            {"tp=4", "bf16[8,16] tp=Partial", "tp=Shard(0)", "reduce_scatter(tp) 384", "reduce_scatter(tp) 192"},
            {"tp=4", "bf16[8,16] tp=Shard(0)", "", "all_gather(tp) 192", "all_gather(tp) 192"},
-           {"dp=2,tp=4", "bf16[8,16] dp=Shard(0) tp=Partial", "tp=Partial", "all_gather(dp) 256", "all_gather(dp) 256"},
+           {"dp=2,tp=4", "bf16[8,16] dp=Shard(0) tp=Partial", "tp=Partial", "all_gather(dp) 256", "all_gather(dp) 128"},
            {"dp=2,tp=4", "bf16[800,1600] dp=Shard(0) tp=Partial", "tp=Shard(1)",
             "reduce_scatter(tp) 1920000, all_gather(dp) 320000", "reduce_scatter(tp) 960000, all_gather(dp) 320000"},
            {"dp=2,tp=4", "bf16[8,16] dp=Partial tp=Partial", "dp=Partial", "all_reduce(tp) 768", "all_reduce(tp) 384"},
