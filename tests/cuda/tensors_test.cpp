@@ -67,6 +67,39 @@ TEST_CASE("cuda: tensors cross between host and device, whatever their strides")
                     "[Tensor::data] f32[2] is on cuda, where only kernels reach its elements: take its cpu()");
 }
 
+TEST_CASE("cuda: transposed copies are those of the CPU, of any size, in parts and with other dimensions around") {
+  auto device = device_memory();
+  auto same = [](const Tensor& a, const Tensor& b) {
+    Tensor x = a.cpu().contiguous(), y = b.contiguous();
+    return std::memcmp(x.bytes_data(), y.bytes_data(), size_t(y.bytes())) == 0;
+  };
+  // Around the sides of tiles, which are 32, 64 and 128 elements; rows too short for tiles.
+  const int64_t sizes[][2] = {{8, 8}, {7, 200}, {200, 7}, {31, 33}, {64, 32}, {128, 256}, {130, 66}, {257, 20}};
+  const int orders[][3] = {{0, 2, 1}, {2, 0, 1}, {2, 1, 0}};
+  for (DType type : types)
+    for (const auto& [rows, columns] : sizes)
+      for (int64_t outer : {1, 3}) {
+        Tensor host(std::make_shared<Allocator>(), type, {outer, rows, columns});
+        for (int64_t i = 0; i < host.bytes(); ++i)
+          host.bytes_data()[i] = std::byte(type == DType::boolean ? i % 3 == 1 : i * 7 % 251);
+        Tensor there = host.to(device);
+        INFO(name(type) << to_string(host.shape()));
+        for (const auto& order : orders)
+          for (int64_t begin : {0, 1, 4}) {  // aligned or not, and with an odd or an even rest
+            auto part = [&](const Tensor& t) { return t.narrow(2, begin, columns - begin - begin / 4).permute(order); };
+            CHECK(same(part(there).clone(), part(host).clone()));
+            // Into a part of something larger, of which nothing else is written.
+            Shape shape = part(host).shape();
+            Tensor wide(host.allocator(), type, {shape[0], shape[1], shape[2] + 4 + shape[2] % 2}), target;
+            std::memset(wide.bytes_data(), 1, size_t(wide.bytes()));
+            target = wide.to(device);
+            copy(part(there), target.narrow(2, begin, shape[2]));
+            copy(part(host), wide.narrow(2, begin, shape[2]));
+            CHECK(same(target, wide));
+          }
+      }
+}
+
 TEST_CASE("cuda: tensors are filled and scaled") {
   auto device = device_memory();
   for (DType type : types)
