@@ -159,7 +159,7 @@ void read_nanotron(Shard& s) {
   check(idx.size() % 8 == 0 && idx.size() > 0, "[data] {} has {} bytes: it should have 8 for each document", index,
         idx.size());
   auto tokens = value_at<uint64_t>(idx, idx.size() - 8);
-  check(tokens > 0 && (s.map->size() == tokens * 2 || s.map->size() == tokens * 4),
+  check(tokens > 0 && tokens <= s.map->size() && (s.map->size() == tokens * 2 || s.map->size() == tokens * 4),
         "[data] {} has {} bytes, its index {} tokens: 2 or 4 bytes each are supported", s.file, s.map->size(), tokens);
   s.width = int(s.map->size() / size_t(tokens));
   s.tokens = int64_t(tokens), s.documents = int64_t(idx.size() / 8);
@@ -239,7 +239,7 @@ void TokenSource::add(const std::string& file, const std::optional<Tokenizer>& t
   s->check_ends();
   s->first_token = tokens_, s->first_document = documents_;
   tokens_ += s->tokens, documents_ += s->documents;
-  if (s->tokens > 0) shards_.push_back(s);
+  if (s->documents > 0) shards_.push_back(s);
 }
 
 const TokenSource::Shard& TokenSource::shard_of_document(int64_t document) const {

@@ -65,6 +65,26 @@ TEST_CASE("pack keeps positions and document numbers") {
   CHECK(row(dataset(source, {.seq_len = 3}), 1) == Row{{99, 257, 256}, {257, 256, 257}, {3, 4, 0}, {0, 0, 1}});
 }
 
+TEST_CASE("documents without tokens are counted where they stand, also files of nothing else") {
+  Folder folder;
+  auto shard = [&](const std::string& name, const std::vector<std::vector<int32_t>>& documents) {
+    ShardWriter writer((folder.path / name).string(), 300);
+    for (const auto& ids : documents) writer.add(ids);
+    writer.finish();
+  };
+  shard("a.bin", {{}, {}, {}}), shard("b.bin", {{1, 2}, {}}), shard("c.bin", {{}, {}}), shard("d.bin", {{3}, {4, 5}});
+  TokenSource source({folder.path.string()});
+  CHECK(all_tokens(source) == std::vector<int64_t>{1, 2, 3, 4, 5});
+  std::vector<int64_t> begins, of;
+  for (int64_t d = 0; d <= source.documents(); ++d) begins.push_back(source.document_begin(d));
+  for (int64_t t = 0; t < source.tokens(); ++t) of.push_back(source.document_of(t));
+  CHECK(begins == std::vector<int64_t>{0, 0, 0, 0, 2, 2, 2, 2, 3, 5});
+  CHECK(of == std::vector<int64_t>{3, 3, 7, 8, 8});
+  CHECK(row(dataset(source, {.seq_len = 4}), 0) == Row{{1, 2, 3, 4}, {2, 3, 4, 5}, {0, 1, 0, 0}, {0, 0, 1, 2}});
+  Row empty = row(dataset(source, {.mode = DataMode::pad, .seq_len = 2, .pad = 9}), 5);
+  CHECK(empty == Row{{9, 9}, {ignored_target, ignored_target}, {0, 1}, {-1, -1}});
+}
+
 TEST_CASE("a data set knows the most documents that a sequence of it has") {
   Folder folder;
   std::vector<std::string> files;
@@ -339,12 +359,19 @@ TEST_CASE("shards of llm.c, Megatron and nanotron") {
 
 TEST_CASE("compressed text is text") {
   Folder folder;
-  std::string text = "{\"text\": \"one\"}\n{\"text\": \"two\"}";
-  auto file = folder.write("a.jsonl", text);
-  REQUIRE(std::system(("gzip -k " + file).c_str()) == 0);
-  std::vector<std::string> found;
-  for_documents(file + ".gz", [&](std::string_view t) { found.emplace_back(t); });
-  CHECK(found == std::vector<std::string>{"one", "two"});
+  std::string lines = "{\"text\": \"one\"}\n{\"text\": \"two\"}", text;
+  for (uint32_t i = 1; text.size() < 3'000'000; i = i * 1664525u + 1013904223u) text += std::to_string(i) + "\n";
+  auto documents = [&](const std::string& name, const std::string& bytes) {
+    std::vector<std::string> found;
+    for_documents(folder.write(name, bytes), [&](std::string_view t) { found.emplace_back(t); });
+    return found;
+  };
+  const std::vector<std::string> two{"one", "two"};
+  CHECK(documents("a.jsonl.gz", gzip(lines)) == two);
+  CHECK(documents("a.jsonl.zst", zstd(lines)) == two);
+  CHECK(documents("a.jsonl.zst", zstd(lines.substr(0, 9)) + zstd(lines.substr(9))) == two);  // frames are joined
+  CHECK((documents("a.txt.gz", gzip(text)) == std::vector{text}));
+  CHECK((documents("a.txt.zst", zstd(text)) == std::vector{text}));
 }
 
 TEST_CASE("errors of datasets and loaders") {
