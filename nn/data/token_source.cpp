@@ -232,7 +232,7 @@ void TokenSource::add(const std::string& file, const std::optional<Tokenizer>& t
     Tokenizer t = tokenizer ? *tokenizer : Tokenizer::bytes();
     ShardWriter writer(temporary.path, t.vocab_size());
     tokenize_documents({file}, t, 0, [&](auto ids, bool last) { writer.add(ids, last); });
-    writer.finish();
+    writer.finish(false);
     s->map = std::make_unique<MappedFile>(temporary.path, "data");
     read_own(*s);
   }
@@ -317,7 +317,7 @@ void ShardWriter::add(std::span<const int32_t> ids, bool last) {
   if (last) ends_.push_back(uint64_t(tokens_));
 }
 
-void ShardWriter::finish() {
+void ShardWriter::finish(bool durable) {
   size_t bytes = size_t(tokens_ * width_);
   const char zeros[8] = {};
   write(zeros, padded(bytes) - bytes);
@@ -326,7 +326,7 @@ void ShardWriter::finish() {
   std::memcpy(h.magic, magic, 8);
   bool ok = std::fseek(out_, 0, SEEK_SET) == 0;
   write(&h, sizeof h);
-  ok = std::fflush(out_) == 0 && ok && fsync(fileno(out_)) == 0;
+  ok = std::fflush(out_) == 0 && ok && (!durable || fsync(fileno(out_)) == 0);
   ok = std::fclose(std::exchange(out_, nullptr)) == 0 && ok;
   check(ok, "[data] cannot write to {}: is the disk full?", file_);
   fs::rename(file_ + ".partial", file_);

@@ -59,6 +59,9 @@ TEST_CASE("pack keeps positions and document numbers") {
   CHECK(source.documents() == 3);
   Dataset d = dataset(source, {.seq_len = 5});
   CHECK(d.samples() == 2);
+  CHECK(dataset(source, {.seq_len = 10}).samples() == 1);  // the eleventh token is a target
+  CHECK(error_of([&] { dataset(source, {.seq_len = 11}); }) ==
+        "[data] 11 tokens are less than one sequence of 11 and its target: give more text, or a smaller --seq-len");
   CHECK(row(d, 0) == Row{{256, 97, 98, 99, 257}, {97, 98, 99, 257, 256}, {0, 1, 2, 3, 4}, {0, 0, 0, 0, 0}});
   CHECK(row(d, 1) == Row{{256, 257, 256, 100, 101}, {257, 256, 100, 101, 257}, {0, 1, 0, 1, 2}, {0, 0, 1, 1, 1}});
   CHECK(row(d, 3) == row(d, 1));  // the next epoch
@@ -80,7 +83,9 @@ TEST_CASE("documents without tokens are counted where they stand, also files of 
   for (int64_t t = 0; t < source.tokens(); ++t) of.push_back(source.document_of(t));
   CHECK(begins == std::vector<int64_t>{0, 0, 0, 0, 2, 2, 2, 2, 3, 5});
   CHECK(of == std::vector<int64_t>{3, 3, 7, 8, 8});
-  CHECK(row(dataset(source, {.seq_len = 4}), 0) == Row{{1, 2, 3, 4}, {2, 3, 4, 5}, {0, 1, 0, 0}, {0, 0, 1, 2}});
+  Dataset packed = dataset(source, {.seq_len = 4});
+  CHECK(row(packed, 0) == Row{{1, 2, 3, 4}, {2, 3, 4, 5}, {0, 1, 0, 0}, {0, 0, 1, 2}});
+  CHECK(packed.max_documents() == 3);
   Row empty = row(dataset(source, {.mode = DataMode::pad, .seq_len = 2, .pad = 9}), 5);
   CHECK(empty == Row{{9, 9}, {ignored_target, ignored_target}, {0, 1}, {-1, -1}});
 }
