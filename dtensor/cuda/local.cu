@@ -220,6 +220,29 @@ void scale(StreamHandle stream, DType type, int64_t n, double factor, void* x) {
   });
 }
 
+// --- Conversions
+
+namespace {
+
+template <class To, class From>
+__global__ void convert_kernel(int64_t n, const From* from, To* to) {
+  for (int64_t i = blockIdx.x * int64_t(threads) + threadIdx.x; i < n; i += gridDim.x * int64_t(threads))
+    to[i] = rounded<To>(Accumulate<To>(load(from[i])));
+}
+
+}  // namespace
+
+void convert(StreamHandle stream, DType from_type, DType to_type, int64_t n, const void* from, void* to) {
+  for_floating(from_type, [&](auto f) {
+    for_floating(to_type, [&](auto t) {
+      using From = decltype(f);
+      using To = decltype(t);
+      launch(convert_kernel<To, From>, blocks_for(n, threads), threads, 0, stream, n, static_cast<const From*>(from),
+             static_cast<To*>(to));
+    });
+  });
+}
+
 // --- Reductions over ranks
 
 namespace {

@@ -159,7 +159,7 @@ void read_nanotron(Shard& s) {
   check(idx.size() % 8 == 0 && idx.size() > 0, "[data] {} has {} bytes: it should have 8 for each document", index,
         idx.size());
   auto tokens = value_at<uint64_t>(idx, idx.size() - 8);
-  check(tokens > 0 && (s.map->size() == tokens * 2 || s.map->size() == tokens * 4),
+  check(tokens > 0 && tokens <= s.map->size() && (s.map->size() == tokens * 2 || s.map->size() == tokens * 4),
         "[data] {} has {} bytes, its index {} tokens: 2 or 4 bytes each are supported", s.file, s.map->size(), tokens);
   s.width = int(s.map->size() / size_t(tokens));
   s.tokens = int64_t(tokens), s.documents = int64_t(idx.size() / 8);
@@ -232,14 +232,14 @@ void TokenSource::add(const std::string& file, const std::optional<Tokenizer>& t
     Tokenizer t = tokenizer ? *tokenizer : Tokenizer::bytes();
     ShardWriter writer(temporary.path, t.vocab_size());
     tokenize_documents({file}, t, 0, [&](auto ids, bool last) { writer.add(ids, last); });
-    writer.finish();
+    writer.finish(false);
     s->map = std::make_unique<MappedFile>(temporary.path, "data");
     read_own(*s);
   }
   s->check_ends();
   s->first_token = tokens_, s->first_document = documents_;
   tokens_ += s->tokens, documents_ += s->documents;
-  if (s->tokens > 0) shards_.push_back(s);
+  if (s->documents > 0) shards_.push_back(s);
 }
 
 const TokenSource::Shard& TokenSource::shard_of_document(int64_t document) const {
@@ -317,7 +317,7 @@ void ShardWriter::add(std::span<const int32_t> ids, bool last) {
   if (last) ends_.push_back(uint64_t(tokens_));
 }
 
-void ShardWriter::finish() {
+void ShardWriter::finish(bool durable) {
   size_t bytes = size_t(tokens_ * width_);
   const char zeros[8] = {};
   write(zeros, padded(bytes) - bytes);
@@ -326,7 +326,7 @@ void ShardWriter::finish() {
   std::memcpy(h.magic, magic, 8);
   bool ok = std::fseek(out_, 0, SEEK_SET) == 0;
   write(&h, sizeof h);
-  ok = std::fflush(out_) == 0 && ok && fsync(fileno(out_)) == 0;
+  ok = std::fflush(out_) == 0 && ok && (!durable || fsync(fileno(out_)) == 0);
   ok = std::fclose(std::exchange(out_, nullptr)) == 0 && ok;
   check(ok, "[data] cannot write to {}: is the disk full?", file_);
   fs::rename(file_ + ".partial", file_);

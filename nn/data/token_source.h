@@ -56,7 +56,8 @@ class ShardWriter {
   ~ShardWriter();
   // A document, or its next part: `last` ends it.
   void add(std::span<const int32_t> ids, bool last = true);
-  void finish();
+  // `durable`: on the disk, not in the system's memory alone, before the file has its name.
+  void finish(bool durable = true);
   int64_t tokens() const { return tokens_; }
   int64_t documents() const { return int64_t(ends_.size()); }
 

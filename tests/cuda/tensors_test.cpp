@@ -204,7 +204,7 @@ TEST_CASE("cuda: ranks that share a device redistribute as on the CPU, to the bi
                         {"x=2,y=2", "x=Shard(0) y=Shard(1)", "x=Shard(1) y=Shard(0)"},
                         {"x=2,y=2", "x=Partial(sum) y=Shard(0)", "x=Shard(1)"}};
   for (const Case& c : cases)
-    for (DType type : {DType::f32, DType::f64, DType::i64}) {
+    for (DType type : {DType::f32, DType::f64, DType::bf16, DType::i64}) {
       if (type == DType::i64 && std::string(c.from + std::string(c.to)).find("avg") != std::string::npos) continue;
       for (Shape shape : {Shape{5, 7}, Shape{1, 2}, Shape{0, 3}}) {
         auto on = [&](Device device) {
@@ -214,13 +214,15 @@ TEST_CASE("cuda: ranks that share a device redistribute as on the CPU, to the bi
                  [&](Rank& rank) {
                    DeviceMesh m(rank, mesh);
                    SpecHandle spec = m.intern({type, shape, parse_layout(c.from, mesh, shape.dims())});
-                   Tensor local(std::make_shared<Allocator>(), type, spec->local_shape);
+                   Tensor local(std::make_shared<Allocator>(), type == DType::bf16 ? DType::f32 : type,
+                                spec->local_shape);
                    for (int64_t i = 0; i < local.numel(); ++i) {
                      double v = std::sin(1.0 + double(i) + 3.7 * rank.rank());
-                     if (type == DType::f32) local.data<float>()[i] = float(v);
+                     if (local.dtype() == DType::f32) local.data<float>()[i] = float(v);
                      if (type == DType::f64) local.data<double>()[i] = v;
                      if (type == DType::i64) local.data<int64_t>()[i] = int64_t(v * 100);
                    }
+                   if (type == DType::bf16) local = local.to(spec->local_dtype);
                    if (device == Device::cuda) local = local.to(rank.allocator());
                    parts[size_t(rank.rank())] =
                        elements(DistributedTensor::empty(m, spec, local).redistribute(c.to).local());
@@ -231,6 +233,51 @@ TEST_CASE("cuda: ranks that share a device redistribute as on the CPU, to the bi
         INFO(c.mesh << ": " << c.from << " to " << c.to << ", " << name(type) << to_string(shape));
         CHECK(on(Device::cuda) == on(Device::cpu));
       }
+    }
+}
+
+TEST_CASE("cuda: cards leave contributions of bf16 in float32, and take them") {
+  auto on = [](Device device, DType type) {
+    std::vector<std::vector<double>> results;
+    launch(2,
+           [&](Rank& rank) {
+             DeviceMesh mesh(rank, "x=2");
+             auto tensor = [&](const Shape& shape, const char* layout) {
+               Tensor t(std::make_shared<Allocator>(), DType::f32, shape);
+               for (int64_t i = 0; i < t.numel(); ++i) t.data<float>()[i] = float(std::sin(1.0 + double(i)));
+               return ops::cast(DistributedTensor::distribute(t, mesh, layout), type);
+             };
+             auto x = tensor({3, 8}, "x=Shard(1)"), w = tensor({5, 8}, "x=Shard(1)"), bias = tensor({5}, "x=Replicate");
+             auto y = tensor({3, 5}, "x=Replicate"), table = tensor({6, 5}, "x=Shard(0)");
+             auto ids = DistributedTensor::distribute(Tensor::of<int64_t>({3}, {5, 0, 4}), mesh, "x=Replicate");
+             DistributedTensor product = ops::linear(x, w);
+             std::vector<DistributedTensor> list{product,
+                                                 ops::linear(x, w, bias),
+                                                 ops::matmul(x, ops::transpose(w, 0, 1)),
+                                                 ops::embedding(ids, table),
+                                                 ops::add(product, product),
+                                                 ops::mul(product, y),
+                                                 ops::mul(product, 3),
+                                                 ops::transpose(product, 0, 1),
+                                                 ops::matmul(product, ops::transpose(y, 0, 1)),
+                                                 ops::sum(x, {1}),
+                                                 ops::cast(product, type == DType::f32 ? DType::f64 : DType::f32)};
+             for (const DistributedTensor& z : list) {
+               check(z.layout().partial, "{} is no contribution", to_string(z));
+               check(z.local().dtype() == (z.dtype() == DType::bf16 ? DType::f32 : z.dtype()), "{}", to_string(z));
+               std::vector<double> whole = elements(z.full_tensor());
+               if (rank.rank() == 0) results.push_back(whole);
+             }
+           },
+           {.deadline = std::chrono::minutes(1), .threads = 1, .device = device});
+    return results;
+  };
+  auto cpu = on(Device::cpu, DType::bf16), cuda = on(Device::cuda, DType::bf16);
+  REQUIRE(cpu.size() == cuda.size());
+  for (size_t i = 0; i < cpu.size(); ++i)
+    for (size_t j = 0; j < cpu[i].size(); ++j) {
+      INFO("result " << i << ", element " << j);
+      CHECK(cuda[i][j] == Approx(cpu[i][j]).epsilon(0x1p-8));  // a rounding apart where they add in other orders
     }
 }
 

@@ -203,6 +203,9 @@ TEST_CASE("a shard that is not what it says is an error") {
   CHECK(error("n.ds", four) == "[data] n.ds.index has 3 bytes: it should have 8 for each document");
   folder.write("n.ds.index", raw(uint64_t(3)));
   CHECK(error("n.ds", four) == "[data] n.ds has 8 bytes, its index 3 tokens: 2 or 4 bytes each are supported");
+  folder.write("n.ds.index", raw((uint64_t(1) << 62) + 2));  // four times that is 8 in 64 bits
+  CHECK(error("n.ds", four) ==
+        "[data] n.ds has 8 bytes, its index 4611686018427387906 tokens: 2 or 4 bytes each are supported");
 
   ShardWriter writer((folder.path / "w.bin").string(), 300);
   CHECK(error_of([&] { writer.add(std::vector<int32_t>{300}); }) ==
@@ -222,7 +225,23 @@ void mutate(int rounds, uint32_t seed) {
   ShardWriter writer((folder.path / "s.bin").string(), 300);
   writer.add(std::vector<int32_t>{1, 2, 3}), writer.add(std::vector<int32_t>{4});
   writer.finish();
-  std::string shard = read_file((folder.path / "s.bin").string());
+  // One of each kind; of some a second file beside it, which may be the one that is changed.
+  struct Kind {
+    std::string name, bytes, index_name = {}, index = {};
+  };
+  std::string tokens = raw(uint16_t(1), uint16_t(2), uint16_t(3), uint16_t(4));
+  std::string llm = raw(int32_t(20240520), int32_t(1), int32_t(4)) + std::string(1012, '\0') + tokens;
+  std::string megatron =
+      std::string("MMIDIDX\0\0", 9) + raw(uint64_t(1), uint8_t(8), uint64_t(2), uint64_t(3), int32_t(3), int32_t(1),
+                                          int64_t(0), int64_t(6), int64_t(0), int64_t(1), int64_t(2));
+  std::string lines = "{\"text\": \"one\"}\n\n{\"text\": \"tö\", \"x\": [1]}\n";
+  const Kind kinds[] = {{"own.bin", read_file(folder.path / "s.bin")},
+                        {"llm.bin", llm},
+                        {"meg.bin", tokens, "meg.idx", megatron},
+                        {"n.ds", tokens, "n.ds.index", raw(uint64_t(2), uint64_t(4))},
+                        {"l.jsonl", lines},
+                        {"l.jsonl.gz", gzip(lines)},
+                        {"l.jsonl.zst", zstd(lines)}};
   auto changed = [&](std::string bytes) {
     for (int n = 1 + int(random() % 3); n > 0 && !bytes.empty(); --n) {
       size_t at = random() % bytes.size();
@@ -249,11 +268,16 @@ void mutate(int rounds, uint32_t seed) {
     std::string error = error_of([&] { Tokenizer::load(file).encode("ab <s> \xFF é"); });
     CHECK((error == "" || error.starts_with("[tokenizer] ")));
     refused += error != "";
-    file = folder.write("t.bin", changed(shard));
+    const Kind& kind = kinds[size_t(i) % std::size(kinds)];
+    INFO(kind.name);
+    bool index = kind.index_name != "" && random() % 2 == 0;
+    file = folder.write(kind.name, index ? kind.bytes : changed(kind.bytes));
+    if (kind.index_name != "") folder.write(kind.index_name, index ? changed(kind.index) : kind.index);
     error = error_of([&] {
       TokenSource s({file});
-      std::vector<int64_t> tokens(size_t(s.tokens()));
-      if (!tokens.empty()) s.read(0, tokens), s.document_of(s.tokens() - 1);
+      std::vector<int64_t> all(size_t(s.tokens()));
+      if (!all.empty()) s.read(0, all), s.document_of(s.tokens() - 1);
+      for (int64_t d = 0; d <= s.documents(); ++d) s.document_begin(d);
     });
     CHECK((error == "" || error.starts_with("[data] ")));
   }

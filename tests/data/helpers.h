@@ -1,6 +1,9 @@
 // What the tests of tokenizers and data share.
 #pragma once
 
+#include <zlib.h>
+#include <zstd.h>
+
 #include <catch2/catch.hpp>
 #include <filesystem>
 #include <fstream>
@@ -22,6 +25,20 @@ template <class... T>
 std::string raw(T... values) {
   std::string bytes;
   (bytes.append(reinterpret_cast<const char*>(&values), sizeof values), ...);
+  return bytes;
+}
+
+inline std::string gzip(const std::string& text) {
+  Folder folder;
+  gzFile file = gzopen((folder / "a.gz").c_str(), "wb");
+  gzwrite(file, text.data(), unsigned(text.size()));
+  gzclose(file);
+  return read_file(folder / "a.gz");
+}
+
+inline std::string zstd(const std::string& text) {
+  std::string bytes(ZSTD_compressBound(text.size()), '\0');
+  bytes.resize(ZSTD_compress(bytes.data(), bytes.size(), text.data(), text.size(), 1));
   return bytes;
 }
 

@@ -73,6 +73,45 @@ TEST_CASE("text is tokenized, prepared and trained on") {
              Contains("vocab_size 259 is smaller than the tokenizer's 300"));
 }
 
+TEST_CASE("shards are made again where a text or the tokenizer is newer, and a run that was cut off goes on") {
+  namespace fs = std::filesystem;
+  Folder folder;
+  std::string a = folder.write("a.txt", some_lines()), b = folder.write("b.jsonl", "{\"text\": \"cut o"),
+              tokenizer = folder / "tokenizer.json", shards = folder / "shards";
+  const std::string first = shards + "/00000_a.txt.bin", second = shards + "/00001_b.jsonl.bin";
+  REQUIRE(run("tokenizer_train", {"--data", a, "--vocab-size", "300", "--output", tokenizer}).code == 0);
+  auto prepare = [&](const Words& more = {}) {
+    return run("data_prepare", Words{"--tokenizer", tokenizer, "--data", a, b, "--output", shards} + more);
+  };
+  folder.write("shards/00000_a.txt.bin.partial", "what a run that was killed leaves");
+  Result r = prepare();
+  CHECK(r.code == 2);
+  CHECK_THAT(r.err, Contains("line 1 of " + b + " is no JSON object"));
+  CHECK(fs::exists(first));
+  CHECK(!fs::exists(first + ".partial"));
+  CHECK(!fs::exists(second));
+  CHECK(!fs::exists(second + ".partial"));
+
+  folder.write("b.jsonl", "{\"text\": \"one\"}\n{\"text\": \"two\"}\n");
+  r = prepare();
+  CHECK(r.code == 0);
+  CHECK_THAT(r.out, StartsWith(first + " is there\n" + second + ": 2 documents, "));
+  const std::string bytes[] = {read_file(first), read_file(second)};
+  CHECK(prepare().out == first + " is there\n" + second + " is there\n");
+
+  auto later = [&](const std::string& file) {
+    fs::last_write_time(file,
+                        std::max(fs::last_write_time(first), fs::last_write_time(second)) + std::chrono::seconds(2));
+    Result again = prepare({"--threads", "3"});
+    for (const std::string& made : {first, second}) fs::last_write_time(made, fs::last_write_time(file));
+    return again.out;
+  };
+  CHECK_THAT(later(b), StartsWith(first + " is there\n" + second + ": 2 documents, "));
+  CHECK_THAT(later(tokenizer), StartsWith(first + ": 1 documents, ") && Contains(second + ": 2 documents, "));
+  CHECK(read_file(first) == bytes[0]);  // with any number of threads
+  CHECK(read_file(second) == bytes[1]);
+}
+
 TEST_CASE("special tokens may be in brackets or not, as they are given") {
   Folder folder;
   std::string text = folder.write("text.txt", some_lines()), tokenizer = folder / "tokenizer.json";
