@@ -15,7 +15,7 @@ DistributedTensor with_values(DistributedTensor x, const F& write) {
     return x;
   }
   write_on_host(x.local(), [&](const Tensor& part) {
-    switch (x.dtype()) {
+    switch (part.dtype()) {
       case DType::f32:
         return write(part.data<float>());
       case DType::f64:

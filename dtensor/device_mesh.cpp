@@ -125,11 +125,15 @@ void DeviceMesh::sweep_specs() const {
 
 SpecHandle DeviceMesh::intern(const TensorSpec& given) const {
   auto& specs = state_->specs;
-  if (auto it = specs.find(given); it != specs.end()) {
+  DType reduce_dtype = rank_state().reduce_dtype;
+  auto it = specs.find(given);
+  if (it != specs.end() && (*it)->local_dtype != part_dtype(given.dtype, given.layout, reduce_dtype))
+    specs.erase(it), it = specs.end();  // of before Rank::reduce_dtype changed: who holds it keeps it
+  if (it != specs.end()) {
     (*it)->last_use_ = ++state_->uses;
     return *it;
   }
-  int64_t bytes = itemsize(given.dtype);
+  int64_t bytes = itemsize(part_dtype(given.dtype, given.layout));
   for (int64_t n : given.shape)
     if (n < 0 || __builtin_mul_overflow(bytes, n, &bytes))
       fail("[DeviceMesh] {}{}: a size is negative, or there are more bytes than can be counted", name(given.dtype),
@@ -141,7 +145,8 @@ SpecHandle DeviceMesh::intern(const TensorSpec& given) const {
   spec.layout = strip_narrow_axes(shape(), spec.layout);
   if (spec != given) return intern(spec);
   if (specs.size() >= state_->next_sweep) sweep_specs();
-  SpecHandle made = new LocalSpec(spec, rank_state().next_id(), local_box(shape(), spec.shape, spec.layout, rank()));
+  SpecHandle made =
+      new LocalSpec(spec, rank_state().next_id(), local_box(shape(), spec.shape, spec.layout, rank()), reduce_dtype);
   made->last_use_ = ++state_->uses;
   return *specs.insert(std::move(made)).first;
 }

@@ -20,9 +20,14 @@ struct LocalSpec : TensorSpec {
   uint64_t id;
   Box box;  // this rank's part, in global indices
   Shape local_shape;
+  DType local_dtype;  // of this part: f32 where contributions of bf16 are still to be summed (part_dtype)
 
-  LocalSpec(const TensorSpec& spec, uint64_t id, const Box& box)
-      : TensorSpec(spec), id(id), box(box), local_shape(box.shape()) {}
+  LocalSpec(const TensorSpec& spec, uint64_t id, const Box& box, DType reduce_dtype)
+      : TensorSpec(spec),
+        id(id),
+        box(box),
+        local_shape(box.shape()),
+        local_dtype(part_dtype(spec.dtype, spec.layout, reduce_dtype)) {}
   LocalSpec(const LocalSpec&) = delete;
 
  private:

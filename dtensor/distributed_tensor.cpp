@@ -37,7 +37,7 @@ DistributedTensor DistributedTensor::empty(const DeviceMesh& mesh, SpecHandle sp
 DistributedTensor DistributedTensor::empty(const DeviceMesh& mesh, const TensorSpec& spec) {
   SpecHandle s = mesh.intern(spec);
   Rank& rank = mesh.rank_state();
-  return empty(mesh, s, Tensor(rank.allocator(), s->dtype, s->local_shape, rank.device()));
+  return empty(mesh, s, Tensor(rank.allocator(), s->local_dtype, s->local_shape, rank.device()));
 }
 
 DistributedTensor DistributedTensor::from_local(const Tensor& local, const DeviceMesh& mesh, const Layout& layout,
@@ -51,7 +51,7 @@ DistributedTensor DistributedTensor::from_local(const Tensor& local, const Devic
   if (local.shape() != s->local_shape)
     fail("[from_local] the part of {} on rank {} has shape {}, not {}", to_string(TensorSpec(*s), mesh.shape()),
          mesh.rank(), to_string(s->local_shape), to_string(local.shape()));
-  return empty(mesh, s, local);
+  return empty(mesh, s, local.to(s->local_dtype));
 }
 
 DistributedTensor DistributedTensor::distribute(const Tensor& whole, const DeviceMesh& mesh, const Layout& layout) {
@@ -136,7 +136,7 @@ void DistributedTensor::materialize(const std::shared_ptr<Allocator>& allocator)
   value("materialize");
   if (!is_meta()) return;
   ++value_->version;
-  value_->local = Tensor(allocator, dtype(), spec().local_shape, allocator->device());
+  value_->local = Tensor(allocator, spec().local_dtype, spec().local_shape, allocator->device());
 }
 
 std::string to_string(const DistributedTensor& x) {

@@ -23,7 +23,8 @@ class DistributedTensor {
  public:
   DistributedTensor() = default;  // undefined: all but defined() and handing it on is an error
 
-  // The logical tensor of `shape` whose part on this rank is `local`. Nothing is communicated, nothing is checked on
+  // The logical tensor of `shape` whose part on this rank is `local`, of its type; contributions of bf16 to a sum are
+  // kept in f32. Nothing is communicated, nothing is checked on
   // other ranks. Errors: a local shape that is not this rank's part; a part that is neither on the rank's device nor on
   // meta.
   static DistributedTensor from_local(const Tensor& local, const DeviceMesh& mesh, const Layout& layout,
@@ -50,7 +51,8 @@ class DistributedTensor {
   // In host memory, apart from the rank's device; so never on the CPU.
   bool is_on_host() const;
 
-  // This rank's part; read-only.
+  // This rank's part; read-only. Of dtype(), but for contributions of bf16 to a sum, which are f32 (part_dtype): the
+  // sum is rounded once, on any mesh.
   const Tensor& local() const { return value("local").local; }
   // The whole value on every rank: redistributes to Replicate.
   Tensor full_tensor() const;

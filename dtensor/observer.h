@@ -33,11 +33,12 @@ constexpr std::string_view name(Phase p) {
 struct CollectiveEvent {
   const DeviceMesh& mesh;
   CollectiveKind kind;
-  AxisSet axes;   // among the ranks that differ on these only
-  int64_t bytes;  // received by the busiest rank; of a send, given
-  DType dtype;
-  Shape shape;       // of a redistribution, global; of point-to-point communication, of the tensor that moves
-  const Step* step;  // null where there are no layouts: send, receive, shift
+  AxisSet axes;        // among the ranks that differ on these only
+  int64_t bytes;       // received by the busiest rank; of a send, given
+  DType dtype;         // in which elements travel
+  DType tensor_dtype;  // of the tensor: other than `dtype` for contributions of bf16 that are summed in f32
+  Shape shape;         // of a redistribution, global; of point-to-point communication, of the tensor that moves
+  const Step* step;    // null where there are no layouts: send, receive, shift
   uint64_t group;
   std::string_view reason;  // of this tensor; "": see the labels
   bool asked_for;           // law 7: by an explicit call, a plan line, a gradient, a loss or norm reduction

@@ -1,6 +1,8 @@
 // Redistributions that a mesh has planned.
 #pragma once
 
+#include <optional>
+
 #include "dtensor/device_mesh.h"
 #include "dtensor/local/recently_used.h"
 #include "dtensor/route.h"
@@ -24,18 +26,22 @@ class PlanCache {
  public:
   static constexpr size_t capacity = 2048;
 
-  // The plan from `from` to the layout `to`, which has no axes of one rank.
-  std::shared_ptr<PlannedMove> find(const DeviceMesh& mesh, const LocalSpec& from, const Layout& to);
+  // The plan from `from` to the layout `to`, which has no axes of one rank. `reduce_dtype`: as in
+  // plan_redistribution().
+  std::shared_ptr<PlannedMove> find(const DeviceMesh& mesh, const LocalSpec& from, const Layout& to,
+                                    std::optional<DType> reduce_dtype = {});
   size_t size() const { return moves_.size(); }
 
  private:
   struct Key {
     uint64_t from, to;
+    std::optional<DType> reduce_dtype;
     friend bool operator==(const Key&, const Key&) = default;
   };
   struct Hash {
     size_t operator()(const Key& k) const {
-      uint64_t h = (k.from * 0x9e3779b97f4a7c15u ^ k.to) * 0x9e3779b97f4a7c15u;
+      uint64_t h =
+          ((k.from << 8 | uint64_t(k.reduce_dtype.has_value())) * 0x9e3779b97f4a7c15u ^ k.to) * 0x9e3779b97f4a7c15u;
       return h ^ h >> 32;
     }
   };

@@ -34,8 +34,8 @@ void notify(const DeviceMesh& mesh, CollectiveKind kind, int axis, int peer, con
   uint64_t group = rank.next_id();
   for (const Tensor& t : moved)
     rank.notify([&](Observer& o) {
-      o.on_collective({mesh, kind, axis_bit(axis), t.numel() * itemsize(t.dtype()), t.dtype(), t.shape(), nullptr,
-                       group, reason, true, peer});
+      o.on_collective({mesh, kind, axis_bit(axis), t.numel() * itemsize(t.dtype()), t.dtype(), t.dtype(), t.shape(),
+                       nullptr, group, reason, true, peer});
     });
 }
 

@@ -87,9 +87,10 @@ class Rank : public std::enable_shared_from_this<Rank> {
   const std::string& failed_at() const { return failed_at_; }
 
   Phase phase = Phase::none;
-  bool strict = false;  // law 7: implicit communication is an error
-  bool tf32 = false;    // on CUDA, products of float32 may round their factors to tf32, 10 bits of mantissa: faster
-  int no_grad = 0;      // open NoGrad scopes: ops and redistributions are not recorded
+  bool strict = false;              // law 7: implicit communication is an error
+  DType reduce_dtype = DType::f32;  // of contributions of bf16 to a sum, in memory and on their way: f32 or bf16
+  bool tf32 = false;  // on CUDA, products of float32 may round their factors to tf32, 10 bits of mantissa: faster
+  int no_grad = 0;    // open NoGrad scopes: ops and redistributions are not recorded
   Observer* recorder = nullptr;         // the record of the innermost open scope; told after the observers
   KeepPolicy* keep_policy = nullptr;    // of that record; none: it keeps what gradients ask for
   int micro_batches = 1;                // whose sums over rows make up a step's: Context::leaves

@@ -15,9 +15,10 @@ struct Travel {
   Layout target;
   std::shared_ptr<PlannedMove> planned;
   std::string reason;
-  Tensor local;              // its part by now
-  AsyncCopy from_host = {};  // under way to `local`
-  Tensor arriving = {};      // what a collective under way writes
+  std::optional<DType> reduce_dtype;  // in which it travels to a reduction; none: as it is
+  Tensor local;                       // its part by now
+  AsyncCopy from_host = {};           // under way to `local`
+  Tensor arriving = {};               // what a collective under way writes
   size_t next = 0;
 
   const Plan& plan() const { return planned->plan; }
@@ -27,8 +28,26 @@ struct Travel {
   bool is_meta() const { return local.device() == Device::meta; }
   const Route& route() const { return planned->route(mesh(), source.shape(), next); }
   Box box(const Layout& l) const { return local_box(mesh().shape(), source.shape(), l, mesh().rank()); }
-  Tensor make(const Shape& shape) const {
-    return Tensor(mesh().rank_state().allocator(), source.dtype(), shape, local.device());
+  Tensor make(const Shape& shape) const { return make(shape, local.dtype()); }
+  Tensor make(const Shape& shape, DType dtype) const {
+    return Tensor(mesh().rank_state().allocator(), dtype, shape, local.device());
+  }
+  // In which elements travel in the next step.
+  DType dtype() const {
+    bool reduced = !is_local(step().kind) && !is_exchange(step().kind);
+    return reduced && reduce_dtype ? *reduce_dtype : local.dtype();
+  }
+  void convert_to(DType dtype) {
+    if (local.dtype() == dtype) return;
+    from_host.wait();
+    Tensor converted = make(local.shape(), dtype);
+    convert(local.contiguous(), converted);
+    local = converted;
+  }
+  // Its part after the next step, rounded where all contributions are summed.
+  void take(const Tensor& part) {
+    local = part;
+    convert_to(part_dtype(source.dtype(), step().to, mesh().rank_state().reduce_dtype));
   }
   // Beside the kernels.
   void begin_copy_from_host() {
@@ -47,7 +66,7 @@ Box relative(const Box& inner, const Box& outer) {
 
 void slice(Travel& t) {
   Box now = t.box(t.step().to), before = t.box(t.step().from);
-  t.local = now.numel() ? t.local.part(relative(now, before)).contiguous() : t.make(now.shape());
+  t.take(now.numel() ? t.local.part(relative(now, before)).contiguous() : t.make(now.shape()));
 }
 
 // A shard is padded.
@@ -58,6 +77,7 @@ void embed(Travel& t) {
   AxisSet was_shard = s.axes & s.from.sharded(), was_whole = s.axes & ~was_shard;
   bool keep = keeps_value(mesh, t.mesh().rank(), was_whole, r);
   Box now = t.box(s.to), before = t.box(s.from);
+  t.take(t.local);
   if (keep && now == before && !(r == Reduce::avg && was_shard)) return;
   Tensor out = t.make(now.shape());
   fill_identity(out, r);
@@ -102,6 +122,7 @@ bool is_apart(const Box& part, const Box& other) {
 // What a collective of one tensor takes. Nobody asks for the route of a meta tensor, which would take time in
 // proportion to the ranks; but what would be packed and unpacked is counted.
 Buffers prepare(Travel& t) {
+  t.convert_to(t.dtype());
   if (t.is_meta()) {
     Box before = t.box(t.step().from), now = t.box(t.step().to);
     t.arriving = t.make(now.shape());
@@ -120,13 +141,14 @@ void arrive(Travel& t) {
   Tensor here = std::exchange(t.arriving, Tensor());
   if (t.is_meta()) {
     Box before = t.box(t.step().from), now = t.box(t.step().to);
-    t.local = is_apart(now, before) ? t.make(now.shape()) : here;
+    t.take(is_apart(now, before) ? t.make(now.shape()) : here);
   } else if (t.route().unpacks) {
     const Route& r = t.route();
-    t.local = t.make(r.now.shape());
-    unpack(here, r.receive, t.local, r.now);
+    Tensor part = t.make(r.now.shape());
+    unpack(here, r.receive, part, r.now);
+    t.take(part);
   } else {
-    t.local = here;
+    t.take(here);
   }
   ++t.next;
 }
@@ -175,8 +197,8 @@ Launch start_collective(std::vector<Travel*> list, bool asked_for) {
           to_string(t->target, mesh.shape()));
     const Step& s = t->step();
     rank.notify([&](Observer& o) {
-      o.on_collective({mesh, collective_kind(s.kind), s.axes, s.bytes, t->source.dtype(), t->source.shape(), &s, group,
-                       t->reason, asked_for});
+      o.on_collective({mesh, collective_kind(s.kind), s.axes, s.bytes, t->dtype(), t->source.dtype(), t->source.shape(),
+                       &s, group, t->reason, asked_for});
     });
     buffers.push_back(prepare(*t));
   }
@@ -209,7 +231,8 @@ bool keeps_value(const MeshShape& mesh, int rank, AxisSet axes, Reduce reduce) {
 }
 
 Plan plan_of(const DistributedTensor& x, const Layout& to) {
-  return x.mesh().plans().find(x.mesh(), x.spec(), strip_narrow_axes(x.mesh().shape(), to))->plan;
+  std::optional<DType> reduce_dtype = reduced_as(x.dtype(), x.mesh().rank_state().reduce_dtype);
+  return x.mesh().plans().find(x.mesh(), x.spec(), strip_narrow_axes(x.mesh().shape(), to), reduce_dtype)->plan;
 }
 
 struct Redistribution::State {
@@ -237,7 +260,11 @@ void Redistribution::State::start(std::span<const DistributedTensor> list, std::
     Layout to = strip_narrow_axes(x.mesh().shape(), layouts[i]);
     if (x.layout() == to && !x.is_on_host()) continue;
     std::string_view reason = i < options.reasons.size() ? options.reasons[i] : options.reason;
-    travels.push_back({i, x, to, x.mesh().plans().find(x.mesh(), x.spec(), to), std::string(reason), x.local()});
+    std::optional<DType> reduce_dtype;
+    if (i < options.reduce_dtypes.size()) reduce_dtype = options.reduce_dtypes[i];
+    if (!reduce_dtype) reduce_dtype = reduced_as(x.dtype(), x.mesh().rank_state().reduce_dtype);
+    auto plan = x.mesh().plans().find(x.mesh(), x.spec(), to, reduce_dtype);
+    travels.push_back({i, x, to, plan, std::string(reason), reduce_dtype, x.local()});
     if (!x.is_on_host()) continue;
     x.mesh().rank_state().notify([&](Observer& o) { o.on_host_copy(x); });
     travels.back().begin_copy_from_host();
@@ -256,6 +283,7 @@ void Redistribution::State::finish() {
     t.from_host.wait();
     SpecHandle spec = x.mesh().intern({x.dtype(), x.shape(), t.target});
     if (t.local.shape() != spec->local_shape) t.local = t.make(spec->local_shape);  // empty: no steps were needed
+    t.convert_to(spec->local_dtype);
     DistributedTensor& to = result[t.index] = DistributedTensor::empty(x.mesh(), spec, t.local);
     x.mesh().rank_state().notify([&](Observer& o) { o.on_redistribute({x, to, t.plan(), remake, batch}); });
   }

@@ -1,6 +1,7 @@
 // Running redistribution plans.
 #pragma once
 
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -13,6 +14,8 @@ struct RedistributeOptions {
   bool remake = false;           // a record may drop the result and make it again when a gradient asks
   std::string_view reason = {};  // for logs; none: the innermost reason label
   std::span<const std::string> reasons = {};  // per tensor; one that is missing is `reason`
+  // Per tensor, in which its contributions travel to a reduction; none: as Rank::reduce_dtype says.
+  std::span<const std::optional<DType>> reduce_dtypes = {};
 };
 
 // Several tensors of one mesh at once: steps of one kind over the same axes are one launch. Law 1: each result is the

@@ -77,7 +77,7 @@ std::string show(DType t, int64_t bits) {
 // ranks fail alike.
 [[noreturn]] void report(const DistributedTensor& x, const Tensor& part, std::string_view name, int a, int b) {
   Box box = local_box(x.mesh().shape(), x.shape(), x.layout(), a);
-  int64_t item = itemsize(x.dtype()), here = part.numel(), begin = 0, end = box.numel();
+  int64_t item = itemsize(part.dtype()), here = part.numel(), begin = 0, end = box.numel();
   auto piece = [&](int64_t from, int64_t to) {  // of ranks with smaller parts, what they have of it
     from = std::min(from, here), to = std::min(to, here);
     return gather(x.mesh(), {hash(part.bytes_data() + from * item, (to - from) * item)});
@@ -91,7 +91,8 @@ std::string show(DType t, int64_t bits) {
   if (begin < here) std::memcpy(&bits, part.bytes_data() + begin * item, size_t(item));
   Words values = gather(x.mesh(), {bits});
   fail("[verify_replicas] {}, {}: ranks {} and {} differ first at {}: {} and {}", name, to_string(x), a, b,
-       to_string(global_index(box, begin)), show(x.dtype(), values[size_t(a)]), show(x.dtype(), values[size_t(b)]));
+       to_string(global_index(box, begin)), show(part.dtype(), values[size_t(a)]),
+       show(part.dtype(), values[size_t(b)]));
 }
 
 }  // namespace

@@ -114,7 +114,7 @@ Json redistribute_command(const MeshShape& mesh, const std::vector<std::string>&
         "\"tp=Replicate\"");
   TensorSpec from = parse_spec(words[0], mesh), to = from;
   to.layout = parse_target(words[1], mesh, from.shape.dims(), from.layout);
-  Plan plan = plan_redistribution(mesh, from.shape, itemsize(from.dtype), from.layout, to.layout);
+  Plan plan = plan_redistribution(mesh, from.shape, from.dtype, from.layout, to.layout);
   text = fmt::format("{} -> {}\n", to_string(from, mesh), to_string(to.layout, mesh));
   for (size_t i = 0; i < plan.steps.size(); ++i)
     text += fmt::format("  {}. {}\n", i + 1, step_text(plan.steps[i], mesh));

@@ -1,4 +1,5 @@
-// What a training run shows: on a terminal one line that is rewritten, elsewhere a line per step; at the end a summary.
+// What a training run shows: on a terminal one line that is rewritten ten times a second, elsewhere a line per step; at
+// the end a summary.
 #pragma once
 
 #include <fmt/format.h>
@@ -79,8 +80,11 @@ class Progress {
     tokens_ += tokens;
     seconds_ += seconds;
     if (terminal_) {
-      fmt::print("\r{}\x1b[K", progress_line(s, done_, steps_, double(tokens_) / seconds_, seconds_, columns()));
-      open_ = true;
+      last_step_ = s;
+      if (auto now = std::chrono::steady_clock::now(); now >= next_draw_ || s.step == steps_) {
+        draw();
+        next_draw_ = now + std::chrono::milliseconds(100);  // a terminal that is slow, or not read, does not fill up
+      }
     } else {
       fmt::print("step {}/{}  loss {:.4f}  grad_norm {:.3f}  lr {:.2e}  {:.0f} tokens/s\n", s.step, steps_, s.loss,
                  s.grad_norm, s.lr, double(tokens) / seconds);
@@ -91,12 +95,13 @@ class Progress {
   // A line of its own, the bar goes on below.
   void note(const std::string& text) {
     fmt::print("{}{}\n", open_ ? "\r\x1b[K" : "", text);
+    next_draw_ = {};
     std::fflush(stdout);
   }
 
   // `metrics` is the file that has them, or "".
   void summary(const std::string& metrics) {
-    if (open_) std::fputs("\n", stdout);
+    if (open_) draw(), std::fputs("\n", stdout);
     open_ = false;
     if (done_ == 0) return;
     fmt::print("done: loss {:.4f} at the first step, {:.4f} at the last; {} steps in {:.1f} s, {:.0f} tokens/s\n",
@@ -105,6 +110,10 @@ class Progress {
   }
 
  private:
+  void draw() {
+    fmt::print("\r{}\x1b[K", progress_line(last_step_, done_, steps_, double(tokens_) / seconds_, seconds_, columns()));
+    open_ = true;
+  }
   static bool is_terminal() {
     const char* term = std::getenv("TERM");
     return isatty(STDOUT_FILENO) && term && std::string_view(term) != "dumb";
@@ -116,6 +125,8 @@ class Progress {
 
   int64_t steps_, done_ = 0, tokens_ = 0;
   double first_ = 0, last_ = 0, seconds_ = 0;
+  nn::Trainer::Step last_step_{};
+  std::chrono::steady_clock::time_point next_draw_{};
   bool terminal_ = is_terminal(), open_ = false;
 };
 

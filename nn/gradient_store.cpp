@@ -3,7 +3,6 @@
 #include "dtensor/local/tree.h"
 #include "nn/record.h"
 #include "ops/pointwise/binary.h"
-#include "ops/pointwise/cast.h"
 
 namespace dtensor::nn {
 namespace {
@@ -11,12 +10,6 @@ namespace {
 DistributedTensor sum_of(const DistributedTensor& older, DistributedTensor newer) {
   if (!older.defined()) return newer;
   return newer.defined() ? ops::add(older, newer) : older;
-}
-
-// Each rank's part in another type, Partial or not.
-DistributedTensor parts_in(DType dtype, const DistributedTensor& x) {
-  DistributedTensor part = ops::cast(DistributedTensor::from_local(x.local(), x.mesh(), {}, x.local().shape()), dtype);
-  return DistributedTensor::from_local(part.local(), x.mesh(), x.layout(), x.shape());
 }
 
 // Where a sum goes first: over the axes that shard its leaf, so that what is left to add over others is a part. It is
@@ -162,18 +155,17 @@ GradientStore::OnItsWay::OnItsWay(const GradientStore& store, std::vector<Leaf*>
     const Leaf& leaf = *leaves[i];
     layouts.push_back(scattered(sums[i].layout(), leaf.value.layout()));
     reasons.push_back(reason_of(leaf.name));
-    std::optional<DType> dtype = leaf.group < 0 ? std::nullopt : store.groups_[size_t(leaf.group)].reduction.dtype;
-    if (dtype && sums[i].layout() != leaf.value.layout()) sums[i] = parts_in(*dtype, sums[i]);
+    dtypes.push_back(leaf.group < 0 ? std::nullopt : store.groups_[size_t(leaf.group)].reduction.dtype);
   }
-  redistribution = Redistribution::begin(sums, layouts, {.reasons = reasons});
+  redistribution = Redistribution::begin(sums, layouts, {.reasons = reasons, .reduce_dtypes = dtypes});
 }
 
 std::vector<DistributedTensor> GradientStore::OnItsWay::finish(std::vector<ToHost>& to_host) {
   std::vector<Layout> layouts;
   std::vector<std::string> reasons;
   for (const Leaf* leaf : leaves) layouts.push_back(leaf->value.layout()), reasons.push_back(reason_of(leaf->name));
-  std::vector<DistributedTensor> list = redistribute(redistribution.finish(), layouts, {.reasons = reasons});
-  for (size_t i = 0; i < list.size(); ++i) list[i] = ops::cast(list[i], leaves[i]->dtype);
+  std::vector<DistributedTensor> list =
+      redistribute(redistribution.finish(), layouts, {.reasons = reasons, .reduce_dtypes = dtypes});
   auto goes = [](const Leaf* leaf) { return leaf->value.is_on_host(); };
   if (std::any_of(leaves.begin(), leaves.end(), goes)) to_host.clear();
   for (size_t i = 0; i < list.size(); ++i) {

@@ -91,6 +91,7 @@ class GradientStore {
   // types, and in host memory where their leaves are there.
   struct OnItsWay {
     std::vector<Leaf*> leaves;
+    std::vector<std::optional<DType>> dtypes;  // in which they travel
     Redistribution redistribution;
 
     OnItsWay(const GradientStore& store, std::vector<Leaf*> leaves, std::vector<DistributedTensor> sums);

@@ -12,8 +12,9 @@ TensorSpec stripped(const TensorSpec& s, const MeshShape& mesh) {
   return {s.dtype, s.shape, strip_narrow_axes(mesh, s.layout)};
 }
 
-Explanation::Move move(const MeshShape& mesh, const TensorSpec& from, const Layout& to) {
-  return {from, to, plan_redistribution(mesh, from.shape, itemsize(from.dtype), from.layout, to)};
+Explanation::Move move(const MeshShape& mesh, const TensorSpec& from, const Layout& to, DType reduce_dtype) {
+  return {from, to,
+          plan_redistribution(mesh, from.shape, from.dtype, from.layout, to, {}, reduced_as(from.dtype, reduce_dtype))};
 }
 
 // Writes down which cards run and what is redistributed.
@@ -30,7 +31,7 @@ class Recorder : public Observer {
 
   void on_redistribute(const RedistributeEvent& r) override {
     Explanation::Event event;
-    event.inputs.push_back(move(mesh_.shape(), r.from.spec(), r.to.layout()));
+    event.inputs.push_back(move(r.from, r.to.layout()));
     event.outputs.push_back(r.to.spec());
     event.reason = reason_;
     explanation_.events.push_back(std::move(event));
@@ -54,11 +55,11 @@ class Recorder : public Observer {
       specs.push_back(given ? &given->spec() : nullptr);
       if (!given) continue;
       if (given->id() != used->id()) forget(used->id());  // the dispatcher's own: part of this call
-      event.inputs.push_back(move(mesh_.shape(), given->spec(), used->layout()));
+      event.inputs.push_back(move(*given, used->layout()));
       meet(*given, used->layout());
     }
     for (const DistributedTensor& out : call.outputs) event.outputs.push_back(out.spec());
-    event.ways = ways(call.op, mesh_.shape(), specs, call.attributes);
+    event.ways = ways(call.op, mesh_.shape(), specs, call.attributes, mesh_.rank_state().reduce_dtype);
     explanation_.events.push_back(std::move(event));
     results_.push_back(0);
   }
@@ -72,10 +73,13 @@ class Recorder : public Observer {
         return;
       }
   }
+  Explanation::Move move(const DistributedTensor& from, const Layout& to) const {
+    return dtensor::move(mesh_.shape(), from.spec(), to, mesh_.rank_state().reduce_dtype);
+  }
   void meet(const DistributedTensor& x, const Layout& to) {
     for (size_t i = 0; i < given_.size(); ++i)
       if (!met_[i] && given_[i].defined() && given_[i].id() == x.id()) {
-        explanation_.inputs[i] = move(mesh_.shape(), x.spec(), to);
+        explanation_.inputs[i] = move(x, to);
         met_[i] = true;
       }
   }
@@ -105,8 +109,8 @@ std::string Ways::why() const {
   return fmt::format("as few as {} of {}, the first in the rule's order", bytes, ways);
 }
 
-Ways ways(const Op& op, const MeshShape& mesh, std::span<const TensorSpec* const> inputs,
-          const Attributes& attributes) {
+Ways ways(const Op& op, const MeshShape& mesh, std::span<const TensorSpec* const> inputs, const Attributes& attributes,
+          DType reduce_dtype) {
   check(!op.composite, "[explain] {} is a composite of several ops, not one card", op.name);
   std::vector<TensorSpec> list;
   std::vector<const Shape*> shapes;
@@ -120,10 +124,10 @@ Ways ways(const Op& op, const MeshShape& mesh, std::span<const TensorSpec* const
   check(first != specs.end(), "[explain] {}: all operands are absent", op.name);
   BoundRule rule = bind_rule(op, shapes, attributes, (*first)->dtype);
   Ways w;
-  for (Choice& c : best_choices({rule, mesh, specs, {}, {}}, Ways::most)) {
+  for (Choice& c : best_choices({rule, mesh, specs, {}, {}, reduce_dtype}, Ways::most)) {
     Ways::Way way{std::move(c), {}};
     for (size_t i = 0; i < specs.size(); ++i)
-      way.plans.push_back(specs[i] ? move(mesh, *specs[i], way.choice.inputs[i]).plan : Plan{});
+      way.plans.push_back(specs[i] ? move(mesh, *specs[i], way.choice.inputs[i], reduce_dtype).plan : Plan{});
     w.list.push_back(std::move(way));
   }
   for (size_t o = 0; o < rule.outputs().size(); ++o)

@@ -21,8 +21,10 @@ struct Ways {
   // Why the first was chosen: "the fewest of 4 ways", or "of the 100 best ways".
   std::string why() const;
 };
-// A null pointer is an absent operand. Errors: a composite, which is several ops; what the card's rule refuses.
-Ways ways(const Op& op, const MeshShape& mesh, std::span<const TensorSpec* const> inputs, const Attributes& attributes);
+// A null pointer is an absent operand. `reduce_dtype`: Rank::reduce_dtype. Errors: a composite, which is several ops;
+// what the card's rule refuses.
+Ways ways(const Op& op, const MeshShape& mesh, std::span<const TensorSpec* const> inputs, const Attributes& attributes,
+          DType reduce_dtype = DType::f32);
 
 struct Explanation {
   // A tensor brought to another layout, or used as it is: then the plan has no steps.

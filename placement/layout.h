@@ -3,9 +3,11 @@
 
 #include <array>
 #include <initializer_list>
+#include <optional>
 #include <span>
 #include <vector>
 
+#include "placement/dtype.h"
 #include "placement/mesh_shape.h"
 #include "placement/placement.h"
 #include "placement/shape.h"
@@ -99,6 +101,18 @@ struct Box {
 };
 Box whole_box(const Shape& shape);
 Box intersection(const Box& a, const Box& b);
+
+// The type in which parts of a tensor lie in memory: contributions of bf16 to a sum, an average or a product are f32,
+// so that the result is rounded once, whatever the mesh; unless `reduce_dtype` says bf16.
+constexpr DType part_dtype(DType dtype, const Layout& layout, DType reduce_dtype = DType::f32) {
+  bool exact = layout.reduce == Reduce::min || layout.reduce == Reduce::max;
+  return dtype == DType::bf16 && layout.partial && !exact ? reduce_dtype : dtype;
+}
+// In which contributions travel to a reduction where those of bf16 lie in memory as `reduce_dtype`, f32 or bf16; none:
+// as they lie there.
+constexpr std::optional<DType> reduced_as(DType dtype, DType reduce_dtype) {
+  return dtype == DType::bf16 && reduce_dtype == DType::bf16 ? std::optional(DType::bf16) : std::nullopt;
+}
 
 Box local_box(const MeshShape& mesh, const Shape& shape, const Layout& layout, int rank);
 // Elements of the largest part. Rank 0 always holds it.

@@ -38,7 +38,7 @@ struct Reduction {
   }
 };
 
-// The bytes of that many elements at least.
+// The bytes of that many elements at least, whether they are reduced or only moved.
 int64_t least_bytes(double elements, DType dtype) {
   return int64_t(std::ceil(elements * (1 - 1e-12))) * itemsize(dtype);
 }
@@ -47,7 +47,10 @@ int64_t least_bytes(double elements, DType dtype) {
 class Prices {
  public:
   Prices(const Propagation& p, const TensorSpec& end, bool is_source)
-      : p_(p), end_(end), is_source_(is_source), plans_(p.mesh, end_.shape, itemsize(end.dtype), p.cost) {}
+      : p_(p),
+        end_(end),
+        is_source_(is_source),
+        plans_(p.mesh, end_.shape, end.dtype, p.cost, reduced_as(end.dtype, p.reduce_dtype)) {}
 
   const TensorSpec& end() const { return end_; }
   bool is_source() const { return is_source_; }

@@ -26,6 +26,7 @@ struct Propagation {
   std::span<const TensorSpec* const> inputs;   // a null pointer is an absent operand
   std::span<const Layout* const> wanted = {};  // per output the layout it will be brought to; null where unknown
   const CostModel& cost;
+  DType reduce_dtype = DType::f32;     // of contributions of bf16: f32 or bf16
   std::span<const int> in_place = {};  // output o is input in_place[o] itself: both stay in its layout
 };
 

@@ -17,25 +17,33 @@ constexpr Picoseconds slice_time = 1000;
 struct Problem {
   const MeshShape& mesh;
   const Shape& shape;
-  int64_t itemsize;
+  DType dtype;
   const CostModel& cost;
+  std::optional<DType> reduce_dtype;
   std::array<int, 1 << max_axes> products{};  // by set of axes, which are asked for often
 
-  Problem(const MeshShape& m, const Shape& s, int64_t size, const CostModel& c)
-      : mesh(m), shape(s), itemsize(size), cost(c) {
+  Problem(const MeshShape& m, const Shape& s, DType t, const CostModel& c, std::optional<DType> reduce)
+      : mesh(m), shape(s), dtype(t), cost(c), reduce_dtype(reduce) {
     products[0] = 1;
     for (AxisSet set = 1; set <= m.all(); ++set)
       products[set] = products[set & (set - 1)] * m.size(std::countr_zero(set));
   }
   int product(AxisSet set) const { return products[set & mesh.all()]; }
-  int64_t bytes_of(const Layout& l) const { return largest_part(mesh, shape, l) * itemsize; }
+  // Of one element on its way from a layout.
+  int64_t moved(const Layout& from) const {
+    return itemsize(part_dtype(dtype, from, reduce_dtype.value_or(DType::f32)));
+  }
+  int64_t reduced(const Layout& from) const { return reduce_dtype ? itemsize(*reduce_dtype) : moved(from); }
+  // The least of these: what bounds are counted in.
+  int64_t least() const { return reduce_dtype ? std::min(itemsize(dtype), itemsize(*reduce_dtype)) : itemsize(dtype); }
+  int64_t bytes_of(const Layout& l) const { return largest_part(mesh, shape, l) * least(); }
   // Whether every rank holds its new box: of small tensors most ranks hold nothing.
   bool fits(const Layout& from, const Layout& to) const { return most_missing(mesh, shape, from, to, 1) == 0; }
 };
 
 struct Node {
   Layout layout;
-  int64_t bytes;  // of the largest part
+  int64_t elements;  // of the largest part
 };
 
 // What the two orders of all dimensions have in common, and what leaves and joins beyond that.
@@ -111,7 +119,7 @@ std::optional<Move> move_between(const Problem& p, const Node& from, const Node&
   if (made) {
     if (c.joined || c.left & ~made) return {};
     step.kind = StepKind::embed, step.axes = made;
-    step.time = p.cost.local.launch_ns * 1000 + p.cost.local.transfer(to.bytes);
+    step.time = p.cost.local.launch_ns * 1000 + p.cost.local.transfer(to.elements * p.moved(y));
     return move;
   }
   if (!reduced && !c.left) return move;
@@ -123,16 +131,16 @@ std::optional<Move> move_between(const Problem& p, const Node& from, const Node&
     if (c.left || (c.joined && reduced & ~c.joined)) return {};
     step.kind = c.joined ? StepKind::reduce_scatter : StepKind::all_reduce;
     move.messages = c.joined ? n - 1 : 2 * (n - 1);
-    step.bytes = c.joined ? (n - 1) * to.bytes : 2 * (n - 1) * largest_piece(to.bytes / p.itemsize, n) * p.itemsize;
+    step.bytes = (c.joined ? (n - 1) * to.elements : 2 * (n - 1) * largest_piece(to.elements, n)) * p.reduced(x);
     step.time = link.transfer(step.bytes);
   } else {
     step.time = 0;
-    int64_t kept = charge_exchange(p, c, to.bytes, step);
+    int64_t bytes = to.elements * p.moved(x), kept = charge_exchange(p, c, bytes, step);
     step.kind = !(c.joined & c.left) && c.group == c.left ? StepKind::all_gather
                 : c.sources == 1                          ? StepKind::permute
                                                           : StepKind::all_to_all;
     move.messages = std::min<int64_t>(c.sources - (kept > 0), p.product(c.left) - 1);
-    step.bytes = to.bytes - kept;
+    step.bytes = bytes - kept;
   }
   step.time += (link.launch_ns + link.hop_ns * move.messages) * 1000;
   return move;
@@ -334,7 +342,7 @@ class Planner {
     return ns * 1000 + fastest_.transfer(bytes) - rounding;
   }
 
-  Node node(const Layout& l) const { return {l, p_.bytes_of(l)}; }
+  Node node(const Layout& l) const { return {l, largest_part(p_.mesh, p_.shape, l)}; }
 
   // Keeps the plan along `path` if every step exists and it is the cheapest so far.
   void attempt(std::initializer_list<Layout> path) {
@@ -377,7 +385,7 @@ class Planner {
   bool may_split(const Move& whole, const Node& from, const Node& to) const {
     AxisSet axes = whole.step.axes;
     bool several = axes & (axes - 1), many = whole.messages * fastest_.hop_ns > fastest_.launch_ns;
-    bool padded = whole.step.kind == StepKind::reduce_scatter && to.bytes * p_.product(axes) > from.bytes;
+    bool padded = whole.step.kind == StepKind::reduce_scatter && to.elements * p_.product(axes) > from.elements;
     return several && (many || uneven_ || padded);
   }
 
@@ -386,11 +394,11 @@ class Planner {
     if (!may_split(whole, from, to)) return whole.step.time;
     if (is_local(whole.step.kind)) return 0;
     int axes = std::popcount(whole.step.axes);
-    int64_t n = p_.product(whole.step.axes);
+    int64_t n = p_.product(whole.step.axes), bytes = to.elements * p_.reduced(from.layout);
     if (whole.step.kind == StepKind::reduce_scatter)
-      return least_latency(whole.step.axes, 1) * 1000 + fastest_.transfer(axes * to.bytes);
+      return least_latency(whole.step.axes, 1) * 1000 + fastest_.transfer(axes * bytes);
     if (whole.step.kind == StepKind::all_reduce)
-      return least_latency(whole.step.axes, 2) * 1000 + fastest_.transfer(2 * (to.bytes - to.bytes / n)) - axes;
+      return least_latency(whole.step.axes, 2) * 1000 + fastest_.transfer(2 * (bytes - bytes / n)) - axes;
     return fastest_.launch_ns * 1000;
   }
 
@@ -447,7 +455,7 @@ class Planner {
 
 // The bytes of an exchange, exactly: what the busiest rank lacks. Where no rank lacks any, it is local.
 void settle(const Problem& p, Step& step) {
-  step.bytes = most_missing(p.mesh, p.shape, step.from, step.to) * p.itemsize;
+  step.bytes = most_missing(p.mesh, p.shape, step.from, step.to) * p.moved(step.from);
   if (!step.bytes) step.kind = StepKind::slice, step.time = slice_time;
 }
 
@@ -457,12 +465,14 @@ struct Redistributions::State {
   Problem problem;
   Planner planner;
 
-  State(const MeshShape& mesh, const Shape& shape, int64_t itemsize, const CostModel& cost)
-      : problem(mesh, shape, itemsize, cost), planner(problem) {}
+  State(const MeshShape& mesh, const Shape& shape, DType dtype, const CostModel& cost,
+        std::optional<DType> reduce_dtype)
+      : problem(mesh, shape, dtype, cost, reduce_dtype), planner(problem) {}
 };
 
-Redistributions::Redistributions(const MeshShape& mesh, const Shape& shape, int64_t itemsize, const CostModel& cost)
-    : state_(std::make_unique<State>(mesh, shape, itemsize, cost)) {}
+Redistributions::Redistributions(const MeshShape& mesh, const Shape& shape, DType dtype, const CostModel& cost,
+                                 std::optional<DType> reduce_dtype)
+    : state_(std::make_unique<State>(mesh, shape, dtype, cost, reduce_dtype)) {}
 Redistributions::~Redistributions() = default;
 
 Plan Redistributions::plan(const Layout& from, const Layout& to) {
@@ -473,9 +483,9 @@ Plan Redistributions::plan(const Layout& from, const Layout& to) {
   return plan;
 }
 
-Plan plan_redistribution(const MeshShape& mesh, const Shape& shape, int64_t itemsize, const Layout& from,
-                         const Layout& to, const CostModel& cost) {
-  return Redistributions(mesh, shape, itemsize, cost).plan(from, to);
+Plan plan_redistribution(const MeshShape& mesh, const Shape& shape, DType dtype, const Layout& from, const Layout& to,
+                         const CostModel& cost, std::optional<DType> reduce_dtype) {
+  return Redistributions(mesh, shape, dtype, cost, reduce_dtype).plan(from, to);
 }
 
 }  // namespace dtensor

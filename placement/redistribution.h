@@ -9,6 +9,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 
 #include "placement/step.h"
 
@@ -17,15 +18,18 @@ namespace dtensor {
 // Law 1: whatever the plan, the logical value stays the same. Empty where nothing has to be done, local where every
 // rank already holds its new piece. Under costs that count bytes only, plans receive the least that any steps can:
 // always without Partial, and with it on one or two axes that divide the sizes (tests/placement/proof_test.cpp).
-// Several axes are always reduced innermost first, so that the sum's tree over ranks does not depend on the plan.
-Plan plan_redistribution(const MeshShape& mesh, const Shape& shape, int64_t itemsize, const Layout& from,
-                         const Layout& to, const CostModel& cost = {});
+// `reduce_dtype`: in which contributions travel to a reduction, and lie in memory where they are bf16; none:
+// part_dtype(). Several axes are always reduced innermost first, so that the sum's tree over ranks does not depend on
+// the plan.
+Plan plan_redistribution(const MeshShape& mesh, const Shape& shape, DType dtype, const Layout& from, const Layout& to,
+                         const CostModel& cost = {}, std::optional<DType> reduce_dtype = {});
 
 // The same for many plans of one tensor, which remembers what it found about steps that they share. Mesh, shape and
 // costs must outlive it.
 class Redistributions {
  public:
-  Redistributions(const MeshShape& mesh, const Shape& shape, int64_t itemsize, const CostModel& cost);
+  Redistributions(const MeshShape& mesh, const Shape& shape, DType dtype, const CostModel& cost,
+                  std::optional<DType> reduce_dtype = {});
   ~Redistributions();
   Plan plan(const Layout& from, const Layout& to);
 

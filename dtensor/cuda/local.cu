@@ -54,6 +54,98 @@ int64_t elements_at_once(int64_t itemsize, const Strides& s, const void* from, c
   return 1;
 }
 
+// --- Copies between tensors that are contiguous along different dimensions: a warp reads runs of the one, and writes
+// runs of the other, through a tile in shared memory.
+
+struct Transpose {
+  int64_t columns, column_to;  // elements that follow each other in `from`
+  int64_t rows, row_from;      // in `to`
+  Strides rest;                // the other dimensions
+  int64_t tiles;
+};
+
+// A tile has 32 words of each row, of as many elements in as many rows: both runs are of 32 words.
+template <class T, class Word>
+__global__ void __launch_bounds__(threads) transpose_kernel(__grid_constant__ const Transpose c, const T* from, T* to) {
+  constexpr int n = sizeof(Word) / sizeof(T), side = 32 * n, per_thread = side / (threads / 32),
+                padding = sizeof(Word) < 4 ? 4 / sizeof(Word) : 1;  // rows are an odd number of banks apart
+  __shared__ Word tile[side][32 + padding];
+  const int lane = int(threadIdx.x % 32), warp = int(threadIdx.x / 32);
+  const int64_t across = (c.columns + side - 1) / side, down = (c.rows + side - 1) / side;
+  for (int64_t at = blockIdx.x; at < c.tiles; at += gridDim.x) {
+    int64_t rest = quotient(at, across), f = 0, t = 0;
+    const int64_t column = (at - rest * across) * side, outer = quotient(rest, down),
+                  row = (rest - outer * down) * side;
+    rest = outer;
+    for (int d = c.rest.dims - 1; d >= 0; --d) {
+      const int64_t above = quotient(rest, c.rest.size[d]), i = rest - above * c.rest.size[d];
+      f += i * c.rest.from[d], t += i * c.rest.to[d], rest = above;
+    }
+    Word held[per_thread] = {};
+    const T* read = from + f + row * c.row_from + column + lane * n;
+#pragma unroll
+    for (int k = 0; k < per_thread; ++k) {  // all are on the way together
+      const int r = warp + k * (threads / 32);
+      if (row + r < c.rows && column + lane * n < c.columns)
+        held[k] = *reinterpret_cast<const Word*>(read + r * c.row_from);
+    }
+#pragma unroll
+    for (int k = 0; k < per_thread; ++k) {
+      const int r = warp + k * (threads / 32);
+      tile[r % n * 32 + r / n][lane] = held[k];  // those that become a word are 32 rows apart: lanes read neighbours
+    }
+    __syncthreads();
+    T* written = to + t + column * c.column_to + row + lane * n;
+#pragma unroll
+    for (int k = 0; k < per_thread; ++k) {
+      const int j = warp + k * (threads / 32);
+      Word word = 0;
+      for (int i = 0; i < n; ++i)
+        word |= Word(reinterpret_cast<const T*>(tile[i * 32 + lane])[j]) << (8 * sizeof(T) * i);
+      if (column + j < c.columns && row + lane * n < c.rows) *reinterpret_cast<Word*>(written + j * c.column_to) = word;
+    }
+    __syncthreads();
+  }
+}
+
+template <class T, class Word>
+void transpose_as(StreamHandle stream, Transpose c, const void* from, void* to) {
+  constexpr int64_t side = 32 * (sizeof(Word) / sizeof(T));
+  c.tiles = ceil_div(c.columns, side) * ceil_div(c.rows, side);
+  for (int d = 0; d < c.rest.dims; ++d) c.tiles *= c.rest.size[d];
+  launch(transpose_kernel<T, Word>, blocks_for(c.tiles, 1), threads, 0, stream, c, static_cast<const T*>(from),
+         static_cast<T*>(to));
+}
+
+// Words of 4 bytes where rows of both begin at multiples of them.
+template <class T>
+void transpose(StreamHandle stream, const Transpose& c, const void* from, void* to) {
+  constexpr int64_t n = 4 / sizeof(T);
+  auto divides = [&](int64_t x) { return x % n == 0; };
+  bool words = divides(c.columns) && divides(c.rows) && divides(c.column_to) && divides(c.row_from) &&
+               reinterpret_cast<uintptr_t>(from) % 4 == 0 && reinterpret_cast<uintptr_t>(to) % 4 == 0;
+  for (int d = 0; words && d < c.rest.dims; ++d) words = divides(c.rest.from[d]) && divides(c.rest.to[d]);
+  words ? transpose_as<T, uint32_t>(stream, c, from, to) : transpose_as<T, T>(stream, c, from, to);
+}
+
+// What tiles are worth while for: short rows would leave most of them empty.
+bool is_transpose(const Strides& s, Transpose& to) {
+  constexpr int64_t short_row = 8;
+  int column = -1, row = -1;
+  for (int d = 0; d < s.dims; ++d) {
+    if (s.from[d] == 1) column = d;
+    if (s.to[d] == 1) row = d;
+  }
+  if (column < 0 || row < 0 || column == row || s.size[column] < short_row || s.size[row] < short_row) return false;
+  to = {s.size[column], s.to[column], s.size[row], s.from[row], {}, 0};
+  for (int d = 0; d < s.dims; ++d) {
+    if (d == column || d == row) continue;
+    const int at = to.rest.dims++;
+    to.rest.size[at] = s.size[d], to.rest.from[at] = s.from[d], to.rest.to[at] = s.to[d];
+  }
+  return true;
+}
+
 }  // namespace
 
 void copy_strided(StreamHandle stream, int64_t itemsize, int dims, const int64_t* sizes, const int64_t* from_strides,
@@ -67,17 +159,21 @@ void copy_strided(StreamHandle stream, int64_t itemsize, int dims, const int64_t
     for (int d = 0; d < dims - 1; ++d) s.from[d] /= n, s.to[d] /= n;
     itemsize *= n;
   }
+  Transpose t;
+  const bool transposed = is_transpose(s, t);
   switch (itemsize) {
     case 16:
       return copy_as<uint4>(stream, s, from, to);
     case 8:
-      return copy_as<uint64_t>(stream, s, from, to);
+      return transposed ? transpose_as<uint64_t, uint64_t>(stream, t, from, to)
+                        : copy_as<uint64_t>(stream, s, from, to);
     case 4:
-      return copy_as<uint32_t>(stream, s, from, to);
+      return transposed ? transpose_as<uint32_t, uint32_t>(stream, t, from, to)
+                        : copy_as<uint32_t>(stream, s, from, to);
     case 2:
-      return copy_as<uint16_t>(stream, s, from, to);
+      return transposed ? transpose<uint16_t>(stream, t, from, to) : copy_as<uint16_t>(stream, s, from, to);
     default:
-      return copy_as<uint8_t>(stream, s, from, to);
+      return transposed ? transpose<uint8_t>(stream, t, from, to) : copy_as<uint8_t>(stream, s, from, to);
   }
 }
 
@@ -121,6 +217,29 @@ void scale(StreamHandle stream, DType type, int64_t n, double factor, void* x) {
   for_floating(type, [&](auto t) {
     using T = decltype(t);
     launch(scale_kernel<T>, blocks_for(n, threads), threads, 0, stream, n, Accumulate<T>(factor), static_cast<T*>(x));
+  });
+}
+
+// --- Conversions
+
+namespace {
+
+template <class To, class From>
+__global__ void convert_kernel(int64_t n, const From* from, To* to) {
+  for (int64_t i = blockIdx.x * int64_t(threads) + threadIdx.x; i < n; i += gridDim.x * int64_t(threads))
+    to[i] = rounded<To>(Accumulate<To>(load(from[i])));
+}
+
+}  // namespace
+
+void convert(StreamHandle stream, DType from_type, DType to_type, int64_t n, const void* from, void* to) {
+  for_floating(from_type, [&](auto f) {
+    for_floating(to_type, [&](auto t) {
+      using From = decltype(f);
+      using To = decltype(t);
+      launch(convert_kernel<To, From>, blocks_for(n, threads), threads, 0, stream, n, static_cast<const From*>(from),
+             static_cast<To*>(to));
+    });
   });
 }
 

@@ -14,6 +14,8 @@ void copy_strided(StreamHandle stream, int64_t itemsize, int dims, const int64_t
 void fill(StreamHandle stream, int64_t itemsize, int64_t n, const void* value, void* to);
 // x *= factor, a floating type.
 void scale(StreamHandle stream, DType type, int64_t n, double factor, void* x);
+// n elements of one floating type as another, rounded to the nearest.
+void convert(StreamHandle stream, DType from_type, DType to_type, int64_t n, const void* from, void* to);
 
 constexpr int max_reduced = 8;  // tensors that one launch reduces
 // out[i] = the reduction of in[0][i] .. in[count - 1][i] in a balanced binary tree, the first half of them first; NaN

@@ -66,6 +66,7 @@ void copy_strided(StreamHandle, int64_t, int, const int64_t*, const int64_t*, co
 }
 void fill(StreamHandle, int64_t, int64_t, const void*, void*) { none(); }
 void scale(StreamHandle, DType, int64_t, double, void*) { none(); }
+void convert(StreamHandle, DType, DType, int64_t, const void*, void*) { none(); }
 void reduce_tree(StreamHandle, DType, Reduce, int, const void* const*, int64_t, void*, int64_t) { none(); }
 
 void fill_normal(const RandomFill&, double, double) { none(); }

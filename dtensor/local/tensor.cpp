@@ -1,5 +1,6 @@
 #include "dtensor/local/tensor.h"
 
+#include <algorithm>
 #include <cstring>
 #include <limits>
 
@@ -126,6 +127,13 @@ Tensor Tensor::to(const std::shared_ptr<Allocator>& other) const {
   return t;
 }
 
+Tensor Tensor::to(DType dtype) const {
+  if (dtype == dtype_) return *this;
+  Tensor from = contiguous(), t(allocator(), dtype, shape_, device_);
+  convert(from, t);
+  return t;
+}
+
 Tensor Tensor::cpu() const { return device_ == Device::cuda ? to(std::make_shared<Allocator>()) : *this; }
 
 namespace {
@@ -241,6 +249,28 @@ void fill(const Tensor& t, double value) {
       fill_with(t, BFloat16(float(value)));
     else
       fill_with(t, T(value));
+  });
+}
+
+void convert(const Tensor& from, const Tensor& to) {
+  check(from.shape() == to.shape() && from.is_contiguous() && to.is_contiguous() && is_floating(from.dtype()) &&
+            is_floating(to.dtype()) && from.device() == to.device(),
+        "[convert] {}{} on {} to {}{} on {}: both are floating, contiguous, of one shape and on one device",
+        name(from.dtype()), from.shape(), name(from.device()), name(to.dtype()), to.shape(), name(to.device()));
+  if (from.device() == Device::meta) return;
+  if (from.device() == Device::cuda)
+    return cuda::convert(to.allocator()->stream(), from.dtype(), to.dtype(), from.numel(), from.bytes_data(),
+                         to.bytes_data());
+  with_element_type(from.dtype(), [&](auto f) {
+    with_element_type(to.dtype(), [&](auto t) {
+      using From = decltype(f);
+      using To = decltype(t);
+      if constexpr (is_floating(dtype_of<From>::value) && is_floating(dtype_of<To>::value)) {
+        using Through = std::conditional_t<std::is_same_v<From, double> && std::is_same_v<To, double>, double, float>;
+        std::transform(from.data<From>(), from.data<From>() + from.numel(), to.data<To>(),
+                       [](From x) { return To(Through(x)); });
+      }
+    });
   });
 }
 

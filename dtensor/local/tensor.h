@@ -69,6 +69,8 @@ class Tensor {
   Tensor clone() const;
   // A contiguous copy in the memory of another allocator; from CUDA to the host it is there when the call returns.
   Tensor to(const std::shared_ptr<Allocator>& other) const;
+  // The same values in another floating type, rounded to the nearest; this tensor where it has that type.
+  Tensor to(DType dtype) const;
   // This tensor where it is in host memory, else a copy there, for which the host waits.
   Tensor cpu() const;
 
@@ -88,6 +90,9 @@ class Tensor {
 
 // Copies elements of one shape and type, whatever the strides and devices. Nothing happens on meta.
 void copy(const Tensor& from, const Tensor& to);
+// Elements of floating types, rounded to the nearest; both tensors contiguous, of one shape and in the same memory.
+// Nothing happens on meta.
+void convert(const Tensor& from, const Tensor& to);
 // Calls write(host tensor) where every element of `t` is to be written, and brings the elements to `t`'s device.
 template <class F>
 void write_on_host(const Tensor& t, const F& write) {

@@ -31,14 +31,16 @@ std::vector<Alternative> other_steps(const CollectiveEvent& e) {
   const Layout &from = e.step->from, &to = e.step->to;
   std::vector<Placement> ways{Replicate()};
   for (int d = 0; d < e.shape.dims(); ++d) ways.push_back(Shard(d));
+  std::optional<DType> reduce_dtype = e.dtype;
+  if (is_exchange(e.step->kind)) reduce_dtype = reduced_as(e.tensor_dtype, e.mesh.rank_state().reduce_dtype);
   std::vector<Alternative> list;
   for (const Placement& way : ways) {
     Layout middle = from;
     for (int a = 0; a < mesh.axes(); ++a)
       if (has(e.axes, a)) middle = middle.with(a, way);
     if (middle == from || middle == to) continue;
-    Plan first = plan_redistribution(mesh, e.shape, itemsize(e.dtype), from, middle),
-         second = plan_redistribution(mesh, e.shape, itemsize(e.dtype), middle, to);
+    Plan first = plan_redistribution(mesh, e.shape, e.tensor_dtype, from, middle, {}, reduce_dtype),
+         second = plan_redistribution(mesh, e.shape, e.tensor_dtype, middle, to, {}, reduce_dtype);
     list.push_back({steps_text(first, mesh) + ", then " + steps_text(second, mesh), first.bytes() + second.bytes()});
   }
   keep_the_cheapest(list);
@@ -62,7 +64,7 @@ bool is_what_ran(const CallEvent& e, const Choice& c) {
 std::vector<Alternative> other_ways(const CallEvent& e, const MeshShape& mesh,
                                     const std::vector<const TensorSpec*>& specs) {
   std::vector<Alternative> list;
-  for (const Ways::Way& w : ways(e.op, mesh, specs, e.attributes).list)
+  for (const Ways::Way& w : ways(e.op, mesh, specs, e.attributes, e.outputs[0].mesh().rank_state().reduce_dtype).list)
     if (!is_what_ran(e, w.choice)) list.push_back({way_text(e.op.name, w.choice, mesh), w.choice.bytes});
   keep_the_cheapest(list);
   return list;

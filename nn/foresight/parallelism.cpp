@@ -50,7 +50,7 @@ ParallelPlan read_plan(const Json& json) {
   if (!is_style_map(json)) return ParallelPlan::from_json(json);
   Json lines = Json::object();
   for (const auto& [path, style] : json.items()) lines[path == "lm_head" ? path : "model." + path] = style;
-  return ParallelPlan::from_json({{"tensor_parallel", {{"axis", "tp"}, {"plan", lines}}}});
+  return ParallelPlan::from_json({{"tensor_parallel", {{"axis", "tp"}, {"plan", lines}}}, {"reduce_dtype", "bf16"}});
 }
 
 ParallelPlan read_plan(const std::string& file) {
@@ -72,6 +72,7 @@ Parallelism read_parallelism(const std::string& text, const ModelConfig& model,
   Parallelism p{MeshShape(mesh_sizes, names), given.value_or(ParallelPlan())};
   if (given) return p;
   p.plan = auto_plan(model, p.mesh);
+  p.plan.reduce_dtype = DType::bf16;
   for (const char* name : {"dp_shard", "cp"})
     if (sizes.contains(name)) shard_axes.emplace_back(name);
   if (!shard_axes.empty()) {

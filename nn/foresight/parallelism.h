@@ -1,4 +1,5 @@
 // Plans as people write them elsewhere: Hugging Face's base_model_tp_plan, and flags as torchtitan has them.
+// Contributions of bf16 travel as bf16 to a sum there ("reduce_dtype").
 #pragma once
 
 #include "nn/models/causal_lm.h"

@@ -122,7 +122,7 @@ void Timeline::on_collective(const CollectiveEvent& e) {
   Activity a{Kind::collective, rank_.phase, collective_name(e.kind), module_now(), e.dtype};
   a.bytes = e.bytes, a.axes = e.axes, a.group = e.group;
   activities_.push_back(a);
-  if (e.step) under_way_[key_of(e.dtype, e.shape, *e.step, e.mesh.shape())].push_back(e.group);
+  if (e.step) under_way_[key_of(e.tensor_dtype, e.shape, *e.step, e.mesh.shape())].push_back(e.group);
 }
 
 // Its launches are numbered apart from those of collectives.

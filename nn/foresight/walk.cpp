@@ -34,7 +34,7 @@ std::string rule_text(const CallEvent& e) {
   }
   BoundRule rule = bind_rule(e.op, shapes, e.attributes, dtype);
   std::string text = rule.rule().text, split;
-  for (const Ways::Way& w : ways(e.op, mesh, specs, e.attributes).list) {
+  for (const Ways::Way& w : ways(e.op, mesh, specs, e.attributes, e.outputs[0].mesh().rank_state().reduce_dtype).list) {
     bool ran = true;
     for (size_t i = 0; i < e.used.size(); ++i) ran &= !e.used[i] || e.used[i]->layout() == w.choice.inputs[i];
     for (size_t o = 0; o < e.outputs.size(); ++o) ran &= e.outputs[o].layout() == w.choice.outputs[o];

@@ -21,11 +21,7 @@ ReshardAfterForward read_reshard(const JsonPlace& p) {
 }
 
 std::optional<DType> read_dtype(const JsonPlace& p, const char* key) {
-  if (!p.has(key)) return {};
-  std::string type = p.at(key).text();
-  if (type != "fp32" && type != "bf16")
-    p.at(key).error(fmt::format("\"{}\" is not supported; use \"fp32\" or \"bf16\"", type));
-  return type == "bf16" ? DType::bf16 : DType::f32;
+  return p.has(key) ? std::optional(p.at(key).dtype()) : std::nullopt;
 }
 
 int depth(const Module* m) { return m->path().empty() ? 0 : 1 + int(std::ranges::count(m->path(), '.')); }
@@ -83,7 +79,7 @@ FullyShardPlan FullyShardPlan::from_json(const JsonPlace& p) {
 nlohmann::ordered_json FullyShardPlan::to_json() const {
   nlohmann::ordered_json object{{"axis", one_or_list(axes, [](const std::string& s) { return s; })}};
   auto dtype = [&](const char* key, std::optional<DType> type) {
-    if (type) object[key] = *type == DType::bf16 ? "bf16" : "fp32";
+    if (type) object[key] = json_name(*type);
   };
   if (replicate_axis) object["replicate_axis"] = *replicate_axis;
   if (stage != 3) object["stage"] = stage;

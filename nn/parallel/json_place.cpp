@@ -38,6 +38,12 @@ int JsonPlace::integer(int least, int most) const {
   return value.get<int>();
 }
 
+DType JsonPlace::dtype() const {
+  std::string type = text();
+  if (type != "fp32" && type != "bf16") error(fmt::format("\"{}\" is not supported; use \"fp32\" or \"bf16\"", type));
+  return type == "bf16" ? DType::bf16 : DType::f32;
+}
+
 std::vector<std::string> JsonPlace::texts() const {
   if (!value.is_array()) return {text()};
   std::vector<std::string> list;

@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "placement/dtype.h"
+
 namespace dtensor::nn {
 
 // As a part of a JSON path: lm_head, "model.norm".
@@ -23,10 +25,14 @@ struct JsonPlace {
   std::string text() const;
   bool boolean() const;
   int integer(int least, int most) const;
+  DType dtype() const;                     // "fp32" or "bf16"
   std::vector<std::string> texts() const;  // one or a list
   // An object of these fields alone, of which the required ones are there.
   void fields(const std::vector<std::string>& known, const std::vector<std::string>& required = {}) const;
 };
+
+// What JsonPlace::dtype() reads.
+inline const char* json_name(DType dtype) { return dtype == DType::bf16 ? "bf16" : "fp32"; }
 
 // A list of one is written as its element.
 template <class T, class F>

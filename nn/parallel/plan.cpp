@@ -38,7 +38,7 @@ ParallelPlan ParallelPlan::load(const std::string& file) {
 ParallelPlan ParallelPlan::from_json(const Json& object) {
   Place root{object, ""};
   root.fields({"tensor_parallel", "loss_parallel", "data_parallel", "fully_shard", "activation_checkpoint",
-               "context_parallel"});
+               "context_parallel", "reduce_dtype"});
   ParallelPlan plan;
   if (object.contains("tensor_parallel")) {
     Place tp = root.at("tensor_parallel");
@@ -53,6 +53,7 @@ ParallelPlan ParallelPlan::from_json(const Json& object) {
     plan.loss_parallel = object["loss_parallel"].get<bool>();
     if (plan.tensor_parallel.empty()) root.at("loss_parallel").error("needs tensor_parallel");
   }
+  if (root.has("reduce_dtype")) plan.reduce_dtype = root.at("reduce_dtype").dtype();
   auto section = [&]<class T>(const char* name, std::optional<T>& to) {
     if (object.contains(name)) to = T::from_json(root.at(name));
   };
@@ -69,6 +70,7 @@ Json ParallelPlan::to_json() const {
   if (!tensor_parallel.empty())
     object["tensor_parallel"] = one_or_list(tensor_parallel, [](const auto& t) { return t.to_json(); });
   if (loss_parallel) object["loss_parallel"] = *loss_parallel;
+  if (reduce_dtype) object["reduce_dtype"] = json_name(*reduce_dtype);
   if (context_parallel) object["context_parallel"] = context_parallel->to_json();
   if (activation_checkpoint) object["activation_checkpoint"] = activation_checkpoint->to_json();
   if (fully_shard) object["fully_shard"] = fully_shard->to_json();
@@ -114,6 +116,7 @@ void ParallelPlan::apply(Module& model) const {
   for (const std::string& axis : axes())
     check(mesh.find(axis) >= 0, "[plan] the plan uses axis \"{}\", which mesh {} lacks: add it, as in --mesh {},{}=2",
           axis, to_string(mesh), to_string(mesh), axis);
+  model.mesh().rank_state().reduce_dtype = reduce_dtype.value_or(DType::f32);
   std::map<std::string, std::map<Module*, std::string>> matched;  // by axis
   for (const auto& t : tensor_parallel) t.apply(model, matched[t.axis]);
   if (context_parallel) context_parallel->apply(model);

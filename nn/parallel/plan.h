@@ -20,6 +20,7 @@ struct ParallelPlan {
   std::optional<ActivationCheckpointPlan> activation_checkpoint;
   std::optional<FullyShardPlan> fully_shard;
   std::optional<DataParallelPlan> data_parallel;
+  std::optional<DType> reduce_dtype;  // bf16: contributions of bf16 to a sum are rounded (Rank::reduce_dtype)
   std::optional<bool> loss_parallel;  // true: logits must arrive sharded over classes; false: they are gathered
 
   // Errors name the JSON path: an unknown field or style, a layout that is none.
@@ -41,8 +42,9 @@ struct ParallelPlan {
   // What may not be meant, a sentence each: a key that matches some modules and leaves out others like them; of a model
   // to which the plan was applied, parameters that no group of fully_shard has.
   std::vector<std::string> notes(Module& model) const;
-  // Places the parameters and adds the hooks; before materialize(). Errors: an axis that the mesh lacks, a key that
-  // matches no module (with the nearest name), a module matched twice on one axis, a style that does not fit a module.
+  // Places the parameters, adds the hooks and sets Rank::reduce_dtype; before materialize(). Errors: an axis that the
+  // mesh lacks, a key that matches no module (with the nearest name), a module matched twice on one axis, a style that
+  // does not fit a module.
   void apply(Module& model) const;
 };
 

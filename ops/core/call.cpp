@@ -6,7 +6,7 @@
 #include "dtensor/local/inline_vector.h"
 #include "dtensor/redistribute.h"
 #include "ops/core/decision.h"
-#include "ops/core/widened.h"
+#include "ops/core/in_f32.h"
 #include "ops/cuda/kernels.h"
 
 namespace dtensor {
@@ -58,8 +58,8 @@ void run_kernel(const Op& op, Rank& rank, OpsState& state, const Decision& d, co
                   host ? rank.host_allocator() : rank.allocator(), state.workspace.get());
   context.accumulate = accumulate, context.tf32 = rank.tf32;
   context.batch_factor = d.batch_factor, context.micro_batches = rank.micro_batches;
-  if ((host || rank.device() == Device::cpu) && !op.view)
-    run_widened(kernel, context, std::span(in.data(), in.size()), locals, accumulate || !op.writes.empty());
+  if ((host || rank.device() == Device::cpu || d.in_f32) && !op.view)
+    run_in_f32(kernel, context, std::span(in.data(), in.size()), locals, accumulate || !op.writes.empty());
   else
     kernel(context, std::span<const Tensor>(in.data(), in.size()), locals);
   for (size_t o = 0; o < locals.size(); ++o)
@@ -195,9 +195,9 @@ void dispatch(const Op& op, std::span<const DistributedTensor* const> given, con
     if (DistributedTensor y = in_place(o); y.defined())
       locals.emplace_back(y.local_for_writing());
     else if (op.view)
-      locals.emplace_back(Tensor::placeholder(d.outputs[o]->dtype, d.outputs[o]->local_shape));
+      locals.emplace_back(Tensor::placeholder(d.outputs[o]->local_dtype, d.outputs[o]->local_shape));
     else
-      locals.emplace_back(host ? rank.host_allocator() : rank.allocator(), d.outputs[o]->dtype,
+      locals.emplace_back(host ? rank.host_allocator() : rank.allocator(), d.outputs[o]->local_dtype,
                           d.outputs[o]->local_shape, device);
   run_kernel(op, rank, state, d, attributes, ready, std::span(locals.data(), locals.size()), accumulate, meta, host);
 

@@ -27,6 +27,18 @@ Choice choose_in_place(const Op& op, Propagation p) {
        to_string(*p.inputs[i], p.mesh), to_string(choose(p).inputs[i], p.mesh));
 }
 
+// Whether the kernel sees f32 in place of all that is bf16, as some of it, contributions to a sum, is f32 in memory.
+// Some kernels of CUDA's can themselves leave such sums of bf16 operands in f32.
+bool in_f32(const Op& op, std::span<const TensorSpec* const> in, const Decision& d) {
+  auto is_wide = [&](size_t i) {
+    return in[i] && part_dtype(in[i]->dtype, d.inputs[i], d.reduce_dtype) != in[i]->dtype;
+  };
+  bool wide = false, factors = false;
+  for (size_t i = 0; i < in.size(); ++i) wide |= is_wide(i), factors |= i < 2 && is_wide(i);
+  for (const SpecHandle& out : d.outputs) wide |= out->local_dtype != out->dtype;
+  return wide && !(op.f32_sums && !factors);
+}
+
 std::unique_ptr<Decision> decide(const Op& op, const DeviceMesh& mesh, std::span<const DistributedTensor* const> inputs,
                                  const Attributes& attributes, const CallOptions& options) {
   std::array<const Shape*, max_operands> shapes{};
@@ -38,7 +50,7 @@ std::unique_ptr<Decision> decide(const Op& op, const DeviceMesh& mesh, std::span
   std::span<const TensorSpec* const> in(specs.data(), inputs.size());
   Layout wanted = options.wanted ? strip_narrow_axes(mesh.shape(), *options.wanted) : Layout();
   const Layout* wanted_list[] = {options.wanted ? &wanted : nullptr};
-  Propagation propagation{rule, mesh.shape(), in, wanted_list, {}};
+  Propagation propagation{rule, mesh.shape(), in, wanted_list, {}, mesh.rank_state().reduce_dtype};
   Choice choice = op.writes.empty() ? choose(propagation) : choose_in_place(op, propagation);
   if (op.stays && choice.bytes) {
     std::string need;
@@ -56,6 +68,7 @@ std::unique_ptr<Decision> decide(const Op& op, const DeviceMesh& mesh, std::span
   d->kernel = kernel_of(op, mesh.rank_state().device());
   d->key = attributes.key();
   d->wanted = options.wanted ? options.wanted->code() : nothing_wanted;
+  d->reduce_dtype = mesh.rank_state().reduce_dtype;
   d->inputs = choice.inputs;
   for (size_t i = 0; i < inputs.size(); ++i) {
     d->ids.push_back(inputs[i] ? inputs[i]->spec().id : 0);
@@ -65,6 +78,7 @@ std::unique_ptr<Decision> decide(const Op& op, const DeviceMesh& mesh, std::span
   for (size_t o = 0; o < rule.outputs().size(); ++o)
     d->outputs.push_back(
         mesh.intern({op.types(op.name, in, d->key, int(o)), rule.outputs()[o].shape, choice.outputs[o]}));
+  d->in_f32 = in_f32(op, in, *d);
   for (const Operand& operand : rule.inputs()) {
     if (!operand.present) continue;
     if (operand.shape.dims() && operand.leading[0] >= 0)
@@ -101,7 +115,8 @@ Decision& Decisions::find(const Op& op, const DeviceMesh& mesh, std::span<const 
   auto [it, end] = decisions_.equal_range(h);
   for (; it != end; ++it) {
     Decision& d = *it->second;
-    bool same = d.identity == op.identity.key() && d.wanted == wanted && d.ids.size() == inputs.size();
+    bool same = d.identity == op.identity.key() && d.wanted == wanted &&
+                d.reduce_dtype == mesh.rank_state().reduce_dtype && d.ids.size() == inputs.size();
     for (size_t i = 0; same && i < inputs.size(); ++i) same = d.ids[i] == (inputs[i] ? inputs[i]->spec().id : 0);
     if (!same || !same_key(attributes, d.key)) continue;
     d.last_use = ++calls_;

@@ -19,12 +19,14 @@ struct Decision {
   std::vector<uint64_t> ids;  // of the inputs' specs, 0 where absent
   Attributes key;
   uint64_t wanted;
+  DType reduce_dtype;  // Rank::reduce_dtype
 
   std::vector<Layout> inputs;
   uint64_t moves = 0;  // bit i: input i is brought to another layout
   std::vector<SpecHandle> outputs;
   std::vector<Context::FactorRange> factors;
   char batch_factor = 0;
+  bool in_f32 = false;  // the kernel sees f32 in place of bf16
 
   uint64_t last_use = 0;  // the number of the call
   int running = 0;        // calls that need it now: an observer may make calls

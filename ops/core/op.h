@@ -192,8 +192,11 @@ struct Op {
   bool stays = false;        // a call that would have to communicate is an error
   bool wraps = false;        // integers wrap around, so a maximum or minimum of them does not pass
   bool accumulates = false;  // kernels can add output 0 to what it has (Context::accumulate)
-  Kernel cpu = nullptr;      // of a view, which moves no bytes itself, on every device
-  Kernel cuda = nullptr;     // of a program's own card; those of the library's are in the tables of ops/cuda/
+  // CUDA kernels whose output may be f32 where operands 0 and 1 are bf16. Those of other cards are then given f32
+  // copies.
+  bool f32_sums = false;
+  Kernel cpu = nullptr;   // of a view, which moves no bytes itself, on every device
+  Kernel cuda = nullptr;  // of a program's own card; those of the library's are in the tables of ops/cuda/
   Composite composite = nullptr;
   GradientFunction gradient = nullptr;
   Keeps keeps = {};

@@ -131,6 +131,65 @@ __device__ bool sees(const Call<T>& c, const Place& at, int64_t i, int64_t j) {
   return document >= 0 && document == c.scores.key_documents[at.batch * c.scores.key_document_stride + j];
 }
 
+// Where a tile's queries or keys are: their least and greatest positions and documents. Nowhere, where none is of any
+// document or takes part.
+struct Extent {
+  static constexpr int64_t none = std::numeric_limits<int64_t>::max();
+  int64_t first = none, last = -none, first_document = none, last_document = -none;
+};
+// Of those in [begin, end), by their positions and documents, which are 0 where there are none. Every warp finds it by
+// itself, so that none waits for another.
+template <int tile, class Position, class Document>
+__device__ Extent extent_of(int64_t begin, int64_t end, Position position, Document document) {
+  Extent e;
+  for (int64_t i = begin + threadIdx.x % 32; i < begin + tile && i < end; i += 32) {
+    const int64_t at = position(i), of = document(i);
+    if (of < 0) continue;
+    e.first = Min()(e.first, at), e.last = Max()(e.last, at);
+    e.first_document = Min()(e.first_document, of), e.last_document = Max()(e.last_document, of);
+  }
+  e.first = warp_reduce(e.first, Min()), e.last = warp_reduce(e.last, Max());
+  e.first_document = warp_reduce(e.first_document, Min()), e.last_document = warp_reduce(e.last_document, Max());
+  return e;
+}
+
+// Which tiles of a block can be left out because no query sees any key, as far as positions and documents tell: where
+// there are neither, indices have told. To leave one out changes no bits: all of its weights would be 0.
+template <class T, int tile>
+struct Tiles {
+  const Call<T>& c;
+  const bool by_extent;
+  __device__ explicit Tiles(const Call<T>& call)
+      : c(call), by_extent((call.shape.causal && by_position(call)) || call.scores.query_documents) {}
+
+  __device__ Extent queries(const Place& at, int64_t begin) const {
+    const int64_t* documents = of_entry(c.scores.query_documents, at.batch * c.scores.query_document_stride);
+    return !by_extent ? Extent()
+                      : extent_of<tile>(
+                            begin, c.shape.queries, [&](int64_t i) { return query_position(c, at, i); },
+                            [&](int64_t i) { return documents ? documents[i] : 0; });
+  }
+  __device__ Extent keys(const Place& at, int64_t begin) const {
+    const int64_t* documents = of_entry(c.scores.key_documents, at.batch * c.scores.key_document_stride);
+    return !by_extent ? Extent()
+                      : extent_of<tile>(
+                            begin, at.keys, [&](int64_t j) { return key_position(c, at, j); },
+                            [&](int64_t j) { return documents ? documents[j] : 0; });
+  }
+  __device__ bool is_hidden(const Extent& queries, const Extent& keys) const {
+    if (!by_extent) return false;
+    if (queries.first > queries.last || keys.first > keys.last) return true;
+    if (queries.last_document < keys.first_document || keys.last_document < queries.first_document) return true;
+    if (!c.shape.causal) return false;
+    return queries.last < keys.first || (c.shape.window && queries.first - keys.last >= c.shape.window);
+  }
+
+ private:
+  __device__ static const int64_t* of_entry(const int64_t* list, int64_t begin) {
+    return list ? list + begin : nullptr;
+  }
+};
+
 // The score of query i and key j, from the product of the two; -inf where the key is hidden.
 template <class T>
 __device__ Accumulate<T> score(const Call<T>& c, const Place& at, int64_t i, int64_t j, Accumulate<T> product) {
@@ -233,8 +292,11 @@ __global__ void forward_kernel(Call<T> c) {
   clear_tile<tile>(out, d);
   for (int r = threadIdx.x; r < tile; r += threads) state.max[r] = -inf, state.sum[r] = 0;
 
+  const Tiles<T, tile> tiles(c);
+  const Extent queries = tiles.queries(at, at.first);
   const int64_t end = seen_keys(c, at, at.first + tile);
   for (int64_t key = first_seen_key(c, at.first, tile); key < end; key += tile) {
+    if (tiles.is_hidden(queries, tiles.keys(at, key))) continue;
     __syncthreads();
     load_tile<tile>(kv, row_of(static_cast<const T*>(c.pointers.k), s.k, at.batch, group, key), s.k.sequence,
                     at.keys - key, d);
@@ -309,8 +371,11 @@ __global__ void queries_kernel(Call<T> c) {
   load_column<tile>(delta, c.delta + row, rows);
   clear_tile<tile>(dq, d);
 
+  const Tiles<T, tile> tiles(c);
+  const Extent queries = tiles.queries(at, at.first);
   const int64_t end = dscores ? s.keys : seen_keys(c, at, at.first + tile);
   for (int64_t key = dscores ? 0 : first_seen_key(c, at.first, tile); key < end; key += tile) {
+    if (!dscores && tiles.is_hidden(queries, tiles.keys(at, key))) continue;
     __syncthreads();
     load_tile<tile>(kv, row_of(static_cast<const T*>(c.pointers.v), s.v, at.batch, group, key), s.v.sequence,
                     at.keys - key, d);
@@ -361,6 +426,8 @@ __global__ void keys_kernel(Call<T> c) {
   clear_tile<tile>(dk, d);
   clear_tile<tile>(dv, d);
 
+  const Tiles<T, tile> tiles(c);
+  const Extent keys = tiles.keys(at, at.first);
   const bool by_index = s.causal && !by_position(c);
   const int64_t begin = by_index && at.first > s.diagonal ? (at.first - s.diagonal) / tile * tile : 0;
   int64_t end = s.queries;
@@ -369,6 +436,7 @@ __global__ void keys_kernel(Call<T> c) {
   const int64_t reader = group * s.repeats - s.first_head, readers_end = reader + s.repeats;
   for (at.head = reader < 0 ? 0 : reader; at.head < readers_end && at.head < s.heads; ++at.head)
     for (int64_t query = begin; query < end; query += tile) {
+      if (tiles.is_hidden(tiles.queries(at, query), keys)) continue;
       const int64_t row = (at.batch * s.heads + at.head) * s.queries + query, left = s.queries - query;
       __syncthreads();
       load_tile<tile>(q, row_of(static_cast<const T*>(c.pointers.q), s.q, at.batch, at.head, query), s.q.sequence, left,

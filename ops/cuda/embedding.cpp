@@ -13,7 +13,10 @@ Ids ids_of(const Context& c, const Tensor& ids) {
   return {ids.bytes_data(), ids.numel(), v.begin, v.end, c.size('v')};
 }
 void forward(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
-  embedding(c.stream(), in[1].dtype(), ids_of(c, in[0]), in[1].size(1), in[1].bytes_data(), out[0].bytes_data());
+  Tensor rows = out[0];
+  if (rows.dtype() != in[1].dtype()) rows = Tensor(c.allocator, in[1].dtype(), out[0].shape(), Device::cuda);
+  embedding(c.stream(), in[1].dtype(), ids_of(c, in[0]), in[1].size(1), in[1].bytes_data(), rows.bytes_data());
+  if (rows.dtype() != out[0].dtype()) convert(rows, out[0]);
 }
 void backward(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   check_rows(c, in, {{0, 0}, {1, 1}});

@@ -23,37 +23,37 @@ template <class T, int n, class Of>
 __global__ void __launch_bounds__(row_threads, row_blocks_of_sm) forward_kernel(__grid_constant__ const Forward<T> p) {
   using A = Accumulate<T>;
   const int64_t packs = p.d / n;
-  for_rows<Of::threads>(p.rows, [&](int64_t row) {
+  for_rows<Of::threads, Of::rows>(p.rows, [&](int64_t row) {
     const int64_t at = row * p.d;
     RowPacks<Of, T, n> x(p.x + at, packs);
     if (p.residual) {
-      RowPacks<Of, T, n> residual(p.residual + at, packs);
+      RowPacks<Of, T, n> residual(p.residual + at, packs, 1);
       for_packs<Of>(packs, [&](int64_t i, int k) {
         Numbers<T, n> v = x(i, k), r = residual(i, k);
         for (int j = 0; j < n; ++j) v.at[j] += r.at[j];
         Pack<T, n> h = rounded_pack(v);
         write<T, n>(p.h + at + i * n, h);
-        x.hold(k, h);
+        x.hold(i, k, h);
       });
       x.row = p.h + at;
     }
-    A sum = 0;
+    Sums<Of, A> sum;
     for_packs<Of>(packs, [&](int64_t i, int k) {
       Numbers<T, n> v = x(i, k);
-      for (int j = 0; j < n; ++j) sum += p.centre ? v.at[j] : v.at[j] * v.at[j];
+      for (int j = 0; j < n; ++j) sum.at(k) += p.centre ? v.at[j] : v.at[j] * v.at[j];
     });
     A mean = 0, rstd;
     if (p.given) {
       mean = p.mean ? p.mean[row] : A(0), rstd = p.rstd[row];
     } else {
       if (p.centre) {
-        mean = team_sum<Of::threads>(sum) * p.per_d, sum = 0;
+        mean = sum.total() * p.per_d, sum = {};
         for_packs<Of>(packs, [&](int64_t i, int k) {
           Numbers<T, n> v = x(i, k);
-          for (int j = 0; j < n; ++j) sum += (v.at[j] - mean) * (v.at[j] - mean);
+          for (int j = 0; j < n; ++j) sum.at(k) += (v.at[j] - mean) * (v.at[j] - mean);
         });
       }
-      rstd = rstd_of(team_sum<Of::threads>(sum) * p.per_d, p.eps);
+      rstd = rstd_of(sum.total() * p.per_d, p.eps);
       if (threadIdx.x == 0) {
         if (p.centre) p.mean[row] = mean;
         p.rstd[row] = rstd;
@@ -95,39 +95,42 @@ struct Backward {
 };
 
 // dx = rstd * (dy*w - mean of dy*w - mean of dy*w*normed * normed), normed = (x - mean)*rstd. `weight`: also each
-// block's part of the sum over the rows of dy * normed, for rows that are held and not centred.
+// block's part of the sum over the rows of dy * normed, for rows that are held or staged and not centred.
 template <class T, int n, class Of, bool weight>
 __global__ void __launch_bounds__(row_threads, row_blocks_of_sm)
     backward_kernel(__grid_constant__ const Backward<T> p) {
   using A = Accumulate<T>;
+  using Packs = RowPacks<Of, T, n>;
   const int64_t packs = p.d / n;
-  // The block's sums: a thread adds to places of its own, [j][pack] of its team, so that lanes use all banks.
-  constexpr int places = weight ? Of::threads * Of::held : 1;
-  __shared__ A dw[weight ? row_threads / Of::threads : 1][weight ? n : 1][places];
-  if constexpr (weight)
+  // The block's sums, [j][pack], so that lanes use all banks: of each team, where rows are held, which adds to places
+  // of its own; or of the block, behind the staged rows.
+  constexpr bool held = weight && Of::held > 0;
+  __shared__ A dw[held ? Of::rows : 1][held ? n : 1][held ? Of::threads * Of::held : 1];
+  if constexpr (held)
     for_packs<Of>(packs, [&](int64_t i, int) {
       for (int j = 0; j < n; ++j) dw[threadIdx.y][j][i] = 0;
     });
-  for_rows<Of::threads>(p.rows, [&](int64_t row) {
+  auto of_row = [&](int64_t row) {
     const int64_t at = row * p.d;
-    RowPacks<Of, T, n> dy(p.dy + at, packs), x(p.x + at, packs);
+    Packs dy(p.dy + at, packs), x(p.x + at, packs, 1);
     const bool centred = !weight && p.mean;
     const A mean = centred ? p.mean[row] : A(0), rstd = p.rstd[row];
-    A sum = 0, along = 0;
+    Sums<Of, A> sums, alongs;
     for_packs<Of>(packs, [&](int64_t i, int k) {
       Numbers<T, n> g = dy(i, k), v = x(i, k), w{};
       if (p.w) w = read_numbers<n>(p.w + i * n);
       for (int j = 0; j < n; ++j) {
         A normed = (v.at[j] - mean) * rstd, gw = p.w ? g.at[j] * w.at[j] : g.at[j];
-        sum += gw, along += gw * normed;
-        if constexpr (weight) dw[threadIdx.y][j][i] += g.at[j] * normed;
+        sums.at(k) += gw, alongs.at(k) += gw * normed;
+        if constexpr (held) dw[threadIdx.y][j][i] += g.at[j] * normed;
       }
     });
+    A sum = 0, along;
     if (p.sums) {
       sum = p.sums[row], along = p.alongs[row];
     } else {
-      if (centred || p.sum) sum = team_sum<Of::threads>(sum);
-      along = team_sum<Of::threads>(along);
+      if (centred || p.sum) sum = sums.total();
+      along = alongs.total();
     }
     if (!weight && !p.dx) {
       if (threadIdx.x == 0) p.sum[row] = sum, p.along[row] = along;
@@ -135,7 +138,7 @@ __global__ void __launch_bounds__(row_threads, row_blocks_of_sm)
     }
     sum = centred ? sum * p.per_row : A(0);  // without a mean nothing was subtracted
     along *= p.per_row;
-    for_packs<Of>(packs, [&](int64_t i, int k) {
+    for_packs<Of, 2>(packs, [&](int64_t i, int k) {
       Numbers<T, n> g = dy(i, k), v = x(i, k), w{}, more{};
       if (p.w) w = read_numbers<n>(p.w + i * n);
       if (p.more) more = read_numbers<n>(p.more + at + i * n);
@@ -146,12 +149,42 @@ __global__ void __launch_bounds__(row_threads, row_blocks_of_sm)
       }
       write<T, n>(p.dx + at + i * n, rounded_pack(v));
     });
-  });
-  if constexpr (weight) {  // the teams of the block one after the other
+  };
+  const int thread = int(threadIdx.y) * Of::threads + int(threadIdx.x);
+  if constexpr (weight && Of::staged) {
+    // The rows in the order in which a block has them that works on one at a time: the sums have its bits.
+    A* total = reinterpret_cast<A*>(Packs::staged(0, packs, 2));
+    for (int64_t i = thread; i < p.d; i += Of::threads * Of::rows) total[i] = 0;
+    const int64_t stride = gridDim.x;
+    for (int64_t first = blockIdx.x; first < p.rows; first += stride * Of::rows) {
+      if (first + stride * threadIdx.y < p.rows) of_row(first + stride * threadIdx.y);
+      __syncthreads();
+      for (int64_t i = thread; i < packs; i += Of::threads * Of::rows) {
+        A sums[n];
+        for (int j = 0; j < n; ++j) sums[j] = total[j * packs + i];
+        for (int team = 0; team < Of::rows && first + stride * team < p.rows; ++team) {
+          const Numbers<T, n> g = Packs::staged(team, packs, 0)[i].numbers(),
+                              v = Packs::staged(team, packs, 1)[i].numbers();
+          const A rstd = p.rstd[first + stride * team];
+          for (int j = 0; j < n; ++j) sums[j] += g.at[j] * (v.at[j] * rstd);
+        }
+        for (int j = 0; j < n; ++j) total[j * packs + i] = sums[j];
+      }
+      __syncthreads();
+    }
+    for (int64_t i = thread; i < packs; i += Of::threads * Of::rows) {
+      Pack<A, n> sums;
+      for (int j = 0; j < n; ++j) sums.at[j] = total[j * packs + i];
+      write<A, n>(p.partial + blockIdx.x * p.d + i * n, sums);
+    }
+  } else {
+    for_rows<Of::threads, Of::rows>(p.rows, of_row);
+  }
+  if constexpr (held) {  // the teams of the block one after the other
     __syncthreads();
-    for (int64_t j = int(threadIdx.y) * Of::threads + int(threadIdx.x); j < p.d; j += row_threads) {
+    for (int64_t j = thread; j < p.d; j += row_threads) {
       A total = 0;
-      for (int t = 0; t < row_threads / Of::threads; ++t) total += dw[t][j % n][j / n];
+      for (int t = 0; t < Of::rows; ++t) total += dw[t][j % n][j / n];
       p.partial[blockIdx.x * p.d + j] = total;
     }
   }
@@ -218,17 +251,18 @@ void backward(StreamHandle stream, const NormBackward& b) {
                 as<T>(b.w),    as<A>(b.mean), as<A>(b.rstd),     as<A>(b.sums),  as<A>(b.alongs),
                 as<T>(b.more), as<T>(b.dx),   as<A>(b.sum),      as<A>(b.along), as<A>(b.partial)};
   bool aligned = all_aligned(p.dy, p.x, p.w, p.more, p.dx), done = false;
-  for_team<T>(b.d, aligned, [&]<class Of>(auto n, Of) {
-    constexpr int team = Of::threads;
-    if constexpr (Of::held > 0)
+  for_warp_team<T>(b.d, aligned, 2, [&]<class Of>(auto n, Of) {
+    const size_t staged = staged_bytes<Of, T>(2, b.d);
+    if constexpr (Of::held > 0 || Of::staged)
       if (b.dw && b.dx && !b.db && !b.mean) {
-        unsigned blocks = row_blocks(b.rows, team, fused_blocks);
-        launch(backward_kernel<T, n, Of, true>, blocks, row_block(team), 0, stream, p);
+        const unsigned blocks = blocks_for(b.rows, Of::staged ? 1 : Of::rows, fused_blocks);
+        launch(backward_kernel<T, n, Of, true>, blocks, row_block<Of>(),
+               Of::staged ? staged + size_t(b.d) * sizeof(A) : 0, stream, p);
         sum_parts<T>(stream, blocks, b.d, p.partial, b.dw);
         done = true;
         return;
       }
-    launch(backward_kernel<T, n, Of, false>, row_blocks(b.rows, team), row_block(team), 0, stream, p);
+    launch(backward_kernel<T, n, Of, false>, blocks_for(b.rows, Of::rows), row_block<Of>(), staged, stream, p);
   });
   if (!b.dw || done) return;
   int64_t parts = parts_of(b.rows), rows = parts ? ceil_div(b.rows, parts) : 0;
@@ -247,8 +281,10 @@ void norm(StreamHandle stream, DType type, const Norm& n) {
     Forward<T> p{n.rows,     n.d,        A(1) / A(n.d),     A(n.eps),     n.centre,
                  n.given,    as<T>(n.x), as<T>(n.residual), as<T>(n.w),   as<T>(n.b),
                  as<T>(n.y), as<T>(n.h), as<A>(n.mean),     as<A>(n.rstd)};
-    for_team<T>(n.d, all_aligned(p.x, p.residual, p.w, p.b, p.y, p.h), [&]<class Of>(auto size, Of) {
-      launch(forward_kernel<T, size, Of>, row_blocks(n.rows, Of::threads), row_block(Of::threads), 0, stream, p);
+    const int64_t kept = p.residual ? 2 : 1;
+    for_warp_team<T>(n.d, all_aligned(p.x, p.residual, p.w, p.b, p.y, p.h), kept, [&]<class Of>(auto size, Of) {
+      launch(forward_kernel<T, size, Of>, blocks_for(n.rows, Of::rows), row_block<Of>(), staged_bytes<Of, T>(kept, n.d),
+             stream, p);
     });
   });
 }

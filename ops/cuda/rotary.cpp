@@ -2,6 +2,7 @@
 #include "ops/cuda/rotary.h"
 
 #include "ops/cuda/kernels.h"
+#include "ops/family/dims.h"
 #include "ops/family/kernel.h"
 #include "ops/layer/rotary.h"
 
@@ -20,6 +21,7 @@ void rotary_of_any(const Context& c, std::span<const Tensor> in, std::span<Tenso
            .d = in[0].size(3),
            .position = nullptr,
            .position_stride = 0,
+           .table = nullptr,
            .frequencies = {},
            .pairs = int(frequencies.size()),
            .scale = attributes.scale,
@@ -32,7 +34,9 @@ void rotary_of_any(const Context& c, std::span<const Tensor> in, std::span<Tenso
     r.position = reinterpret_cast<const int64_t*>(positions.bytes_data());
     r.position_stride = positions.dims() == 2 ? s.size() : 0;
   }
-  Tensor x[2];
+  // Of this call alone: what positions are is known to the device only, and may be other ones each time.
+  Tensor table(c.allocator, ops::statistics_type(in[0].dtype()), {r.table_size()}), x[2];
+  r.table = table.bytes_data();
   for (size_t i = 0; i < out.size(); ++i) {
     x[i] = with_whole_rows(in[i]);
     const Shape& strides = x[i].strides();

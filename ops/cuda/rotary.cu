@@ -20,60 +20,67 @@ __device__ inline void sin_cos(double angle, double& sine, double& cosine) {
   cosine = q == 0 ? c : q == 1 ? -s : q == 2 ? -c : s;
 }
 
-// A block has one position and computes its angles once, for all heads of both tensors; anew for each batch entry only
-// where that has positions of its own.
+// table: of each position the cosines of its pairs, then the sines.
+template <class A>
+__global__ void __launch_bounds__(row_threads) table_kernel(__grid_constant__ const Rotary r, int64_t n, A* table) {
+  for (int64_t i = blockIdx.x * int64_t(row_threads) + threadIdx.x; i < n; i += gridDim.x * int64_t(row_threads)) {
+    const int64_t row = quotient(i, r.pairs), pair = i - row * r.pairs;
+    double sine, cosine;
+    sin_cos(double(r.position ? r.position[row] : r.begin + row) * r.frequencies[pair], sine, cosine);
+    A* to = table + row * 2 * r.pairs + pair;
+    to[0] = A(r.scale * cosine), to[r.pairs] = A(r.scale * (r.inverse ? -sine : sine));
+  }
+}
+
+// A thread has n pairs of a head, or n of the elements that stay; the heads of a position are next to each other, so
+// that a warp reads few rows of the table.
 template <class T, int n>
-__global__ void __launch_bounds__(row_threads, row_blocks_of_sm) rotary_kernel(__grid_constant__ const Rotary r) {
+__global__ void __launch_bounds__(row_threads, row_blocks_of_sm)
+    rotary_kernel(__grid_constant__ const Rotary r, const Accumulate<T>* table) {
   using A = Accumulate<T>;
-  const int half = r.pairs, packs = half / n, d = int(r.d);
-  A *cosine = dynamic_shared<A>(), *sine = cosine + half;
-  for (int64_t s = blockIdx.x; s < r.positions; s += gridDim.x) {
-    for (int64_t b = blockIdx.y; b < r.batch; b += gridDim.y) {
-      if (b == blockIdx.y || r.position_stride) {
-        const int64_t p = r.position ? r.position[b * r.position_stride + s] : r.begin + s;
-        __syncthreads();  // all have read the last ones
-        for (int i = int(threadIdx.x); i < half; i += row_threads) {
-          double x, y;
-          sin_cos(double(p) * r.frequencies[i], x, y);
-          sine[i] = A(r.scale * (r.inverse ? -x : x)), cosine[i] = A(r.scale * y);
-        }
-        __syncthreads();
-      }
-#pragma unroll 1
-      for (int t = 0; t < r.count; ++t) {
-        const RotaryTensor& tensor = r.tensor[t];
-        const int items = int(tensor.heads) * packs;
-        const T* x = static_cast<const T*>(tensor.x) + b * tensor.batch_stride + s * tensor.position_stride;
-        T* y = static_cast<T*>(tensor.y) + (b * r.positions + s) * tensor.heads * r.d;
-        for (int item = int(threadIdx.x); item < items; item += row_threads) {
-          const int head = item / packs, i = (item - head * packs) * n;
-          const T* from = x + head * tensor.head_stride + i;
-          Pack<T, n> u = read<T, n>(from), v = read<T, n>(from + half), p, q;
-          for (int j = 0; j < n; ++j) {
-            const A a = load(u.at[j]), c = load(v.at[j]);
-            p.at[j] = rounded<T>(a * cosine[i + j] - c * sine[i + j]);
-            q.at[j] = rounded<T>(c * cosine[i + j] + a * sine[i + j]);
-          }
-          write<T, n>(y + head * d + i, p), write<T, n>(y + head * d + half + i, q);
-        }
-        const int rest = d - 2 * half;
-#pragma unroll 1
-        for (int item = int(threadIdx.x); item < int(tensor.heads) * rest; item += row_threads) {
-          const int head = item / rest, i = 2 * half + item - head * rest;
-          y[head * d + i] = x[head * tensor.head_stride + i];
-        }
-      }
+  const int half = r.pairs, turning = half / n, items_of_head = turning + (int(r.d) - 2 * half) / n;
+  const int64_t first_heads = r.tensor[0].heads, heads = first_heads + (r.count > 1 ? r.tensor[1].heads : 0),
+                items = r.batch * r.positions * heads * items_of_head;
+  for (int64_t at = blockIdx.x * int64_t(row_threads) + threadIdx.x; at < items;
+       at += gridDim.x * int64_t(row_threads)) {
+    const int64_t head_at = quotient(at, items_of_head), token = quotient(head_at, heads),
+                  b = quotient(token, r.positions), s = token - b * r.positions;
+    const int64_t of_all = head_at - token * heads;
+    const bool is_first = of_all < first_heads;
+    const RotaryTensor& tensor = r.tensor[is_first ? 0 : 1];
+    const int64_t head = is_first ? of_all : of_all - first_heads;
+    const int item = int(at - head_at * items_of_head);
+    const T* x = static_cast<const T*>(tensor.x) + b * tensor.batch_stride + s * tensor.position_stride +
+                 head * tensor.head_stride;
+    T* y = static_cast<T*>(tensor.y) + (token * tensor.heads + head) * r.d;
+    if (item >= turning) {
+      const int i = 2 * half + (item - turning) * n;
+      write<T, n>(y + i, read<T, n>(x + i));
+      continue;
     }
+    const int i = item * n;
+    const A* cosine = table + (r.position_stride ? token : s) * 2 * half + i;
+    const Numbers<T, n> u = read_numbers<n>(x + i), v = read_numbers<n>(x + half + i);
+    const Numbers<A, n> c = read_numbers<n>(cosine), z = read_numbers<n>(cosine + half);
+    Numbers<T, n> p, q;
+    for (int j = 0; j < n; ++j) {
+      p.at[j] = u.at[j] * c.at[j] - v.at[j] * z.at[j];
+      q.at[j] = v.at[j] * c.at[j] + u.at[j] * z.at[j];
+    }
+    write<T, n>(y + i, rounded_pack(p)), write<T, n>(y + half + i, rounded_pack(q));
   }
 }
 
 template <class T, int n>
 void run(StreamHandle stream, const Rotary& r) {
-  int64_t positions = r.positions < 65535 * 16 ? r.positions : 65535 * 16, enough = 132 * 8;
-  int64_t batches = positions > 0 ? ceil_div(enough, positions) : 0;
-  if (batches > r.batch) batches = r.batch;
-  launch(rotary_kernel<T, n>, dim3(unsigned(positions), unsigned(batches)), row_threads,
-         size_t(2 * r.pairs) * sizeof(Accumulate<T>), stream, r);
+  using A = Accumulate<T>;
+  int64_t heads = 0;
+  for (int t = 0; t < r.count; ++t) heads += r.tensor[t].heads;
+  const int64_t items = r.batch * r.positions * heads * (r.d - r.pairs) / n;
+  if (items == 0) return;
+  const int64_t angles = r.table_size() / 2;
+  launch(table_kernel<A>, blocks_for(angles, row_threads), row_threads, 0, stream, r, angles, as<A>(r.table));
+  launch(rotary_kernel<T, n>, blocks_for(items, row_threads), row_threads, 0, stream, r, as<A>(r.table));
 }
 
 }  // namespace

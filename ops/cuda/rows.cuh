@@ -1,5 +1,6 @@
 // Rows in kernels: a team of threads, which is a warp or a block, works on one row at a time. It holds the beginning of
-// the row in registers; what is longer is read again, from the cache. Included by .cu files only.
+// the row in registers, or all of it in shared memory; what is longer is read again, from the cache. Included by .cu
+// files only.
 #pragma once
 
 #include <cstring>
@@ -22,19 +23,28 @@ __device__ inline void write(T* to, const Pack<T, n>& p) {
 }
 
 // f(row) for the rows of this team.
-template <int team, class F>
+template <int team, int teams = row_threads / team, class F>
 __device__ inline void for_rows(int64_t rows, F f) {
-  constexpr int teams = row_threads / team;
   const int of_block = teams > 1 ? int(threadIdx.y) : 0;  // a row of the whole block's is the same number for all of it
   for (int64_t row = blockIdx.x * int64_t(teams) + of_block; row < rows; row += gridDim.x * int64_t(teams)) f(row);
 }
 // How a row is worked on: by a team, each thread of which holds `held` packs of it, or none where rows are too long.
 template <int threads_, int held_>
 struct Team {
-  static constexpr int threads = threads_, held = held_;
+  static constexpr int threads = threads_, held = held_, rows = row_threads / threads_, sums = 1;
+  static constexpr bool staged = false;
 };
-// f(i, k) for the packs i of this thread, which holds pack i in place k.
-template <class Of, class F>
+// A warp that keeps its row in shared memory, without barriers. It adds to the same bits as a block of row_threads
+// would: lane l stands for the threads l, l + 32, ..., and has a sum for each. Blocks are small, so that many fit.
+struct Staged {
+  static constexpr int threads = 32, held = 0, rows = 4, sums = row_threads / 32;
+  static constexpr int at_once = 4;  // packs that a thread has under way
+  static constexpr bool staged = true;
+  static constexpr int64_t most_elements = 4096, most_bytes = 64 << 10;  // of a block: three are on an SM
+};
+// f(i, k) for the packs i of this thread, which holds pack i in place k; or adds it to sum k, where the row is staged:
+// what adds nothing needs no more than `at_once` of them side by side.
+template <class Of, int at_once = Of::sums, class F>
 __device__ inline void for_packs(int64_t packs, F f) {
   if constexpr (Of::held > 0) {
 #pragma unroll
@@ -42,6 +52,12 @@ __device__ inline void for_packs(int64_t packs, F f) {
       int i = int(threadIdx.x) + k * Of::threads;
       if (i < int(packs)) f(i, k);
     }
+  } else if constexpr (Of::staged) {
+#pragma unroll 1
+    for (int first = int(threadIdx.x); first < int(packs); first += row_threads)
+#pragma unroll at_once
+      for (int k = 0; k < Of::sums; ++k)
+        if (first + k * 32 < int(packs)) f(first + k * 32, k);
   } else {
 #pragma unroll 1
     for (int64_t i = int(threadIdx.x); i < packs; i += Of::threads) f(i, 0);
@@ -91,19 +107,41 @@ template <class Of, class T, int n>
 struct RowPacks {
   const T* row;
   Words<T, n> words[Of::held > 0 ? Of::held : 1] = {};
+  Words<T, n>* kept = nullptr;
 
-  __device__ RowPacks(const T* of, int64_t packs) : row(of) {
+  // `place`: of a staged row, among those that a team has at once.
+  __device__ RowPacks(const T* of, int64_t packs, int place = 0) : row(of) {
     if constexpr (Of::held > 0) for_packs<Of>(packs, [&](int64_t i, int k) { words[k] = read_words<n>(row + i * n); });
+    if constexpr (Of::staged) {
+      kept = staged(int(threadIdx.y), packs, place);
+#pragma unroll 1
+      for (int first = int(threadIdx.x); first < int(packs); first += 32 * Of::at_once) {
+        Words<T, n> read[Of::at_once];
+#pragma unroll
+        for (int k = 0; k < Of::at_once; ++k)
+          if (first + k * 32 < int(packs)) read[k] = read_words<n>(row + (first + k * 32) * n);
+#pragma unroll
+        for (int k = 0; k < Of::at_once; ++k)
+          if (first + k * 32 < int(packs)) kept[first + k * 32] = read[k];
+      }
+    }
+  }
+  // Of team `team` of the block. A lane finds what it put there; others do after a barrier.
+  __device__ static Words<T, n>* staged(int team, int64_t packs, int place) {
+    return dynamic_shared<Words<T, n>>() + (place * Of::rows + team) * int(packs);
   }
   __device__ Numbers<T, n> operator()(int64_t i, int k) const {
     if constexpr (Of::held > 0)
       return words[k].numbers();
+    else if constexpr (Of::staged)
+      return kept[i].numbers();
     else
       return read_numbers<n>(row + i * n);
   }
-  // Has pack k be p from now on; a row that is not held has it in memory.
-  __device__ void hold(int k, const Pack<T, n>& p) {
+  // Has pack i be p from now on; a row that is not held has it in memory.
+  __device__ void hold(int64_t i, int k, const Pack<T, n>& p) {
     if constexpr (Of::held > 0) memcpy(&words[k], &p, sizeof(p));
+    if constexpr (Of::staged) memcpy(&kept[i], &p, sizeof(p));
   }
 };
 
@@ -138,6 +176,37 @@ __device__ inline T team_sum(T x) {
   return block_reduce<team>(x, Sum{}, T(0));
 }
 
+// What a thread adds up of the packs of a row.
+template <class Of, class A>
+struct Sums {
+  A of[Of::sums] = {};
+
+  __device__ A& at(int k) { return of[Of::sums > 1 ? k : 0]; }
+  // Over the team, to all of its threads.
+  __device__ A total() const {
+    if constexpr (Of::staged) {
+      static_assert(Of::sums == 8);
+      // As block_reduce adds: the lanes of each warp that is stood for, then these warps. A step halves how many of
+      // them a lane still adds for, until bits 4, 3 and 2 of its number say of which warp it has the sum.
+      A x[Of::sums];
+      for (int k = 0; k < Of::sums; ++k) x[k] = of[k];
+#pragma unroll
+      for (int step = 16, left = Of::sums / 2; step > 0; step /= 2, left /= 2) {
+        const bool upper = left && threadIdx.x & unsigned(step);
+        for (int k = 0; k < (left ? left : 1); ++k) {
+          const A mine = upper ? x[k + left] : x[k], others = upper ? x[k] : x[k + left];
+          x[k] = mine + __shfl_xor_sync(0xffffffffu, others, step);
+        }
+      }
+#pragma unroll
+      for (int step = 16; step > 2; step /= 2) x[0] += __shfl_xor_sync(0xffffffffu, x[0], step);
+      return x[0] + A(0);  // a block adds zeros: never -0
+    } else {
+      return team_sum<Of::threads>(of[0]);
+    }
+  }
+};
+
 template <int n>
 using Int = std::integral_constant<int, n>;
 // f(Int<elements of a pack>{}, Team{}) for rows of d elements: packs of 16 bytes where rows begin at multiples of them,
@@ -157,6 +226,16 @@ void for_team(int64_t d, bool aligned, F f) {
     if (aligned && d % n == 0) return with_team(Int<n>{});
   with_team(Int<1>{});
 }
+// The same, but for rows that a warp cannot hold, `kept` of which it can keep in shared memory at once.
+template <class T, class F>
+void for_warp_team(int64_t d, bool aligned, int64_t kept, F f) {
+  constexpr int n = 16 / sizeof(T);
+  if constexpr (!std::is_same_v<T, double>)
+    if (aligned && d % n == 0 && d > 32 * 4 * n && d <= Staged::most_elements &&
+        Staged::rows * kept * d * int64_t(sizeof(T)) <= Staged::most_bytes)
+      return f(Int<n>{}, Staged{});
+  for_team<T>(d, aligned, f);
+}
 template <class... T>
 bool all_aligned(const T*... pointers) {
   return (is_aligned(pointers) && ...);
@@ -171,6 +250,15 @@ T* as(void* p) {
   return static_cast<T*>(p);
 }
 
+template <class Of>
+dim3 row_block() {
+  return dim3(unsigned(Of::threads), unsigned(Of::rows));
+}
+// Shared memory for `kept` rows of d elements of each team.
+template <class Of, class T>
+size_t staged_bytes(int64_t kept, int64_t d) {
+  return Of::staged ? size_t(Of::rows * kept * d) * sizeof(T) : 0;
+}
 inline dim3 row_block(int team) { return dim3(unsigned(team), unsigned(row_threads / team)); }
 inline unsigned row_blocks(int64_t rows, int team, int64_t most = 132 * 16) {
   return blocks_for(rows, row_threads / team, most);

@@ -130,6 +130,7 @@ const Op embedding_op = {
     .rule = "...,vd->...d",
     .passes = {linear_in({1})},
     .types = table_type,
+    .f32_sums = true,
     .cpu = embedding_kernel,
     .gradient = embedding_gradient,
     .keeps = {.inputs = {0}},

@@ -245,6 +245,7 @@ const Op einsum_op = {
     .passes = {linear_in({0}), linear_in({1})},
     .types = product_types,
     .strided = true,
+    .f32_sums = true,
     .cpu = einsum_kernel,
     .gradient = einsum_gradient,
     .keeps = {.inputs = {0, 1}},

@@ -25,6 +25,7 @@ program = sys.argv[2] if len(sys.argv) > 2 else str(root / "build/bin/dtensor_pl
 hardware = json.loads((root / "examples/hardware/a100.json").read_text())
 plan = json.loads((root / "examples/plans/tp.json").read_text())
 plan["activation_checkpoint"] = {"mode": "full"}
+plan["reduce_dtype"] = "bf16"
 
 
 def share_of(size):
@@ -76,7 +77,7 @@ def megatron(folder):
     """22B on 8 A100, tp 8, batch 4: with all recomputed, and with sequence parallelism and attention alone recomputed."""
     llama = {"hidden_size": 6144, "intermediate_size": 16384, "num_hidden_layers": 48, "num_attention_heads": 64,
              "max_position_embeddings": 2048}
-    sequence = json.loads((root / "examples/plans/tp_sp_loss.json").read_text())
+    sequence = dict(json.loads((root / "examples/plans/tp_sp_loss.json").read_text()), reduce_dtype="bf16")
     kept, again = attention_of(96), attention_of(96)  # scores that are computed again cost a forward pass more
     forward, backward = 2 * 96 / kept["attention"]["per_second"], 5 * 96 / kept["attention_backward"]["per_second"]
     again["attention_backward"]["per_second"] = 5 * 96 / (backward + forward)

@@ -3,10 +3,12 @@
 #include <cstdlib>
 #include <iostream>
 
+#include "dtensor/launch.h"
 #include "ops/all.h"
 #include "ops/family/kernel.h"
 #include "ops/testing/check.h"
 #include "ops/testing/simulation.h"
+#include "tests/errors.h"
 
 using namespace dtensor;
 using SampleKind = SampleInput::Kind;
@@ -161,6 +163,63 @@ TEST_CASE("law 6: threads split outputs, never sums, in every card") {
         for (size_t o = 0; o < one.size(); ++o) {
           INFO(c.name << " of " << op->name << " with " << threads << " threads: output " << o);
           CHECK(testing::same_bits(one[o], many[o]));
+        }
+      }
+    }
+  }
+  CHECK(cases > (only ? 0 : 500));
+}
+
+namespace {
+
+// The outputs on two ranks, rounded to bf16, of inputs that are all sharded in the dimension `dim`, or as near as they
+// can be; whole where dim < 0.
+std::vector<Tensor> rounded_outputs(const testing::Case& c, DType dtype, int dim) {
+  std::vector<Tensor> outputs;
+  launch(2, [&](Rank& rank) {
+    DeviceMesh mesh(rank, "x=2");
+    std::vector<DistributedTensor> in;
+    for (const Tensor& t : c.inputs) {
+      if (!t.defined() || dim < 0 || t.dims() == 0) {
+        in.push_back(t.defined() ? DistributedTensor::distribute(t, mesh, Layout()) : DistributedTensor());
+      } else {
+        in.push_back(DistributedTensor::distribute(t, mesh, {Shard(std::min(dim, t.dims() - 1))}));
+      }
+    }
+    for (DistributedTensor& x : in)
+      if (x.defined() && is_floating(x.dtype())) x = ops::cast(x, dtype);
+    std::vector<const DistributedTensor*> pointers;
+    for (const DistributedTensor& x : in) pointers.push_back(x.defined() ? &x : nullptr);
+    for (const DistributedTensor& y : call_all(c.op, pointers, c.attributes)) {
+      Tensor whole = y.full_tensor();
+      if (rank.rank() == 0) outputs.push_back(is_floating(whole.dtype()) ? whole.to(DType::bf16) : whole);
+    }
+  });
+  return outputs;
+}
+
+}  // namespace
+
+TEST_CASE("law 6: a card in bf16 is the card in float32, rounded once, in every layout") {
+  const char* only = std::getenv("CARD");
+  int cases = 0;
+  for (const Op* op : ops::cards()) {
+    if ((only && op->name != only) || op->composite) continue;
+    for (const testing::Case& wide : testing::cases_of(*op, {}, 1)) {
+      testing::Case c = wide;
+      for (Tensor& t : c.inputs)
+        if (t.defined() && is_floating(t.dtype())) t = t.to(DType::bf16);
+      for (int dim = -1; dim < 3; ++dim) {
+        std::vector<Tensor> half, single;
+        std::string refused = testing::error_of([&] { half = rounded_outputs(c, DType::bf16, dim); });
+        INFO(c.name << " of " << op->name << " in dimension " << dim << ": " << refused);
+        if (!refused.empty()) continue;
+        single = rounded_outputs(c, DType::f32, dim);
+        ++cases;
+        REQUIRE(half.size() == single.size());
+        for (size_t o = 0; o < half.size(); ++o) {
+          INFO("output " << o << ": " << half[o] << "\nnot " << single[o]);
+          CHECK(testing::same_bits(half[o], single[o]));
         }
       }
     }

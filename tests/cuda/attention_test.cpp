@@ -412,6 +412,199 @@ TEST_CASE("cuda: attention of too large heads is an error") {
                     Contains("[attention] heads of 257 elements: on CUDA they may have at most 256"));
 }
 
+// --- Tiles that are left out, by what queries and keys are said of.
+
+namespace {
+
+struct Tokens {
+  std::vector<int64_t> positions, documents;  // documents: as many, or none
+  int64_t size() const { return int64_t(positions.size()); }
+};
+struct Order {
+  std::string name;
+  Tokens queries, keys;
+  int64_t window = 0;
+};
+
+// Of rank r of P in balanced context parallelism: chunks r and 2P - 1 - r.
+Tokens balanced(int r, int ranks, int64_t chunk) {
+  Tokens t;
+  for (int64_t of : {r, 2 * ranks - 1 - r})
+    for (int64_t i = 0; i < chunk; ++i) t.positions.push_back(of * chunk + i);
+  return t;
+}
+// The documents of a packed row at those positions, with padding at its end.
+Tokens packed(Tokens t, int64_t length) {
+  for (int64_t p : t.positions) t.documents.push_back(p >= length - 40 ? -1 : p < 10 ? 0 : p < length / 2 ? 1 : 2);
+  return t;
+}
+
+// The queries of each rank, and keys as the ranks' sequence, its parts, or the plain one has them.
+std::vector<Order> orders(int ranks, int64_t chunk) {
+  const int64_t length = 2 * ranks * chunk;
+  Tokens permuted, in_order;
+  for (int r = 0; r < ranks; ++r)
+    for (int64_t p : balanced(r, ranks, chunk).positions) permuted.positions.push_back(p);
+  for (int64_t p = 0; p < length; ++p) in_order.positions.push_back(p);
+  std::vector<Order> list;
+  for (int r = 0; r < ranks; ++r) {
+    const Tokens queries = balanced(r, ranks, chunk);
+    auto add = [&](std::string keys_are, const Tokens& keys) {
+      std::string name = fmt::format("rank {} of {}, chunks of {}, keys {}", r, ranks, chunk, keys_are);
+      list.push_back({name, queries, keys});
+      list.push_back({name + ", window", queries, keys, 37});
+      list.push_back({name + ", packed", packed(queries, length), packed(keys, length)});
+    };
+    add("permuted", permuted), add("in order", in_order);
+    for (int other = 0; other < ranks; ++other) add(fmt::format("of rank {}", other), balanced(other, ranks, chunk));
+  }
+  return list;
+}
+std::vector<Order> operator+(std::vector<Order> a, const std::vector<Order>& b) {
+  a.insert(a.end(), b.begin(), b.end());
+  return a;
+}
+
+Case case_of(const Order& o) {
+  return {.dtype = f64,
+          .batch = 1,
+          .heads = 1,
+          .kv_heads = 1,
+          .queries = o.queries.size(),
+          .keys = o.keys.size(),
+          .head_dim = 4,
+          .causal = true,
+          .window = o.window};
+}
+
+// q, k, v and dout; forward and backward of the own kernel.
+struct OrderedAttention {
+  const Order& order;
+  Case c = case_of(order);
+  Shape of_q{1, c.queries, 1, 4}, of_k{1, c.keys, 1, 4}, of_lse{1, 1, c.queries};
+  Tensor q = wave(f64, of_q, 0.37), k = wave(f64, of_k, 0.73), v = wave(f64, of_k, 1.19), dout = wave(f64, of_q, 0.83);
+  Tensor mask = {};  // in place of positions and documents
+
+  std::vector<Tensor> told() const {
+    auto list = [&](const std::vector<int64_t>& of) {
+      return mask.defined() || of.empty() ? Tensor() : Tensor::of<int64_t>({int64_t(of.size())}, of);
+    };
+    return {mask,
+            {},
+            {},
+            list(order.queries.positions),
+            list(order.keys.positions),
+            {},
+            list(order.queries.documents),
+            list(order.keys.documents)};
+  }
+  std::vector<Tensor> run(const Op& op, std::vector<Tensor> in, const std::vector<Shape>& shapes) const {
+    for (const Tensor& t : told()) in.push_back(t);
+    return Runner(c, Device::cuda)(op, in, shapes, std::vector<DType>(shapes.size(), f64));
+  }
+  std::vector<Tensor> forward() const { return run(ops::attention_op, {q, k, v}, {of_q, of_lse}); }
+  std::vector<Tensor> backward(const std::vector<Tensor>& of_forward) const {
+    return run(ops::attention_backward_op, {dout, q, k, v, of_forward[0], of_forward[1]}, {of_q, of_k, of_k});
+  }
+};
+
+bool sees(const Order& o, int64_t i, int64_t j) {
+  const int64_t behind = o.queries.positions[size_t(i)] - o.keys.positions[size_t(j)];
+  if (behind < 0 || (o.window && behind >= o.window)) return false;
+  return o.queries.documents.empty() ||
+         (o.queries.documents[size_t(i)] >= 0 && o.queries.documents[size_t(i)] == o.keys.documents[size_t(j)]);
+}
+
+}  // namespace
+
+TEST_CASE("cuda: attention by positions and documents has the bits of that by a mask, whatever tiles are left out") {
+  for (const Order& order : orders(2, 32) + orders(4, 20)) {
+    INFO(order.name);
+    OrderedAttention by_position{order}, by_mask{order};
+    by_mask.c.causal = false, by_mask.c.window = 0;
+    by_mask.mask = Tensor(std::make_shared<Allocator>(), DType::boolean, {1, 1, by_mask.c.queries, by_mask.c.keys});
+    for (int64_t i = 0; i < by_mask.mask.numel(); ++i)
+      by_mask.mask.data<bool>()[i] = sees(order, i / by_mask.c.keys, i % by_mask.c.keys);
+    std::vector<Tensor> forward = by_position.forward(), expected = by_mask.forward();
+    for (size_t t = 0; t < 2; ++t) CHECK(same_bits(forward[t], expected[t]));
+    std::vector<Tensor> backward = by_position.backward(forward), gradients = by_mask.backward(forward);
+    for (size_t t = 0; t < 3; ++t) CHECK(same_bits(backward[t], gradients[t]));
+  }
+}
+
+// What a block reads of a tile of NaN makes its results NaN, also where weights are 0.
+TEST_CASE("cuda: attention leaves out the tiles of which positions and documents tell that no query sees a key") {
+  constexpr int64_t tile = 32;  // of f64
+  auto tiles = [](int64_t n) { return (n + tile - 1) / tile; };
+  auto rows_of = [&](const Tensor& t, int64_t i) {
+    return t.narrow(1, i * tile, std::min(tile, t.size(1) - i * tile));
+  };
+  auto is_read = [&](const Tensor& result, int64_t i) {
+    Tensor rows = rows_of(result, i).contiguous();
+    for (int64_t e = 0; e < rows.numel(); ++e)
+      if (std::isnan(element(rows, e))) return true;
+    return false;
+  };
+  int64_t read = 0, seen = 0, all = 0;
+  for (const Order& order : orders(2, 32) + orders(2, 20)) {
+    INFO(order.name);
+    const OrderedAttention clean{order};
+    const std::vector<Tensor> results = clean.forward();
+    const int64_t of_queries = tiles(clean.c.queries), of_keys = tiles(clean.c.keys);
+    // Positions and documents of a tile, from the least to the greatest.
+    auto extent = [&](const Tokens& t, int64_t i) {
+      std::array<int64_t, 4> e{1 << 20, -1, 1 << 20, -1};
+      for (int64_t n = i * tile; n < std::min((i + 1) * tile, t.size()); ++n) {
+        const int64_t p = t.positions[size_t(n)], d = t.documents.empty() ? 0 : t.documents[size_t(n)];
+        if (d >= 0) e = {std::min(e[0], p), std::max(e[1], p), std::min(e[2], d), std::max(e[3], d)};
+      }
+      return e;
+    };
+    auto sees_some = [&](int64_t query) {
+      for (int64_t i = query * tile; i < std::min((query + 1) * tile, clean.c.queries); ++i)
+        if (std::isfinite(element(results[1], i))) return true;
+      return false;
+    };
+    std::vector<bool> expected, forward, of_dq, of_dk, of_dv;
+    for (int64_t key = 0; key < of_keys; ++key) {
+      OrderedAttention poisoned{order};
+      poisoned.k = clean.k.clone(), poisoned.v = clean.v.clone();
+      fill(rows_of(poisoned.k, key), NAN), fill(rows_of(poisoned.v, key), NAN);
+      const std::vector<Tensor> out = poisoned.forward(), gradients = poisoned.backward(results);
+      for (int64_t query = 0; query < of_queries; ++query) {
+        const auto i = extent(order.queries, query), j = extent(order.keys, key);
+        expected.push_back(i[1] >= j[0] && i[2] <= j[3] && j[2] <= i[3] &&
+                           (order.window == 0 || i[0] - j[1] < order.window));
+        // Queries that see nothing at all have 0, whatever they read.
+        forward.push_back(sees_some(query) ? is_read(out[0], query) : bool(expected.back()));
+        of_dq.push_back(is_read(gradients[0], query));
+        ++all, read += expected.back();
+        for (int64_t n = 0, some = 0; n < tile * tile && !some; ++n) {
+          const int64_t a = query * tile + n / tile, b = key * tile + n % tile;
+          if (a < clean.c.queries && b < clean.c.keys) seen += some = sees(order, a, b);
+        }
+      }
+    }
+    CHECK(forward == expected);
+    CHECK(of_dq == expected);
+    of_dk.resize(expected.size()), of_dv.resize(expected.size());
+    for (int64_t query = 0; query < of_queries; ++query) {
+      OrderedAttention poisoned{order};
+      poisoned.q = clean.q.clone(), poisoned.dout = clean.dout.clone();
+      fill(rows_of(poisoned.q, query), NAN), fill(rows_of(poisoned.dout, query), NAN);
+      const std::vector<Tensor> gradients = poisoned.backward(results);
+      for (int64_t key = 0; key < of_keys; ++key) {
+        of_dk[size_t(key * of_queries + query)] = is_read(gradients[1], key);
+        of_dv[size_t(key * of_queries + query)] = is_read(gradients[2], key);
+      }
+    }
+    CHECK(of_dk == expected);
+    CHECK(of_dv == expected);
+  }
+  CHECK(read < all * 2 / 3);      // of so many pairs of tiles
+  CHECK(read < seen + all / 10);  // a tile of two chunks may seem to see what it does not
+}
+
 // --- cuDNN. The emulator's is made of the own kernels.
 
 namespace {

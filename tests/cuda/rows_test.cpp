@@ -127,7 +127,7 @@ void check_cases(const std::vector<Case>& cases) {
   }
 }
 
-constexpr int64_t widths[] = {1, 3, 8, 33, 768, 1000, 4096, 8200, 50257};
+constexpr int64_t widths[] = {1, 3, 8, 33, 768, 1000, 2056, 4096, 8200, 50257};
 // Few wide rows, and many narrow ones.
 struct Size {
   int64_t rows, width;
@@ -166,6 +166,42 @@ TEST_CASE("cuda rows: norms and their gradients") {
   for (auto [n, d] : {Size{4300, 8}, Size{600, 1040}})
     cases.push_back({"rms_norm_backward", {{n, d}, {n, d}, {d}, {Kind::positive, {n}}}, {}, 0b1000});
   check_cases(cases);
+}
+
+TEST_CASE("cuda rows: a warp with its row in shared memory adds to the bits of a block") {
+  World device(Device::cuda);
+  auto waves = [](int64_t rows, int64_t d, int64_t width, double frequency) {  // of width, zeros from d on
+    std::vector<double> v(size_t(rows * width));
+    for (int64_t i = 0; i < rows * d; ++i) v[size_t(i / d * width + i % d)] = std::sin(frequency * double(i + 1));
+    return v;
+  };
+  // Of float32 a warp takes two rows at once of up to 2,048 elements, or one of up to 4,096; else a block does.
+  for (int64_t d : {2052, 3000, 4096}) {
+    INFO(d);
+    SampleInput x{20, d}, w{d};
+    std::vector<double> of_x = waves(20, d, d, 0.37), of_w = waves(1, d, d, 0.73);
+    std::vector<Tensor> by_warp = device.run(ops::find("rms_norm", ""), DType::f32, 0, {x, w}, {of_x, of_w}, eps);
+    std::vector<Tensor> added = device.run(ops::find("add_rms_norm", ""), DType::f32, 0, {x, x, w},
+                                           {of_x, std::vector<double>(of_x.size()), of_w}, eps);
+    CHECK(same_bits(by_warp, {added[0], added[2]}));
+  }
+  for (int64_t d : {516, 2048}) {
+    const int64_t wide = 2052, rows = 1100;  // some blocks have three of them
+    auto run = [&](std::string_view card, int64_t width, unsigned statistics, bool sums) {
+      SampleInput x{rows, width}, w{width}, none{Kind::absent, {}}, of_rows{rows};
+      std::vector<double> dy = waves(rows, d, width, 0.83), of_x = waves(rows, d, width, 0.37),
+                          of_w = waves(1, d, width, 0.73), rstd = waves(1, rows, rows, 0.19);
+      return sums ? device.run(ops::find(card, ""), DType::f32, statistics, {x, x, w, of_rows, of_rows},
+                               {dy, of_x, of_w, waves(1, rows, rows, 0.29), rstd}, ops::LastDims{1})
+                  : device.run(ops::find(card, ""), DType::f32, statistics, {x, x, w, of_rows}, {dy, of_x, of_w, rstd},
+                               {});
+    };
+    INFO(d);
+    CHECK(same_bits(run("norm_gradient_sums", d, 0b11000, true), run("norm_gradient_sums", wide, 0b11000, true)));
+    Tensor by_warp = run("rms_norm_backward", d, 0b1000, false)[1],
+           by_block = run("rms_norm_backward", wide, 0b1000, false)[1];
+    CHECK(same_bits({by_warp}, {by_block.narrow(0, 0, d).contiguous()}));
+  }
 }
 
 TEST_CASE("cuda rows: reductions along any dimensions") {
@@ -286,8 +322,64 @@ TEST_CASE("cuda rows: embedding and rotary") {
     cases.push_back({"rotary_pair", {{2, 7, 8, 64}, {2, 7, 2, 64}, absent}, a});
     cases.push_back({"rotary_pair", {{0, 7, 2, 8}, {0, 7, 2, 8}, absent}, a});
     cases.push_back({"rotary", {{2, 0, 2, 8}, absent}, a});
+    for (const Shape& of : {Shape{7}, Shape{3, 7}})  // the same positions for all batch entries, or their own
+      for (const ops::Rotary& turn : {a, part}) {
+        SampleInput positions(Kind::index, of, 5000);
+        cases.push_back({"rotary", {{3, 7, 2, 24}, positions}, turn});
+        cases.push_back({"rotary_pair", {{3, 7, 6, 16}, {3, 7, 2, 16}, positions}, turn});
+        cases.push_back({"rotary_pair", {{3, 7, 2, 10}, {3, 7, 1, 10}, positions}, turn});
+      }
   }
   check_cases(cases);
+}
+
+TEST_CASE("cuda rows: rotary turns by the positions of the launch, to the same bits wherever a position is") {
+  World device(Device::cuda);
+  cuda::StreamHandle at = device.rank->allocator()->stream();
+  const int64_t batch = 2, sequence = 6, all = 40;
+  for (DType type : {DType::f32, DType::bf16})
+    for (const ops::RotaryAngles& angles :
+         {ops::RotaryAngles{},
+          ops::RotaryAngles{.frequencies = {1, 0.5, 0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6}, .scale = 1.5}})
+      for (const Shape& shape : {Shape{sequence}, Shape{batch, sequence}}) {
+        // The same token everywhere: what becomes of it depends on its position alone.
+        const std::vector<double> token = values_of({3, 32}, 1);
+        auto of_tokens = [&](int64_t b, int64_t s) {
+          std::vector<double> values;
+          for (int64_t i = 0; i < b * s; ++i) values.insert(values.end(), token.begin(), token.end());
+          return DistributedTensor::distribute(tensor_of(type, {b, s, 3, 32}, values).to(device.rank->allocator()),
+                                               device.mesh, Layout());
+        };
+        auto x = of_tokens(batch, sequence);
+        Tensor expected = ops::rotary(of_tokens(1, all), angles).local().cpu();
+        auto list = [&](int64_t step) {
+          std::vector<int64_t> p;
+          for (int64_t i = 0; i < numel(shape); ++i) p.push_back((i * 7 + step * 11) % all);
+          return Tensor::of<int64_t>(shape, p);
+        };
+        auto positions = DistributedTensor::distribute(list(0).to(device.rank->allocator()), device.mesh, Layout());
+        auto check_step = [&](const Tensor& got, int64_t step) {
+          Tensor p = list(step), y = got.cpu();
+          for (int64_t b = 0; b < batch; ++b)
+            for (int64_t s = 0; s < sequence; ++s) {
+              auto i = int64_t(element(p, shape.dims() == 2 ? b * sequence + s : s));
+              Tensor row = y.narrow(0, b, 1).narrow(1, s, 1).contiguous(), of = expected.narrow(1, i, 1).contiguous();
+              CHECK(same_bits({row}, {of}));
+            }
+        };
+        check_step(ops::rotary(x, angles, positions).local(), 0);
+        cuda::PrivatePool pool(device.rank->allocator());
+        pool.begin();
+        cuda::Graph::begin(at);
+        auto captured = ops::rotary(x, angles, positions);
+        cuda::Graph graph = cuda::Graph::end(at);
+        pool.end();
+        for (int64_t step : {1, 2}) {
+          copy(list(step).to(device.rank->allocator()), positions.local());
+          graph.launch(at);
+          check_step(captured.local(), step);
+        }
+      }
 }
 
 TEST_CASE("cuda rows: NaN and infinity go where the CPU's go") {

@@ -67,6 +67,39 @@ TEST_CASE("cuda: tensors cross between host and device, whatever their strides")
                     "[Tensor::data] f32[2] is on cuda, where only kernels reach its elements: take its cpu()");
 }
 
+TEST_CASE("cuda: transposed copies are those of the CPU, of any size, in parts and with other dimensions around") {
+  auto device = device_memory();
+  auto same = [](const Tensor& a, const Tensor& b) {
+    Tensor x = a.cpu().contiguous(), y = b.contiguous();
+    return std::memcmp(x.bytes_data(), y.bytes_data(), size_t(y.bytes())) == 0;
+  };
+  // Around the sides of tiles, which are 32, 64 and 128 elements; rows too short for tiles.
+  const int64_t sizes[][2] = {{8, 8}, {7, 200}, {200, 7}, {31, 33}, {64, 32}, {128, 256}, {130, 66}, {257, 20}};
+  const int orders[][3] = {{0, 2, 1}, {2, 0, 1}, {2, 1, 0}};
+  for (DType type : types)
+    for (const auto& [rows, columns] : sizes)
+      for (int64_t outer : {1, 3}) {
+        Tensor host(std::make_shared<Allocator>(), type, {outer, rows, columns});
+        for (int64_t i = 0; i < host.bytes(); ++i)
+          host.bytes_data()[i] = std::byte(type == DType::boolean ? i % 3 == 1 : i * 7 % 251);
+        Tensor there = host.to(device);
+        INFO(name(type) << to_string(host.shape()));
+        for (const auto& order : orders)
+          for (int64_t begin : {0, 1, 4}) {  // aligned or not, and with an odd or an even rest
+            auto part = [&](const Tensor& t) { return t.narrow(2, begin, columns - begin - begin / 4).permute(order); };
+            CHECK(same(part(there).clone(), part(host).clone()));
+            // Into a part of something larger, of which nothing else is written.
+            Shape shape = part(host).shape();
+            Tensor wide(host.allocator(), type, {shape[0], shape[1], shape[2] + 4 + shape[2] % 2}), target;
+            std::memset(wide.bytes_data(), 1, size_t(wide.bytes()));
+            target = wide.to(device);
+            copy(part(there), target.narrow(2, begin, shape[2]));
+            copy(part(host), wide.narrow(2, begin, shape[2]));
+            CHECK(same(target, wide));
+          }
+      }
+}
+
 TEST_CASE("cuda: tensors are filled and scaled") {
   auto device = device_memory();
   for (DType type : types)
@@ -171,7 +204,7 @@ TEST_CASE("cuda: ranks that share a device redistribute as on the CPU, to the bi
                         {"x=2,y=2", "x=Shard(0) y=Shard(1)", "x=Shard(1) y=Shard(0)"},
                         {"x=2,y=2", "x=Partial(sum) y=Shard(0)", "x=Shard(1)"}};
   for (const Case& c : cases)
-    for (DType type : {DType::f32, DType::f64, DType::i64}) {
+    for (DType type : {DType::f32, DType::f64, DType::bf16, DType::i64}) {
       if (type == DType::i64 && std::string(c.from + std::string(c.to)).find("avg") != std::string::npos) continue;
       for (Shape shape : {Shape{5, 7}, Shape{1, 2}, Shape{0, 3}}) {
         auto on = [&](Device device) {
@@ -181,13 +214,15 @@ TEST_CASE("cuda: ranks that share a device redistribute as on the CPU, to the bi
                  [&](Rank& rank) {
                    DeviceMesh m(rank, mesh);
                    SpecHandle spec = m.intern({type, shape, parse_layout(c.from, mesh, shape.dims())});
-                   Tensor local(std::make_shared<Allocator>(), type, spec->local_shape);
+                   Tensor local(std::make_shared<Allocator>(), type == DType::bf16 ? DType::f32 : type,
+                                spec->local_shape);
                    for (int64_t i = 0; i < local.numel(); ++i) {
                      double v = std::sin(1.0 + double(i) + 3.7 * rank.rank());
-                     if (type == DType::f32) local.data<float>()[i] = float(v);
+                     if (local.dtype() == DType::f32) local.data<float>()[i] = float(v);
                      if (type == DType::f64) local.data<double>()[i] = v;
                      if (type == DType::i64) local.data<int64_t>()[i] = int64_t(v * 100);
                    }
+                   if (type == DType::bf16) local = local.to(spec->local_dtype);
                    if (device == Device::cuda) local = local.to(rank.allocator());
                    parts[size_t(rank.rank())] =
                        elements(DistributedTensor::empty(m, spec, local).redistribute(c.to).local());
@@ -198,6 +233,51 @@ TEST_CASE("cuda: ranks that share a device redistribute as on the CPU, to the bi
         INFO(c.mesh << ": " << c.from << " to " << c.to << ", " << name(type) << to_string(shape));
         CHECK(on(Device::cuda) == on(Device::cpu));
       }
+    }
+}
+
+TEST_CASE("cuda: cards leave contributions of bf16 in float32, and take them") {
+  auto on = [](Device device, DType type) {
+    std::vector<std::vector<double>> results;
+    launch(2,
+           [&](Rank& rank) {
+             DeviceMesh mesh(rank, "x=2");
+             auto tensor = [&](const Shape& shape, const char* layout) {
+               Tensor t(std::make_shared<Allocator>(), DType::f32, shape);
+               for (int64_t i = 0; i < t.numel(); ++i) t.data<float>()[i] = float(std::sin(1.0 + double(i)));
+               return ops::cast(DistributedTensor::distribute(t, mesh, layout), type);
+             };
+             auto x = tensor({3, 8}, "x=Shard(1)"), w = tensor({5, 8}, "x=Shard(1)"), bias = tensor({5}, "x=Replicate");
+             auto y = tensor({3, 5}, "x=Replicate"), table = tensor({6, 5}, "x=Shard(0)");
+             auto ids = DistributedTensor::distribute(Tensor::of<int64_t>({3}, {5, 0, 4}), mesh, "x=Replicate");
+             DistributedTensor product = ops::linear(x, w);
+             std::vector<DistributedTensor> list{product,
+                                                 ops::linear(x, w, bias),
+                                                 ops::matmul(x, ops::transpose(w, 0, 1)),
+                                                 ops::embedding(ids, table),
+                                                 ops::add(product, product),
+                                                 ops::mul(product, y),
+                                                 ops::mul(product, 3),
+                                                 ops::transpose(product, 0, 1),
+                                                 ops::matmul(product, ops::transpose(y, 0, 1)),
+                                                 ops::sum(x, {1}),
+                                                 ops::cast(product, type == DType::f32 ? DType::f64 : DType::f32)};
+             for (const DistributedTensor& z : list) {
+               check(z.layout().partial, "{} is no contribution", to_string(z));
+               check(z.local().dtype() == (z.dtype() == DType::bf16 ? DType::f32 : z.dtype()), "{}", to_string(z));
+               std::vector<double> whole = elements(z.full_tensor());
+               if (rank.rank() == 0) results.push_back(whole);
+             }
+           },
+           {.deadline = std::chrono::minutes(1), .threads = 1, .device = device});
+    return results;
+  };
+  auto cpu = on(Device::cpu, DType::bf16), cuda = on(Device::cuda, DType::bf16);
+  REQUIRE(cpu.size() == cuda.size());
+  for (size_t i = 0; i < cpu.size(); ++i)
+    for (size_t j = 0; j < cpu[i].size(); ++j) {
+      INFO("result " << i << ", element " << j);
+      CHECK(cuda[i][j] == Approx(cpu[i][j]).epsilon(0x1p-8));  // a rounding apart where they add in other orders
     }
 }
 

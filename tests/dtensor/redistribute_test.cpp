@@ -198,6 +198,63 @@ TEST_CASE("law 1: every element type keeps its bits") {
   run(false, {false, true, false});
 }
 
+TEST_CASE("a sum of bf16 is that of f32, rounded once") {
+  MeshShape shape_of_mesh = MeshShape::parse("dp=2,tp=2");
+  Shape shape{5, 3};
+  Contribution any = [](Reduce, int, int q, int64_t e, uint64_t seed) {
+    return float(std::ldexp(std::sin(double(e * 7 + q * 13) + double(seed)), int(e + 3 * q) % 9));
+  };
+  std::vector<Layout> layouts = all_layouts(2, 2);
+  for (Reduce r : {Reduce::avg, Reduce::max})
+    for (const Layout& l : all_layouts(2, 2, true, r))
+      if (l.partial) layouts.push_back(l);
+  launch(4, [&](Rank& rank) {
+    DeviceMesh mesh(rank, shape_of_mesh);
+    for (size_t i = 0; i < layouts.size(); ++i) {
+      const Layout& from = layouts[i];
+      auto part = Source{shape_of_mesh, shape, from, i, any}.local(rank.rank());
+      Tensor half = tensor_of(rank.allocator(), local_box(shape_of_mesh, shape, from, rank.rank()).shape(), part);
+      half = half.to(DType::bf16);  // what both begin with
+      auto x = DistributedTensor::from_local(half, mesh, from, shape);
+      auto wide = DistributedTensor::from_local(half.to(DType::f32), mesh, from, shape);
+      check(x.dtype() == DType::bf16 && x.local().dtype() == part_dtype(DType::bf16, from), "from_local");
+      for (const Layout& to : layouts) {
+        DistributedTensor y = x.redistribute(to), want = wide.redistribute(to);
+        check(y.dtype() == DType::bf16 && y.local().dtype() == part_dtype(DType::bf16, to), "{} is {}", to_string(y),
+              name(y.local().dtype()));
+        std::vector<float> got = values<float>(y.full_tensor().to(DType::f32));
+        check(got == values<float>(want.full_tensor().to(DType::bf16).to(DType::f32)), "{} to {}",
+              to_string(from, shape_of_mesh), to_string(to, shape_of_mesh));
+      }
+    }
+  });
+}
+
+TEST_CASE("Rank::reduce_dtype bf16 rounds contributions before they are summed, and half the bytes travel") {
+  launch(4, [&](Rank& rank) {
+    DeviceMesh mesh(rank, "dp=2,tp=2");
+    SpecHandle spec = mesh.intern({DType::bf16, {4}, {Partial(), Partial()}});
+    const float mine[] = {1 + 0x1p-9f, -1, 0, 0};  // the first is 1 in bf16
+    Tensor part = tensor_of(rank.allocator(), {4}, std::vector<float>(4, mine[rank.rank()]));
+    auto x = DistributedTensor::empty(mesh, spec, part);
+    Log log;
+    Observing scope(rank, log);
+    for (DType reduce : {DType::f32, DType::bf16, DType::f32}) {
+      rank.reduce_dtype = reduce;
+      log = {};
+      Tensor sum = x.full_tensor();
+      bool wide = reduce == DType::f32;
+      check(element(sum, 3) == (wide ? 0x1p-9 : 0), "the sum is {}", element(sum, 3));
+      check(log.lines ==
+                std::vector<std::string>{fmt::format("all_reduce(dp,tp) {}[4] dp=Partial(sum) tp=Partial(sum) to "
+                                                     "dp=Replicate tp=Replicate, {} bytes",
+                                                     name(reduce), wide ? 24 : 12)},
+            "{}", log.lines[0]);
+      check(x.redistribute("tp=Replicate").local().dtype() == reduce, "what is still to be summed lies so in memory");
+    }
+  });
+}
+
 TEST_CASE("several tensors are redistributed in one launch") {
   std::vector<std::vector<std::string>> wrong(4);
   launch(4, [&](Rank& rank) {

@@ -51,7 +51,7 @@ std::string fault(const MeshShape& mesh, const Shape& shape, const Step& step, s
 TEST_CASE("in an exchange each rank reads every element that it has afterwards from one rank that has it before") {
   size_t exchanges = 0;
   auto run = [&](const MeshShape& mesh, const Shape& shape, const Layout& from, const Layout& to) {
-    for (const Step& step : plan_redistribution(mesh, shape, 4, from, to, bytes_only).steps) {
+    for (const Step& step : plan_redistribution(mesh, shape, DType::f32, from, to, bytes_only).steps) {
       if (!is_exchange_of_all(step.kind)) continue;
       ++exchanges;
       std::vector<int64_t> sent;
@@ -92,8 +92,8 @@ TEST_CASE("ranks that hold the same piece share those who ask for it") {
        }) {
     MeshShape mesh = MeshShape::parse(c.mesh);
     TensorSpec from = parse_spec(c.from, mesh);
-    Plan plan =
-        plan_redistribution(mesh, from.shape, 4, from.layout, parse_layout(c.to, mesh, from.shape.dims()), bytes_only);
+    Plan plan = plan_redistribution(mesh, from.shape, DType::f32, from.layout,
+                                    parse_layout(c.to, mesh, from.shape.dims()), bytes_only);
     INFO(c.mesh << " " << c.from << " to " << c.to << ": " << show(plan, mesh));
     REQUIRE(plan.steps.size() == 1);
     std::vector<int64_t> sent;
@@ -120,7 +120,7 @@ TEST_CASE("nothing is packed where parts lie in order") {
        }) {
     INFO(c.from << " to " << c.to);
     TensorSpec from = parse_spec(c.from, mesh);
-    Plan plan = plan_redistribution(mesh, from.shape, 4, from.layout, parse_layout(c.to, mesh, 2), bytes_only);
+    Plan plan = plan_redistribution(mesh, from.shape, DType::f32, from.layout, parse_layout(c.to, mesh, 2), bytes_only);
     REQUIRE(plan.steps.size() == 1);
     Route r = find_route(mesh, from.shape, plan.steps[0], 1);
     CHECK(r.packs == c.packs);

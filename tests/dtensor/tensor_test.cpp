@@ -2,6 +2,7 @@
 
 #include <catch2/catch.hpp>
 
+#include <cmath>
 #include <numeric>
 #include <thread>
 
@@ -218,6 +219,25 @@ TEST_CASE("tensors are filled and read") {
   CHECK_THROWS_WITH(scale(x, 2), Equals("[scale] i64[2,2] is not floating and contiguous"));
   CHECK_THROWS_WITH(copy(x, Tensor::of<float>({2, 2}, {1, 2, 3, 4})), Equals("[copy] i64[2,2] to f32[2,2]"));
   CHECK_THROWS_WITH(copy(x, x.view({4})), Equals("[copy] i64[2,2] to i64[4]"));
+}
+
+TEST_CASE("floating types convert to each other, rounded to the nearest") {
+  const double third = 1 / 3.0;
+  Tensor f64 = Tensor::of<double>({2}, {third, 1e300}), f32 = f64.to(DType::f32), bf16 = f32.to(DType::bf16);
+  CHECK(element(f32, 0) == float(third));
+  CHECK(element(f32, 1) == INFINITY);
+  CHECK(element(bf16, 0) == 0.333984375);  // 171 / 512
+  CHECK(element(f64.to(DType::bf16), 0) == 0.333984375);
+  CHECK(element(bf16.to(DType::f64), 0) == 0.333984375);
+  CHECK(f32.to(DType::f32).bytes_data() == f32.bytes_data());
+  Tensor strided = Tensor::of<float>({2, 2}, {1, 2, 3, 4}).narrow(1, 1, 1);
+  CHECK(element(strided.to(DType::bf16), 1) == 4);
+  CHECK(Tensor::placeholder(DType::f32, {3}).to(DType::bf16).device() == Device::meta);
+  const char* why = ": both are floating, contiguous, of one shape and on one device";
+  CHECK(error_of([&] {
+          convert(f32, Tensor::of<int64_t>({2}, {1, 2}));
+        }) == std::string("[convert] f32[2] on cpu to i64[2] on cpu") + why);
+  CHECK(error_of([&] { convert(f32, strided); }) == std::string("[convert] f32[2] on cpu to f32[2,1] on cpu") + why);
 }
 
 TEST_CASE("law 8: a meta tensor has shapes and no value") {

@@ -194,7 +194,7 @@ Ended train_and_signal(const Folder& folder, const std::string& signal, bool to_
   )sh";
   Words write_pid{"/bin/sh", "-c", "echo $$ > " + folder / "pid$OMPI_COMM_WORLD_RANK" + "; exec \"$@\"", "sh"};
   Words mpirun = mpirun_words(2);
-  if (to_mpirun) mpirun = mpirun + Words{"--mca", "odls_base_sigkill_timeout", "3"};  // instead of a second
+  if (to_mpirun) mpirun = mpirun + Words{"--mca", "odls_base_sigkill_timeout", "5"};  // instead of a second
   return timed([&] {
     return run("/bin/sh",
                Words{"-c", script, "sh", folder / "", signal, to_mpirun ? "mpirun" : "rank"} + mpirun + write_pid +

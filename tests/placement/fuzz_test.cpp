@@ -133,7 +133,7 @@ int fuzz_notation(int texts, uint64_t seed) {
           if (visualize(s, mesh).empty()) FAIL("no picture");
           for (const Layout& other : {Layout{}, spec.layout})
             if (s.shape.dims() == spec.shape.dims())
-              if (plan_redistribution(mesh, s.shape, itemsize(s.dtype), s.layout, other).bytes() < 0) FAIL("overflow");
+              if (plan_redistribution(mesh, s.shape, s.dtype, s.layout, other).bytes() < 0) FAIL("overflow");
         });
     values += parses(
         layout, {"parse_layout", "Layout"},

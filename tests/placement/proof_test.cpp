@@ -53,7 +53,7 @@ class Proof {
 
  private:
   void run(const Source& source, const Layout& to, const CostModel& cost, const World& world) {
-    Plan plan = plan_redistribution(mesh_, shape_, 4, source.layout, to, cost);
+    Plan plan = plan_redistribution(mesh_, shape_, DType::f32, source.layout, to, cost);
     std::string wrong;
     try {
       World got = simulator_.run(plan, 4, source.layout, to, world);
@@ -262,7 +262,7 @@ void search_all(const Sizes& meshes, const std::vector<Shape>& shapes, Excesses&
           const Layout &s = layouts[i], &t = layouts[j];
           AxisSet kept = s.partial & t.partial;
           if (!least.count(kept)) least[kept] = search.least_from(i, kept);
-          Plan plan = plan_redistribution(mesh, shape, 4, s, t, bytes_only);
+          Plan plan = plan_redistribution(mesh, shape, DType::f32, s, t, bytes_only);
           Excess& e = divide || !(s.partial | t.partial) ? found.exact
                       : t.partial & ~s.partial           ? found.created
                                                          : found.reduced;

@@ -206,7 +206,7 @@ Layout random_layout(Random& random, const std::vector<Layout>& layouts) {
 }
 
 int64_t bytes_between(const Question& q, size_t input, const Layout& to) {
-  return plan_redistribution(q.mesh, q.specs[input]->shape, 4, q.specs[input]->layout, to, q.cost).bytes();
+  return plan_redistribution(q.mesh, q.specs[input]->shape, DType::f32, q.specs[input]->layout, to, q.cost).bytes();
 }
 
 // What is wrong with a choice, if anything.
@@ -391,7 +391,7 @@ struct Program {
     return {s.shape, s.layout};
   }
   Value redistribute(const Value& v, const Layout& to) {
-    collectives += plan_redistribution(mesh, v.shape, 4, v.layout, to).collectives();
+    collectives += plan_redistribution(mesh, v.shape, DType::f32, v.layout, to).collectives();
     return {v.shape, to};
   }
   Value call(const Rule& r, const std::vector<Value>& in) {

@@ -20,7 +20,8 @@ struct Distances {
       : layouts(std::move(all)) {
     for (const Layout& s : layouts)
       for (const Layout& t : layouts)
-        plans.push_back(plan_redistribution(mesh, shape, 4, s, t, cost)), time.push_back(time_of(plans.back()));
+        plans.push_back(plan_redistribution(mesh, shape, DType::f32, s, t, cost)),
+            time.push_back(time_of(plans.back()));
   }
   size_t at(size_t i, size_t j) const { return i * layouts.size() + j; }
   AxisSet reduced(size_t plan) const {
@@ -95,12 +96,12 @@ struct Named {
   const char *mesh, *spec, *target, *plan;
 };
 
-void check_named(const Named& n, const CostModel& cost = {}) {
+void check_named(const Named& n, const CostModel& cost = {}, std::optional<DType> reduce_dtype = {}) {
   MeshShape mesh = MeshShape::parse(n.mesh);
   TensorSpec spec = parse_spec(n.spec, mesh);
   INFO(n.mesh << ": " << n.spec << " to " << n.target);
-  CHECK(show(plan_redistribution(mesh, spec.shape, itemsize(spec.dtype), spec.layout,
-                                 parse_layout(n.target, mesh, spec.shape.dims()), cost),
+  CHECK(show(plan_redistribution(mesh, spec.shape, spec.dtype, spec.layout,
+                                 parse_layout(n.target, mesh, spec.shape.dims()), cost, reduce_dtype),
              mesh) == n.plan);
 }
 
@@ -124,7 +125,6 @@ TEST_CASE("plans by example") {
            {"tp=4", "f32[8,16] tp=Partial(max)", "tp=Partial(sum)", "all_reduce(tp) 768, local"},
            // other element types
            {"tp=4", "i64[8,16] tp=Shard(0)", "tp=Replicate", "all_gather(tp) 768"},
-           {"tp=4", "bf16[8,16] tp=Partial", "tp=Replicate", "all_reduce(tp) 384"},
            {"tp=4", "bool[8,16] tp=Shard(0)", "tp=Replicate", "all_gather(tp) 96"},
            // sizes that do not divide: what the busiest rank lacks; reductions count the largest piece
            {"tp=4", "f32[5] tp=Shard(0)", "tp=Replicate", "all_gather(tp) 20"},
@@ -152,6 +152,26 @@ TEST_CASE("plans by example") {
     check_named(n);
 }
 
+TEST_CASE("contributions of bf16 to a sum travel as f32 or what is asked for, and all else as bf16") {
+  struct Case {
+    const char *mesh, *spec, *target, *plan, *in_bf16;
+  };
+  for (const Case& c : std::vector<Case>{
+           {"tp=4", "bf16[8,16] tp=Partial", "tp=Replicate", "all_reduce(tp) 768", "all_reduce(tp) 384"},
+           {"tp=4", "bf16[8,16] tp=Partial(avg)", "tp=Replicate", "all_reduce(tp) 768", "all_reduce(tp) 384"},
+           {"tp=4", "bf16[8,16] tp=Partial(max)", "tp=Replicate", "all_reduce(tp) 384", "all_reduce(tp) 384"},
+           {"tp=4", "bf16[8,16] tp=Partial", "tp=Shard(0)", "reduce_scatter(tp) 384", "reduce_scatter(tp) 192"},
+           {"tp=4", "bf16[8,16] tp=Shard(0)", "", "all_gather(tp) 192", "all_gather(tp) 192"},
+           {"dp=2,tp=4", "bf16[8,16] dp=Shard(0) tp=Partial", "tp=Partial", "all_gather(dp) 256", "all_gather(dp) 128"},
+           {"dp=2,tp=4", "bf16[800,1600] dp=Shard(0) tp=Partial", "tp=Shard(1)",
+            "reduce_scatter(tp) 1920000, all_gather(dp) 320000", "reduce_scatter(tp) 960000, all_gather(dp) 320000"},
+           {"dp=2,tp=4", "bf16[8,16] dp=Partial tp=Partial", "dp=Partial", "all_reduce(tp) 768", "all_reduce(tp) 384"},
+       }) {
+    check_named({c.mesh, c.spec, c.target, c.plan});
+    check_named({c.mesh, c.spec, c.target, c.in_bf16}, {}, DType::bf16);
+  }
+}
+
 TEST_CASE("what a rank already holds never moves") {
   size_t pairs = 0;
   for (const std::vector<int>& sizes : std::vector<std::vector<int>>{{2}, {4}, {2, 2}, {2, 3}, {3, 2}})
@@ -167,7 +187,7 @@ TEST_CASE("what a rank already holds never moves") {
           if (!inside) continue;
           ++pairs;
           for (const Machine& machine : machines) {
-            Plan plan = plan_redistribution(mesh, shape, 4, s, t, machine.cost);
+            Plan plan = plan_redistribution(mesh, shape, DType::f32, s, t, machine.cost);
             INFO(show(mesh, shape, s, t) << ": " << show(plan, mesh));
             REQUIRE((plan.bytes() == 0 && plan.collectives() == 0 && plan.steps.size() <= 1));
           }
@@ -182,7 +202,7 @@ TEST_CASE("neighbouring collectives over several axes are one") {
       for (const Layout& s : all_layouts(int(sizes.size()), shape.dims()))
         for (const Layout& t : all_layouts(int(sizes.size()), shape.dims())) {
           MeshShape mesh = mesh_of(sizes);
-          Plan plan = plan_redistribution(mesh, shape, 4, s, t);
+          Plan plan = plan_redistribution(mesh, shape, DType::f32, s, t);
           INFO(show(mesh, shape, s, t) << ": " << show(plan, mesh));
           for (size_t i = 1; i < plan.steps.size(); ++i) {
             StepKind a = plan.steps[i - 1].kind, b = plan.steps[i].kind;
@@ -198,19 +218,19 @@ TEST_CASE("one axis needs one collective") {
       for (int a = 0; a < 3; ++a) {
         for (int b = 0; b < 3; ++b) {
           if (a == b) continue;
-          Plan plan = plan_redistribution(mesh, shape, 4, {Shard(a)}, {Shard(b)});
+          Plan plan = plan_redistribution(mesh, shape, DType::f32, {Shard(a)}, {Shard(b)});
           REQUIRE(plan.steps.size() == 1);
           REQUIRE(plan.steps[0].kind == StepKind::all_to_all);
         }
         for (Reduce r : all_reductions) {
           for (const Layout& whole : {Layout{}, Layout{Shard(a)}}) {
-            Plan plan = plan_redistribution(mesh, shape, 4, whole, {Partial(r)});
+            Plan plan = plan_redistribution(mesh, shape, DType::f32, whole, {Partial(r)});
             REQUIRE(plan.steps.size() == 1);
             REQUIRE(plan.steps[0].kind == StepKind::embed);
           }
           for (Reduce other : all_reductions) {  // a maximum of contributions is no sum of them: all are reduced first
             if (other == r) continue;
-            Plan plan = plan_redistribution(mesh, shape, 4, {Partial(r)}, {Partial(other)});
+            Plan plan = plan_redistribution(mesh, shape, DType::f32, {Partial(r)}, {Partial(other)});
             REQUIRE(plan.steps.size() == 2);
             REQUIRE(plan.steps[0].kind == StepKind::all_reduce);
             REQUIRE(plan.steps[0].to.is_replicated());
@@ -226,7 +246,7 @@ TEST_CASE("law 1: a tensor without elements needs no steps") {
   for (const Shape& shape : {Shape{0}, Shape{0, 5}, Shape{5, 0}})
     for (const Layout& s : all_layouts(2, shape.dims()))
       for (const Layout& t : all_layouts(2, shape.dims(), true, Reduce::max))
-        REQUIRE(plan_redistribution(mesh, shape, 4, s, t).steps.empty());
+        REQUIRE(plan_redistribution(mesh, shape, DType::f32, s, t).steps.empty());
 }
 
 TEST_CASE("a plan does not depend on those of the same tensor made before") {
@@ -235,10 +255,10 @@ TEST_CASE("a plan does not depend on those of the same tensor made before") {
     for (const std::vector<int>& sizes : std::vector<std::vector<int>>{{2, 3}, {4, 8}})
       for (const Shape& shape : {Shape{8}, Shape{5, 8}, Shape{64, 2048}}) {
         MeshShape mesh = mesh_of(sizes);
-        Redistributions together(mesh, shape, 4, machine.cost);
+        Redistributions together(mesh, shape, DType::f32, machine.cost);
         for (const Layout& s : all_layouts(mesh.axes(), shape.dims()))
           for (const Layout& t : all_layouts(mesh.axes(), shape.dims())) {
-            Plan a = together.plan(s, t), b = plan_redistribution(mesh, shape, 4, s, t, machine.cost);
+            Plan a = together.plan(s, t), b = plan_redistribution(mesh, shape, DType::f32, s, t, machine.cost);
             INFO(machine.name << ": " << show(mesh, shape, s, t));
             REQUIRE(show(a, mesh) == show(b, mesh));
             REQUIRE(time_of(a) == time_of(b));
@@ -259,8 +279,8 @@ TEST_CASE("axes of one rank do not change a plan") {
           for (int a : l.split[d]) w.split[d].push_back(a ? 3 : 1);
         return w.with(0, Shard(1)).with(2, l.partial ? Partial(l.reduce) : Replicate());
       };
-      Plan a = plan_redistribution(wide, {5, 8}, 4, s, t),
-           b = plan_redistribution(narrow, {5, 8}, 4, widen(s), widen(t));
+      Plan a = plan_redistribution(wide, {5, 8}, DType::f32, s, t),
+           b = plan_redistribution(narrow, {5, 8}, DType::f32, widen(s), widen(t));
       REQUIRE(a.steps.size() == b.steps.size());
       REQUIRE(a.bytes() == b.bytes());
       REQUIRE(time_of(a) == time_of(b));
@@ -275,10 +295,10 @@ TEST_CASE("sizes of real models do not overflow a plan") {
     for (const Layout& t : {Layout{}, Layout{Shard(0), Shard(1), Shard(0)}, Layout{Partial(), Shard(0), Replicate()}})
       for (const Machine& machine : machines)
         for (const Step& step :
-             plan_redistribution(MeshShape::parse("a=2,b=4,c=2"), shape, 4, s, t, machine.cost).steps) {
+             plan_redistribution(MeshShape::parse("a=2,b=4,c=2"), shape, DType::f32, s, t, machine.cost).steps) {
           REQUIRE(step.bytes >= 0);
           REQUIRE(step.time > 0);
         }
-  Plan p = plan_redistribution(mesh, shape, 4, {Shard(0), Shard(0), Shard(1)}, {});
+  Plan p = plan_redistribution(mesh, shape, DType::f32, {Shard(0), Shard(0), Shard(1)}, {});
   CHECK(p.bytes() == (int64_t(1) << 42) - (int64_t(1) << 29));
 }
