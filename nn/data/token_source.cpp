@@ -301,6 +301,7 @@ ShardWriter::~ShardWriter() {
 }
 
 void ShardWriter::write(const void* bytes, size_t size) {
+  if (size == 0) return;  // of an empty vector: fwrite may not be given its null
   check(std::fwrite(bytes, 1, size, out_) == size, "[data] cannot write to {}: is the disk full?", file_);
 }
 
