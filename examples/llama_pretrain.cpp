@@ -506,7 +506,7 @@ int main(int argc, char** argv) {
     if (!o.config.empty()) apply_config(app, o.config);
     if (o.checkpoints.resume.empty()) o.checkpoints.resume = o.saves() ? "auto" : "never";
     if (o.model.empty()) o.model = o.checkpoints.init_from;
-    run = prepare(o, fmt::format("{}", fmt::join(argv, argv + argc, " ")));
+    run = prepare(o, command_line(argc, argv));
     if (!o.only_looks()) prepare_data(o, *run);
     nn::Forecast forecast = look_ahead(o, *run);
     if (o.check) fmt::print("fits\n");

@@ -2,7 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cctype>
 #include <cstdio>
+#include <string_view>
 
 #include "placement/nearest.h"
 
@@ -31,6 +34,22 @@ int failed(const CLI::App& app, const std::string& why, int exit_code) {
 }
 
 }  // namespace
+
+std::string command_line(int argc, char** argv) {
+  std::string line;
+  for (int i = 0; i < argc; ++i) {
+    std::string word = argv[i];
+    bool plain = !word.empty() && std::all_of(word.begin(), word.end(), [](unsigned char c) {
+      return std::isalnum(c) || std::string_view("%+,-./:=@_").find(char(c)) != std::string_view::npos;
+    });
+    if (!plain) {
+      for (size_t at = 0; (at = word.find('\'', at)) != std::string::npos; at += 4) word.replace(at, 1, "'\\''");
+      word = "'" + word + "'";
+    }
+    line += (i ? " " : "") + word;
+  }
+  return line;
+}
 
 int run_program(CLI::App& app, int argc, char** argv, const std::function<void()>& prepare,
                 const std::function<void()>& work) {

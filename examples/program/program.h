@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 #include <exception>
 #include <functional>
+#include <string>
 
 namespace dtensor {
 
@@ -13,5 +14,8 @@ namespace dtensor {
 int run_program(
     CLI::App& app, int argc, char** argv, const std::function<void()>& prepare,
     const std::function<void()>& work = [] {});
+
+// The command line, to be given to a shell again: what it would change is quoted.
+std::string command_line(int argc, char** argv);
 
 }  // namespace dtensor

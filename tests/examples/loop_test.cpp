@@ -205,3 +205,14 @@ TEST_CASE("the Slurm script starts what llama_pretrain takes, and queues itself 
   }
   CHECK(read(f / "queued") == "requeue 7\n");
 }
+
+TEST_CASE("a run's command, as its metrics have it, can be given to a shell again") {
+  Small small;
+  small.text = small.folder.write("a text that's \"odd\" $HOME.txt", some_text(9000));
+  REQUIRE(small("first", {"--steps", "1"}).code == 0);
+  std::string command = Json::parse(lines_of(read(small.folder / "first"))[0])["command"];
+  CHECK_THAT(command, Contains("a text that'\\''s \"odd\" $HOME.txt' --batch-size 4 "));
+  std::filesystem::remove(small.folder / "first");
+  CHECK(run("/bin/sh", {"-c", command}).code == 0);
+  CHECK(small.steps("first").size() == 1);
+}
