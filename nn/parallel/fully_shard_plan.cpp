@@ -20,6 +20,12 @@ ReshardAfterForward read_reshard(const JsonPlace& p) {
                       p.value.dump()));
 }
 
+bool read_offload(const JsonPlace& p) {
+  if (p.value != "cpu" && p.value != false)
+    p.error(fmt::format("{} is not supported; use \"cpu\" or false", p.value.dump()));
+  return p.value == "cpu";
+}
+
 std::optional<DType> read_dtype(const JsonPlace& p, const char* key) {
   return p.has(key) ? std::optional(p.at(key).dtype()) : std::nullopt;
 }
@@ -72,7 +78,7 @@ FullyShardPlan FullyShardPlan::from_json(const JsonPlace& p) {
   f.reduce_dtype = read_dtype(p, "reduce_dtype");
   f.output_dtype = read_dtype(p, "output_dtype");
   if (f.reduce_dtype == DType::f32) f.reduce_dtype.reset();  // as they are
-  if (p.has("offload")) f.offload = p.at("offload").boolean();
+  if (p.has("offload")) f.offload = read_offload(p.at("offload"));
   return f;
 }
 
@@ -100,7 +106,7 @@ nlohmann::ordered_json FullyShardPlan::to_json() const {
   dtype("param_dtype", param_dtype);
   dtype("reduce_dtype", reduce_dtype);
   dtype("output_dtype", output_dtype);
-  if (offload) object["offload"] = true;
+  if (offload) object["offload"] = "cpu";
   return object;
 }
 

@@ -180,14 +180,11 @@ std::vector<Tensor> rounded_outputs(const testing::Case& c, DType dtype, int dim
     DeviceMesh mesh(rank, "x=2");
     std::vector<DistributedTensor> in;
     for (const Tensor& t : c.inputs) {
-      if (!t.defined() || dim < 0 || t.dims() == 0) {
-        in.push_back(t.defined() ? DistributedTensor::distribute(t, mesh, Layout()) : DistributedTensor());
-      } else {
-        in.push_back(DistributedTensor::distribute(t, mesh, {Shard(std::min(dim, t.dims() - 1))}));
-      }
+      bool sharded = t.defined() && dim >= 0 && t.dims() > 0;
+      Layout layout = sharded ? Layout{Shard(std::min(dim, t.dims() - 1))} : Layout();
+      DistributedTensor x = t.defined() ? DistributedTensor::distribute(t, mesh, layout) : DistributedTensor();
+      in.push_back(x.defined() && is_floating(x.dtype()) ? ops::cast(x, dtype) : x);
     }
-    for (DistributedTensor& x : in)
-      if (x.defined() && is_floating(x.dtype())) x = ops::cast(x, dtype);
     std::vector<const DistributedTensor*> pointers;
     for (const DistributedTensor& x : in) pointers.push_back(x.defined() ? &x : nullptr);
     for (const DistributedTensor& y : call_all(c.op, pointers, c.attributes)) {

@@ -45,7 +45,7 @@ nn::LlamaConfig model_of_layers(int64_t layers) {
 nn::ParallelPlan plan_of(const Run& run) {
   return nn::ParallelPlan::from_json(
       json(fmt::format(R"({{"fully_shard": {{"axis": "dp", "modules": [{}]{}, "offload": {}}}}})", run.modules,
-                       run.options, run.offload)));
+                       run.options, run.offload ? "\"cpu\"" : "false")));
 }
 
 // The same on every mesh.

@@ -166,7 +166,7 @@ TEST_CASE("gathers are made again with what they are for, and reductions are not
   CHECK(gathers(full, "tp", "reduce_scatter") == gathers(none, "tp", "reduce_scatter"));
 }
 
-TEST_CASE("every shipped plan trains alike with activation checkpointing") {
+TEST_CASE("plans of data and tensor parallelism give the same bits with activation checkpointing") {
   for (auto [file, mesh] :
        {std::pair("fsdp_tp.json", "dp=2,tp=2"), {"tp_sp_loss.json", "tp=2"}, {"zero2.json", "dp=2"}}) {
     std::vector<std::vector<double>> all;

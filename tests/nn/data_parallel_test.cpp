@@ -60,6 +60,22 @@ TEST_CASE("plans of data parallelism train as one rank does") {
   }
 }
 
+TEST_CASE("hybrid sharding and tensor parallelism train as one rank does in each mode of activation checkpointing") {
+  for (int64_t micro : {0, 4}) {
+    Run one = train("dp=1", {}, 20, micro);
+    for (const char* mode : {R"({"mode": "full"})", R"({"mode": "selective", "option": 2})",
+                             R"({"mode": "selective", "option": "op"})", R"({"budget": "20KiB"})"}) {
+      INFO(mode << ", micro-batches of " << micro);
+      ParallelPlan plan = plan_of("hsdp_tp.json");
+      plan.activation_checkpoint =
+          plan_of(fmt::format(R"({{"activation_checkpoint": {}}})", mode)).activation_checkpoint;
+      Run r = train("dp_replicate=2,dp_shard=2,tp=2", plan, 20, micro);
+      for (size_t i = 0; i < 20; ++i) CHECK(r.losses[i] == Approx(one.losses[i]).epsilon(1e-5));
+      for (size_t i = 0; i < 8; ++i) CHECK(r.norms[i] == Approx(one.norms[i]).epsilon(1e-4));
+    }
+  }
+}
+
 TEST_CASE("on the CPU, whose memory is the host's, offloading changes nothing") {
   auto run = [](const char* offload) {
     return train("dp=2",
@@ -68,7 +84,7 @@ TEST_CASE("on the CPU, whose memory is the host's, offloading changes nothing") 
                                      offload)),
                  4, 4);
   };
-  Run with = run("true"), without = run("false");
+  Run with = run("\"cpu\""), without = run("false");
   CHECK(with.losses == without.losses);
   CHECK(with.norms == without.norms);
   REQUIRE(with.entries.size() == without.entries.size());

@@ -261,8 +261,8 @@ TEST_CASE("errors of fully_shard") {
        "[plan] fully_shard.reshard_after_forward: stage 2 keeps whole parameters: remove one of them"},
       {R"({"fully_shard": {"axis": "dp", "modules": [""], "stage": 1, "sync_each_batch": true}})",
        "[plan] fully_shard.sync_each_batch: stage 1 keeps whole gradients until the step ends: use stage 2"},
-      {R"({"fully_shard": {"axis": "dp", "modules": [""], "offload": "cpu"}})",
-       "[plan] fully_shard.offload: true or false"},
+      {R"({"fully_shard": {"axis": "dp", "modules": [""], "offload": true}})",
+       "[plan] fully_shard.offload: true is not supported; use \"cpu\" or false"},
       {R"({"fully_shard": {"axis": ["dp", "dp"], "modules": [""]}})",
        "[plan] the file: axis \"dp\" is named twice by data_parallel and fully_shard: parameters are replicated or "
        "sharded "

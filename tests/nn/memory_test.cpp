@@ -74,7 +74,7 @@ TEST_CASE("peak memory of parameters, gradients and states is the literature's, 
 TEST_CASE("offloaded, parameters, gradients and states are in host memory, and the groups on their way on the device") {
   LlamaConfig c = config(256, 512);
   const double B = 4. * (4 * 256 * 256 + 3 * 256 * 512 + 2 * 256), P = layers * B + 4. * (2 * 512 * 256 + 256);
-  const char* plan = R"({"fully_shard": {"axis": "dp", "modules": ["model.layers.*", ""], "offload": true}})";
+  const char* plan = R"({"fully_shard": {"axis": "dp", "modules": ["model.layers.*", ""], "offload": "cpu"}})";
   for (int ranks : {2, 4, 8}) {
     Peaks p = peaks(fmt::format("dp={}", ranks), plan, c, 8, 1);
     double device = 5 * B + 5 * B / ranks;  // shards: two come, two are reduced, one goes

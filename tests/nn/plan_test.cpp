@@ -147,6 +147,7 @@ TEST_CASE("plans that cannot be read: the error names the place and what is near
        {"[plan] tensor_parallel.plan.\"model.norm\": PrepareModuleOutput needs as many"}},
       {tp(R"("lm_head": "ColwiseParallel")", R"(, "loss_parallel": 1)"), {"[plan] loss_parallel: true or false"}},
       {R"({"loss_parallel": true})", {"[plan] loss_parallel: needs tensor_parallel"}},
+      {R"({"reduce_dtype": "fp16"})", {"[plan] reduce_dtype: \"fp16\" is not supported; use \"fp32\" or \"bf16\""}},
       {R"({"data_parallel": {}})", {"[plan] data_parallel: \"axis\" is missing"}},
       {R"({"data_parallel": {"axis": "dp", "size": 2}})", {"[plan] data_parallel: there is no field \"size\""}},
   };
@@ -498,6 +499,7 @@ class RandomPlan {
     }
     if (!p.tensor_parallel.empty() && below(2)) p.loss_parallel = below(2);
     if (below(2)) p.data_parallel = nn::DataParallelPlan{"data", below(2) ? 25.0 : 0.5};
+    if (below(2)) p.reduce_dtype = below(2) ? DType::bf16 : DType::f32;
     if (below(2)) p.fully_shard = fully_shard();
     return p;
   }
@@ -595,8 +597,9 @@ TEST_CASE("to_json writes what people would") {
        R"({"fully_shard":{"axis":"dp","modules":[""],"param_dtype":"bf16"}})"},
       {R"({"fully_shard": {"axis": ["dp_shard", "cp"], "modules": ["a.*", ""], "reshard_after_forward": false, "replicate_axis": "dp_replicate"}})",
        R"({"fully_shard":{"axis":["dp_shard","cp"],"replicate_axis":"dp_replicate","modules":["a.*",""],"reshard_after_forward":false}})"},
-      {R"({"fully_shard": {"axis": "dp", "modules": [""], "offload": true, "output_dtype": "fp32"}})",
-       R"({"fully_shard":{"axis":"dp","modules":[""],"output_dtype":"fp32","offload":true}})"},
+      {R"({"fully_shard": {"axis": "dp", "modules": [""], "offload": "cpu", "output_dtype": "fp32"}})",
+       R"({"fully_shard":{"axis":"dp","modules":[""],"output_dtype":"fp32","offload":"cpu"}})"},
+      {R"({"reduce_dtype": "bf16"})", R"({"reduce_dtype":"bf16"})"},
       {R"({"fully_shard": {"axis": "dp", "modules": [""], "offload": false}})",
        R"({"fully_shard":{"axis":"dp","modules":[""]}})"},
   };
