@@ -103,7 +103,7 @@ void multiply(const Context& c, const Tensor& x, const Tensor& z, const Tensor& 
   ops::Matrix a = ops::matrix(x), b = ops::matrix(z);
   Product p{.M = y.size(y.dims() - 2), .N = y.shape().back(), .K = x.shape().back(), .A = operand(a), .B = operand(b)};
   p.C = y.bytes_data(), p.dtype = y.dtype(), p.ldc = p.N;
-  p.tf32 = c.tf32;
+  p.tf32 = c.tf32, p.accumulate = c.accumulate;
   run(c, p, batches(a.t, b.t, y.shape()));
 }
 

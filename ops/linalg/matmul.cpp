@@ -69,7 +69,7 @@ void multiply(const Context& c, const Tensor& x, const Tensor& z, const Tensor& 
     if (batch == 1) return product(c, form, M, N, K, pa, a.ld, pb, b.ld, py, N, leaves);
     c.pool.parallel_for(batch, 1, [&](int64_t begin, int64_t end, int worker) {
       for_rows<2>(batches, strides, begin, end, [&](int64_t i, const auto& at) {
-        cpu::gemm(form, M, N, K, pa + at[0], a.ld, pb + at[1], b.ld, py + i * M * N, N, false, leaves,
+        cpu::gemm(form, M, N, K, pa + at[0], a.ld, pb + at[1], b.ld, py + i * M * N, N, c.accumulate, leaves,
                   c.scratch(worker));
       });
     });
@@ -150,26 +150,28 @@ void set_weight_gradient(Gradient& g, const DistributedTensor& dy, const Distrib
   if (!added) g.set(1, std::move(d));
 }
 
+// Of input i of `g`: added to what it has so far, so that the gradient of what several products read is one sum.
+void set_product(Gradient& g, int i, const DistributedTensor& a, const DistributedTensor& b) {
+  bool added = false;
+  DistributedTensor d = call(matmul_op, {&a, &b}, {}, {g.wanted(i), g.sum(i), &added});
+  if (!added) g.set(i, sum_to(d, g.input_spec(i).shape));
+}
+
 void matmul_gradient(Gradient& g) {
   const DistributedTensor &a = g.input(0), &b = g.input(1), &dy = g.of_output();
-  if (g.needs(0)) {
-    DistributedTensor bt = transpose(b, -2, -1);
-    g.set(0, sum_to(call(matmul_op, {&dy, &bt}, {}, {g.wanted(0)}), a.shape()));
-  }
+  if (g.needs(0)) set_product(g, 0, dy, transpose(b, -2, -1));
   if (!g.needs(1)) return;
-  if (b.dims() == 2) {
+  if (b.dims() == 2)
     set_weight_gradient(g, a, dy);
-  } else {
-    DistributedTensor at = transpose(a, -2, -1);
-    g.set(1, sum_to(call(matmul_op, {&at, &dy}, {}, {g.wanted(1)}), b.shape()));
-  }
+  else
+    set_product(g, 1, transpose(a, -2, -1), dy);
 }
 
 // Of x W^T + bias, where its gradient is dy.
 void linear_gradients(Gradient& g, const DistributedTensor& dy) {
   const DistributedTensor &x = g.input(0), &w = g.input(1);
   if (g.needs(0) && dy.dims() > 1) {
-    g.set(0, call(matmul_op, {&dy, &w}, {}, {g.wanted(0)}));
+    set_product(g, 0, dy, w);
   } else if (g.needs(0)) {  // one row
     DistributedTensor row = reshape(dy, {1, dy.size(0)});
     g.set(0, reshape(matmul(row, w), x.shape()));
@@ -201,6 +203,7 @@ const Op matmul_op = {.name = "matmul",
                       .passes = {linear_in({0}), linear_in({1})},
                       .types = product_types,
                       .strided = true,
+                      .accumulates = true,
                       .f32_sums = true,
                       .cpu = matmul_kernel,
                       .gradient = matmul_gradient,
