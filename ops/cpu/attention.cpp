@@ -170,13 +170,13 @@ struct KeyBounds {
     const int64_t p = a.query_position(i);
     if (a.causal && (p < earliest || (a.window && p - latest >= a.window))) return false;
     return !a.query_documents ||
-           (a.query_documents[i] >= std::max<int64_t>(first_document, 0) && a.query_documents[i] <= last_document);
+           (a.query_document(i) >= std::max<int64_t>(first_document, 0) && a.query_document(i) <= last_document);
   }
   bool all_seen(const Attention& a, int64_t i) const {
     const int64_t p = a.query_position(i);
     if (a.causal && (p < latest || (a.window && p - earliest >= a.window))) return false;
     return !a.query_documents ||
-           (a.query_documents[i] == first_document && first_document == last_document && first_document >= 0);
+           (a.query_document(i) == first_document && first_document == last_document && first_document >= 0);
   }
 };
 
@@ -212,7 +212,7 @@ static void hide_unseen(const Attention& a, const Tile& tile, int64_t i, int64_t
     const int64_t query = a.query_position(i + r);
     const int64_t latest = a.causal ? query : std::numeric_limits<int64_t>::max();
     const int64_t earliest = a.causal && a.window ? query - a.window + 1 : std::numeric_limits<int64_t>::min();
-    const int64_t document = a.query_documents ? a.query_documents[i + r] : 0;
+    const int64_t document = a.query_documents ? a.query_document(i + r) : 0;
     for (int64_t c = 0; c < tile.keys; c++) {
       const int64_t key = a.key_position(j + c);
       const bool other = a.key_documents && (a.key_documents[j + c] != document || document < 0);

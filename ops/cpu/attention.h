@@ -27,6 +27,7 @@ constexpr int64_t query_block = 256;
 /// position query_begin + i, key row j at key_begin + j (both >= 0), or where query_positions[i] and key_positions[j]
 /// say; with `causal` the row sees the keys at its position and before, and of these the `window` last where that is
 /// not 0; and where documents are given those of its own document alone, which is none where that is negative.
+/// With query_step 0 all rows are at the first one's position and of its document: several heads of one query.
 /// scale > 0. Sizes may be 0.
 struct Attention {
   int64_t queries, keys, head_dim;
@@ -36,9 +37,13 @@ struct Attention {
   const int64_t *query_positions = nullptr, *key_positions = nullptr;
   int64_t window = 0;
   const int64_t *query_documents = nullptr, *key_documents = nullptr;
+  int64_t query_step = 1;
 
-  bool by_position() const { return query_positions || key_positions; }
-  int64_t query_position(int64_t i) const { return query_positions ? query_positions[i] : query_begin + i; }
+  bool by_position() const { return query_positions || key_positions || query_step == 0; }
+  int64_t query_position(int64_t i) const {
+    return query_positions ? query_positions[i * query_step] : query_begin + i * query_step;
+  }
+  int64_t query_document(int64_t i) const { return query_documents[i * query_step]; }
   int64_t key_position(int64_t j) const { return key_positions ? key_positions[j] : key_begin + j; }
 };
 

@@ -39,37 +39,46 @@ static_assert(HWY_TARGET != HWY_SCALAR && HWY_TARGET != HWY_EMU128,
 namespace hn = hwy::HWY_NAMESPACE;
 const hn::ScalableTag<float> d;
 using V = hn::Vec<decltype(d)>;
-// A tile of C is MR rows by NV vectors: 24 accumulators on AVX-512, 12 on AVX2, of 32 and 16 registers.
+// A tile of C is at most MR rows by NV vectors: 24 accumulators on AVX-512, 12 on AVX2, of 32 and 16 registers.
 constexpr int W = hn::MaxLanes(d), MR = 6, NV = HWY_TARGET == HWY_AVX2 ? 2 : 4, NR = NV * W;
-#define EACH_IN_TILE HWY_UNROLL(6) for (int i = 0; i < MR; i++) HWY_UNROLL(4) for (int j = 0; j < nv; j++)
+#define EACH_IN_TILE HWY_UNROLL(6) for (int i = 0; i < mr; i++) HWY_UNROLL(4) for (int j = 0; j < nv; j++)
+
+/// Four elements of rows s[r], s[r+4], ..., one after the other.
+template <class D, int n = hn::MaxLanes(D())>
+HWY_INLINE hn::Vec<D> load_rows(D to, const float* const* s, int r, int64_t k) {
+  if constexpr (n == 4) {
+    return hn::LoadU(to, s[r] + k);
+  } else {
+    const hn::Half<D> half;
+    return hn::Combine(to, load_rows(half, s, r + n / 2, k), load_rows(half, s, r, k));
+  }
+}
+
+/// Lane r of column[i] is s[r][k+i].
+HWY_INLINE void load_columns(const float* const* s, int64_t k, V (&column)[4]) {
+  const V v[] = {load_rows(d, s, 0, k), load_rows(d, s, 1, k), load_rows(d, s, 2, k), load_rows(d, s, 3, k)};
+  const V a = hn::InterleaveLower(d, v[0], v[2]), b = hn::InterleaveUpper(d, v[0], v[2]);
+  const V c = hn::InterleaveLower(d, v[1], v[3]), e = hn::InterleaveUpper(d, v[1], v[3]);
+  column[0] = hn::InterleaveLower(d, a, c), column[1] = hn::InterleaveUpper(d, a, c);
+  column[2] = hn::InterleaveLower(d, b, e), column[3] = hn::InterleaveUpper(d, b, e);
+}
 
 /// dst[k*NR + r] = src[r*ld + k] for r < n <= NR; rows beyond n repeat the last one.
 void pack_transposed(float* dst, const float* src, int64_t n, int64_t K, int64_t ld) {
-  constexpr int G = std::min(W, 8);
-  const hn::FixedTag<float, 4> d4;
-  const hn::FixedTag<float, G> dg;
   const int rows = n <= W ? W : n <= 2 * W ? 2 * W : NR;  // what the tile reads
   for (int64_t k0 = 0; k0 < K; k0 += 64)                  // a piece that stays in L1 while it is written
-    for (int r0 = 0; r0 < rows; r0 += G) {
-      const float* s[G];
-      for (int r = 0; r < G; r++) s[r] = src + std::min<int64_t>(r0 + r, n - 1) * ld;
+    for (int r0 = 0; r0 < rows; r0 += W) {
+      const float* s[W];
+      for (int r = 0; r < W; r++) s[r] = src + std::min<int64_t>(r0 + r, n - 1) * ld;
       int64_t k = k0;
       const int64_t end = std::min(K, k0 + 64);
-      for (float* out; out = dst + k * NR + r0, k + 4 <= end; k += 4) {
-        hn::Vec<decltype(dg)> v[4];
-        HWY_UNROLL(4) for (int r = 0; r < 4; r++) {
-          if constexpr (G == 8) v[r] = hn::Combine(dg, hn::LoadU(d4, s[r + 4] + k), hn::LoadU(d4, s[r] + k));
-          if constexpr (G == 4) v[r] = hn::LoadU(dg, s[r] + k);
-        }
-        const auto a = hn::InterleaveLower(dg, v[0], v[2]), b = hn::InterleaveUpper(dg, v[0], v[2]);
-        const auto c = hn::InterleaveLower(dg, v[1], v[3]), e = hn::InterleaveUpper(dg, v[1], v[3]);
-        hn::StoreU(hn::InterleaveLower(dg, a, c), dg, out);
-        hn::StoreU(hn::InterleaveUpper(dg, a, c), dg, out + NR);
-        hn::StoreU(hn::InterleaveLower(dg, b, e), dg, out + 2 * NR);
-        hn::StoreU(hn::InterleaveUpper(dg, b, e), dg, out + 3 * NR);
+      for (; k + 4 <= end; k += 4) {
+        V column[4];
+        load_columns(s, k, column);
+        HWY_UNROLL(4) for (int i = 0; i < 4; i++) hn::StoreU(column[i], d, dst + (k + i) * NR + r0);
       }
       for (; k < end; k++)
-        for (int r = 0; r < G; r++) dst[k * NR + r0 + r] = s[r][k];
+        for (int r = 0; r < W; r++) dst[k * NR + r0 + r] = s[r][k];
     }
 }
 
@@ -91,45 +100,92 @@ void pack(float* dst, const float* src, int64_t n, int64_t K, int64_t ld) {
       }
 }
 
-/// C[m, n] = or += the product of m <= MR rows A[i*ai + k*ak] and the n <= nv*W columns of B[k*bk ...].
-template <int nv>
-void tile(const Product<float>& p, const float* A, int64_t ai, int64_t ak, const float* b, int64_t bk, float* C, int m,
-          int n) {
-  const float* a[MR];
-  for (int i = 0; i < MR; i++) a[i] = A + std::min(i, m - 1) * ai;  // rows beyond m repeat the last one
-  V x[MR][nv], part[24][MR][nv];  // part: the sums of complete subtrees, largest first, as in a binary counter
+/// C[m, n] = or += the sum over the leaves, m <= mr and n <= nv*W; leaf(k, end, x) adds a leaf's terms to x.
+template <int mr, int nv, class Leaf>
+HWY_INLINE void add_leaves(const Product<float>& p, float* C, int m, int n, Leaf leaf) {
+  V x[mr][nv], part[24][mr][nv];  // part: the sums of complete subtrees, largest first, as in a binary counter
   int top = 0;
-  for (int64_t leaf = 0, k = 0; leaf < p.l; leaf++) {
+  for (int64_t l = 0; l < p.l; l++) {
     EACH_IN_TILE x[i][j] = hn::Zero(d);
-    for (const int64_t end = p.cut[leaf + 1] - p.cut[0]; k < end; k++, b += bk) {
-      V row[nv];
-      for (int j = 0; j < nv; j++) row[j] = hn::LoadU(d, b + j * W);
-      EACH_IN_TILE x[i][j] = hn::MulAdd(hn::Set(d, a[i][k * ak]), row[j], x[i][j]);
-    }
-    for (int count = joins(leaf); count > 0; count--) {
+    leaf(p.cut[l] - p.cut[0], p.cut[l + 1] - p.cut[0], x);
+    for (int count = joins(l); count > 0; count--) {
       top--;
       EACH_IN_TILE x[i][j] = hn::Add(part[top][i][j], x[i][j]);
     }
-    if (leaf + 1 < p.l) {
+    if (l + 1 < p.l) {
       EACH_IN_TILE part[top][i][j] = x[i][j];
       top++;
     }
   }
-  if (m == MR && n == nv * W) {
+  if (m == mr && n == nv * W) {
     EACH_IN_TILE {
       float* c = C + i * p.ldc + j * W;
       hn::StoreU(p.accumulate ? hn::Add(hn::LoadU(d, c), x[i][j]) : x[i][j], d, c);
     }
   } else {
-    float t[MR][nv * W];
+    float t[mr][nv * W];
     EACH_IN_TILE hn::StoreU(x[i][j], d, &t[i][j * W]);
     for (int i = 0; i < m; i++)
       for (int j = 0; j < n; j++) C[i * p.ldc + j] = p.accumulate ? C[i * p.ldc + j] + t[i][j] : t[i][j];
   }
 }
 
+/// m <= mr rows A[i*ai + k*ak], rows beyond m repeat the last one; n <= nv*W columns of B[k*bk ...].
+template <int mr, int nv>
+void tile(const Product<float>& p, const float* A, int64_t ai, int64_t ak, const float* b, int64_t bk, float* C, int m,
+          int n) {
+  const float* a[mr];
+  for (int i = 0; i < mr; i++) a[i] = A + std::min(i, m - 1) * ai;
+  add_leaves<mr, nv>(p, C, m, n, [&](int64_t k, int64_t end, V(&x)[mr][nv]) HWY_ATTR {
+    for (; k < end; k++, b += bk) {
+      V row[nv];
+      for (int j = 0; j < nv; j++) row[j] = hn::LoadU(d, b + j * W);
+      EACH_IN_TILE x[i][j] = hn::MulAdd(hn::Set(d, a[i][k * ak]), row[j], x[i][j]);
+    }
+  });
+}
+
+/// All mr rows of A B^T, as those of one token: B is read once, as it lies.
+template <int mr>
+void few_rows(const Product<float>& p) {
+  for (int64_t j = 0; j < p.N; j += W) {
+    const int n = static_cast<int>(std::min<int64_t>(W, p.N - j));
+    const float* s[W];
+    for (int r = 0; r < W; r++) s[r] = p.B + (j + std::min(r, n - 1)) * p.ldb;
+    add_leaves<mr, 1>(p, p.C + j, mr, n, [&](int64_t k, int64_t end, V(&x)[mr][1]) HWY_ATTR {
+      const auto add = [&](int64_t at, V column) HWY_ATTR {
+        HWY_UNROLL(4)
+        for (int i = 0; i < mr; i++) x[i][0] = hn::MulAdd(hn::Set(d, p.A[i * p.lda + at]), column, x[i][0]);
+      };
+      for (; k + 4 <= end; k += 4) {
+        V column[4];
+        load_columns(s, k, column);
+        HWY_UNROLL(4) for (int i = 0; i < 4; i++) add(k + i, column[i]);
+      }
+      for (; k < end; k++) {
+        float column[W];
+        for (int r = 0; r < W; r++) column[r] = s[r][k];
+        add(k, hn::LoadU(d, column));
+      }
+    });
+  }
+}
+
+using TileKernel = decltype(&tile<MR, NV>);
+
+/// The smallest tile for n columns; few rows, as those of one token, have tiles of their own.
+template <int mr>
+TileKernel tile_of(int n) {
+  return n <= W ? tile<mr, 1> : n <= 2 * W ? tile<mr, 2> : tile<mr, NV>;
+}
+TileKernel tile_of(int64_t m, int n) {
+  return m == 1 ? tile_of<1>(n) : m == 2 ? tile_of<2>(n) : m <= 4 ? tile_of<4>(n) : tile_of<MR>(n);
+}
+
 /// A product of at most max_rows rows: one panel of NR columns of B at a time, packed, then swept by tiles.
 void Block(const Product<float>& p, Scratch& scratch) {
+  if (p.form == Form::NT && p.M <= 4)
+    return p.M == 1 ? few_rows<1>(p) : p.M == 2 ? few_rows<2>(p) : p.M == 3 ? few_rows<3>(p) : few_rows<4>(p);
   const int64_t K = p.K();
   const float* a = p.A;  // a[i*ai + k*ak], and 6 rows further at a + 6*next
   int64_t ai = p.lda, ak = 1, next = p.lda;
@@ -144,7 +200,7 @@ void Block(const Product<float>& p, Scratch& scratch) {
   float* packed = scratch.get<float>(Slot::gemm_b, NR * K);
   for (int64_t j = 0; j < p.N; j += NR) {
     const int n = static_cast<int>(std::min<int64_t>(NR, p.N - j));
-    const auto f = n <= W ? tile<1> : n <= 2 * W ? tile<2> : tile<NV>;
+    const TileKernel full = tile_of<MR>(n), last = tile_of(p.M % MR, n);
     const bool whole = n == W || n == 2 * W || n == NR;
     const float* b = packed;
     int64_t bk = NR;
@@ -154,8 +210,10 @@ void Block(const Product<float>& p, Scratch& scratch) {
       b = p.B + j, bk = p.ldb;  // packing pays only if the panel is read often
     else
       pack<NR>(packed, p.B + j, n, K, p.ldb);
-    for (int64_t i = 0; i < p.M; i += MR)
-      f(p, a + i * next, ai, ak, b, bk, p.C + i * p.ldc + j, static_cast<int>(std::min<int64_t>(MR, p.M - i)), n);
+    for (int64_t i = 0; i < p.M; i += MR) {
+      const int m = static_cast<int>(std::min<int64_t>(MR, p.M - i));
+      (m == MR ? full : last)(p, a + i * next, ai, ak, b, bk, p.C + i * p.ldc + j, m, n);
+    }
   }
 }
 #undef EACH_IN_TILE

@@ -175,12 +175,24 @@ void attention_of_chunk(const Context& c, std::span<const Tensor> in, std::span<
     for (int64_t b = 0; c.attributes.as<Attention>().max_documents && b < n.batch; ++b)
       check_documents(c, n.shape(b), b);
     T* lse = out[1].data<T>();
-    c.pool.parallel_for(n.batch * n.heads, 1, [&](int64_t begin, int64_t end, int worker) {
+    // One query, as in generation: the heads that read a key head are rows of one product, which reads the keys once.
+    const bool one = n.queries() == 1 && n.drop.p == 0 && n.batch * n.kv_heads >= c.pool.size();
+    const int64_t each = one ? n.kv_heads : n.heads;
+    c.pool.parallel_for(n.batch * each, 1, [&](int64_t begin, int64_t end, int worker) {
       for (int64_t i = begin; i < end; ++i) {
-        int64_t b = i / n.heads, h = i % n.heads, g = n.kv_head(h);
-        cpu::attention(n.shape(b), head<T>(q, b, h), q.strides()[1], head<T>(k, b, g), k.strides()[1], head<T>(v, b, g),
-                       v.strides()[1], head<T>(out[0], b, h), out[0].strides()[1], lse + i * n.queries(),
-                       c.scratch(worker), n.scores(b, h));
+        const int64_t b = i / each, g = one ? i % each : n.kv_head(i % each);
+        const Range h = one ? n.readers(g) : Range{i % each, i % each + 1};
+        if (h.begin == h.end) continue;
+        cpu::Attention shape = n.shape(b);
+        cpu::Scores<T> scores = n.scores(b, h.begin);
+        if (one) {
+          shape.queries = h.end - h.begin, shape.query_step = 0;
+          if (n.more.mask.defined()) scores.row_stride = n.mask_strides[1];
+        }
+        const int row = one ? 2 : 1;  // the dimension of the rows
+        cpu::attention(shape, head<T>(q, b, h.begin), q.strides()[row], head<T>(k, b, g), k.strides()[1],
+                       head<T>(v, b, g), v.strides()[1], head<T>(out[0], b, h.begin), out[0].strides()[row],
+                       lse + (b * n.heads + h.begin) * n.queries(), c.scratch(worker), scores);
       }
     });
   });

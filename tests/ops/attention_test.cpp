@@ -311,6 +311,39 @@ TEST_CASE("attention: documents, padding and windows are masks, forward and back
     }
 }
 
+TEST_CASE("law 6: one query, whose heads are computed together, has the bits that it has among others") {
+  OneRank one;
+  const int64_t s = 3, t = 130;
+  DistributedTensor q = ops::sin(one({2, 6, s, 5})), k = ops::cos(one({2, 2, t, 5})), v = ops::sin(one({2, 2, t, 5}));
+  const std::vector<int64_t> at{70, 9, 129}, of{1, 0, 1};
+  std::vector<int64_t> k_documents(t, 1);
+  for (size_t j = 0; j < 40; ++j) k_documents[j] = j == 3 ? -1 : 0;
+  auto whole = [&](ops::AttentionOptions o) { return ops::scaled_dot_product_attention(q, k, v, o); };
+  auto alone = [&](int64_t i, ops::AttentionOptions o) {
+    return ops::scaled_dot_product_attention(ops::slice(q, 2, i, i + 1), k, v, o);
+  };
+  auto list = [&](std::vector<int64_t> values) { return one(Tensor::of<int64_t>({int64_t(values.size())}, values)); };
+  DistributedTensor bias = ops::sin(one({2, 6, s, t})), seen = ops::gt(ops::sin(one({1, 6, s, t})), 0.3);
+  for (int64_t i = 0; i < s; ++i) {
+    INFO("query " << i);
+    auto same = [&](const ops::AttentionOptions& all, const ops::AttentionOptions& its) {
+      CHECK(numbers(ops::slice(whole(all), 2, i, i + 1).full_tensor()) == numbers(alone(i, its).full_tensor()));
+    };
+    const size_t n = size_t(i);
+    same({}, {});
+    same({.k_lengths = list({5, 99})}, {.k_lengths = list({5, 99})});
+    for (int64_t window : {0, 66})
+      same({.causal = true, .window = window, .q_positions = list(at)},
+           {.causal = true, .window = window, .q_positions = list({at[n]})});
+    if (i == 0) same({.causal = true}, {.causal = true});  // by index
+    same({.attn_mask = bias}, {.attn_mask = ops::slice(bias, 2, i, i + 1)});
+    same({.attn_mask = seen}, {.attn_mask = ops::slice(seen, 2, i, i + 1)});
+    same(
+        {.causal = true, .q_positions = list(at), .q_documents = list(of), .k_documents = list(k_documents)},
+        {.causal = true, .q_positions = list({at[n]}), .q_documents = list({of[n]}), .k_documents = list(k_documents)});
+  }
+}
+
 TEST_CASE("attention: max_documents changes no bits, and what breaks it is an error that says where") {
   const int64_t n = 150;
   Tensor q = wave({2, 4, n, 8}, 0.37), k = wave({2, 2, n, 8}, 0.73);

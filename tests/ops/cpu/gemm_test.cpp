@@ -112,9 +112,9 @@ TEST_CASE("gemm: leaves are at most 127 long, a power of two") {
 }
 
 TEST_CASE("gemm: equals the law and float64, all forms and odd sizes") {
-  const Size sizes[] = {{1, 1, 0},     {5, 3, 0},    {1, 1, 1},     {1, 130, 33},   {7, 1, 128},
-                        {6, 64, 100},  {12, 32, 65}, {11, 48, 129}, {13, 16, 64},   {13, 71, 255},
-                        {37, 83, 768}, {64, 64, 32}, {3, 65, 4097}, {5, 33, 20011}, {2050, 3, 70}};
+  const Size sizes[] = {{1, 1, 0},     {5, 3, 0},     {1, 1, 1},    {1, 130, 33},   {7, 1, 128},   {6, 64, 100},
+                        {12, 32, 65},  {11, 48, 129}, {13, 16, 64}, {13, 71, 255},  {37, 83, 768}, {64, 64, 32},
+                        {3, 65, 4097}, {2, 130, 131}, {4, 17, 258}, {5, 33, 20011}, {2050, 3, 70}};
   for (Form form : forms)
     for (const Size& size : sizes)
       for (bool accumulate : {false, true}) {
