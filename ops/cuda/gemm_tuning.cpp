@@ -36,7 +36,6 @@ class Copies {
     int64_t c = extent(p.M, p.N, p.ldc, p.stride, p.batch);
     c_ = place(c, p.dtype);
     aux_ = place(p.aux ? c : 0, p.dtype);
-    added_ = place(p.added ? c : 0, p.dtype);
     bias_ = place(p.bias ? p.N : 0, p.dtype);
     int64_t l2 = properties(current_device()).l2_bytes;
     count_ = std::clamp<int64_t>((4 * l2 + bytes_ - 1) / bytes_, 1, timed_samples * timed_launches);
@@ -49,14 +48,13 @@ class Copies {
     Product p = product_;
     p.A.data = at + a_, p.B.data = at + b_, p.C = at + c_;
     if (p.aux) p.aux = at + aux_;
-    if (p.added) p.added = at + added_;
     if (p.bias) p.bias = at + bias_;
     return p;
   }
 
  private:
   Product product_;
-  int64_t bytes_ = 0, a_, b_, c_, aux_, added_, bias_, count_;
+  int64_t bytes_ = 0, a_, b_, c_, aux_, bias_, count_;
   Storage memory_;
 };
 

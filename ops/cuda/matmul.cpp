@@ -74,14 +74,6 @@ void linear(const Context& c, std::span<const Tensor> in, std::span<Tensor> out)
   gemm_of(c).run(c.op, linear_product(c, in, out[0]));
 }
 
-void linear_add(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
-  const Tensor list[] = {in[0], in[1], in[3]};
-  check_rows(c, in, {{0, 1}, {2, 1}});
-  Product p = linear_product(c, list, out[0]);
-  p.added = in[2].bytes_data();
-  gemm_of(c).run(c.op, p);
-}
-
 void linear_gelu(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   Product p = linear_product(c, in, out[0]);
   p.gelu = true, p.aux = out[1].bytes_data();
@@ -119,7 +111,6 @@ extern const KernelTable matmul_kernels;
 const KernelTable matmul_kernels = {{&ops::matmul_op, by_multiply<ops::matmul_op>},
                                     {&ops::einsum_op, by_multiply<ops::einsum_op>},
                                     {&ops::linear_op, linear},
-                                    {&ops::linear_add_op, linear_add},
                                     {&ops::linear_gelu_op, linear_gelu},
                                     {&ops::linear_weight_gradient_op, linear_weight_gradient}};
 
