@@ -33,7 +33,7 @@
 #include "nn/train/gradients.h"
 #include "nn/train/value_hash.h"
 #include "ops/cuda/attention_backend.h"
-#include "ops/cuda/gemm.h"
+#include "ops/cuda/tuning.h"
 #include "placement/nearest.h"
 
 using namespace dtensor;
@@ -387,7 +387,7 @@ void train(const Options& o, const Run& run, MetricsFile& metrics) {
     bool first = rank.rank() == 0;
     rank.tf32 = o.tf32;
     bool tuned = o.tune_gemm.empty() || std::filesystem::exists(o.tune_gemm);
-    if (tuned && !o.tune_gemm.empty()) cuda::gemm(rank).load(o.tune_gemm);
+    if (tuned && !o.tune_gemm.empty()) cuda::load_tuned(rank, o.tune_gemm);
     if (first)
       fmt::print("{} parameters, mesh {}, {} tokens per step\n", training.model.parameter_count(), to_string(run.mesh),
                  o.batch_size * o.seq_len);
@@ -421,10 +421,11 @@ void train(const Options& o, const Run& run, MetricsFile& metrics) {
       if (ema && !s.skipped) ema->update();
       double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
       if (!tuned) {
-        int products = cuda::gemm(rank).tune();
+        cuda::Tuned timed = cuda::tune(rank);
         tuned = true;
-        if (first) cuda::gemm(rank).save(o.tune_gemm);
-        note(fmt::format("{} products tuned, written to {}", products, o.tune_gemm));
+        if (first) cuda::save_tuned(rank, o.tune_gemm);
+        note(fmt::format("{} products tuned, written to {}", timed.products, o.tune_gemm));
+        for (const std::string& line : timed.attention) note(line);
       }
       std::string asked = asked_metrics(o, mesh, training);
       if (s.skipped) {

@@ -178,7 +178,8 @@ inline void declare(CLI::App& app, Options& o) {
       ->check(CLI::IsMember({"auto", "never"}));
   app.add_option(
       "--tune-gemm", o.tune_gemm,
-      "file of the fastest cuBLASLt algorithms on this GPU: read, or measured after the first step and written");
+      "file of the fastest cuBLASLt algorithms and engines of cuDNN's attention on this GPU: read, or measured after "
+      "the first step, said and written");
   app.add_flag("--tf32", o.tf32, "on cuda, products of fp32 may round their factors to tf32");
   app.add_option("--deadline", o.deadline, "seconds that a rank waits for the others; inf: for ever")->check(positive);
   app.add_option("--threads", o.threads, "of each rank's kernels; 0: the cores divided by the ranks")

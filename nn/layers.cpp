@@ -4,6 +4,12 @@
 
 namespace dtensor::nn {
 
+DistributedTensor Linear::add_to(const DistributedTensor& residual, const DistributedTensor& x) {
+  if (!is_plain()) return residual + (*this)(x);
+  LabelScope label(mesh().rank_state(), Label::Kind::module, path());
+  return ops::linear_add(x, weight(), residual, bias ? (*bias)() : DistributedTensor());
+}
+
 Activation::Activation(Module& parent, std::string name, const std::string& function)
     : Callable(parent, std::move(name)) {
   using Function = DistributedTensor (*)(const DistributedTensor&);

@@ -30,6 +30,8 @@ class Linear : public Callable<DistributedTensor(const DistributedTensor&)> {
   DistributedTensor forward(const DistributedTensor& x) override {
     return ops::linear(x, weight(), bias ? (*bias)() : DistributedTensor());
   }
+  // residual + (*this)(x): one op where the module is plain.
+  DistributedTensor add_to(const DistributedTensor& residual, const DistributedTensor& x);
   bool is_tied() const { return !own_; }
 
   Parameter& weight;

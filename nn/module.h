@@ -88,6 +88,8 @@ class Callable<> : public Module {
   void operator()() = delete;
   void forward() = delete;
   void replace_forward() = delete;
+  // Neither hooks nor a replaced forward: whoever does what forward does, under the module's label, has called it.
+  bool is_plain() const { return !has_hooks(); }
 
  protected:
   using Tensors = std::vector<DistributedTensor*>;
@@ -138,6 +140,8 @@ class Callable<R(Args...), More...> : public Callable<More...> {
     check(!replacement_, "[replace_forward] the forward of {} is replaced already", this->path());
     replacement_ = std::move(f);
   }
+
+  bool is_plain() const { return !replacement_ && Base::is_plain(); }
 
  private:
   // What hooks may replace is held; the rest is passed on.

@@ -16,8 +16,8 @@ using Kind = Activity::Kind;
 constexpr std::string_view copy_to_device = "copy to the device", copy_to_host = "copy to the host";
 
 Kind kind_of(std::string_view op) {
-  static const std::set<std::string_view> products = {"matmul", "linear", "linear_gelu", "linear_weight_gradient",
-                                                      "einsum"};
+  static const std::set<std::string_view> products = {
+      "matmul", "linear", "linear_add", "linear_gelu", "linear_weight_gradient", "einsum"};
   if (products.contains(op)) return Kind::product;
   return op == "attention" || op == "attention_backward" ? Kind::attention : Kind::memory_bound;
 }

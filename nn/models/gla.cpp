@@ -187,7 +187,7 @@ GlaBlock::GlaBlock(Module& parent, std::string name, const GlaConfig& c)
 }
 DistributedTensor GlaBlock::forward(const DistributedTensor& x, const SequenceInputs& inputs) {
   auto [normed, h] = mlp_norm(attn(attn_norm(x), inputs), x);
-  return h + mlp(normed);
+  return mlp.add_to(h, normed);
 }
 
 GlaModel::GlaModel(Module& parent, std::string name, const GlaConfig& c)

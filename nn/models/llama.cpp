@@ -167,6 +167,14 @@ LlamaMLP::LlamaMLP(Module& parent, std::string name, const LlamaConfig& c)
   input_names = {"x"};
 }
 
+DistributedTensor LlamaMLP::add_to(const DistributedTensor& residual, const DistributedTensor& x) {
+  if (!is_plain() || !swiglu_linear.is_plain() || !down_proj.is_plain()) return residual + (*this)(x);
+  LabelScope label(mesh().rank_state(), Label::Kind::module, path());
+  DistributedTensor gate = gate_proj(x), up = up_proj(x);
+  LabelScope inner(mesh().rank_state(), Label::Kind::module, swiglu_linear.path());
+  return down_proj.add_to(residual, ops::swiglu(gate, up));
+}
+
 Phi3MLP::Phi3MLP(Module& parent, std::string name, const LlamaConfig& c)
     : Callable(parent, std::move(name)),
       gate_up_proj(*this, "gate_up_proj", c.hidden_size, 2 * c.intermediate_size, false, c.initializer_range),
@@ -174,10 +182,16 @@ Phi3MLP::Phi3MLP(Module& parent, std::string name, const LlamaConfig& c)
   input_names = {"hidden_states"};
 }
 
-DistributedTensor Phi3MLP::forward(const DistributedTensor& x) {
+DistributedTensor Phi3MLP::activated(const DistributedTensor& x) {
   DistributedTensor gate_up = gate_up_proj(x);
   int64_t half = gate_up.size(-1) / 2;
-  return down_proj(ops::swiglu(ops::slice(gate_up, -1, 0, half), ops::slice(gate_up, -1, half, 2 * half)));
+  return ops::swiglu(ops::slice(gate_up, -1, 0, half), ops::slice(gate_up, -1, half, 2 * half));
+}
+
+DistributedTensor Phi3MLP::add_to(const DistributedTensor& residual, const DistributedTensor& x) {
+  if (!is_plain() || !down_proj.is_plain()) return residual + (*this)(x);
+  LabelScope label(mesh().rank_state(), Label::Kind::module, path());
+  return down_proj.add_to(residual, activated(x));
 }
 
 // --- The model

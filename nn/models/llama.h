@@ -90,6 +90,8 @@ class LlamaMLP : public Callable<DistributedTensor(const DistributedTensor&)> {
   DistributedTensor forward(const DistributedTensor& x) override {
     return swiglu_linear(gate_proj(x), up_proj(x), down_proj);
   }
+  // residual + (*this)(x): by the last product, where nothing comes between.
+  DistributedTensor add_to(const DistributedTensor& residual, const DistributedTensor& x);
 
   Linear gate_proj, up_proj, down_proj;
   SwiGLULinear swiglu_linear;
@@ -99,9 +101,13 @@ class Phi3MLP : public Callable<DistributedTensor(const DistributedTensor&)> {
  public:
   Phi3MLP(Module& parent, std::string name, const LlamaConfig& c);
   std::string_view kind() const override { return "Phi3MLP"; }
-  DistributedTensor forward(const DistributedTensor& x) override;
+  DistributedTensor forward(const DistributedTensor& x) override { return down_proj(activated(x)); }
+  DistributedTensor add_to(const DistributedTensor& residual, const DistributedTensor& x);  // as LlamaMLP's
 
   Linear gate_up_proj, down_proj;
+
+ private:
+  DistributedTensor activated(const DistributedTensor& x);
 };
 
 // A pre-norm decoder block.
@@ -119,7 +125,7 @@ class DecoderLayer : public Callable<DistributedTensor(const DistributedTensor&,
   std::string_view kind() const override { return "DecoderLayer"; }
   DistributedTensor forward(const DistributedTensor& x, const SequenceInputs& inputs) override {
     auto [normed, h] = post_attention_layernorm(self_attn(input_layernorm(x), inputs), x);
-    return h + mlp(normed);
+    return mlp.add_to(h, normed);
   }
 
   RMSNorm input_layernorm;

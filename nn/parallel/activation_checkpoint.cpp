@@ -22,7 +22,7 @@ class KeepOps : public CheckpointPolicy {
  public:
   void begin_block() override { products_ = 0; }
   bool keep(const CallEvent& e) override {
-    static const std::set<std::string_view> products = {"matmul", "linear", "linear_gelu", "einsum"};
+    static const std::set<std::string_view> products = {"matmul", "linear", "linear_add", "linear_gelu", "einsum"};
     return e.op.name == "attention" || (products.contains(e.op.name) && ++products_ % 2 == 1);
   }
   bool keep(const RedistributeEvent& e) override {

@@ -237,6 +237,7 @@ void merge(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) 
 }  // namespace
 
 std::string missing_cudnn(Rank& rank) { return workspace_of(rank).get<Backends>().device.no_cudnn; }
+Cudnn* find_cudnn(Rank& rank) { return workspace_of(rank).get<Backends>().cudnn.get(); }
 
 extern const KernelTable attention_kernels;
 const KernelTable attention_kernels = {

@@ -12,6 +12,8 @@ namespace dtensor::cuda {
 // Why the rank has no cuDNN though its device is one on which attention would be cuDNN's, or "". Errors: a rank that is
 // not on CUDA.
 std::string missing_cudnn(Rank& rank);
+// A rank's one, or null where it has none. The same errors.
+Cudnn* find_cudnn(Rank& rank);
 
 struct AttentionBackend {
   std::string_view name;  // "cudnn" or "own"

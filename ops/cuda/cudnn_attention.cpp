@@ -1,11 +1,13 @@
 #include "ops/cuda/cudnn_attention.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <map>
 #include <type_traits>
 
 #include "ops/cuda/attention_backend.h"
+#include "ops/cuda/attention_engines.h"
 #include "ops/cuda/cudnn_plan.h"
 #include "placement/error.h"
 
@@ -219,9 +221,9 @@ class Builder {
        key_lengths_ = nullptr;
 };
 
-Plan make_plan(const CudnnAttention& call, const Target& target) {
-  Builder builder(target.api(), call);
-  return Plan(call.pass == AttentionPass::forward ? builder.forward() : builder.backward(), target, call.deterministic);
+OperationGraph graph_of(const Api& api, const CudnnAttention& call) {
+  Builder builder(api, call);
+  return call.pass == AttentionPass::forward ? builder.forward() : builder.backward();
 }
 
 // The part of `all` that begins at batch entry b and key head g.
@@ -255,8 +257,17 @@ AttentionLengths lengths_from(AttentionLengths lengths, int64_t b) {
 
 }  // namespace
 
-int64_t cudnn_engine(const Api& api, const CudnnAttention& call, const std::string& device_properties) {
-  return make_plan(call, Target(api, device_properties)).engine();
+std::vector<CudnnEngine> cudnn_engines(const Api& api, const CudnnAttention& call, const std::string& device_properties,
+                                       std::optional<int64_t> proposal) {
+  Target target(api, device_properties);
+  std::vector<Plan> plans;
+  if (proposal)
+    plans.push_back(Plan::make(graph_of(api, call), target, call.deterministic, proposal));
+  else
+    plans = Plan::make_all(graph_of(api, call), target, call.deterministic);
+  std::vector<CudnnEngine> engines;
+  for (const Plan& plan : plans) engines.push_back({plan.proposal(), plan.engine()});
+  return engines;
 }
 
 // --- Running.
@@ -266,14 +277,19 @@ struct Cudnn::State {
   Api api;
   Handle handle = nullptr;
   std::map<CudnnAttention, Plan> plans;
+  AttentionEngines engines{api.version};
 
   ~State() {
     if (handle) api.Destroy(handle);
   }
   const Plan& plan(const CudnnAttention& call) {
     auto at = plans.find(call);
-    return at != plans.end() ? at->second : plans.emplace(call, make_plan(call, Target(api, handle))).first->second;
+    if (at != plans.end()) return at->second;
+    Plan made = Plan::make(graph_of(api, call), Target(api, handle), call.deterministic, engines.chosen(call));
+    return plans.emplace(call, std::move(made)).first->second;
   }
+  void run(const Plan& plan, const CudnnAttention& call, const AttentionPointers& p, double scale,
+           const AttentionLengths& lengths);
 };
 
 Cudnn::Cudnn(std::shared_ptr<Allocator> allocator, Api api) : state_(std::make_unique<State>()) {
@@ -284,10 +300,9 @@ Cudnn::Cudnn(std::shared_ptr<Allocator> allocator, Api api) : state_(std::make_u
 }
 Cudnn::~Cudnn() = default;
 
-void Cudnn::run_part(const CudnnAttention& call, const AttentionPointers& p, double scale,
-                     const AttentionLengths& lengths) {
+void Cudnn::State::run(const Plan& plan, const CudnnAttention& call, const AttentionPointers& p, double scale,
+                       const AttentionLengths& lengths) {
   const AttentionShape& s = call.shape;
-  const Plan& plan = state_->plan(call);
   bool backward = call.pass == AttentionPass::backward;
   auto aligned = [](int64_t bytes) { return (bytes + 255) / 256 * 256; };
   const int64_t queries_in_all = call.tokens ? call.tokens : s.batch * s.queries;
@@ -300,7 +315,7 @@ void Cudnn::run_part(const CudnnAttention& call, const AttentionPointers& p, dou
                                : 0,
           dk_of_heads = of_tokens(grouped, of_heads(s, s.dk).sequence),
           dv_of_heads = of_tokens(grouped, of_heads(s, s.dv).sequence);
-  Storage workspace(state_->allocator, own + delta + dq_sum + dk_of_heads + dv_of_heads);
+  Storage workspace(allocator, own + delta + dq_sum + dk_of_heads + dv_of_heads);
 
   float by = float(scale), hidden = -std::numeric_limits<float>::infinity(), one = 1;
   int32_t queries = int32_t(s.queries), keys = int32_t(s.keys), window = int32_t(s.window);
@@ -320,16 +335,40 @@ void Cudnn::run_part(const CudnnAttention& call, const AttentionPointers& p, dou
   give(grouped, id_dv_of_heads, workspace.data() + own + delta + dq_sum + dk_of_heads);
   for (int64_t id = id_q; id <= (backward ? id_dv : id_lse); ++id)
     give(call.tokens != 0, id_offsets + id, lengths.offsets + (id - 1) * lengths.offset_stride);
-  plan.run(state_->handle, values, workspace.data());
+  plan.run(handle, values, workspace.data());
 }
 
 void Cudnn::run(const CudnnAttention& call, const AttentionPointers& pointers, double scale,
                 const AttentionLengths& lengths) {
   AttentionPart part = attention_part(call);
   for (int64_t b = 0; b < call.shape.batch; b += part.batch)
-    for (int64_t g = 0; g < call.shape.kv_heads; g += part.kv_heads)
-      run_part(part_of(call, part, b, g), call.tokens ? pointers : pointers_of(call.shape, pointers, b, g), scale,
-               lengths_from(lengths, b));
+    for (int64_t g = 0; g < call.shape.kv_heads; g += part.kv_heads) {
+      CudnnAttention one = part_of(call, part, b, g);
+      state_->run(state_->plan(one), one, call.tokens ? pointers : pointers_of(call.shape, pointers, b, g), scale,
+                  lengths_from(lengths, b));
+    }
+}
+
+std::vector<std::string> Cudnn::tune() {
+  std::vector<std::string> found;
+  for (auto& [call, plan] : state_->plans) {
+    if (state_->engines.chosen(call)) continue;
+    std::vector<Plan> plans =
+        Plan::make_all(graph_of(state_->api, call), Target(state_->api, state_->handle), call.deterministic);
+    std::vector<AttentionEngines::Candidate> list;
+    for (const Plan& p : plans)
+      list.push_back(
+          {p.proposal(), p.engine(), [&, call = call](const AttentionPointers& to, const AttentionLengths& lengths) {
+             state_->run(p, call, to, 1 / std::sqrt(double(call.shape.head_dim)), lengths);
+           }});
+    plan = std::move(plans[state_->engines.choose(call, list, state_->allocator, found)]);
+  }
+  return found;
+}
+void Cudnn::save(const std::string& path) const { state_->engines.save(path); }
+void Cudnn::load(const std::string& path) {
+  state_->engines.load(path);
+  std::erase_if(state_->plans, [&](const auto& p) { return state_->engines.chosen(p.first).has_value(); });
 }
 
 }  // namespace dtensor::cuda

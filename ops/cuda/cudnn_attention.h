@@ -2,7 +2,9 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "dtensor/local/allocator.h"
 #include "ops/cuda/attention.h"
@@ -26,9 +28,13 @@ struct CudnnAttention {
 };
 
 // Builds the graph and has cuDNN's heuristics and engines check it for a device that is described by cuDNN's JSON of
-// its properties; no GPU is needed, but the driver's library, or its stub. The number of the engine that takes it.
-// Errors: none does.
-int64_t cudnn_engine(const cudnn::Api& api, const CudnnAttention& call, const std::string& device_properties);
+// its properties; no GPU is needed, but the driver's library, or its stub. The numbers of the heuristics' proposals and
+// of their engines that take it, in the heuristics' order; of one proposal, where it is given. Errors: none does.
+struct CudnnEngine {
+  int64_t proposal, engine;
+};
+std::vector<CudnnEngine> cudnn_engines(const cudnn::Api& api, const CudnnAttention& call,
+                                       const std::string& device_properties, std::optional<int64_t> proposal = {});
 
 // A rank's handle and plans; used by one thread, on the allocator's stream.
 class Cudnn {
@@ -43,10 +49,16 @@ class Cudnn {
   void run(const CudnnAttention& call, const AttentionPointers& pointers, double scale,
            const AttentionLengths& lengths = {});
 
- private:
-  void run_part(const CudnnAttention& call, const AttentionPointers& pointers, double scale,
-                const AttentionLengths& lengths);
+  // Times the engines that take each kind of call that ran and was neither timed nor loaded, on random numbers, and
+  // keeps the fastest, by which the call has its bits from then on: a line of each for people. Takes a second for each
+  // engine, and memory for the call once more. What a graph has captured stays as it is.
+  std::vector<std::string> tune();
+  // What was timed or loaded, behind what the file has. It is for this version of cuDNN and this kind of device.
+  void save(const std::string& path) const;
+  // From now on these calls are computed by the file's engines. Errors: those of another version; a line that is none.
+  void load(const std::string& path);
 
+ private:
   struct State;
   std::unique_ptr<State> state_;
 };

@@ -175,33 +175,52 @@ Node OperationGraph::finalize(const Target& target) {
 
 // --- Plans.
 
-Plan::Plan(OperationGraph graph, const Target& target, bool deterministic)
-    : api_(&target.api()), graph_(std::move(graph)) {
-  const Api& api = *api_;
+std::string Plan::complete(Descriptor config, const Target& target, bool deterministic) {
+  Descriptor engine(*api_, CUDNN_BACKEND_ENGINE_DESCRIPTOR);
+  get_descriptor(*api_, config, CUDNN_ATTR_ENGINECFG_ENGINE, engine);
+  engine_ = get_int64(*api_, engine, CUDNN_ATTR_ENGINE_GLOBAL_INDEX);
+  if (deterministic && says_nondeterministic(*api_, engine))
+    return fmt::format("engine {} is not deterministic", engine_);
+  Descriptor plan(*api_, CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR);
+  plan.set(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, config.handle());
+  target.set_on(plan, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP);
+  Status status = api_->BackendFinalize(plan.handle());
+  // What is refused fails before the driver is called.
+  if (target.is_described() && status == CUDNN_STATUS_EXECUTION_FAILED_CUDA_DRIVER) return "";
+  if (status != CUDNN_STATUS_SUCCESS)
+    return fmt::format("engine {}: {}: {}", engine_, api_->GetErrorString(status), last_error(*api_));
+  workspace_bytes_ = get_int64(*api_, plan, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE);
+  config_.push_back(std::move(config));
+  plan_.push_back(std::move(plan));
+  return "";
+}
+
+// Of the proposals that are wanted, by their number and how many accept so far.
+template <class Wanted>
+std::vector<Plan> Plan::make_some(OperationGraph graph, const Target& target, bool deterministic, Wanted is_wanted) {
+  auto shared = std::make_shared<OperationGraph>(std::move(graph));
+  std::vector<Descriptor> configs = engine_configs(shared->finalize(target), target);
+  std::vector<Plan> plans;
   std::string refusals;
-  for (Descriptor& config : engine_configs(graph_.finalize(target), target)) {
-    Descriptor engine(api, CUDNN_BACKEND_ENGINE_DESCRIPTOR);
-    get_descriptor(api, config, CUDNN_ATTR_ENGINECFG_ENGINE, engine);
-    engine_ = get_int64(api, engine, CUDNN_ATTR_ENGINE_GLOBAL_INDEX);
-    if (deterministic && says_nondeterministic(api, engine)) {
-      refusals += fmt::format("; engine {} is not deterministic", engine_);
-      continue;
-    }
-    Descriptor plan(api, CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR);
-    plan.set(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, config.handle());
-    target.set_on(plan, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP);
-    Status status = api.BackendFinalize(plan.handle());
-    // What is refused fails before the driver is called.
-    if (target.is_described() && status == CUDNN_STATUS_EXECUTION_FAILED_CUDA_DRIVER) return;
-    if (status == CUDNN_STATUS_SUCCESS) {
-      workspace_bytes_ = get_int64(api, plan, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE);
-      config_.push_back(std::move(config));
-      plan_.push_back(std::move(plan));
-      return;
-    }
-    refusals += fmt::format("; engine {}: {}: {}", engine_, api.GetErrorString(status), last_error(api));
+  for (size_t i = 0; i < configs.size(); ++i) {
+    if (!is_wanted(int64_t(i), plans.size())) continue;
+    Plan plan(shared, target.api(), int64_t(i));
+    if (std::string why = plan.complete(std::move(configs[i]), target, deterministic); why.empty())
+      plans.push_back(std::move(plan));
+    else
+      refusals += "; " + why;
   }
-  fail("[cudnn] no engine takes this graph{}", refusals);
+  check(!plans.empty(), "[cudnn] no engine takes this graph{}", refusals);
+  return plans;
+}
+
+Plan Plan::make(OperationGraph graph, const Target& target, bool deterministic, std::optional<int64_t> proposal) {
+  return std::move(make_some(std::move(graph), target, deterministic, [&](int64_t i, size_t accepted) {
+    return accepted == 0 && (!proposal || i == *proposal);
+  })[0]);
+}
+std::vector<Plan> Plan::make_all(OperationGraph graph, const Target& target, bool deterministic) {
+  return make_some(std::move(graph), target, deterministic, [](int64_t, size_t) { return true; });
 }
 
 void Plan::run(Handle handle, std::span<const std::pair<int64_t, void*>> values, void* workspace) const {

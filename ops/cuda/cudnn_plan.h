@@ -5,6 +5,8 @@
 
 #include <array>
 #include <deque>
+#include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -107,24 +109,36 @@ class OperationGraph {
   int64_t next_virtual_ = 1000;
 };
 
-// A graph that can be run: the first engine that heuristics (mode A) propose and that accepts it. Engines that say that
-// they are not deterministic are left out, unless they are allowed.
+// A graph that can be run by an engine that accepts it. Engines that say that they are not deterministic are left out,
+// unless they are allowed.
 class Plan {
  public:
-  // Takes 0.5 to 1 s. On a described device the last step, compiling, needs a driver, so that success there means that
-  // cuDNN's own checks passed, and the plan cannot be run. Errors: no engine takes the graph.
-  Plan(OperationGraph graph, const Target& target, bool deterministic);
+  // By the first engine of those that heuristics (mode A) propose, or by the proposal of this number. Takes 0.5 to 1 s.
+  // On a described device the last step, compiling, needs a driver, so that success there means that cuDNN's own checks
+  // passed, and the plan cannot be run. Errors: no engine takes the graph.
+  static Plan make(OperationGraph graph, const Target& target, bool deterministic,
+                   std::optional<int64_t> proposal = {});
+  // By every engine that is proposed and accepts it, in their order. Errors: none does.
+  static std::vector<Plan> make_all(OperationGraph graph, const Target& target, bool deterministic);
 
   int64_t workspace_bytes() const { return workspace_bytes_; }
-  int64_t engine() const { return engine_; }  // its number
+  int64_t engine() const { return engine_; }      // its number
+  int64_t proposal() const { return proposal_; }  // of the heuristics, from 0 on
   // Values by the ids of tensors (device memory, as aligned as they say) and scalars (host memory).
   void run(Handle handle, std::span<const std::pair<int64_t, void*>> values, void* workspace) const;
 
  private:
+  Plan(std::shared_ptr<OperationGraph> graph, const Api& api, int64_t proposal)
+      : api_(&api), graph_(std::move(graph)), proposal_(proposal) {}
+  // What is wrong with the engine's configuration, or "" where the plan is complete.
+  std::string complete(Descriptor config, const Target& target, bool deterministic);
+  template <class Wanted>
+  static std::vector<Plan> make_some(OperationGraph graph, const Target& target, bool deterministic, Wanted is_wanted);
+
   const Api* api_;
-  OperationGraph graph_;
+  std::shared_ptr<OperationGraph> graph_;
   std::vector<Descriptor> config_, plan_;  // one each; none on a described device
-  int64_t workspace_bytes_ = 0, engine_ = -1;
+  int64_t workspace_bytes_ = 0, engine_ = -1, proposal_;
 };
 
 }  // namespace dtensor::cuda::cudnn

@@ -19,7 +19,7 @@ std::string to_string(const Product& p) {
   };
   return fmt::format("{} x {} -> {}[{},{}] (ld {}){}{}{}{}", operand(p.A, p.M, p.K), operand(p.B, p.K, p.N),
                      name(p.dtype), p.M, p.N, p.ldc, p.batch == 1 ? "" : fmt::format(", {} times", p.batch),
-                     p.accumulate ? ", added" : "", p.bias ? ", bias" : "", p.gelu ? ", gelu" : "");
+                     p.accumulate || p.added ? ", added" : "", p.bias ? ", bias" : "", p.gelu ? ", gelu" : "");
 }
 
 [[noreturn]] void fail_status(cublasStatus_t status, std::string_view op, const char* call, std::string_view what) {
@@ -62,7 +62,8 @@ GemmKey key_of(const Product& p) {
           alignment(p.B.data),
           alignment(p.C),
           alignment(p.bias),
-          alignment(p.aux)};
+          alignment(p.aux),
+          alignment(p.added)};
 }
 
 bool has_epilogue(const Product& p) { return p.bias || p.gelu; }
@@ -160,7 +161,7 @@ class PlanMaker {
     set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, uint32_t(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
     set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, uint32_t(alignment(p_.B.data)));
     set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, uint32_t(alignment(p_.A.data)));
-    set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, uint32_t(alignment(p_.C)));
+    set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, uint32_t(alignment(p_.added ? p_.added : p_.C)));
     set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, uint32_t(alignment(p_.C)));
     return preference;
   }
@@ -185,9 +186,9 @@ Product part(const Product& p, int64_t Product::*size, int64_t begin, int64_t co
   q.A.data = advanced(p.A.data, p.A.dtype, stride_of(p.A, m, k));
   q.B.data = advanced(p.B.data, p.B.dtype, stride_of(p.B, k, n));
   q.C = advanced(p.C, p.dtype, c);
-  q.aux = advanced(p.aux, p.dtype, c);
+  q.aux = advanced(p.aux, p.dtype, c), q.added = advanced(p.added, p.dtype, c);
   if (n) q.bias = advanced(p.bias, p.dtype, 1);
-  if (k && begin > 0) q.accumulate = true;
+  if (k && begin > 0) q.accumulate = true, q.added = nullptr;
   return q;
 }
 
@@ -250,8 +251,8 @@ cublasStatus_t GemmState::launch(const GemmPlan& plan, const cublasLtMatmulAlgo_
   const void *alpha = f64 ? static_cast<const void*>(&one) : &one_f,
              *nothing = f64 ? static_cast<const void*>(&zero) : &zero_f;
   return cublasLtMatmul(handle.get(), plan.desc.get(), alpha, p.B.data, plan.a.get(), p.A.data, plan.b.get(),
-                        p.accumulate ? alpha : nothing, p.C, plan.c.get(), p.C, plan.c.get(), &algorithm,
-                        workspace.data(), workspace_bytes, allocator->stream());
+                        p.accumulate || p.added ? alpha : nothing, p.added ? p.added : p.C, plan.c.get(), p.C,
+                        plan.c.get(), &algorithm, workspace.data(), workspace_bytes, allocator->stream());
 }
 
 bool GemmState::launch(std::string_view op, const Product& p) {
@@ -272,7 +273,8 @@ void GemmState::run(std::string_view op, const Product& p) {
     }
   StreamHandle stream = allocator->stream();
   if (p.K == 0) {
-    if (!p.accumulate || has_epilogue(p)) finish(stream, p, p.accumulate ? p.C : nullptr);
+    if (!p.accumulate || p.added || has_epilogue(p))
+      finish(stream, p, p.added ? p.added : p.accumulate ? p.C : nullptr);
     return;
   }
   if (has_epilogue(p) && may_fuse(p) && p.K <= largest && launch(op, p)) return;

@@ -21,7 +21,8 @@ struct GemmOperand {
   int64_t stride = 0;  // elements from one of the batch to the next; 0 where all have the same
 };
 
-// C [M,N] = A [M,K] B [K,N], for each of a batch. With all that may be added, the product + C + bias -> aux, gelu -> C.
+// C [M,N] = A [M,K] B [K,N], for each of a batch. With all that may be added, the product + C or what stands for it
+// + bias -> aux, gelu -> C.
 // f32 and f64: all of one type. bf16: A and B, summed in float32; C is bf16 or f32.
 struct Product {
   int64_t M = 0, N = 0, K = 0;  // K of 0: the product is zeros
@@ -30,11 +31,12 @@ struct Product {
   DType dtype = DType::f32;  // of C, bias and aux
   int64_t ldc = 0, stride = 0;
   int64_t batch = 1;
-  bool accumulate = false;     // into what C has
-  bool tf32 = false;           // f32 factors may be rounded to 10 bits of mantissa
-  const void* bias = nullptr;  // [N], added to each row
-  bool gelu = false;           // in the tanh form
-  void* aux = nullptr;         // receives what gelu is given; as C lies
+  bool accumulate = false;      // into what C has
+  const void* added = nullptr;  // in place of what C has; as C lies
+  bool tf32 = false;            // f32 factors may be rounded to 10 bits of mantissa
+  const void* bias = nullptr;   // [N], added to each row
+  bool gelu = false;            // in the tanh form
+  void* aux = nullptr;          // receives what gelu is given; as C lies
 };
 
 // The products of one rank: on the stream of its allocator, with a workspace of 32 MiB. How a product is computed is

@@ -25,7 +25,7 @@ using MatrixLayout = Owned<cublasLtMatrixLayout_t, cublasLtMatrixLayoutDestroy>;
 using Preference = Owned<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDestroy>;
 
 // All of a product that its algorithm may depend on: everything but the addresses, of which it has the alignments.
-using GemmKey = std::array<int64_t, 23>;
+using GemmKey = std::array<int64_t, 24>;
 
 // How a product is computed.
 struct GemmPlan {

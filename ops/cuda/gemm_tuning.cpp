@@ -6,12 +6,13 @@
 
 #include "dtensor/local/bfloat16.h"
 #include "ops/cuda/gemm_state.h"
+#include "ops/cuda/timing.h"
 #include "placement/error.h"
 
 namespace dtensor::cuda {
 namespace {
 
-constexpr int most_algorithms = 16, samples = 5, launches = 10;  // of 5 x 10 launches the median ten count
+constexpr int most_algorithms = 16;
 
 // Elements from the first to the last of an operand.
 int64_t extent(int64_t rows, int64_t columns, int64_t ld, int64_t stride, int64_t batch) {
@@ -35,11 +36,12 @@ class Copies {
     int64_t c = extent(p.M, p.N, p.ldc, p.stride, p.batch);
     c_ = place(c, p.dtype);
     aux_ = place(p.aux ? c : 0, p.dtype);
+    added_ = place(p.added ? c : 0, p.dtype);
     bias_ = place(p.bias ? p.N : 0, p.dtype);
     int64_t l2 = properties(current_device()).l2_bytes;
-    count_ = std::clamp<int64_t>((4 * l2 + bytes_ - 1) / bytes_, 1, samples * launches);
+    count_ = std::clamp<int64_t>((4 * l2 + bytes_ - 1) / bytes_, 1, timed_samples * timed_launches);
     memory_ = Storage(allocator, count_ * bytes_);
-    fill(allocator->stream());
+    fill_random(memory_.data(), count_ * bytes_, allocator->stream());
   }
 
   Product operator[](int64_t i) const {
@@ -47,47 +49,22 @@ class Copies {
     Product p = product_;
     p.A.data = at + a_, p.B.data = at + b_, p.C = at + c_;
     if (p.aux) p.aux = at + aux_;
+    if (p.added) p.added = at + added_;
     if (p.bias) p.bias = at + bias_;
     return p;
   }
 
  private:
-  // Numbers of bf16 in [-1, 1): four in a row are an f64 of that range as well, and two an f32. Products of zeros would
-  // be faster, because they take less power.
-  void fill(StreamHandle stream) {
-    std::vector<uint16_t> some(1 << 20);
-    uint64_t state = 1;  // of Knuth's linear congruential generator
-    for (uint16_t& x : some) {
-      state = state * 6364136223846793005u + 1442695040888963407u;
-      x = BFloat16(float(int64_t(state) >> 40) * 0x1p-23f).bits;
-    }
-    int64_t all = count_ * bytes_, done = std::min<int64_t>(all, int64_t(some.size() * sizeof some[0]));
-    copy(memory_.data(), some.data(), done, stream);
-    for (int64_t more; done < all; done += more)
-      more = std::min(done, all - done), copy(memory_.data() + done, memory_.data(), more, stream);
-  }
-
   Product product_;
-  int64_t bytes_ = 0, a_, b_, c_, aux_, bias_, count_;
+  int64_t bytes_ = 0, a_, b_, c_, aux_, added_, bias_, count_;
   Storage memory_;
 };
 
 // Milliseconds; none where the algorithm refuses.
 std::optional<double> measure(GemmState& state, const GemmPlan& plan, const cublasLtMatmulAlgo_t& algorithm,
                               const Copies& copies) {
-  StreamHandle stream = state.allocator->stream();
-  std::array<double, samples> times;
-  Event begin(true), end(true);
   if (state.launch(plan, algorithm, copies[0]) != CUBLAS_STATUS_SUCCESS) return std::nullopt;
-  for (int s = 0; s < samples; ++s) {
-    begin.record(stream);
-    for (int i = 0; i < launches; ++i) state.launch(plan, algorithm, copies[s * launches + i]);
-    end.record(stream);
-    end.synchronize();
-    times[size_t(s)] = end.milliseconds_since(begin);
-  }
-  std::nth_element(times.begin(), times.begin() + samples / 2, times.end());
-  return times[samples / 2];
+  return time_launches(state.allocator->stream(), [&](int i) { state.launch(plan, algorithm, copies[i]); });
 }
 
 // The first line of a file: algorithms are numbers whose meaning changes with both.
@@ -111,6 +88,19 @@ bool parse(const std::string& line, Algorithms& into) {
 }
 
 }  // namespace
+
+void fill_random(std::byte* memory, int64_t bytes, StreamHandle stream) {
+  std::vector<uint16_t> some(1 << 20);
+  uint64_t state = 1;  // of Knuth's linear congruential generator
+  for (uint16_t& x : some) {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    x = BFloat16(float(int64_t(state) >> 40) * 0x1p-23f).bits;
+  }
+  int64_t done = std::min<int64_t>(bytes, int64_t(some.size() * sizeof some[0]));
+  copy(memory, some.data(), done, stream);
+  for (int64_t more; done < bytes; done += more)
+    more = std::min(done, bytes - done), copy(memory + done, memory, more, stream);
+}
 
 int Gemm::tune() {
   int tuned = 0;
@@ -149,7 +139,8 @@ void Gemm::load(const std::string& path) {
         made_for());
   Algorithms all;
   for (int n = 2; std::getline(file, line); ++n)
-    check(parse(line, all), "[gemm] line {} of {} is no algorithm: \"{}\"", n, path, line);
+    check(line.starts_with("attention ") || parse(line, all), "[gemm] line {} of {} is no algorithm: \"{}\"", n, path,
+          line);
   for (const auto& [key, algorithm] : all) {
     state_->plans.erase(key);
     state_->loaded[key] = algorithm;

@@ -74,6 +74,14 @@ void linear(const Context& c, std::span<const Tensor> in, std::span<Tensor> out)
   gemm_of(c).run(c.op, linear_product(c, in, out[0]));
 }
 
+void linear_add(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+  const Tensor list[] = {in[0], in[1], in[3]};
+  check_rows(c, in, {{0, 1}, {2, 1}});
+  Product p = linear_product(c, list, out[0]);
+  p.added = in[2].bytes_data();
+  gemm_of(c).run(c.op, p);
+}
+
 void linear_gelu(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   Product p = linear_product(c, in, out[0]);
   p.gelu = true, p.aux = out[1].bytes_data();
@@ -103,7 +111,7 @@ void multiply(const Context& c, const Tensor& x, const Tensor& z, const Tensor& 
   ops::Matrix a = ops::matrix(x), b = ops::matrix(z);
   Product p{.M = y.size(y.dims() - 2), .N = y.shape().back(), .K = x.shape().back(), .A = operand(a), .B = operand(b)};
   p.C = y.bytes_data(), p.dtype = y.dtype(), p.ldc = p.N;
-  p.tf32 = c.tf32;
+  p.tf32 = c.tf32, p.accumulate = c.accumulate;
   run(c, p, batches(a.t, b.t, y.shape()));
 }
 
@@ -111,6 +119,7 @@ extern const KernelTable matmul_kernels;
 const KernelTable matmul_kernels = {{&ops::matmul_op, by_multiply<ops::matmul_op>},
                                     {&ops::einsum_op, by_multiply<ops::einsum_op>},
                                     {&ops::linear_op, linear},
+                                    {&ops::linear_add_op, linear_add},
                                     {&ops::linear_gelu_op, linear_gelu},
                                     {&ops::linear_weight_gradient_op, linear_weight_gradient}};
 

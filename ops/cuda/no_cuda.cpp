@@ -1,9 +1,9 @@
 // A build without CUDA.
 #include "ops/cuda/attention_backend.h"
-#include "ops/cuda/gemm.h"
 #include "ops/cuda/kernels.h"
 #include "ops/cuda/matmul.h"
 #include "ops/cuda/optim.h"
+#include "ops/cuda/tuning.h"
 #include "placement/error.h"
 
 namespace dtensor::cuda {
@@ -11,18 +11,11 @@ namespace {
 [[noreturn]] void none() { fail("[cuda] this build has no CUDA: configure it where nvcc is found, or use the CPU"); }
 }  // namespace
 
-struct GemmState {};
-
 Kernel find_kernel(const Op&) { return nullptr; }
 
-Gemm::Gemm(std::shared_ptr<Allocator>, int64_t) { none(); }
-Gemm::~Gemm() = default;
-void Gemm::run(std::string_view, const Product&) { none(); }
-int64_t Gemm::decisions() const { none(); }
-int Gemm::tune() { none(); }
-void Gemm::save(const std::string&) const { none(); }
-void Gemm::load(const std::string&) { none(); }
-Gemm& gemm(Rank&) { none(); }
+Tuned tune(Rank&) { none(); }
+void save_tuned(Rank&, const std::string&) { none(); }
+void load_tuned(Rank&, const std::string&) { none(); }
 
 std::string missing_cudnn(Rank&) { none(); }
 

@@ -61,8 +61,14 @@ void rms_norm_backward_kernel(const Context& c, std::span<const Tensor> in, std:
   });
 }
 
+// What came for x before, as from a residual path round the norm, is added while the rows are at hand.
 void rms_norm_gradient(Gradient& g) {
-  auto d = call_all(rms_norm_backward_op, {&g.of_output(), &g.input(0), &g.input(1), &g.output(1)});
+  const DistributedTensor& dy = g.of_output();
+  DistributedTensor* sum = g.needs(0) ? g.sum(0) : nullptr;
+  DistributedTensor before;
+  if (sum && sum->layout() == dy.layout() && sum->dtype() == dy.dtype()) before = std::exchange(*sum, {});
+  auto d = before.defined() ? call_all(add_rms_norm_backward_op, {&dy, &g.input(0), &g.input(1), &g.output(1), &before})
+                            : call_all(rms_norm_backward_op, {&dy, &g.input(0), &g.input(1), &g.output(1)});
   g.set(0, d[0]);
   g.set(1, d[1]);
 }

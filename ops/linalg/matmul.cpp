@@ -69,7 +69,7 @@ void multiply(const Context& c, const Tensor& x, const Tensor& z, const Tensor& 
     if (batch == 1) return product(c, form, M, N, K, pa, a.ld, pb, b.ld, py, N, leaves);
     c.pool.parallel_for(batch, 1, [&](int64_t begin, int64_t end, int worker) {
       for_rows<2>(batches, strides, begin, end, [&](int64_t i, const auto& at) {
-        cpu::gemm(form, M, N, K, pa + at[0], a.ld, pb + at[1], b.ld, py + i * M * N, N, false, leaves,
+        cpu::gemm(form, M, N, K, pa + at[0], a.ld, pb + at[1], b.ld, py + i * M * N, N, c.accumulate, leaves,
                   c.scratch(worker));
       });
     });
@@ -121,6 +121,20 @@ void linear_kernel(const Context& c, std::span<const Tensor> in, std::span<Tenso
   for_floating(c, out[0].dtype(), [&]<class T>() { linear_rows(c, in, out[0].data<T>()); });
 }
 
+// x, weight, residual, bias
+void linear_add_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
+  const Tensor list[] = {in[0], in[1], in[3]};
+  check_rows(c, in, {{0, 1}, {2, 1}});
+  for_floating(c, out[0].dtype(), [&]<class T>() {
+    T* y = out[0].data<T>();
+    const T* residual = in[2].data<T>();
+    linear_rows(c, list, y);
+    c.pool.parallel_for(out[0].numel(), pointwise_grain, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) y[i] += residual[i];
+    });
+  });
+}
+
 void linear_gelu_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   for_floating(c, out[0].dtype(), [&]<class T>() {
     T *y = out[0].data<T>(), *before = out[1].data<T>();
@@ -150,38 +164,44 @@ void set_weight_gradient(Gradient& g, const DistributedTensor& dy, const Distrib
   if (!added) g.set(1, std::move(d));
 }
 
-void matmul_gradient(Gradient& g) {
-  const DistributedTensor &a = g.input(0), &b = g.input(1), &dy = g.of_output();
-  if (g.needs(0)) {
-    DistributedTensor bt = transpose(b, -2, -1);
-    g.set(0, sum_to(call(matmul_op, {&dy, &bt}, {}, {g.wanted(0)}), a.shape()));
-  }
-  if (!g.needs(1)) return;
-  if (b.dims() == 2) {
-    set_weight_gradient(g, a, dy);
-  } else {
-    DistributedTensor at = transpose(a, -2, -1);
-    g.set(1, sum_to(call(matmul_op, {&at, &dy}, {}, {g.wanted(1)}), b.shape()));
-  }
+// Of input i of `g`: added to what it has so far, so that the gradient of what several products read is one sum.
+void set_product(Gradient& g, int i, const DistributedTensor& a, const DistributedTensor& b) {
+  bool added = false;
+  DistributedTensor d = call(matmul_op, {&a, &b}, {}, {g.wanted(i), g.sum(i), &added});
+  if (!added) g.set(i, sum_to(d, g.input_spec(i).shape));
 }
 
-// Of x W^T + bias, where its gradient is dy.
-void linear_gradients(Gradient& g, const DistributedTensor& dy) {
+void matmul_gradient(Gradient& g) {
+  const DistributedTensor &a = g.input(0), &b = g.input(1), &dy = g.of_output();
+  if (g.needs(0)) set_product(g, 0, dy, transpose(b, -2, -1));
+  if (!g.needs(1)) return;
+  if (b.dims() == 2)
+    set_weight_gradient(g, a, dy);
+  else
+    set_product(g, 1, transpose(a, -2, -1), dy);
+}
+
+// Of x W^T + bias, input `of_bias`, where its gradient is dy.
+void linear_gradients(Gradient& g, const DistributedTensor& dy, int of_bias = 2) {
   const DistributedTensor &x = g.input(0), &w = g.input(1);
   if (g.needs(0) && dy.dims() > 1) {
-    g.set(0, call(matmul_op, {&dy, &w}, {}, {g.wanted(0)}));
+    set_product(g, 0, dy, w);
   } else if (g.needs(0)) {  // one row
     DistributedTensor row = reshape(dy, {1, dy.size(0)});
     g.set(0, reshape(matmul(row, w), x.shape()));
   }
   if (g.needs(1)) set_weight_gradient(g, dy, x);
-  if (g.needs(2)) {
+  if (g.needs(of_bias)) {
     Dims leading = Dims::filled(dy.dims() - 1, 0);
     std::iota(leading.begin(), leading.end(), 0);
-    g.set(2, leading.empty() ? dy : sum(dy, leading));
+    g.set(of_bias, leading.empty() ? dy : sum(dy, leading));
   }
 }
 void linear_gradient(Gradient& g) { linear_gradients(g, g.of_output()); }
+void linear_add_gradient(Gradient& g) {
+  if (g.needs(2)) g.set(2, g.of_output());
+  linear_gradients(g, g.of_output(), 3);
+}
 void linear_gelu_gradient(Gradient& g) {
   linear_gradients(g, call(gelu_backward_op, {&g.of_output(), &g.output(1)}, Gelu{"tanh"}));
 }
@@ -201,6 +221,7 @@ const Op matmul_op = {.name = "matmul",
                       .passes = {linear_in({0}), linear_in({1})},
                       .types = product_types,
                       .strided = true,
+                      .accumulates = true,
                       .f32_sums = true,
                       .cpu = matmul_kernel,
                       .gradient = matmul_gradient,
@@ -224,6 +245,19 @@ const Op linear_op = {
     .gradient = linear_gradient,
     .keeps = {.inputs = {0, 1}},
     .sample = {{{{5, 7}, {3, 7}, {3}}}, {{{2, 5, 7}, {3, 7}, absent}}, {{{7}, {3, 7}, {3}}}, {{{0, 4}, {6, 4}, {6}}}}};
+const Op linear_add_op = {
+    .name = "linear_add",
+    .rule = "...k,nk,...n,n->...n",
+    .passes = {linear_in({0, 2, 3}), linear_in({1, 2, 3})},
+    .added = {2, 3},
+    .types = product_types,
+    .optional = {3},
+    .f32_sums = true,
+    .cpu = linear_add_kernel,
+    .gradient = linear_add_gradient,
+    .keeps = {.inputs = {0, 1}},
+    .sample = {
+        {{{5, 7}, {3, 7}, {5, 3}, {3}}}, {{{2, 5, 7}, {3, 7}, {2, 5, 3}, absent}}, {{{0, 4}, {6, 4}, {0, 6}, {6}}}}};
 // Sharded k would be summed before gelu, which is not linear.
 const Op linear_gelu_op = {
     .name = "linear_gelu",
@@ -248,7 +282,8 @@ const Op linear_weight_gradient_op = {
     .sample = {{{{5, 3}, {5, 7}}, Product{}}, {{{2, 5, 3}, {2, 5, 4}}, Product{}}, {{{0, 3}, {0, 4}}, Product{}}}};
 
 namespace {
-constexpr const Op* matmul_ops[] = {&matmul_op, &linear_op, &linear_gelu_op, &linear_weight_gradient_op};
+constexpr const Op* matmul_ops[] = {&matmul_op, &linear_op, &linear_add_op, &linear_gelu_op,
+                                    &linear_weight_gradient_op};
 }  // namespace
 const Cards matmul_cards = matmul_ops;
 
@@ -278,6 +313,10 @@ DistributedTensor bmm(const DistributedTensor& a, const DistributedTensor& b) {
 }
 DistributedTensor linear(const DistributedTensor& x, const DistributedTensor& weight, const DistributedTensor& bias) {
   return call(linear_op, {&x, &weight, &bias});
+}
+DistributedTensor linear_add(const DistributedTensor& x, const DistributedTensor& weight,
+                             const DistributedTensor& residual, const DistributedTensor& bias) {
+  return call(linear_add_op, {&x, &weight, &residual, &bias});
 }
 DistributedTensor linear_gelu(const DistributedTensor& x, const DistributedTensor& weight,
                               const DistributedTensor& bias) {

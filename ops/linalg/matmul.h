@@ -13,7 +13,7 @@ struct Product {
   static constexpr auto fields() { return std::tuple(field("dtype", &Product::dtype)); }
 };
 
-extern const Op matmul_op, linear_op, linear_gelu_op, linear_weight_gradient_op;
+extern const Op matmul_op, linear_op, linear_add_op, linear_gelu_op, linear_weight_gradient_op;
 
 // [..., m, k] x [..., k, n] -> [..., m, n]; leading dimensions broadcast. A vector [k] is a row on the left and a
 // column on the right, whose dimension the result lacks: [k] x [k] is the dot product, of no dimension. f32 and f64.
@@ -23,6 +23,9 @@ DistributedTensor bmm(const DistributedTensor& a, const DistributedTensor& b);
 // x [..., k], weight [n, k], bias [n] or absent -> [..., n]: x weight^T + bias, as torch.nn.functional.linear.
 DistributedTensor linear(const DistributedTensor& x, const DistributedTensor& weight,
                          const DistributedTensor& bias = {});
+// residual [..., n] + linear(x, weight, bias): on CUDA one kernel, which reads it where it would write.
+DistributedTensor linear_add(const DistributedTensor& x, const DistributedTensor& weight,
+                             const DistributedTensor& residual, const DistributedTensor& bias = {});
 // gelu(linear(x, weight, bias), "tanh"): on CUDA one kernel.
 DistributedTensor linear_gelu(const DistributedTensor& x, const DistributedTensor& weight,
                               const DistributedTensor& bias = {});

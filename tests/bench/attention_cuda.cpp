@@ -2,8 +2,11 @@
 // mask leaves (half of the square; the backward pass 2.5 times the forward one).
 //
 //     build/gpu/bench/attention_cuda [--json FILE] [--only d=64] [--calls N] [--tokens N]
+//
+// Then each engine that cuDNN proposes is timed for each of these calls.
 #include <cmath>
 
+#include "ops/cuda/tuning.h"
 #include "tests/bench/cuda_timing.h"
 
 using namespace dtensor;
@@ -50,6 +53,8 @@ int program(const bench::Options& o) {
                       {"backward_tflops", 2.5 * flops / same_order},
                       {"backward_any_order_tflops", 2.5 * flops / any_order}});
     }
+  fmt::print("\n");
+  for (const std::string& line : cuda::tune(gpu.rank()).attention) fmt::print("{}\n", line);
   bench::write_json(o, gpu, "attention", rows);
   return 0;
 }

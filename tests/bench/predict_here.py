@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """predict_here.py [BIN] [PASSES]: predicted against measured steps of each shipped Llama plan on thread ranks here.
 
-Each pass calibrates before every few plans, then for each plan and mesh trains for some steps; told are the median of all
-steps' times and the mean of the predictions, because a machine is faster at one time than at another. The peak of memory is what a
-dry run says, and the metrics. Prints a table for docs/predictions.md.
+A machine is faster at one time than at another. So each pass takes the plans in another order and calibrates before each of
+them; an error is the median of the passes', and beside the errors stands how far a plan's own times, measured in one half of the passes,
+are from those in the other, which no prediction can better. The peak of memory is what a dry run says, and the metrics. Prints a table
+for docs/predictions.md.
 """
 import json
 import os
 import pathlib
+import random
 import statistics
 import subprocess
 import sys
@@ -47,26 +49,29 @@ with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
     (folder / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 4000)
     rows = {(plan, mesh): {"measured": [], "predicted": [], "peak": [], "said": 0} for plan, meshes in cases for mesh in meshes}
-    for _ in range(passes):
-        for i, ((plan, mesh), row) in enumerate(rows.items()):
-            if i % 6 == 0:
-                run(programs / "dtensor_calibrate", "--device", "cpu", "--output", folder / "here.json")
+    for number in range(passes):
+        order = list(rows.items())
+        random.Random(number).shuffle(order)
+        for (plan, mesh), row in order:
+            run(programs / "dtensor_calibrate", "--device", "cpu", "--output", folder / "here.json")
             common = [programs / "llama_pretrain", "--model", root / "examples/configs/llama_tiny.json", "--mesh", mesh,
                       "--plan", root / f"examples/plans/{plan}.json", "--batch-size", 8, "--seq-len", 128]
             seconds, peak = measure(folder, common)
             said = json.loads(run(*common, "--dry-run", "--json", "--hardware", folder / "here.json"))
-            row["measured"] += seconds
+            row["measured"].append(statistics.median(seconds))
             row["predicted"].append(said["time"]["step_seconds"])
             row["peak"].append(peak)
             row["said"] = said["memory"]["peak_bytes"]
     print("| plan | mesh | measured, ms | predicted, ms | error | peak, MiB | predicted | error |\n|---|---|---|---|---|---|---|---|")
-    errors = []
+    errors, again = [], []
     for (plan, mesh), row in rows.items():
-        measured, predicted = statistics.median(row["measured"]), statistics.mean(row["predicted"])
-        peak = statistics.median(row["peak"])
-        errors.append(predicted / measured - 1)
+        measured, predicted, peak = (statistics.median(row[key]) for key in ("measured", "predicted", "peak"))
+        errors.append(statistics.median(p / m - 1 for p, m in zip(row["predicted"], row["measured"])))
+        if passes > 1:
+            again.append(statistics.median(row["measured"][::2]) / statistics.median(row["measured"][1::2]) - 1)
         print(f"| {plan} | {mesh} | {measured * 1e3:.1f} | {predicted * 1e3:.1f} | {errors[-1]:+.0%} | {peak / 2**20:.2f} | "
               f"{row['said'] / 2**20:.2f} | {row['said'] / peak - 1:+.1%} |")
-    within = sum(abs(e) <= 0.15 for e in errors)
-    print(f"\n{len(errors)} rows: mean error {statistics.mean(map(abs, errors)):.1%}, worst {max(map(abs, errors), default=0):.1%}, "
-          f"{within} within 15 %")
+    for what, errors_of in (("predictions", errors), ("a plan's own time in the other half of the passes", again)):
+        if errors_of:
+            print(f"\n{what}: {len(errors_of)} rows, mean error {statistics.mean(map(abs, errors_of)):.1%}, worst "
+                  f"{max(map(abs, errors_of)):.1%}, {sum(abs(e) <= 0.15 for e in errors_of)} within 15 %")

@@ -56,6 +56,7 @@ constexpr Known other_bits[] = {
     {"norm_gradient_sums", "b of sample 1", "as for sum"},
     {"linear", "k of sample 0", "the bias is added by one rank, before the ranks' tree; without a bias the bits agree"},
     {"linear", "k of sample 2", "as above"},
+    {"linear_add", "k of sample", "residual and bias are added by one rank, before the ranks' tree"},
     {"linear_weight_gradient", "B of sample 1", "the inner of two token dimensions is sharded, as for sum"},
     {"rms_norm_backward", "B of sample 0", "as above: norm weights under sequence sharding"},
     {"add_rms_norm_backward", "B of sample 0", "as above"},

@@ -3,11 +3,16 @@
 #include <catch2/catch.hpp>
 #include <cmath>
 #include <cstring>
+#include <fstream>
 #include <limits>
 
 #include "dtensor/cuda/allocator.h"
+#include "ops/all.h"
 #include "ops/cuda/attention_backend.h"
 #include "ops/cuda/kernels.h"
+#include "ops/cuda/tuning.h"
+#include "tests/autograd.h"
+#include "tests/folder.h"
 
 using namespace dtensor;
 using Catch::Contains;
@@ -707,4 +712,76 @@ TEST_CASE("cuda: a rank knows why it has no cuDNN") {
     CHECK(why == "");  // none is looked for
   else if (!why.empty())
     CHECK_THAT(why, Contains("[cudnn] "));
+}
+
+namespace {
+
+// One call of attention in bf16, forward and backward, and a product.
+void attend_once(const DeviceMesh& mesh, int64_t sequence) {
+  auto given = [&](int64_t heads, double frequency) {
+    Tensor t = as_bf16(wave(f32, {2, sequence, heads, 64}, frequency)).to(mesh.rank_state().allocator());
+    return ops::transpose(DistributedTensor::distribute(t, mesh, Layout()), 1, 2);
+  };
+  DistributedTensor q = given(4, 0.37), k = given(2, 0.73), v = given(2, 1.19);
+  testing::Autograd autograd(mesh.rank_state());
+  for (const DistributedTensor* x : {&q, &k, &v}) autograd.watch(*x);
+  autograd.record.backward({ops::scaled_dot_product_attention(q, k, v, {.causal = true})}, {q});
+  ops::matmul(k, ops::transpose(v, -2, -1));
+}
+
+}  // namespace
+
+TEST_CASE("cuda: engines of attention are timed, told, and kept in the file of the products' algorithms") {
+  std::optional<cuda::cudnn::Api> api = find_cudnn();
+  if (!api) return;
+  testing::Folder folder;
+  const std::string file = folder / "tuned";
+  auto with_rank = [&](auto f) {
+    auto rank = Rank::single(Device::cuda);
+    f(*rank, DeviceMesh(*rank, "x=1"));
+  };
+  with_rank([&](Rank& rank, const DeviceMesh& mesh) {
+    attend_once(mesh, 32);
+    cuda::Tuned tuned = cuda::tune(rank);
+    CHECK(tuned.products == 1);
+    REQUIRE(tuned.attention.size() == 2);
+    CHECK_THAT(tuned.attention[0],
+               Contains("attention forward of 2 x 32 queries, 32 keys, 4/2 heads of 64, causal: engine "));
+    CHECK_THAT(tuned.attention[1], Contains("attention backward of 2 x 32 queries") && Contains(" ms"));
+    if (api->version == 0) CHECK_THAT(tuned.attention[0], Contains("engine 12 takes ") && Contains("; engine 10 "));
+    attend_once(mesh, 32);  // by what was chosen
+    CHECK(cuda::tune(rank).attention.empty());
+    cuda::save_tuned(rank, file);
+  });
+  const std::string text = testing::read_file(file);
+  CHECK(std::count(text.begin(), text.end(), '\n') == 4);  // whose it is, a product, two of attention
+  with_rank([&](Rank& rank, const DeviceMesh& mesh) {
+    cuda::load_tuned(rank, file);
+    attend_once(mesh, 32);
+    CHECK(cuda::tune(rank).attention.empty());
+    attend_once(mesh, 48);
+    CHECK(cuda::tune(rank).attention.size() == 2);
+    cuda::save_tuned(rank, file);
+    CHECK(std::count(text.begin(), text.end(), '\n') + 3 == [&] {
+      std::string more = testing::read_file(file);
+      return std::count(more.begin(), more.end(), '\n');
+    }());
+  });
+  with_rank([&](Rank& rank, const DeviceMesh&) {
+    auto refused = [&](const std::string& line, const std::string& error) {
+      std::ofstream(file) << text.substr(0, text.find('\n') + 1) << line << "\n";
+      CHECK_THROWS_WITH(cuda::load_tuned(rank, file), Contains(error));
+    };
+    refused("attention of cuDNN 1: 2 3 = 0",
+            "[attention] line 2 of " + file + " is no choice of an engine: \"attention");
+    std::string line = text.substr(text.find("attention"));
+    line = line.substr(0, line.find('\n'));
+    refused(line + " 0", " is no choice of an engine: ");
+    refused("attention of cuDNN 70000" + line.substr(line.find(':')),
+            fmt::format("[attention] {} is of cuDNN 70000, and this is {}: tune again, to another file", file,
+                        api->version));
+    CHECK_THROWS_WITH(cuda::find_cudnn(rank)->load("/nowhere/file"), Contains("[attention] cannot read /nowhere/file"));
+    CHECK_THROWS_WITH(cuda::find_cudnn(rank)->save("/nowhere/file"),
+                      Contains("[attention] cannot write /nowhere/file"));
+  });
 }

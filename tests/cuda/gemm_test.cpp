@@ -85,11 +85,13 @@ struct Case {
   bool a_transposed = false, b_transposed = false;
   int64_t gap = 0, shift = 0;  // elements between rows; misalignment
   bool accumulate = false, bias = false, gelu = false, aux = false;
+  bool apart = false;  // what is added lies elsewhere
 
   std::string text() const {
-    return fmt::format("{} -> {} [{},{},{}] x{} transposed {} {} gap {} shift {} accumulate {} bias {} gelu {} aux {}",
-                       name(type.in), name(type.out), M, N, K, batch, a_transposed, b_transposed, gap, shift,
-                       accumulate, bias, gelu, aux);
+    return fmt::format(
+        "{} -> {} [{},{},{}] x{} transposed {} {} gap {} shift {} accumulate {} bias {} gelu {} aux {} apart {}",
+        name(type.in), name(type.out), M, N, K, batch, a_transposed, b_transposed, gap, shift, accumulate, bias, gelu,
+        aux, apart);
   }
 
   double run(Gemm& gemm, const std::shared_ptr<Allocator>& device) const {
@@ -97,9 +99,11 @@ struct Case {
     int64_t lda = (a_transposed ? M : K) + gap, ldb = (b_transposed ? K : N) + gap, ldc = N + gap;
     int64_t a_stride = (a_transposed ? K : M) * lda, b_stride = (b_transposed ? N : K) * ldb, stride = M * ldc;
     auto A = random.numbers(shift + batch * a_stride, type.in), B = random.numbers(shift + batch * b_stride, type.in),
-         C = random.numbers(shift + batch * stride, type.out), add = random.numbers(shift + N, type.out), X = C;
+         C = random.numbers(shift + batch * stride, type.out), add = random.numbers(shift + N, type.out), X = C,
+         Y = random.numbers(shift + batch * stride, type.out);
     Tensor a = on_host(A, type.in).to(device), b = on_host(B, type.in).to(device), c = on_host(C, type.out).to(device),
-           v = on_host(add, type.out).to(device), x = on_host(X, type.out).to(device);
+           v = on_host(add, type.out).to(device), x = on_host(X, type.out).to(device),
+           y = on_host(Y, type.out).to(device);
     auto at = [&](const Tensor& t) { return t.bytes_data() + shift * itemsize(t.dtype()); };
     Product p{.M = M, .N = N, .K = K};
     p.A = {at(a), type.in, a_transposed, lda, a_stride}, p.B = {at(b), type.in, b_transposed, ldb, b_stride};
@@ -107,12 +111,13 @@ struct Case {
     p.accumulate = accumulate, p.gelu = gelu;
     if (bias) p.bias = at(v);
     if (aux) p.aux = at(x);
+    if (apart) p.added = at(y);
     gemm.run("test", p);
     for (int64_t i = 0; i < batch; ++i)
       for (int64_t m = 0; m < M; ++m)
         for (int64_t n = 0; n < N; ++n) {
           size_t to = size_t(shift + i * stride + m * ldc + n);
-          double sum = accumulate ? C[to] : 0;
+          double sum = apart ? Y[to] : accumulate ? C[to] : 0;
           for (int64_t k = 0; k < K; ++k)
             sum += A[size_t(shift + i * a_stride + (a_transposed ? k * lda + m : m * lda + k))] *
                    B[size_t(shift + i * b_stride + (b_transposed ? n * ldb + k : k * ldb + n))];
@@ -132,10 +137,10 @@ std::vector<Case> cases(std::initializer_list<std::array<int64_t, 3>> sizes) {
       for (int form = 0; form < 4; ++form)
         for (auto [gap, shift] : {std::array<int64_t, 2>{0, 0}, {3, 1}, {8, 0}})
           for (int64_t batch : {1, 3})
-            for (bool accumulate : {false, true})
+            for (int added = 0; added < 3; ++added)  // nothing; to what there is; what lies elsewhere
               for (int e = 0; e < 6; ++e)  // none, bias, gelu, both, both and what gelu was given, gelu and that
-                list.push_back({t, m, n, k, batch, form % 2 == 1, form / 2 == 1, gap, shift, accumulate,
-                                e == 1 || e == 3 || e == 4, e >= 2, e >= 4});
+                list.push_back({t, m, n, k, batch, form % 2 == 1, form / 2 == 1, gap, shift, added == 1,
+                                e == 1 || e == 3 || e == 4, e >= 2, e >= 4, added == 2});
   return list;
 }
 
@@ -207,6 +212,8 @@ TEST_CASE("gemm: an algorithm is decided once for each kind of product") {
   CHECK(decided(other) == 1);
   other = c, other.bias = true;
   CHECK(decided(other) == 1);
+  other = c, other.apart = true;
+  CHECK(decided(other) == 1);
   other = c, other.shift = 1;
   CHECK(decided(other) == 1);
   CHECK(decided(c) == 0);
@@ -216,7 +223,7 @@ TEST_CASE("gemm: an algorithm is decided once for each kind of product") {
 TEST_CASE("gemm: algorithms are tuned, saved, loaded, and refused where they are for another machine") {
   File file;
   Case small{types[0], 16, 24, 32}, other{types[2], 40, 8, 16};
-  other.bias = other.gelu = other.aux = other.accumulate = true, other.batch = 3;
+  other.bias = other.gelu = other.aux = other.apart = true, other.batch = 3;
   std::string text;
   {
     OnCuda on;
@@ -378,6 +385,21 @@ TEST_CASE("cuda: weight gradients of bf16 come in float32 and are added where th
   CHECK(difference(numbers(again.local()), twice) <= 1e-6);
   CHECK_THROWS_WITH(ops::linear_weight_gradient(a, b, DType::f64),
                     Contains("[linear_weight_gradient] dtype=f64 of bf16 factors: it is theirs, or f32 of bf16"));
+}
+
+TEST_CASE("cuda: products of batches are added where they are") {
+  OnCuda on;
+  Random random;
+  auto given = [&](const Shape& shape) {
+    return on(on_host(random.numbers(numel(shape), DType::f32), DType::f32, shape));
+  };
+  DistributedTensor a = given({2, 3, 5, 7}), b = given({1, 3, 7, 4}), sum = ops::matmul(a, b);
+  std::vector<double> twice = numbers(sum.local());
+  for (double& x : twice) x *= 2;
+  bool added = false;
+  call(ops::matmul_op, {&a, &b}, {}, {.into = &sum, .accumulated = &added});
+  CHECK(added);
+  CHECK(difference(numbers(sum.local()), twice) <= 1e-6);
 }
 
 TEST_CASE("cuda: float32 products are exact to its rounding unless tf32 is allowed") {

@@ -36,7 +36,7 @@ std::string h200() {
 // so.
 int64_t engine_of(const CudnnAttention& call, const std::string& device) {
   static const cudnn::Api api = cudnn::load();
-  return cudnn_engine(api, call, device);
+  return cudnn_engines(api, call, device)[0].engine;
 }
 
 // q, k and v as one product of the three leaves them: [batch, sequence, heads + 2 kv_heads, head_dim]; or one by one.
@@ -118,6 +118,24 @@ TEST_CASE("cuDNN accepts attention for an H200: queries and keys of different le
       call.pass = pass, call.shape.causal = t.causal, call.shape.diagonal = t.diagonal;
       check_accepted(call);
     }
+}
+
+TEST_CASE("a proposal of cuDNN's heuristics is made again by its number") {
+  static const cudnn::Api api = cudnn::load();
+  CudnnAttention call = make_call(16, 4, 4096, 4096, 128);
+  call.shape.causal = true;
+  for (AttentionPass pass : {forward, backward}) {
+    call.pass = pass;
+    std::vector<CudnnEngine> all = cudnn_engines(api, call, h200());
+    REQUIRE(!all.empty());
+    for (size_t i = 0; i < all.size(); ++i) {
+      INFO("proposal " << all[i].proposal << ", engine " << all[i].engine);
+      CHECK((i == 0 || all[i].proposal > all[i - 1].proposal));
+      std::vector<CudnnEngine> one = cudnn_engines(api, call, h200(), all[i].proposal);
+      CHECK((one.size() == 1 && one[0].proposal == all[i].proposal && one[0].engine == all[i].engine));
+    }
+    CHECK_THROWS_WITH(cudnn_engines(api, call, h200(), 1000), Contains("[cudnn] no engine takes this graph"));
+  }
 }
 
 namespace {

@@ -1,7 +1,9 @@
 // cuDNN's attention by the library's own kernels, as awkward as the real one: what it writes beyond the lengths, and
 // outside of runs, is NaN.
+#include <set>
+
 #include "dtensor/cuda/launch.cuh"
-#include "ops/cuda/cudnn_attention.h"
+#include "ops/cuda/attention_engines.h"
 
 namespace dtensor::cuda {
 namespace cudnn {
@@ -157,11 +159,30 @@ class RaggedCall {
 
 struct Cudnn::State {
   std::shared_ptr<Allocator> allocator;
+  AttentionEngines engines;
+  std::set<CudnnAttention> calls = {};
 };
-Cudnn::Cudnn(std::shared_ptr<Allocator> allocator, cudnn::Api) : state_(new State{std::move(allocator)}) {}
+Cudnn::Cudnn(std::shared_ptr<Allocator> allocator, cudnn::Api api)
+    : state_(new State{std::move(allocator), AttentionEngines(api.version)}) {}
 Cudnn::~Cudnn() = default;
 
+// Two engines accept each call, the heuristics' proposals 0 and 2, of which the second does nothing when it is timed.
+std::vector<std::string> Cudnn::tune() {
+  std::vector<std::string> found;
+  for (const CudnnAttention& call : std::set(state_->calls)) {
+    if (state_->engines.chosen(call)) continue;
+    std::vector<AttentionEngines::Candidate> list;
+    list.push_back({0, 10, [&](const AttentionPointers& p, const AttentionLengths& l) { run(call, p, 1, l); }});
+    list.push_back({2, 12, [](const AttentionPointers&, const AttentionLengths&) {}});
+    state_->engines.choose(call, list, state_->allocator, found);
+  }
+  return found;
+}
+void Cudnn::save(const std::string& path) const { state_->engines.save(path); }
+void Cudnn::load(const std::string& path) { state_->engines.load(path); }
+
 void Cudnn::run(const CudnnAttention& call, const AttentionPointers& p, double scale, const AttentionLengths& lengths) {
+  state_->calls.insert(call);
   if (call.tokens) {
     RaggedCall ragged(call, p, lengths, state_->allocator);
     run(ragged.dense, ragged.pointers, scale, {lengths.of_queries, lengths.of_keys});

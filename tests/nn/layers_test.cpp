@@ -46,6 +46,46 @@ TEST_CASE("Linear is x W^T + b") {
   CHECK(difference(values(y.local()), expected) < 1e-6);
 }
 
+TEST_CASE("a Linear adds to a residual in one op, and in two where hooks or another forward come between") {
+  struct Names : Observer {
+    std::string list;
+    void on_call(const CallEvent& e) override { list += (list.empty() ? "" : ", ") + std::string(e.op.name); }
+  };
+  for (bool bias : {false, true}) {
+    Layers l;
+    Linear linear(l.root, "linear", 5, 3, bias, 0.3);
+    materialize(l.root, 1);
+    DistributedTensor x = l.input({2, 4, 5}, 2), residual = l.input({2, 4, 3}, 3), dy = l.input({2, 4, 3}, 4);
+    auto run = [&] {
+      Autograd autograd(*l.rank);
+      for (const DistributedTensor* each : {&x, &residual, &linear.weight.value()}) autograd.watch(*each);
+      if (bias) autograd.watch(linear.bias->value());
+      Names names;
+      l.rank->add(names);
+      DistributedTensor y = linear.add_to(residual, x);
+      l.rank->remove(names);
+      autograd.record.backward({y}, {dy});
+      std::vector<std::vector<double>> all{values(y.local()), values(autograd.gradient(x).local()),
+                                           values(autograd.gradient(residual).local()),
+                                           values(autograd.gradient(linear.weight.value()).local())};
+      if (bias) all.push_back(values(autograd.gradient(linear.bias->value()).local()));
+      return std::pair(names.list, all);
+    };
+    auto [plain, one] = run();
+    CHECK(plain == "linear_add");
+    linear.add_after_hook([](Module&, std::vector<DistributedTensor*>&) {});
+    auto [hooked, two] = run();
+    CHECK(hooked == "linear, add");
+    CHECK(one == two);
+    Linear other(l.root, "other", 5, 3, false, 0.3);
+    materialize(l.root, 1);
+    CHECK(other.is_plain());
+    other.replace_forward([&](const DistributedTensor&) { return dy; });
+    CHECK(!other.is_plain());
+    CHECK(values(other.add_to(residual, x).local()) == values((residual + dy).local()));
+  }
+}
+
 TEST_CASE("Embedding looks rows up") {
   Layers l;
   Embedding table(l.root, "table", 7, 3, 0.3);

@@ -323,6 +323,55 @@ TEST_CASE("the logits are those of a plain implementation in double") {
   }
 }
 
+TEST_CASE("a block's last product adds to the residual, and no pass adds gradients, unless a plan comes between") {
+  struct Counts : Observer {
+    const Rank& rank;
+    std::map<std::string, int> of;  // "forward add"
+    explicit Counts(const Rank& r) : rank(r) {}
+    void on_call(const CallEvent& e) override {
+      ++of[(rank.phase == Phase::backward ? "backward " : "forward ") + std::string(e.op.name)];
+    }
+  };
+  auto run = [](const char* mesh, const std::string& plan, bool hooked) {
+    return on_mesh(mesh, [&](const DeviceMesh& m) {
+      nn::LlamaForCausalLM model(m, small_llama(2, 64));
+      nn::ParallelPlan::from_json(json(plan)).apply(model);
+      for (nn::Module* x : model.modules())
+        if (hooked && x->path().ends_with("down_proj"))
+          x->add_after_hook([](nn::Module&, std::vector<DistributedTensor*>&) {});
+      nn::materialize(model, 7);
+      Counts counts(m.rank_state());
+      Autograd autograd(m.rank_state());
+      nn::watch_parameters(autograd, model.parameters());
+      m.rank_state().add(counts);
+      DistributedTensor y =
+          model(DistributedTensor::distribute(Tensor::of<int64_t>({2, 3}, {5, 9, 60, 1, 2, 3}), m, Layout()));
+      autograd.backward(ops::sum(ops::square(y)).redistribute(Layout()));
+      m.rank_state().remove(counts);
+      std::vector<std::vector<double>> all{values(y.full_tensor())};
+      for (const DistributedTensor& g : nn::reduce_gradients(autograd, model.parameters()))
+        all.push_back(values(g.full_tensor()));
+      return std::pair(counts.of, all);
+    })[0];
+  };
+  auto [ops, values] = run("tp=1", "{}", false);
+  CHECK(ops["forward linear_add"] == 2);
+  CHECK(ops["forward add"] == 0);
+  CHECK(ops["backward add"] == 0);
+  CHECK(ops["backward add_rms_norm_backward"] == 4);  // of both norms of both blocks
+  auto [hooked_ops, hooked_values] = run("tp=1", "{}", true);
+  CHECK(hooked_ops["forward linear_add"] == 0);
+  CHECK(hooked_ops["forward add"] == 2);
+  CHECK(hooked_values == values);
+  const std::string plan = R"({"tensor_parallel": {"axis": "tp", "plan": {
+    "model.layers.*.mlp.gate_proj": "ColwiseParallel", "model.layers.*.mlp.up_proj": "ColwiseParallel",
+    "model.layers.*.mlp.down_proj": "RowwiseParallel"}}})";
+  auto [sharded_ops, sharded_values] = run("tp=2", plan, false);
+  CHECK(sharded_ops["forward linear_add"] == 0);
+  CHECK(sharded_ops["backward add"] == 0);
+  for (size_t i = 0; i < values.size(); ++i) CHECK(difference(sharded_values[i], values[i]) < 1e-5);
+}
+
 TEST_CASE("heads that do not divide are an error that says so") {
   // Key and value heads may stay whole: then any number of ranks will do.
   auto error = [](int64_t kv_heads, const char* mesh, const char* kv_style) {

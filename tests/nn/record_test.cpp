@@ -533,6 +533,119 @@ TEST_CASE("a weight's gradient is added to the one of the same record, in its pl
   CHECK(values(autograd.gradient(w).local()) == two);
 }
 
+namespace {
+
+// What a backward pass has added: by ops of their own, and by calls in the place of what there was.
+struct Additions : Observer {
+  int apart = 0, in_place = 0;
+  void on_call(const CallEvent& e) override { apart += e.op.name == "add", in_place += e.accumulated; }
+};
+
+// The gradient of x, which three projections of other widths read, for given gradients of these; and the same by their
+// products one by one, the last projection first. Each as this rank has it.
+struct Shared {
+  std::vector<double> joint, apart, whole;
+  int additions;
+  bool operator==(const Shared&) const = default;
+};
+Shared shared_input(const DeviceMesh& m, DType dtype) {
+  Rank& rank = m.rank_state();
+  auto given = [&](const Shape& shape, int seed, const Layout& layout) {
+    return ops::cast(DistributedTensor::distribute(f32(shape, seed), m, layout), dtype);
+  };
+  const Layout rows{Shard(0)}, columns{Shard(2)};
+  DistributedTensor x = given({2, 5, 24}, 1, whole);
+  Autograd autograd(rank);
+  autograd.watch(x);
+  std::vector<DistributedTensor> y, dy, w;
+  for (int i = 0; i < 3; ++i) {
+    int64_t n = i == 0 ? 264 : 132;
+    w.push_back(given({n, 24}, 2 + i, rows)), dy.push_back(given({2, 5, n}, 5 + i, columns));
+    y.push_back(ops::linear(x, w.back()));
+  }
+  Additions additions;
+  rank.add(additions);
+  autograd.record.backward(y, dy);
+  rank.remove(additions);
+  check(additions.in_place == 2, "{} products were added in place", additions.in_place);
+  NoGrad scope(rank);
+  DistributedTensor sum;
+  for (size_t i : {2, 1, 0}) {
+    DistributedTensor d = ops::matmul(ops::cast(dy[i], DType::f32), ops::cast(w[i], DType::f32));
+    sum = ops::cast(sum.defined() ? ops::add(ops::cast(sum, DType::f32), d) : d, dtype);
+  }
+  DistributedTensor joint = autograd.gradient(x);
+  return {values(joint.local()), values(sum.local()), values(joint.full_tensor()), additions.apart};
+}
+
+}  // namespace
+
+TEST_CASE("the gradient of what several projections read is one sum, to the bits of their products added one by one") {
+  std::vector<double> one;
+  for (const char* mesh : {"tp=1", "tp=2", "tp=4"})
+    for (const Shared& s : on_mesh(mesh, [](const DeviceMesh& m) { return shared_input(m, DType::f32); })) {
+      INFO(mesh);
+      CHECK(s.additions == 0);
+      CHECK(s.joint == s.apart);
+      if (one.empty()) one = s.whole;
+      CHECK(difference(s.whole, one) < 1e-6);
+    }
+  // Each product is added in float32 and rounded once.
+  Shared half = on_mesh("tp=1", [](const DeviceMesh& m) { return shared_input(m, DType::bf16); })[0];
+  CHECK(half.additions == 0);
+  CHECK(half.joint == half.apart);
+}
+
+TEST_CASE("the gradients of what products of batches read, on either side, are one sum") {
+  auto rank = Rank::single();
+  DeviceMesh m(*rank, "x=1");
+  auto given = [&](const Shape& shape, int seed) { return DistributedTensor::distribute(f32(shape, seed), m, whole); };
+  for (bool left : {true, false}) {
+    DistributedTensor x = given({3, 4, 4}, 1), others[] = {given({3, 4, 4}, 2), given({3, 4, 4}, 3)}, y[2];
+    auto gradient = [&](std::initializer_list<int> of) {
+      Autograd autograd(*rank);
+      autograd.watch(x);
+      std::vector<DistributedTensor> outputs, given_gradients;
+      for (int i : of) {
+        outputs.push_back(left ? ops::matmul(x, others[i]) : ops::matmul(others[i], x));
+        given_gradients.push_back(given({3, 4, 4}, 4 + i));
+      }
+      Additions additions;
+      rank->add(additions);
+      autograd.record.backward(outputs, given_gradients);
+      rank->remove(additions);
+      CHECK(additions.apart == 0);
+      CHECK(additions.in_place == int(of.size()) - 1);
+      return autograd.gradient(x);
+    };
+    CHECK(values(gradient({0, 1}).local()) == values(ops::add(gradient({1}), gradient({0})).local()));
+  }
+}
+
+TEST_CASE("a norm adds what came for its input round it, while it has the rows at hand") {
+  auto rank = Rank::single();
+  DeviceMesh m(*rank, "x=1");
+  auto given = [&](const Shape& shape, int seed) { return DistributedTensor::distribute(f32(shape, seed), m, whole); };
+  DistributedTensor x = given({4, 6}, 1), w = given({6}, 2), dy = given({4, 6}, 3), dx = given({4, 6}, 4);
+  auto gradients = [&](bool round) {
+    Autograd autograd(*rank);
+    autograd.watch(x), autograd.watch(w);
+    std::vector<DistributedTensor> outputs{ops::rms_norm(x, w, 1e-5)}, given_gradients{dy};
+    if (round) outputs.push_back(ops::add(x, 1)), given_gradients.push_back(dx);
+    Additions additions;
+    rank->add(additions);
+    autograd.record.backward(outputs, given_gradients);
+    rank->remove(additions);
+    CHECK(additions.apart == 0);
+    return std::pair(autograd.gradient(x), values(autograd.gradient(w).local()));
+  };
+  auto [both, weight] = gradients(true);
+  auto [alone, same_weight] = gradients(false);
+  CHECK(values(both.local()) == values(ops::add(dx, alone).local()));
+  CHECK(weight == same_weight);
+  CHECK(values(dx.local()) == values(given({4, 6}, 4).local()));
+}
+
 TEST_CASE("errors of a record") {
   auto rank = Rank::single();
   DeviceMesh m(*rank, "x=1");

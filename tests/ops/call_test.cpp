@@ -27,6 +27,8 @@ TEST_CASE("errors of calls begin with the op and show the values") {
   CHECK_THROWS_WITH(ops::swiglu(a, one({7})), Contains("[swiglu] shapes differ: [5,7] and [7]"));
   CHECK_THROWS_WITH(ops::linear_weight_gradient(a, one({1, 7})),
                     Contains("[linear_weight_gradient] leading dimensions [5] and [1] differ"));
+  CHECK_THROWS_WITH(ops::linear_add(a, one({3, 7}), one({1, 3})),
+                    Contains("[linear_add] leading dimensions [5] and [1] differ"));
   CHECK_THROWS_WITH(ops::embedding(a, a), Contains("[embedding] indices are i64, not f32[5,7]"));
   CHECK_THROWS_WITH(ops::embedding(one({5}, DType::i64), one({4, 2})),
                     Contains("[embedding] id 4 is outside the vocabulary [0,4)"));
