@@ -1,5 +1,6 @@
 #include "nn/data/token_source.h"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -166,19 +167,6 @@ void read_nanotron(Shard& s) {
   s.data = s.map->data(), s.stored_ends = idx.data();
 }
 
-// A file that is gone when its last user is.
-struct Temporary {
-  std::string path;
-  Temporary() {
-    const char* folder = std::getenv("TMPDIR");
-    path = std::string(folder && *folder ? folder : "/tmp") + "/dtensor_tokens_XXXXXX";
-    int fd = mkstemp(path.data());
-    check(fd >= 0, "[data] cannot write {}: set TMPDIR to a folder with room for the tokens", path);
-    close(fd);
-  }
-  ~Temporary() { std::remove(path.c_str()); }
-};
-
 bool is_plain_text(const std::string& file) {
   std::string ending = fs::path(file).extension();
   return ending != ".jsonl" && ending != ".gz" && ending != ".zst";
@@ -228,12 +216,11 @@ void TokenSource::add(const std::string& file, const std::optional<Tokenizer>& t
     s->data = s->map->data();
     s->tokens = int64_t(s->map->size()) + 2, s->documents = 1, s->found_ends = {s->tokens};
   } else {
-    Temporary temporary;
     Tokenizer t = tokenizer ? *tokenizer : Tokenizer::bytes();
-    ShardWriter writer(temporary.path, t.vocab_size());
+    ShardWriter writer(t.vocab_size());
     tokenize_documents({file}, t, 0, [&](auto ids, bool last) { writer.add(ids, last); });
-    writer.finish(false);
-    s->map = std::make_unique<MappedFile>(temporary.path, "data");
+    writer.finish();
+    s->map = std::make_unique<MappedFile>(writer.path(), "data");
     read_own(*s);
   }
   s->check_ends();
@@ -286,19 +273,38 @@ void TokenSource::read(int64_t begin, std::span<int64_t> to) const {
 
 ShardWriter::ShardWriter(const std::string& file, int64_t vocab_size)
     : file_(file),
+      named_(true),
       vocab_size_(vocab_size),
       width_(vocab_size <= 65536 ? 2 : 4),
       out_(std::fopen((file + ".partial").c_str(), "wb")) {
   check(out_ != nullptr, "[data] cannot write {}: does the folder exist?", file);
-  Header nothing{};
-  write(&nothing, sizeof nothing);
+  begin();
+}
+
+ShardWriter::ShardWriter(int64_t vocab_size)
+    : named_(false), vocab_size_(vocab_size), width_(vocab_size <= 65536 ? 2 : 4) {
+  const char* folder = std::getenv("TMPDIR");
+  file_ = std::string(folder && *folder ? folder : "/tmp") + "/dtensor_tokens_XXXXXX";
+  int fd = mkostemp(file_.data(), O_CLOEXEC);
+  check(fd >= 0, "[data] cannot write {}: set TMPDIR to a folder with room for the tokens", file_);
+  unlink(file_.c_str());
+  out_ = fdopen(fd, "wb");
+  begin();
 }
 
 ShardWriter::~ShardWriter() {
   if (!out_) return;
   std::fclose(out_);
-  std::remove((file_ + ".partial").c_str());
+  if (named_) std::remove((file_ + ".partial").c_str());
 }
+
+// Room for the header, which is written last.
+void ShardWriter::begin() {
+  Header nothing{};
+  write(&nothing, sizeof nothing);
+}
+
+std::string ShardWriter::path() const { return named_ ? file_ : fmt::format("/proc/self/fd/{}", fileno(out_)); }
 
 void ShardWriter::write(const void* bytes, size_t size) {
   if (size == 0) return;  // of an empty vector: fwrite may not be given its null
@@ -318,7 +324,7 @@ void ShardWriter::add(std::span<const int32_t> ids, bool last) {
   if (last) ends_.push_back(uint64_t(tokens_));
 }
 
-void ShardWriter::finish(bool durable) {
+void ShardWriter::finish() {
   size_t bytes = size_t(tokens_ * width_);
   const char zeros[8] = {};
   write(zeros, padded(bytes) - bytes);
@@ -327,10 +333,13 @@ void ShardWriter::finish(bool durable) {
   std::memcpy(h.magic, magic, 8);
   bool ok = std::fseek(out_, 0, SEEK_SET) == 0;
   write(&h, sizeof h);
-  ok = std::fflush(out_) == 0 && ok && (!durable || fsync(fileno(out_)) == 0);
-  ok = std::fclose(std::exchange(out_, nullptr)) == 0 && ok;
+  ok = std::fflush(out_) == 0 && ok;
+  if (named_) {
+    ok = ok && fsync(fileno(out_)) == 0;
+    ok = std::fclose(std::exchange(out_, nullptr)) == 0 && ok;
+  }
   check(ok, "[data] cannot write to {}: is the disk full?", file_);
-  fs::rename(file_ + ".partial", file_);
+  if (named_) fs::rename(file_ + ".partial", file_);
 }
 
 void tokenize_documents(const std::vector<std::string>& files, const Tokenizer& tokenizer, int threads,

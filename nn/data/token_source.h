@@ -22,8 +22,8 @@ class TokenSource {
   //   *.bin                   a shard of data_prepare; of llm.c (uint16 of GPT-2, uint32 of Llama 3); or Megatron's,
   //   with its .idx
   //   *.ds                    nanotron's (datatrove's), with its .ds.index
-  //   anything else           text (documents.h), tokenized here with all threads into a temporary file that is deleted
-  //                           at once, each document between the tokenizer's document tokens
+  //   anything else           text (documents.h), tokenized here with all threads into a temporary file, each document
+  //                           between the tokenizer's document tokens
   // Without a tokenizer, tokens are bytes, then [BOT], [EOT] and [PAD] (packed_text.h); plain text is mapped as it is.
   // Errors: a file that cannot be read, or is not what it says it is.
   explicit TokenSource(const std::vector<std::string>& files, const std::optional<Tokenizer>& tokenizer = std::nullopt);
@@ -53,17 +53,25 @@ class ShardWriter {
  public:
   // Tokens take two bytes where the vocabulary fits. Errors: a file that cannot be written.
   ShardWriter(const std::string& file, int64_t vocab_size);
+  // A temporary file in TMPDIR, which has no name: the system frees it when its last user is gone, also where that was
+  // killed. Errors: a folder that cannot be written to.
+  explicit ShardWriter(int64_t vocab_size);
+  ShardWriter(const ShardWriter&) = delete;
   ~ShardWriter();
   // A document, or its next part: `last` ends it.
   void add(std::span<const int32_t> ids, bool last = true);
-  // `durable`: on the disk, not in the system's memory alone, before the file has its name.
-  void finish(bool durable = true);
+  // A file with a name is on the disk, not in the system's memory alone, before it has it.
+  void finish();
+  // Where the shard can be read: a temporary one until the writer is gone.
+  std::string path() const;
   int64_t tokens() const { return tokens_; }
   int64_t documents() const { return int64_t(ends_.size()); }
 
  private:
+  void begin();
   void write(const void* bytes, size_t size);
   std::string file_;
+  bool named_;
   int64_t vocab_size_, width_, tokens_ = 0;
   std::vector<uint64_t> ends_;
   std::FILE* out_;

@@ -1,5 +1,9 @@
 #include "nn/data/dataset.h"
 
+#include <sys/stat.h>
+
+#include <thread>
+
 #include "dtensor/launch.h"
 #include "nn/data/documents.h"
 #include "nn/data/loader.h"
@@ -356,6 +360,24 @@ TEST_CASE("a long document is tokenized in parts, as one") {
   expected.insert(expected.end(), {end, begin, end});
   CHECK((ids == expected));  // not to be printed
   CHECK(TokenSource({file}, t).documents() == 1);
+}
+
+TEST_CASE("text is tokenized into a file without a name: a run that is killed leaves none") {
+  Folder folder, temporary;
+  std::string pipe = folder / "a.jsonl";
+  REQUIRE(mkfifo(pipe.c_str(), 0600) == 0);
+  setenv("TMPDIR", temporary.path.c_str(), 1);
+  bool no_name = false;
+  std::jthread writer([&] {
+    std::ofstream out(pipe);  // waits for the reader, who has made the file of tokens before
+    no_name = std::filesystem::is_empty(temporary.path);
+    out << "{\"text\": \"ab\"}\n";
+  });
+  TokenSource source({pipe});
+  unsetenv("TMPDIR");
+  writer.join();
+  CHECK(no_name);
+  CHECK(all_tokens(source) == std::vector<int64_t>{256, 97, 98, 257});
 }
 
 TEST_CASE("plain text is mapped: it takes no memory of its own") {

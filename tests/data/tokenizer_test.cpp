@@ -294,6 +294,68 @@ TEST_CASE("merges are those of the definition, for short and long pieces, cut at
   CHECK(words > 2 * pieces);  // much was cut
 }
 
+TEST_CASE("merges, unknown characters and bytes in cases that trained vocabularies do not have") {
+  auto with_bytes = [](Vocabulary v) {  // ids from 100 on
+    for (int b = 0; b < 256; ++b) v.emplace(fmt::format("<0x{:02X}>", b), 100 + b);
+    return v;
+  };
+  const Vocabulary abc{{"a", 0}, {"b", 1}, {"c", 2}, {"ab", 3}, {"bc", 4}}, few{{"?", 0}, {"a", 1}, {"<0xC3>", 2}};
+  const Vocabulary abcd{{"a", 0}, {"b", 1}, {"c", 2}, {"d", 3}, {"ab", 4}, {"bc", 5}, {"bcd", 6}, {"abc", 7}};
+  std::string a51(51, 'a'), many;
+  std::vector<int32_t> a25(25, 1), many_ids;
+  a25.push_back(0);
+  for (int i = 0; i < 20; ++i) many += "abcd", many_ids.insert(many_ids.end(), {0, 6});
+  struct Row {
+    const char* what;
+    Vocabulary vocabulary;
+    std::vector<Bpe::Merge> merges;
+    BpeOptions options;
+    std::string text;
+    std::vector<int32_t> ids;
+  };
+  const Row rows[] = {
+      {"a merge that stands twice has its last rank", abc, {{0, 1}, {1, 2}, {0, 1}}, {}, "abc", {0, 4}},
+      {"a token that no merge makes", abc, {}, {.ignore_merges = true}, "ab", {3}},
+      {"which is not cut", with_bytes(abc), {}, {.ignore_merges = true, .byte_fallback = true}, "ab", {3}},
+      {"a byte that merges with the next character",
+       with_bytes({{"a", 0}, {"<0xA9>a", 1}}),
+       {{100 + 0xA9, 0}},
+       {.byte_fallback = true},
+       "éa",
+       {100 + 0xC3, 1}},
+      {"a merge of nothing", with_bytes({{"", 0}, {"a", 1}}), {{0, 1}}, {.byte_fallback = true}, "aa", {1, 1}},
+      {"a byte is missing", few, {}, {.byte_fallback = true, .fuse_unknown = true, .unknown = 0}, "aéé", {1, 0}},
+      {"unknown ones are fused only where asked for", few, {}, {.unknown = 0}, "éé", {0, 0}},
+      {"the leftmost of a long piece", {{"a", 0}, {"aa", 1}}, {{0, 0}}, {}, a51, a25},
+      {"a pair of a long piece that has become another", abcd, {{1, 2}, {0, 1}, {5, 3}, {0, 5}}, {}, many, many_ids},
+  };
+  for (const Row& row : rows) {
+    INFO(row.what);
+    std::vector<Symbol> symbols;
+    Bpe(row.vocabulary, row.merges, row.options).append(row.text, symbols);
+    std::vector<int32_t> ids;
+    for (Symbol symbol : symbols) ids.push_back(symbol.id);
+    CHECK(ids == row.ids);
+  }
+  std::vector<Symbol> symbols;
+  Bpe(few, {}, {}).append("aé", symbols);  // left out, but its bytes count
+  REQUIRE(symbols.size() == 1);
+  CHECK(symbols[0].bytes == 3);
+  symbols.clear();
+  Bpe fuses(few, {}, {.fuse_unknown = true, .unknown = 0});
+  fuses.append("é", symbols), fuses.append("é", symbols);  // not over pieces
+  CHECK(symbols.size() == 2);
+}
+
+TEST_CASE("a token of no byte alphabet is its text, and bytes that can be no character come at once") {
+  Json file = reference_json("llama3.json");
+  file["added_tokens"].push_back({{"id", 5000}, {"content", "<中>"}});
+  CHECK(Tokenizer::parse(file).decode(std::vector<int32_t>{5000}) == "<中>");
+  DecodeStream stream(Tokenizer::bytes());
+  CHECK(stream.push(0xF0) == "");
+  CHECK(stream.push(0x80) == "\uFFFD\uFFFD");
+}
+
 TEST_CASE("without a file, tokens are bytes") {
   Tokenizer t = Tokenizer::bytes();
   CHECK(t.vocab_size() == 259);
