@@ -380,6 +380,21 @@ TEST_CASE("cuda: weight gradients of bf16 come in float32 and are added where th
                     Contains("[linear_weight_gradient] dtype=f64 of bf16 factors: it is theirs, or f32 of bf16"));
 }
 
+TEST_CASE("cuda: products of batches are added where they are") {
+  OnCuda on;
+  Random random;
+  auto given = [&](const Shape& shape) {
+    return on(on_host(random.numbers(numel(shape), DType::f32), DType::f32, shape));
+  };
+  DistributedTensor a = given({2, 3, 5, 7}), b = given({1, 3, 7, 4}), sum = ops::matmul(a, b);
+  std::vector<double> twice = numbers(sum.local());
+  for (double& x : twice) x *= 2;
+  bool added = false;
+  call(ops::matmul_op, {&a, &b}, {}, {.into = &sum, .accumulated = &added});
+  CHECK(added);
+  CHECK(difference(numbers(sum.local()), twice) <= 1e-6);
+}
+
 TEST_CASE("cuda: float32 products are exact to its rounding unless tf32 is allowed") {
   OnCuda on;
   std::vector<double> v(64, 1 + 0x1p-13);
