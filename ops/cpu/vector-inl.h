@@ -2,8 +2,8 @@
 // follow the law of gemm.h. Compiled once per instruction set (see <hwy/foreach_target.h>), hence no #pragma once.
 //
 // A result depends on the value of an element only, never on its place: the rest of a row is computed by the
-// full-vector code on a copy padded with zeros. In float32 the functions are our own, so their bits do not change with
-// a library's version; in float64, which is for tests, they are the C library's, lane by lane.
+// full-vector code on a vector padded with zeros. In float32 the functions are our own, so their bits do not change
+// with a library's version; in float64, which is for tests, they are the C library's, lane by lane.
 #if defined(DTENSOR_CPU_VECTOR_INL_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef DTENSOR_CPU_VECTOR_INL_H
 #undef DTENSOR_CPU_VECTOR_INL_H
@@ -45,10 +45,15 @@ HWY_INLINE Vec<D> splat(D d, double a) {
   return hn::Set(d, static_cast<Lane<D>>(a));
 }
 
+/// Masked loads and stores touch no memory beyond their elements; elsewhere a copy stands between, which is slow.
+template <class D>
+constexpr bool has_masks = HWY_ARCH_X86&& HWY_TARGET <= HWY_AVX2 && sizeof(Lane<D>) >= 4;
+
 /// The first n elements at p, then zeros; n < 0 is 0.
 template <class D>
 HWY_INLINE Vec<D> load(D d, const Lane<D>* p, int64_t n) {
   if (n >= lanes<D>) return hn::LoadU(d, p);
+  if constexpr (has_masks<D>) return hn::MaskedLoad(hn::FirstN(d, size_t(std::max<int64_t>(n, 0))), d, p);
   HWY_ALIGN Lane<D> t[lanes<D>] = {};
   if (n > 0) memcpy(t, p, n * sizeof(Lane<D>));
   return hn::Load(d, t);
@@ -57,6 +62,7 @@ HWY_INLINE Vec<D> load(D d, const Lane<D>* p, int64_t n) {
 template <class D>
 HWY_INLINE void store(D d, Vec<D> v, Lane<D>* p, int64_t n) {
   if (n >= lanes<D>) return hn::StoreU(v, d, p);
+  if constexpr (has_masks<D>) return hn::BlendedStore(v, hn::FirstN(d, size_t(std::max<int64_t>(n, 0))), d, p);
   HWY_ALIGN Lane<D> t[lanes<D>];
   hn::Store(v, d, t);
   if (n > 0) memcpy(p, t, n * sizeof(Lane<D>));

@@ -2,6 +2,8 @@
 #include "ops/cpu/fused.h"
 
 #include <hwy/targets.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <catch2/catch.hpp>
 #include <cmath>
@@ -258,6 +260,54 @@ TEMPLATE_TEST_CASE("fused: adamw is PyTorch's, over three steps", "", float, dou
       }
     }
   }
+}
+
+// A row that ends where no memory follows, and begins where none was before.
+template <class T>
+class Guarded {
+ public:
+  explicit Guarded(int64_t n)
+      : page_(size_t(sysconf(_SC_PAGESIZE))),
+        all_(static_cast<char*>(mmap(nullptr, 3 * page_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0))) {
+    REQUIRE(all_ != MAP_FAILED);
+    REQUIRE(mprotect(all_, page_, PROT_NONE) == 0);
+    REQUIRE(mprotect(all_ + 2 * page_, page_, PROT_NONE) == 0);
+    last = reinterpret_cast<T*>(all_ + 2 * page_) - n, first = reinterpret_cast<T*>(all_ + page_);
+  }
+  ~Guarded() { munmap(all_, 3 * page_); }
+  Guarded(const Guarded&) = delete;
+
+  T *first, *last;
+
+ private:
+  size_t page_;
+  char* all_;
+};
+
+TEMPLATE_TEST_CASE("fused: part of a vector touches no memory beyond its elements", "", float, double) {
+  using T = TestType;
+  for (auto target : {int64_t(0), int64_t(HWY_AVX2)}) {
+    hwy::SetSupportedTargetsForTest(target);
+    hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+    for (int64_t n = 0; n <= 35; ++n) {
+      Guarded<T> gate(n), up(n), y(n);
+      const auto g = normal<T>(n, 1), u = normal<T>(n, 2);
+      for (bool at_end : {false, true}) {
+        T *from = at_end ? gate.last : gate.first, *by = at_end ? up.last : up.first, *to = at_end ? y.last : y.first;
+        std::copy(g.begin(), g.end(), from), std::copy(u.begin(), u.end(), by);
+        if (!at_end) to[n] = T(7);
+        cpu::swiglu(n, from, by, to);
+        for (int64_t i = 0; i < n; ++i) {
+          T alone;
+          cpu::swiglu(1, &g[i], &u[i], &alone);
+          REQUIRE(memcmp(&alone, to + i, sizeof(T)) == 0);
+        }
+        if (!at_end) REQUIRE(to[n] == T(7));
+      }
+    }
+  }
+  hwy::SetSupportedTargetsForTest(0);
+  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
 }
 
 TEST_CASE("fused: the same bits on every instruction set") {
