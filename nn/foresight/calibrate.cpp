@@ -55,15 +55,18 @@ class Stopwatch : public Observer {
 
 struct Size {
   int64_t hidden, batch, length;
+  int split = 1;  // the model is what one of so many tensor-parallel ranks has: narrow products of many rows
 };
-constexpr Size sizes[] = {{32, 2, 32}, {64, 4, 64}, {128, 2, 128}, {128, 8, 128}, {256, 2, 128}, {512, 1, 128}};
+constexpr Size sizes[] = {{32, 2, 32},   {64, 4, 64},   {128, 2, 128},    {128, 8, 128},
+                          {256, 2, 128}, {512, 1, 128}, {128, 8, 128, 2}, {128, 8, 128, 4}};
 constexpr int64_t vocabulary = 512;
 constexpr int warm_up = 2;  // steps that are not measured
 
 LlamaConfig model_of(const Size& s) {
   LlamaConfig c;
-  c.vocab_size = vocabulary, c.hidden_size = s.hidden, c.intermediate_size = 3 * s.hidden, c.num_hidden_layers = 2;
-  c.num_attention_heads = 8, c.num_key_value_heads = 4, c.head_dim = s.hidden / 8;
+  c.vocab_size = vocabulary / s.split, c.hidden_size = s.hidden, c.intermediate_size = 3 * s.hidden / s.split;
+  c.num_hidden_layers = 2;
+  c.num_attention_heads = 8 / s.split, c.num_key_value_heads = 4 / s.split, c.head_dim = s.hidden / 8;
   return c;
 }
 
@@ -75,7 +78,7 @@ struct Timed {
 // Ids in no order, rows over all ranks.
 Batch batch_of(const DeviceMesh& mesh, const Size& s) {
   std::vector<int64_t> ids(size_t(s.batch * s.length));
-  for (size_t i = 0; i < ids.size(); ++i) ids[i] = int64_t(i * 7 + i * i) % vocabulary;
+  for (size_t i = 0; i < ids.size(); ++i) ids[i] = int64_t(i * 7 + i * i) % (vocabulary / s.split);
   Tensor rows = Tensor::of<int64_t>({s.batch, s.length}, ids);
   auto ids_of = [&] {
     DistributedTensor x = DistributedTensor::distribute(rows, mesh, batch_layout(mesh.shape()));
@@ -125,7 +128,9 @@ std::vector<Timed> time_steps(const CalibrateOptions& o) {
   int copies = o.device == Device::cpu ? o.cores : 1;
   std::vector<Timed> all;
   for (const Size& size : sizes) {
-    if (o.note) o.note(fmt::format("a step of {} rows of {} tokens, width {}", size.batch, size.length, size.hidden));
+    if (o.note)
+      o.note(fmt::format("a step of {} rows of {} tokens, width {}{}", size.batch, size.length, size.hidden,
+                         size.split > 1 ? fmt::format(", on one of {} ranks", size.split) : ""));
     std::vector<std::vector<Timed>> of_copy(static_cast<size_t>(copies));
     launch(copies, [&](Rank& r) { of_copy[size_t(r.rank())] = time_step(o, size); },
            {.threads = 1, .device = o.device});
@@ -152,17 +157,28 @@ void set_products(Hardware& h, const std::vector<Timed>& all) {
   for (const auto& [size, sum] : by_size) h.product_shares[size] = sum.first / sum.second / fastest;
 }
 
-void set_ops(Hardware& h, const std::vector<Timed>& all) {
+void set_memory_bound(Hardware& h, const std::vector<Timed>& all) {
   std::map<std::string, Samples> by_op;
-  Samples memory_bound;
+  Samples together;
   for (const Timed& t : all) {
-    if (t.activity.kind == Kind::product) continue;
-    double work = t.activity.kind == Kind::attention ? t.activity.operations : double(t.activity.bytes);
-    by_op[std::string(t.activity.name)].emplace_back(work, t.seconds);
-    if (t.activity.kind == Kind::memory_bound) memory_bound.emplace_back(work, t.seconds);
+    if (t.activity.kind != Kind::memory_bound) continue;
+    by_op[std::string(t.activity.name)].emplace_back(t.activity.bytes, t.seconds);
+    together.emplace_back(t.activity.bytes, t.seconds);
   }
-  Rate other = fit(memory_bound);
+  Rate other = fit(together);
   h.call_seconds = other.seconds, h.bytes_per_second = other.per_second;
+  for (const auto& [op, samples] : by_op) h.ops[op] = fit(samples);
+}
+
+// What attention takes besides its products, which are as fast as the fastest: the softmax, by scores.
+void set_attention(Hardware& h, const std::vector<Timed>& all) {
+  std::map<std::string, Samples> by_op;
+  for (const Timed& t : all) {
+    if (t.activity.kind != Kind::attention) continue;
+    double products = t.activity.operations / h.peak(t.activity.dtype);
+    by_op[std::string(t.activity.name)].emplace_back(t.activity.scores,
+                                                     std::max(t.seconds - products, 0.1 * t.seconds));
+  }
   for (const auto& [op, samples] : by_op) h.ops[op] = fit(samples);
 }
 
@@ -276,8 +292,9 @@ Hardware calibrate(const CalibrateOptions& o) {
   h.name = fmt::format("this machine, {} with {} cores", name(o.device), o.cores);
   h.memory_bytes = o.memory_bytes;
   std::vector<Timed> all = time_steps(o);
-  set_ops(h, all);
+  set_memory_bound(h, all);
   set_products(h, all);
+  set_attention(h, all);
   h.overlaps = o.device == Device::cuda;  // on the CPU a rank's thread does both
   h.node_devices = 1 << 20;               // ranks are threads of one machine
   h.inside = h.between = time_collectives(o);

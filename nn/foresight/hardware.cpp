@@ -230,9 +230,10 @@ double Hardware::product(std::string_view op, DType dtype, double operations, in
   return call_seconds + operations / (peak(dtype) * share_at(product_shares, least));
 }
 
-double Hardware::attention(std::string_view op, DType dtype, double operations, bool backward) const {
-  if (auto it = ops.find(op); it != ops.end()) return it->second.of(operations);
-  return call_seconds + operations / (peak(dtype) * (backward ? attention_backward_share : attention_share));
+double Hardware::attention(std::string_view op, DType dtype, double operations, double scores, bool backward) const {
+  double products = operations / (peak(dtype) * (backward ? attention_backward_share : attention_share));
+  auto it = ops.find(op);
+  return products + (it != ops.end() ? it->second.of(scores) : call_seconds);
 }
 
 double Hardware::memory_bound(std::string_view op, double bytes) const {

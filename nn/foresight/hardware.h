@@ -11,7 +11,8 @@
 
 namespace dtensor::nn {
 
-// A call takes `seconds` + work / `per_second`, work being operations of products and attention, bytes of all else.
+// A call takes `seconds` + work / `per_second`, work being operations of products, scores of attention, bytes of all
+// else.
 struct Rate {
   double seconds = 0, per_second = 0;
   double of(double work) const { return seconds + work / per_second; }
@@ -54,9 +55,10 @@ struct Hardware {
   static Hardware from_json(const nlohmann::ordered_json& json);
   nlohmann::ordered_json to_json() const;
 
-  // In seconds, on an idle machine. `least`: of the three sizes of a product.
+  // In seconds, on an idle machine. `least`: of the three sizes of a product. `scores`: of attention, those that its
+  // mask leaves; what is measured of it in `ops` is the softmax alone, beside its products.
   double product(std::string_view op, DType dtype, double operations, int64_t least) const;
-  double attention(std::string_view op, DType dtype, double operations, bool backward) const;
+  double attention(std::string_view op, DType dtype, double operations, double scores, bool backward) const;
   double memory_bound(std::string_view op, double bytes) const;
   double collective(int64_t bytes, const Peers& peers) const;
   double copy(double bytes) const;  // between host memory and the device

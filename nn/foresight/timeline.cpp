@@ -48,11 +48,18 @@ int64_t bytes_of(const CallEvent& e) {
   return n;
 }
 
-// Of the multiply-adds that a rule counts, attention does two products forward and five backward; half where causal.
+bool is_backward(const CallEvent& e) { return e.op.name == "attention_backward"; }
+
+// The share of the scores that attention's mask leaves.
+double unmasked(const CallEvent& e) {
+  bool causal =
+      is_backward(e) ? e.attributes.as<ops::AttentionBackward>().causal : e.attributes.as<ops::Attention>().causal;
+  return causal ? 0.5 : 1;
+}
+
+// Of the multiply-adds that a rule counts, attention does two products forward and five backward.
 double attention_operations(const CallEvent& e, double multiply_adds) {
-  bool backward = e.op.name == "attention_backward";
-  bool causal = backward ? e.attributes.as<ops::AttentionBackward>().causal : e.attributes.as<ops::Attention>().causal;
-  return multiply_adds * (backward ? 10 : 4) * (causal ? 0.5 : 1);
+  return multiply_adds * (is_backward(e) ? 10 : 4) * unmasked(e);
 }
 
 std::string key_of(DType dtype, const Shape& shape, const Step& step, const MeshShape& mesh) {
@@ -111,7 +118,10 @@ void Timeline::on_call(const CallEvent& e) {
     bool product = a.kind == Kind::product;
     a.operations = product ? 2 * mine : attention_operations(e, mine);
     a.global_operations = product ? 2 * all : attention_operations(e, all);
-    if (product) a.least = least_size(e, mine);
+    if (product)
+      a.least = least_size(e, mine);
+    else
+      a.scores = mine * unmasked(e) / double(std::max<int64_t>(1, e.used[0]->shape()[3]));
   } else if (e.op.view) {
     return;  // no kernel runs
   }
@@ -216,7 +226,8 @@ StepTime Timeline::time(const Hardware& h, const MeshShape& mesh, bool captured,
     }
     double seconds = 0;
     if (a.kind == Kind::product) seconds = h.product(a.name, a.dtype, a.operations, a.least);
-    if (a.kind == Kind::attention) seconds = h.attention(a.name, a.dtype, a.operations, a.name == "attention_backward");
+    if (a.kind == Kind::attention)
+      seconds = h.attention(a.name, a.dtype, a.operations, a.scores, a.name == "attention_backward");
     if (a.kind == Kind::memory_bound) seconds = h.memory_bound(a.name, double(a.bytes));
     seconds *= slow;
     (a.kind == Kind::memory_bound ? t.memory_bound : t.compute) += seconds;

@@ -22,6 +22,7 @@ struct Activity {
   DType dtype = DType::f32;
   double operations = 0;         // of a product or attention, of this rank
   double global_operations = 0;  // of all ranks, as if nothing were done twice
+  double scores = 0;             // of attention, that its mask leaves
   int64_t bytes = 0;             // read and written; of a collective, received
   int64_t least = 0;             // of the three sizes of a product
   AxisSet axes = 0;              // of a collective; none: a copy between host memory and the device

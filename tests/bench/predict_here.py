@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """predict_here.py [BIN] [PASSES]: predicted against measured steps of each shipped Llama plan on thread ranks here.
 
-A machine is faster at one time than at another. So each pass takes the plans in another order and calibrates before each of
-them; an error is the median of the passes', and beside the errors stands how far a plan's own times, measured in one half of the passes,
-are from those in the other, which no prediction can better. The peak of memory is what a dry run says, and the metrics. Prints a table
-for docs/predictions.md.
+A machine is faster at one time than at another. So each pass takes the plans in another order and calibrates before and after each of
+them: a prediction is the mean by both. Those that are one program by what they compute and send are one row. An error is the median of
+the passes', and beside the errors stands how far a plan's own times, measured in one half of the passes, are from those in the other, which
+no prediction can better. The peak of memory is what a dry run says, and the metrics. Prints a table for docs/predictions.md.
 """
 import json
 import os
@@ -18,7 +18,7 @@ import tempfile
 root = pathlib.Path(__file__).resolve().parents[2]
 programs = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else root / "build/bin")
 passes = int(sys.argv[2]) if len(sys.argv) > 2 else 2
-steps = 12
+steps = 32
 dp, tp = ["dp=2", "dp=4"], ["tp=2", "tp=4"]
 cases = [(p, dp) for p in ("ddp", "fsdp", "zero1", "zero2")]
 cases += [(p, tp) for p in ("tp", "tp_sp_loss", "tutorial_tp", "tutorial_1_feed_forward", "tutorial_2_attention",
@@ -45,31 +45,49 @@ def measure(folder, common):
     return [l["step_seconds"] for l in lines], max(l["peak_memory_bytes"] for l in lines)
 
 
+def calibrate(file):
+    run(programs / "dtensor_calibrate", "--device", "cpu", "--output", file)
+    return file
+
+
+def dry_run(common, hardware):
+    return json.loads(run(*common, "--dry-run", "--json", "--hardware", hardware))
+
+
 with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
     (folder / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 4000)
-    rows = {(plan, mesh): {"measured": [], "predicted": [], "peak": [], "said": 0} for plan, meshes in cases for mesh in meshes}
-    for number in range(passes):
-        order = list(rows.items())
-        random.Random(number).shuffle(order)
-        for (plan, mesh), row in order:
-            run(programs / "dtensor_calibrate", "--device", "cpu", "--output", folder / "here.json")
+    before, after = calibrate(folder / "before.json"), folder / "after.json"
+    rows = {}  # by what is computed and sent
+    for plan, meshes in cases:
+        for mesh in meshes:
             common = [programs / "llama_pretrain", "--model", root / "examples/configs/llama_tiny.json", "--mesh", mesh,
                       "--plan", root / f"examples/plans/{plan}.json", "--batch-size", 8, "--seq-len", 128]
-            seconds, peak = measure(folder, common)
-            said = json.loads(run(*common, "--dry-run", "--json", "--hardware", folder / "here.json"))
+            said = dry_run(common, before)
+            program = json.dumps([said["ranks"], said["flops"], said["time"], said["counts"], said["bytes"], said["memory"]["peak_bytes"]])
+            row = rows.setdefault(program, {"plans": [], "common": common, "measured": [], "predicted": [], "peak": [],
+                                            "said": said["memory"]["peak_bytes"]})
+            row["plans"].append(f"{plan} {mesh}")
+    for number in range(passes):
+        order = list(rows.values())
+        random.Random(number).shuffle(order)
+        calibrate(before)
+        for row in order:
+            seconds, peak = measure(folder, row["common"])
+            calibrate(after)
+            said = [dry_run(row["common"], hardware)["time"]["step_seconds"] for hardware in (before, after)]
+            before.write_text(after.read_text())
             row["measured"].append(statistics.median(seconds))
-            row["predicted"].append(said["time"]["step_seconds"])
+            row["predicted"].append(statistics.mean(said))
             row["peak"].append(peak)
-            row["said"] = said["memory"]["peak_bytes"]
-    print("| plan | mesh | measured, ms | predicted, ms | error | peak, MiB | predicted | error |\n|---|---|---|---|---|---|---|---|")
+    print("| plan, mesh | measured, ms | predicted, ms | error | peak, MiB | predicted | error |\n|---|---|---|---|---|---|---|")
     errors, again = [], []
-    for (plan, mesh), row in rows.items():
+    for row in rows.values():
         measured, predicted, peak = (statistics.median(row[key]) for key in ("measured", "predicted", "peak"))
         errors.append(statistics.median(p / m - 1 for p, m in zip(row["predicted"], row["measured"])))
         if passes > 1:
             again.append(statistics.median(row["measured"][::2]) / statistics.median(row["measured"][1::2]) - 1)
-        print(f"| {plan} | {mesh} | {measured * 1e3:.1f} | {predicted * 1e3:.1f} | {errors[-1]:+.0%} | {peak / 2**20:.2f} | "
+        print(f"| {'; '.join(row['plans'])} | {measured * 1e3:.1f} | {predicted * 1e3:.1f} | {errors[-1]:+.0%} | {peak / 2**20:.2f} | "
               f"{row['said'] / 2**20:.2f} | {row['said'] / peak - 1:+.1%} |")
     for what, errors_of in (("predictions", errors), ("a plan's own time in the other half of the passes", again)):
         if errors_of:

@@ -106,6 +106,15 @@ TEST_CASE("a product is the slower the less its least size") {
   }
 }
 
+TEST_CASE("attention takes its products' time, and what was measured of its scores besides") {
+  Hardware h = Hardware::load("h100");
+  double products = 1e12 / (h.peak(DType::bf16) * h.attention_share);
+  CHECK(h.attention("attention", DType::bf16, 1e12, 1e9, false) == Approx(products + h.call_seconds));
+  h.ops["attention"] = {1e-4, 1e10};
+  CHECK(h.attention("attention", DType::bf16, 1e12, 1e9, false) == Approx(products + 1e-4 + 0.1));
+  CHECK(h.attention("attention", DType::bf16, 1e12, 2e9, false) == Approx(products + 1e-4 + 0.2));
+}
+
 TEST_CASE("ranks that share cores slow each other down, by the cores or as it was measured") {
   Hardware h;
   CHECK(h.slowdown(8) == 1);

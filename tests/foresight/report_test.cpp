@@ -32,6 +32,8 @@ TEST_CASE(
   double products = 6.0 * double(f.parameters - 259 * 128 - 9 * 128) * 256, attention = 6.0 * 32 * 128 * 4 * 256;
   CHECK(f.model_flops == Approx(products + attention).epsilon(1e-9));
   CHECK(f.hardware_flops >= f.model_flops);
+  for (const Activity& a : f.activities)
+    if (a.kind == Activity::Kind::attention) CHECK(a.scores == 8 * 4 * 32 * 32 / 2);  // half of 8 heads, on each rank
   CHECK(f.mfu == Approx(f.model_flops / (t.step * 2 * Hardware::load("h100").peak(DType::f32))));
 }
 
