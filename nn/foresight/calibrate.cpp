@@ -8,6 +8,7 @@
 #include <limits>
 #include <numeric>
 #include <set>
+#include <tuple>
 
 #include "dtensor/creation.h"
 #include "dtensor/launch.h"
@@ -31,6 +32,25 @@ double seconds_between(Clock::time_point a, Clock::time_point b) {
 double median(std::vector<double> v) {
   std::ranges::nth_element(v, v.begin() + int64_t(v.size() / 2));
   return v[v.size() / 2];
+}
+
+// What takes a * u + b * v = seconds.
+struct Shares {
+  double u, v, seconds;
+};
+
+// a and b, neither negative, so that the sum of squares of relative errors is least.
+std::pair<double, double> least_relative(const std::vector<Shares>& samples) {
+  double xx = 0, xy = 0, yy = 0, x1 = 0, y1 = 0;  // of x = u / seconds, y = v / seconds
+  for (const Shares& s : samples) {
+    double x = s.u / s.seconds, y = s.v / s.seconds;
+    xx += x * x, xy += x * y, yy += y * y, x1 += x, y1 += y;
+  }
+  double det = xx * yy - xy * xy, a = 0, b = 0;
+  if (det > 1e-9 * xx * yy) a = (x1 * yy - y1 * xy) / det, b = (xx * y1 - xy * x1) / det;
+  if (det <= 1e-9 * xx * yy || a < 0) a = 0, b = yy > 0 ? y1 / yy : 0;
+  if (b <= 0) a = x1 / xx, b = 0;
+  return {a, b};
 }
 
 // When each activity of a timeline was over. It observes after the timeline.
@@ -209,27 +229,27 @@ Rate time_collectives(const CalibrateOptions& o) {
   return r;
 }
 
-struct Crowd {
-  double seconds = 0, ideal = 0;  // of a step; and what its calls and collectives would take on an idle machine
-  double launches = 0;            // of collectives
-};
-
-// A step of so many ranks, over an axis "dp" or "tp".
-Crowd time_crowd(const CalibrateOptions& o, const Hardware& h, int ranks, const char* axis) {
-  if (o.note) o.note(fmt::format("a step of {} ranks over {}", ranks, axis));
-  Crowd crowd;
+// A step of so many ranks over an axis "dp" or "tp", of fully sharded parameters if asked: launches of collectives,
+// seconds that its calls and collectives would take on an idle machine, and those that it takes.
+Shares time_crowd(const CalibrateOptions& o, const Hardware& h, int ranks, const Size& size, const char* axis,
+                  bool fully_sharded) {
+  if (o.note) o.note(fmt::format("a step of {} ranks over {}{}", ranks, axis, fully_sharded ? ", fully sharded" : ""));
+  Shares crowd{};
   launch(ranks,
          [&](Rank& rank) {
            DeviceMesh mesh(rank, MeshShape({ranks}, {axis}));
-           Size size{128, 8, 128};
            LlamaForCausalLM model(mesh, model_of(size));
-           auto_plan(model_of(size), mesh.shape()).apply(model);
+           if (fully_sharded)
+             ParallelPlan::from_json({{"fully_shard", {{"axis", axis}, {"modules", {"model.layers.*", ""}}}}})
+                 .apply(model);
+           else
+             auto_plan(model_of(size), mesh.shape()).apply(model);
            materialize(model, 1);
            AdamW optimizer(model.parameters(), {});
            Trainer trainer(model, causal_lm_loss(static_cast<CausalLM&>(model)), optimizer, {.graph = false});
            Batch batch = batch_of(mesh, size);
            std::vector<double> times;
-           Crowd mine;
+           Shares mine{};
            for (int step = 0; step < warm_up + o.steps; ++step) {
              Timeline timeline(rank);
              Clock::time_point begin = Clock::now();
@@ -237,11 +257,11 @@ Crowd time_crowd(const CalibrateOptions& o, const Hardware& h, int ranks, const 
              rank.synchronize();
              if (step >= warm_up) times.push_back(seconds_between(begin, Clock::now()));
              timeline.add_update(bytes_of_update(optimizer), 0);
-             mine.ideal = timeline.time(h, mesh.shape()).step;
+             mine.v = timeline.time(h, mesh.shape()).step;
              std::set<uint64_t> groups;
              for (const Activity& a : timeline.activities())
                if (a.kind == Kind::collective) groups.insert(a.group);
-             mine.launches = double(groups.size());
+             mine.u = double(groups.size());
            }
            mine.seconds = median(times);
            if (rank.rank() == 0) crowd = mine;
@@ -250,19 +270,21 @@ Crowd time_crowd(const CalibrateOptions& o, const Hardware& h, int ranks, const 
   return crowd;
 }
 
-// Ranks share cores and memory, and wait for the slowest of them: of two steps with few collectives and with many, how
-// much longer all takes, and what each collective takes besides.
+// Ranks share cores and memory, and wait for the slowest of them: of large steps with few collectives and of small ones
+// with many, how much longer all takes, and what each collective takes besides.
 void set_crowd(Hardware& h, const CalibrateOptions& o) {
   std::map<int, double> slowdowns, waits;
+  const Size large{128, 8, 128}, small{64, 8, 64};
   for (int ranks : {1, 2, 4, 8}) {
-    Crowd few = time_crowd(o, h, ranks, "dp"), many = few;
-    if (ranks > 1) many = time_crowd(o, h, ranks, "tp");
-    // factor * ideal + wait * launches = seconds, of both
-    double det = few.ideal * many.launches - many.ideal * few.launches;
-    double wait = det > 0 ? (few.ideal * many.seconds - many.ideal * few.seconds) / det : 0;
-    double factor = wait > 0 ? (few.seconds - wait * few.launches) / few.ideal : 0;
-    if (wait <= 0 || factor <= 0) wait = 0, factor = (few.seconds / few.ideal + many.seconds / many.ideal) / 2;
-    slowdowns[ranks] = factor, waits[ranks] = wait;
+    std::vector<Shares> samples;
+    auto take = [&](const Size& size, const char* axis, bool fully_sharded) {
+      samples.push_back(time_crowd(o, h, ranks, size, axis, fully_sharded));
+    };
+    for (int time = 0; time < 3; ++time) {  // threads start on other cores each time
+      take(large, "dp", false);
+      if (ranks > 1) take(large, "tp", false), take(small, "tp", false), take(small, "dp", true);
+    }
+    std::tie(waits[ranks], slowdowns[ranks]) = least_relative(samples);
   }
   h.slowdowns = slowdowns, h.waits = waits;
 }
@@ -270,17 +292,11 @@ void set_crowd(Hardware& h, const CalibrateOptions& o) {
 }  // namespace
 
 Rate fit(const std::vector<std::pair<double, double>>& samples) {
-  double xx = 0, xy = 0, yy = 0, x1 = 0, y1 = 0;  // of x = 1 / seconds, y = work / seconds
-  for (const auto& [work, seconds] : samples) {
-    if (seconds <= 0) continue;
-    double x = 1 / seconds, y = work / seconds;
-    xx += x * x, xy += x * y, yy += y * y, x1 += x, y1 += y;
-  }
-  check(xx > 0, "[fit] none of {} samples took time: measure larger ones", samples.size());
-  double det = xx * yy - xy * xy, a = 0, b = 0;
-  if (det > 1e-9 * xx * yy) a = (x1 * yy - y1 * xy) / det, b = (xx * y1 - xy * x1) / det;
-  if (det <= 1e-9 * xx * yy || a < 0) a = 0, b = yy > 0 ? y1 / yy : 0;
-  if (b <= 0) a = x1 / xx, b = 0;
+  std::vector<Shares> shares;
+  for (const auto& [work, seconds] : samples)
+    if (seconds > 0) shares.push_back({1, work, seconds});
+  check(!shares.empty(), "[fit] none of {} samples took time: measure larger ones", samples.size());
+  auto [a, b] = least_relative(shares);
   return {a, b > 0 ? 1 / b : std::numeric_limits<double>::max()};
 }
 

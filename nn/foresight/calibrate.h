@@ -19,8 +19,8 @@ struct CalibrateOptions {
 
 // Trains small Llamas for some steps, in as many copies as there are cores, and times each call: so products, attention
 // and other kernels cost what they do in a step, the host's part included. Then reduces tensors of several sizes over
-// ranks that are threads, and trains on 1, 2, 4 and 8 of them, over dp and over tp: how much they hold each other up.
-// In some seconds; the machine should have nothing else to do. Errors: no memory, cores or steps.
+// ranks that are threads, and trains on 1, 2, 4 and 8 of them, over dp, over tp and fully sharded: how much they hold
+// each other up. In half a minute; the machine should have nothing else to do. Errors: no memory, cores or steps.
 Hardware calibrate(const CalibrateOptions& options);
 
 // seconds + work / per_second through measured (work, seconds), so that the sum of squares of relative errors is least
