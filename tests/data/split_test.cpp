@@ -87,6 +87,8 @@ TEST_CASE("ill-formed UTF-8 is replaced as Python does") {
                  {"\xE4\xB8\xE4\xB8\xAD", "�中"},
                  {"\xC0\xAF", "��"},
                  {"\xED\xA0\x80", "���"},
+                 {"\xE0\x9F\xBF", "���"},
+                 {"\xF0\x8F\xBF\xBF", "����"},
                  {"\xF0\x9F\x98", "�"},
                  {"\xF0\x9F\x98"
                   "a",
@@ -101,7 +103,29 @@ TEST_CASE("ill-formed UTF-8 is replaced as Python does") {
   }
 }
 
+TEST_CASE("what replaces ill-formed UTF-8 comes from all of it") {
+  AlignedText::Range origin = replace_invalid("a\xE4\xB8z").origin(1);
+  CHECK(std::pair(origin.begin, origin.end) == std::pair<size_t, size_t>(1, 3));
+}
+
+TEST_CASE("characters are read as they are written") {
+  for (int32_t code : {0, 0x7F, 0x80, 0x7FF, 0x800, 0xD7FF, 0xE000, 0xFFFF, 0x10000, 0x10FFFF}) {
+    std::string text = utf8(code);
+    Utf8 c = utf8_at(text.data(), text.data() + text.size());
+    CHECK(c.code == code);
+    CHECK(size_t(c.length) == text.size());
+  }
+}
+
+TEST_CASE("a pattern that needs more than the stack of PCRE2's compiled code is matched without it") {
+  std::string text(20000, 'a');
+  size_t found = 0;
+  Regex("(?:(a)|b)*").for_matches(text, [&](size_t begin, size_t end) { found += end - begin; });
+  CHECK(found == text.size());
+}
+
 TEST_CASE("errors of patterns") {
+  CHECK_THAT(error_of([] { Regex("\\C"); }), StartsWith("[tokenizer] \\C is no regular expression: "));
   CHECK_THAT(error_of([] { Regex("a("); }), StartsWith("[tokenizer] a( is no regular expression: "));
   CHECK(error_of([] { pattern_by_name("gpt5"); }) ==
         "[tokenizer] there is no pattern \"gpt5\": gpt2, llama3 and qwen are known");
