@@ -111,7 +111,7 @@ class StripStep : public Decoder::Step {
   bool whole_;
 };
 
-// Marks become spaces; the one that a tokenizer puts before the text goes.
+// Marks become spaces; where a tokenizer puts one before the text, those of the first token go, as in the package.
 class MetaspaceStep : public Decoder::Step {
  public:
   MetaspaceStep(std::string mark, bool prepended) : mark_(std::move(mark)), prepended_(prepended) {}
@@ -121,7 +121,7 @@ class MetaspaceStep : public Decoder::Step {
       bool is_mark = text.compare(at, mark_.size(), mark_) == 0;
       if (!is_mark)
         plain += text[at];
-      else if (!(first_ && at == 0 && prepended_))
+      else if (!(first_ && prepended_))
         plain += ' ';
       at += is_mark ? mark_.size() : 1;
     }

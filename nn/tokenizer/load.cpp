@@ -169,7 +169,7 @@ void Reader::read_post_processor(const Json& json, const std::string& path) {
   };
   auto trim = [&] {
     bool prefix_space = s.get<bool>("add_prefix_space", true);
-    if (s.get<bool>("trim_offsets", true)) t_->post.trim_offsets = true, t_->post.prefix_space = prefix_space;
+    if (s.get<bool>("trim_offsets", true)) t_->post.trims.push_back(prefix_space);
   };
   if (type == "Sequence") {
     const Json& list = s.required("processors");
