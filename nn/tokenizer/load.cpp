@@ -258,8 +258,10 @@ void Reader::read_lengths() {
 
 void Reader::find_document_tokens() {
   auto first = [&](std::initializer_list<const char*> names) -> std::optional<int32_t> {
-    for (const char* name : names)
-      if (auto found = t_->ids.find(std::string_view(name)); found != t_->ids.end()) return found->second;
+    for (bool special : {true, false})  // text may have been merged to a token of that name
+      for (const char* name : names)
+        if (auto found = t_->ids.find(std::string_view(name)); found != t_->ids.end())
+          if (t_->special[size_t(found->second)] || !special) return found->second;
     return std::nullopt;
   };
   DocumentTokens& d = t_->document;

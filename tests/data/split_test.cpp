@@ -117,6 +117,61 @@ TEST_CASE("characters are read as they are written") {
   }
 }
 
+// Values of the tokenizers package.
+TEST_CASE("patterns of tokenizer files mean what they mean to Oniguruma") {
+  struct Row {
+    const char* pattern;
+    std::vector<std::string> matches;
+  };
+  const std::string text = "a\nab a.b, c\r\n\v1\u00E9 \u00C9 \u00B2\u24D0 e\u0301 \u180E_{,2}-[x]";
+  const Row rows[] = {
+      {R"(^[ab]+)", {"a", "ab"}},
+      {R"(b$)", {}},
+      {R"((?m)a.b)", {"a.b"}},
+      {R"((?im-x:A.)B)", {}},
+      {R"(a.b)", {"a.b"}},
+      {R"(\ba)", {"a", "a", "a"}},
+      {R"(\w\b)", {"a", "b", "a", "b", "c", "\u00E9", "\u00C9", "\u24D0", "\u0301", "_", "2", "x"}},
+      {R"(\B.)", {"b", " ", "\v", "\u00E9", "\u24D0", "\u0301", "\u180E", ",", "-", "["}},
+      {R"(]\z)", {"]"}},
+      {R"(\w+)", {"a", "ab", "a", "b", "c", "1\u00E9", "\u00C9", "\u00B2\u24D0", "e\u0301", "_", "2", "x"}},
+      {R"(\W+)", {"\n", " ", ".", ", ", "\r\n\v", " ", " ", " ", " \u180E", "{,", "}-[", "]"}},
+      {R"([\w-]+)", {"a", "ab", "a", "b", "c", "1\u00E9", "\u00C9", "\u24D0", "e\u0301", "_", "2", "-", "x"}},
+      {R"(\s+)", {"\n", " ", " ", "\r\n\v", " ", " ", " ", " "}},
+      {R"(\S+)", {"a", "ab", "a.b,", "c", "1\u00E9", "\u00C9", "\u00B2\u24D0", "e\u0301", "\u180E_{,2}-[x]"}},
+      {R"(\h+)", {"a", "ab", "a", "b", "c", "1", "e", "2"}},
+      {R"(\H+)", {"\n", " ", ".", ", ", "\r\n\v", "\u00E9 \u00C9 \u00B2\u24D0 ", "\u0301 \u180E_{,", "}-[x]"}},
+      {R"([^\h]+)", {"\n", " ", ".", ", ", "\r\n\v", "\u00E9 \u00C9 \u00B2\u24D0 ", "\u0301 \u180E_{,", "}-[x]"}},
+      {R"([^(\s|[.,])]+)",
+       {"a", "ab", "a", "b", "c", "1\u00E9", "\u00C9", "\u00B2\u24D0", "e\u0301", "\u180E_{", "2}-[x]"}},
+      {R"([[:alpha:]]+)", {"a", "ab", "a", "b", "c", "\u00E9", "\u00C9", "\u24D0", "e", "x"}},
+      {R"([^[:^alpha:]]+)", {"a", "ab", "a", "b", "c", "\u00E9", "\u00C9", "\u24D0", "e", "x"}},
+      {R"([[:punct:]]+)", {".", ",", "\u24D0", "_{,", "}-[", "]"}},
+      {R"([a-c&&b])", {"b", "b"}},
+      {R"([\w&&[^a]]+)", {"b", "b", "c", "1\u00E9", "\u00C9", "\u24D0", "e\u0301", "_", "2", "x"}},
+      {R"([^\w&&[^a]]+)", {"a\na", " a.", ", ", "\r\n\v", " ", " \u00B2", " ", " \u180E", "{,", "}-[", "]"}},
+      {R"([\W\d]+)", {"\n", " ", ".", ", ", "\r\n\v1", " ", " \u00B2", " ", " \u180E", "{,2}-[", "]"}},
+      {R"([^\Wa]+)", {"b", "b", "c", "1\u00E9", "\u00C9", "\u24D0", "e\u0301", "_", "2", "x"}},
+      {R"([^a[b-d]]+)", {"\n", " ", ".", ", ", "\r\n\v1\u00E9 \u00C9 \u00B2\u24D0 e\u0301 \u180E_{,2}-[x]"}},
+      {R"([]x]+)", {"x]"}},
+      {R"(a{,2})", {"a", "a", "a"}},
+      {R"([\u0061-c]+)", {"a", "ab", "a", "b", "c"}},
+      {R"(\O+)", {"a\nab a.b, c\r\n\v1\u00E9 \u00C9 \u00B2\u24D0 e\u0301 \u180E_{,2}-[x]"}},
+      {R"(\v)", {"\v"}},
+      {R"([\v])", {"\v"}},
+  };
+  for (const Row& row : rows) {
+    INFO(row.pattern);
+    std::vector<std::string> matches;
+    Regex(row.pattern).for_matches(text, [&](size_t begin, size_t end) {
+      matches.push_back(text.substr(begin, end - begin));
+    });
+    CHECK(matches == row.matches);
+  }
+  for (const char* open : {"[a", "[a&&", "[[a]", "[\\"})
+    CHECK_THAT(error_of([&] { Regex{open}; }), Contains(" is no regular expression: "));
+}
+
 TEST_CASE("a pattern that needs more than the stack of PCRE2's compiled code is matched without it") {
   std::string text(20000, 'a');
   size_t found = 0;

@@ -94,7 +94,7 @@ TEST_CASE("sections of tokenizer files act as in the tokenizers package") {
   Json reference = reference_json("reference.json");
   for (const auto& [name, v] : reference["variants"].items()) {
     INFO(name);
-    bool lengths = name.starts_with("truncation") || name.starts_with("padding");
+    bool lengths = v["sections"].contains("truncation") || v["sections"].contains("padding");
     compare(Tokenizer::parse(changed(v["base"], v["sections"])), v["cases"], lengths);
   }
 }
@@ -452,21 +452,21 @@ TEST_CASE("a field that is absent is as its default") {
              *level = R"({"post_processor": {"type": "ByteLevel", "trim_offsets": true, "add_prefix_space": true}})",
              *strip = R"({"normalizer": {"type": "Strip", "strip_left": true, "strip_right": true}})",
              *bytes = R"({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": true, "use_regex": true}})",
-             *token = R"({"added_tokens": [{"id": 700, "content": "ab", "single_word": false, "lstrip": false,
+             *token = R"({"added_tokens": [{"id": 700, "content": "zq", "single_word": false, "lstrip": false,
                           "rstrip": false, "special": false}]})",
              *model = R"({"model": {"fuse_unk": false, "byte_fallback": false}})";
   const Row rows[] = {
-      {"gpt2", token, "/added_tokens/0/single_word", "true", "xab"},
-      {"gpt2", token, "/added_tokens/0/lstrip", "true", "x ab"},
-      {"gpt2", token, "/added_tokens/0/rstrip", "true", "ab x"},
-      {"gpt2", token, "/added_tokens/0/special", "true", "ab"},
+      {"gpt2", token, "/added_tokens/0/single_word", "true", "xzq"},
+      {"gpt2", token, "/added_tokens/0/lstrip", "true", "x zq"},
+      {"gpt2", token, "/added_tokens/0/rstrip", "true", "zq x"},
+      {"gpt2", token, "/added_tokens/0/special", "true", "zq"},
       {"gpt2",
        R"({"added_tokens": [{"id": 700, "content": "AB", "normalized": true}], "normalizer": {"type": "Lowercase"}})",
        "/added_tokens/0/normalized", "false", "ab AB"},
       {"gpt2", strip, "/normalizer/strip_left", "false", " a "},
       {"gpt2", strip, "/normalizer/strip_right", "false", " a "},
       {"gpt2", bytes, "/pre_tokenizer/add_prefix_space", "false", "'there"},
-      {"gpt2", bytes, "/pre_tokenizer/use_regex", "false", "'there"},
+      {"gpt2", bytes, "/pre_tokenizer/use_regex", "false", " Hello World 1234567 there's the  12 x'LL!?"},
       {"tinyllama", R"({"normalizer": null, "pre_tokenizer": {"type": "Digits", "individual_digits": false}})",
        "/pre_tokenizer/individual_digits", "true", "1234567890"},
       {"tinyllama",
@@ -530,7 +530,9 @@ TEST_CASE("a document begins, ends and is filled up with the tokens of its token
   for (const Row& row : rows) {
     INFO(row.sections);
     DocumentTokens found = Tokenizer::parse(changed("tinyllama", Json::parse(row.sections))).document_tokens();
-    CHECK(std::tie(found.begin, found.end, found.pad) == std::tie(row.tokens.begin, row.tokens.end, row.tokens.pad));
+    CHECK(found.begin.value_or(-1) == row.tokens.begin.value_or(-1));
+    CHECK(found.end.value_or(-1) == row.tokens.end.value_or(-1));
+    CHECK(found.pad.value_or(-1) == row.tokens.pad.value_or(-1));
   }
 }
 

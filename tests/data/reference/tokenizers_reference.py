@@ -169,7 +169,6 @@ def byte_variants(base):
         "bert": changed(post_processor={"type": "BertProcessing", "sep": ["<mask>", 700], "cls": ["<|endoftext|>", 0]}),
         "trimmed_by_the_first": changed(post_processor={"type": "Sequence", "processors": [
             level, {**level, "add_prefix_space": False, "trim_offsets": False}]}),
-        "trimmed_twice": changed(post_processor={"type": "Sequence", "processors": [level, {**level, "add_prefix_space": False}]}),
         "contiguous": changed(pre_tokenizer={"type": "Sequence", "pretokenizers": [
             {"type": "Split", "pattern": {"Regex": r"[^\s]"}, "behavior": "Contiguous", "invert": False},
             {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}]}),
