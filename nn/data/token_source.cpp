@@ -286,9 +286,12 @@ ShardWriter::ShardWriter(int64_t vocab_size)
   const char* folder = std::getenv("TMPDIR");
   file_ = std::string(folder && *folder ? folder : "/tmp") + "/dtensor_tokens_XXXXXX";
   int fd = mkostemp(file_.data(), O_CLOEXEC);
-  check(fd >= 0, "[data] cannot write {}: set TMPDIR to a folder with room for the tokens", file_);
-  unlink(file_.c_str());
-  out_ = fdopen(fd, "wb");
+  if (fd >= 0) {
+    unlink(file_.c_str());
+    out_ = fdopen(fd, "wb");
+    if (!out_) close(fd);
+  }
+  check(out_ != nullptr, "[data] cannot write {}: set TMPDIR to a folder with room for the tokens", file_);
   begin();
 }
 

@@ -74,7 +74,7 @@ class ShardWriter {
   bool named_;
   int64_t vocab_size_, width_, tokens_ = 0;
   std::vector<uint64_t> ends_;
-  std::FILE* out_;
+  std::FILE* out_ = nullptr;
 };
 
 // f(ids, last) of each document of the files, in order: [begin] ids [end]. One of more than a megabyte comes in parts,

@@ -9,7 +9,6 @@ namespace dtensor::nn {
 namespace {
 
 // Printable bytes stand for themselves, the others, in order, for the characters from 256 on (GPT-2's encoder.py).
-
 struct Alphabet {
   std::array<int32_t, 256> code;
   std::array<int16_t, 512> byte;
@@ -35,10 +34,8 @@ class ByteLevelStep : public Decoder::Step {
     for (size_t back = 1; back <= 3 && back <= held_.size(); ++back) {
       auto lead = uint8_t(held_[held_.size() - back]);
       if ((lead & 0xC0) == 0x80) continue;
-      int needed = lead >= 0xF0 ? 4 : lead >= 0xE0 ? 3 : lead >= 0xC0 ? 2 : 1;
       Utf8 c = utf8_at(held_.data() + held_.size() - back, held_.data() + held_.size());
-      if (c.code < 0 && c.length == int(back) && int(back) < needed && lead >= 0xC2 && lead <= 0xF4)
-        keep = held_.size() - back;
+      if (c.code < 0 && c.length == int(back) && lead >= 0xC2 && lead <= 0xF4) keep = held_.size() - back;
       break;
     }
     if (keep == 0) return;
@@ -114,7 +111,7 @@ class StripStep : public Decoder::Step {
   bool whole_;
 };
 
-// Marks become spaces; the one that a tokenizer puts before the text goes.
+// Marks become spaces; where a tokenizer puts one before the text, those of the first token go, as in the package.
 class MetaspaceStep : public Decoder::Step {
  public:
   MetaspaceStep(std::string mark, bool prepended) : mark_(std::move(mark)), prepended_(prepended) {}
@@ -124,7 +121,7 @@ class MetaspaceStep : public Decoder::Step {
       bool is_mark = text.compare(at, mark_.size(), mark_) == 0;
       if (!is_mark)
         plain += text[at];
-      else if (!(first_ && at == 0 && prepended_))
+      else if (!(first_ && prepended_))
         plain += ' ';
       at += is_mark ? mark_.size() : 1;
     }

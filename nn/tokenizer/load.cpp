@@ -167,19 +167,21 @@ void Reader::read_post_processor(const Json& json, const std::string& path) {
       fail("[tokenizer] {} is {}, not a token and its id", s.at(key), p.dump());
     return id_of(p[0], s.at(key));
   };
+  auto trim = [&] {
+    bool prefix_space = s.get<bool>("add_prefix_space", true);
+    if (s.get<bool>("trim_offsets", true)) t_->post.trims.push_back(prefix_space);
+  };
   if (type == "Sequence") {
     const Json& list = s.required("processors");
     for (size_t i = 0; i < list.size(); ++i) read_post_processor(list[i], fmt::format("{}.processors[{}]", path, i));
   } else if (type == "ByteLevel") {
-    t_->post.trim_offsets |= s.get<bool>("trim_offsets", true);
-    t_->post.prefix_space = s.get<bool>("add_prefix_space", true);
+    trim();
     s.find("use_regex");
   } else if (type == "TemplateProcessing") {
     read_template(s);
   } else if (type == "RobertaProcessing") {
     t_->post.before.push_back(pair("cls")), t_->post.behind.push_back(pair("sep"));
-    t_->post.trim_offsets |= s.get<bool>("trim_offsets", true);
-    t_->post.prefix_space = s.get<bool>("add_prefix_space", true);
+    trim();
   } else if (type == "BertProcessing") {
     t_->post.before.push_back(pair("cls")), t_->post.behind.push_back(pair("sep"));
   } else {
@@ -256,8 +258,10 @@ void Reader::read_lengths() {
 
 void Reader::find_document_tokens() {
   auto first = [&](std::initializer_list<const char*> names) -> std::optional<int32_t> {
-    for (const char* name : names)
-      if (auto found = t_->ids.find(std::string_view(name)); found != t_->ids.end()) return found->second;
+    for (bool special : {true, false})  // text may have been merged to a token of that name
+      for (const char* name : names)
+        if (auto found = t_->ids.find(std::string_view(name)); found != t_->ids.end())
+          if (t_->special[size_t(found->second)] || !special) return found->second;
     return std::nullopt;
   };
   DocumentTokens& d = t_->document;

@@ -15,8 +15,7 @@ namespace dtensor::nn {
 // "post_processor": what is added around a text, and whether white space belongs to tokens' offsets.
 struct PostProcessor {
   std::vector<int32_t> before, behind;
-  bool trim_offsets = false;
-  bool prefix_space = false;  // the first token's space, which was added, is not trimmed of the text
+  std::vector<bool> trims;  // of each step that trims offsets: the first token's space, which was added, stays
 };
 
 struct Truncation {

@@ -151,9 +151,8 @@ void PreTokenizer::add_split(Section& s) {
 void PreTokenizer::add_byte_level(Section& s) {
   bool prefix = s.get<bool>("add_prefix_space", true), use_regex = s.get<bool>("use_regex", true);
   s.get<bool>("trim_offsets", true);  // only the post-processor's counts
-  std::optional<KnownPattern> before = steps_.size() == 1 ? known_ : std::nullopt;
   known_ = prefix           ? std::nullopt
-           : !use_regex     ? before
+           : !use_regex     ? known_
            : steps_.empty() ? std::optional(KnownPattern::gpt2)
                             : std::nullopt;
   byte_level_ = true;

@@ -3,6 +3,7 @@
 
 #include <pcre2.h>
 
+#include "nn/tokenizer/dialect.h"
 #include "placement/error.h"
 
 namespace dtensor::nn {
@@ -45,10 +46,15 @@ std::optional<KnownPattern> known_pattern(std::string_view regex) {
 Regex::Regex(std::string_view pattern) : pattern_(pattern) {
   int error;
   size_t place;
-  pcre2_code* code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern_.data()), pattern_.size(),
-                                   PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C, &error, &place, nullptr);
-  check(code != nullptr, "[tokenizer] {} is no regular expression: {} at byte {}", pattern_,
-        code ? "" : message_of(error), place);
+  const std::string ours = pcre2_from_oniguruma(pattern_);
+  std::unique_ptr<pcre2_compile_context, void (*)(pcre2_compile_context*)> context(
+      pcre2_compile_context_create(nullptr), pcre2_compile_context_free);
+  pcre2_set_newline(context.get(), PCRE2_NEWLINE_LF);
+  pcre2_code* code =
+      pcre2_compile(reinterpret_cast<PCRE2_SPTR>(ours.data()), ours.size(),
+                    PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &error, &place, context.get());
+  check(code != nullptr, "[tokenizer] {} is no regular expression: {} at byte {} of {}", pattern_,
+        code ? "" : message_of(error), place, ours);
   code_ = std::shared_ptr<void>(code, [](void* c) { pcre2_code_free(static_cast<pcre2_code*>(c)); });
   pcre2_jit_compile(code, PCRE2_JIT_COMPLETE);  // where it cannot, pcre2_match interprets
 }

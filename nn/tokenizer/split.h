@@ -23,8 +23,8 @@ std::optional<KnownPattern> known_pattern(std::string_view regex);
 template <KnownPattern pattern, class F>
 void for_pieces(const CharClasses& classes, std::string_view text, F f);
 
-// A regular expression with Unicode classes, by PCRE2. Its classes are of the Unicode version of the PCRE2 installed,
-// and it counts U+180E as white space, as Unicode did before 6.3.
+// A regular expression in Oniguruma's dialect (see dialect.h), by PCRE2. Its classes are of the Unicode version of the
+// PCRE2 installed.
 class Regex {
  public:
   // Errors: what is no regular expression, with its place.

@@ -30,7 +30,7 @@ Encoding Tokenizer::encode(std::string_view text, bool special) const {
   // `token`: the text that it stands for.
   auto add = [&](int32_t id, size_t begin, size_t end, std::string_view token) {
     Encoding::Offsets o{begin, end};
-    if (t.post.trim_offsets) o = trimmed(o, token, t.post.prefix_space && (body.ids.empty() || begin == 0));
+    for (bool prefix_space : t.post.trims) o = trimmed(o, token, prefix_space && (body.ids.empty() || o.begin == 0));
     body.ids.push_back(id);
     body.offsets.push_back(o);
   };

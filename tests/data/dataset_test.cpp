@@ -448,6 +448,10 @@ TEST_CASE("compressed text is text") {
   CHECK(documents("a.jsonl.zst", zstd(lines.substr(0, 9)) + zstd(lines.substr(9))) == two);  // frames are joined
   CHECK((documents("a.txt.gz", gzip(text)) == std::vector{text}));
   CHECK((documents("a.txt.zst", zstd(text)) == std::vector{text}));
+  CHECK(documents("empty.txt.zst", "") == std::vector<std::string>{""});
+  std::string block(1 << 20, 'a');  // a line ends where a block of reading does
+  block.replace(0, 10, "{\"text\": \""), block.replace(block.size() - 2, 2, "\"}");
+  CHECK(documents("b.jsonl", block + "\n\r\n" + lines).size() == 3);
 }
 
 TEST_CASE("errors of datasets and loaders") {

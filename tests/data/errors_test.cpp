@@ -43,11 +43,14 @@ TEST_CASE("a tokenizer file that is not supported is an error with its place") {
        "[tokenizer] model.byte_fallback is of characters, but pre_tokenizer is ByteLevel: only one of them is "
        "supported"},
       {"/model/unk_token", R"("<unk>")", "[tokenizer] model.unk_token names \"<unk>\", which is no token"},
+      {"/model/unk_token", R"("")", ""},  // some files of GPT-2 have it
       {"/model/vocab", "{}", "[tokenizer] model.vocab is not an object of tokens and their ids"},
       {"/model/vocab/b", "-1", "[tokenizer] model.vocab has the id -1 of \"b\": ids are integers from 0 to 16777215"},
       {"/model/vocab/b", "0", "[tokenizer] model.vocab \"b\" has the id 0, which is that of \"a\""},
       {"/model/merges", "1", "[tokenizer] model.merges is not a list"},
       {"/model/merges/0", R"("a")", "[tokenizer] model.merges[0] is \"a\", not two tokens"},
+      {"/model/merges/0", R"("a b b")", "[tokenizer] model.merges[0] is \"a b b\", not two tokens"},
+      {"/model/merges/0", R"(["a", "b", "b"])", "[tokenizer] model.merges[0] is [\"a\",\"b\",\"b\"], not two tokens"},
       {"/model/merges/0", R"("a c")", "[tokenizer] model.merges[0] names \"c\", which is no token"},
       {"/model/merges/0", R"("b a")", "[tokenizer] merge 0 makes \"ba\", which is not in the vocabulary"},
       {"/added_tokens", "{}", "[tokenizer] added_tokens is not a list"},
@@ -99,10 +102,16 @@ TEST_CASE("a tokenizer file that is not supported is an error with its place") {
       {"/post_processor",
        R"({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>"}}], "special_tokens": {"<s>": {"ids": [9]}}})",
        "[tokenizer] post_processor.special_tokens.<s>.ids has 9, which is no id of a token"},
+      {"", R"({"model": {"vocab": {"a": 0, "c": 2}, "merges": []},
+               "post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "a"}}],
+                                  "special_tokens": {"a": {"ids": [1]}}}})",
+       "[tokenizer] post_processor.special_tokens.a.ids has 1, which is no id of a token"},
       {"/truncation", R"({"max_length": 3, "direction": "Up"})",
        "[tokenizer] truncation.direction is Up, not Right or Left"},
       {"/padding", R"({"strategy": "Shortest"})",
        "[tokenizer] padding.strategy is \"Shortest\", not BatchLongest or Fixed"},
+      {"/padding", R"({"strategy": {"Fixed": 16777217}})",
+       "[tokenizer] padding.strategy.Fixed is 16777217: more than 16777216 is not supported"},
   };
   for (const Case& c : cases) {
     Json file = small_file();
@@ -134,6 +143,9 @@ TEST_CASE("errors of training a tokenizer") {
   CHECK(error_of([] {
           TokenizerTrainer({.vocab_size = 300, .special = {"a", "a"}});
         }) == "[tokenizer_train] special token \"a\" is empty, stands twice or is no UTF-8");
+  for (const char* special : {"", "\xFF"})
+    CHECK_THAT(error_of([&] { TokenizerTrainer({.vocab_size = 300, .special = {special}}); }),
+               Contains("is empty, stands twice or is no UTF-8"));
 }
 
 TEST_CASE("errors of documents") {
@@ -146,10 +158,18 @@ TEST_CASE("errors of documents") {
   };
   CHECK(error("a.jsonl", "{\"text\": \"x\"}\n[1]\n") == "[data] line 2 of F is no JSON object");
   CHECK(error("a.jsonl", "\n{\"content\": \"x\"}") == "[data] line 2 of F has no \"text\"");
+  CHECK(error("a.jsonl", "{\"text\": 3}") == "[data] line 1 of F has no \"text\"");
   CHECK(error("a.txt.gz", "plain") == "[data] F is no gzip file, whatever its name says");
   CHECK_THAT(error("a.txt.gz", "\x1f\x8b\x08\x01 cut"), StartsWith("[data] F is no whole gzip file: "));
+  CHECK_THAT(error("a.txt.gz", gzip("plain text").substr(0, 20)), StartsWith("[data] F is no whole gzip file: "));
   CHECK_THAT(error("a.txt.zst", "plain text"), StartsWith("[data] F is no zstd file: "));
   CHECK(error("a.txt.zst", raw(uint32_t(0xFD2FB528))) == "[data] F is cut short: its last zstd frame has no end");
+  std::filesystem::create_directory(folder.path / "folder.gz");
+  for (const char* name : {"none.gz", "none.zst"})
+    CHECK_THAT(error_of([&] { for_documents(folder / name, [](std::string_view) {}); }),
+               EndsWith(std::string(name) + ": no such file, or no permission"));
+  CHECK_THAT(error_of([&] { for_documents(folder / "folder.gz", [](std::string_view) {}); }),
+             EndsWith("folder.gz: it is a folder"));
 }
 
 TEST_CASE("a shard that is not what it says is an error") {

@@ -17,6 +17,7 @@
 namespace dtensor::testing {
 
 using Catch::Contains;
+using Catch::EndsWith;
 using Catch::StartsWith;
 using Json = nlohmann::ordered_json;
 

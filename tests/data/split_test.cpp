@@ -87,6 +87,8 @@ TEST_CASE("ill-formed UTF-8 is replaced as Python does") {
                  {"\xE4\xB8\xE4\xB8\xAD", "�中"},
                  {"\xC0\xAF", "��"},
                  {"\xED\xA0\x80", "���"},
+                 {"\xE0\x9F\xBF", "���"},
+                 {"\xF0\x8F\xBF\xBF", "����"},
                  {"\xF0\x9F\x98", "�"},
                  {"\xF0\x9F\x98"
                   "a",
@@ -101,7 +103,84 @@ TEST_CASE("ill-formed UTF-8 is replaced as Python does") {
   }
 }
 
+TEST_CASE("what replaces ill-formed UTF-8 comes from all of it") {
+  AlignedText::Range origin = replace_invalid("a\xE4\xB8z").origin(1);
+  CHECK(std::pair(origin.begin, origin.end) == std::pair<size_t, size_t>(1, 3));
+}
+
+TEST_CASE("characters are read as they are written") {
+  for (int32_t code : {0, 0x7F, 0x80, 0x7FF, 0x800, 0xD7FF, 0xE000, 0xFFFF, 0x10000, 0x10FFFF}) {
+    std::string text = utf8(code);
+    Utf8 c = utf8_at(text.data(), text.data() + text.size());
+    CHECK(c.code == code);
+    CHECK(size_t(c.length) == text.size());
+  }
+}
+
+// Values of the tokenizers package.
+TEST_CASE("patterns of tokenizer files mean what they mean to Oniguruma") {
+  struct Row {
+    const char* pattern;
+    std::vector<std::string> matches;
+  };
+  const std::string text = "a\nab a.b, c\r\n\v1\u00E9 \u00C9 \u00B2\u24D0 e\u0301 \u180E_{,2}-[x]";
+  const Row rows[] = {
+      {R"(^[ab]+)", {"a", "ab"}},
+      {R"(b$)", {}},
+      {R"((?m)a.b)", {"a.b"}},
+      {R"((?im-x:A.)B)", {}},
+      {R"(a.b)", {"a.b"}},
+      {R"(\ba)", {"a", "a", "a"}},
+      {R"(\w\b)", {"a", "b", "a", "b", "c", "\u00E9", "\u00C9", "\u24D0", "\u0301", "_", "2", "x"}},
+      {R"(\B.)", {"b", " ", "\v", "\u00E9", "\u24D0", "\u0301", "\u180E", ",", "-", "["}},
+      {R"(]\z)", {"]"}},
+      {R"(\w+)", {"a", "ab", "a", "b", "c", "1\u00E9", "\u00C9", "\u00B2\u24D0", "e\u0301", "_", "2", "x"}},
+      {R"(\W+)", {"\n", " ", ".", ", ", "\r\n\v", " ", " ", " ", " \u180E", "{,", "}-[", "]"}},
+      {R"([\w-]+)", {"a", "ab", "a", "b", "c", "1\u00E9", "\u00C9", "\u24D0", "e\u0301", "_", "2", "-", "x"}},
+      {R"(\s+)", {"\n", " ", " ", "\r\n\v", " ", " ", " ", " "}},
+      {R"(\S+)", {"a", "ab", "a.b,", "c", "1\u00E9", "\u00C9", "\u00B2\u24D0", "e\u0301", "\u180E_{,2}-[x]"}},
+      {R"(\h+)", {"a", "ab", "a", "b", "c", "1", "e", "2"}},
+      {R"(\H+)", {"\n", " ", ".", ", ", "\r\n\v", "\u00E9 \u00C9 \u00B2\u24D0 ", "\u0301 \u180E_{,", "}-[x]"}},
+      {R"([^\h]+)", {"\n", " ", ".", ", ", "\r\n\v", "\u00E9 \u00C9 \u00B2\u24D0 ", "\u0301 \u180E_{,", "}-[x]"}},
+      {R"([^(\s|[.,])]+)",
+       {"a", "ab", "a", "b", "c", "1\u00E9", "\u00C9", "\u00B2\u24D0", "e\u0301", "\u180E_{", "2}-[x]"}},
+      {R"([[:alpha:]]+)", {"a", "ab", "a", "b", "c", "\u00E9", "\u00C9", "\u24D0", "e", "x"}},
+      {R"([^[:^alpha:]]+)", {"a", "ab", "a", "b", "c", "\u00E9", "\u00C9", "\u24D0", "e", "x"}},
+      {R"([[:punct:]]+)", {".", ",", "\u24D0", "_{,", "}-[", "]"}},
+      {R"([a-c&&b])", {"b", "b"}},
+      {R"([\w&&[^a]]+)", {"b", "b", "c", "1\u00E9", "\u00C9", "\u24D0", "e\u0301", "_", "2", "x"}},
+      {R"([^\w&&[^a]]+)", {"a\na", " a.", ", ", "\r\n\v", " ", " \u00B2", " ", " \u180E", "{,", "}-[", "]"}},
+      {R"([\W\d]+)", {"\n", " ", ".", ", ", "\r\n\v1", " ", " \u00B2", " ", " \u180E", "{,2}-[", "]"}},
+      {R"([^\Wa]+)", {"b", "b", "c", "1\u00E9", "\u00C9", "\u24D0", "e\u0301", "_", "2", "x"}},
+      {R"([^a[b-d]]+)", {"\n", " ", ".", ", ", "\r\n\v1\u00E9 \u00C9 \u00B2\u24D0 e\u0301 \u180E_{,2}-[x]"}},
+      {R"([]x]+)", {"x]"}},
+      {R"(a{,2})", {"a", "a", "a"}},
+      {R"([\u0061-c]+)", {"a", "ab", "a", "b", "c"}},
+      {R"(\O+)", {"a\nab a.b, c\r\n\v1\u00E9 \u00C9 \u00B2\u24D0 e\u0301 \u180E_{,2}-[x]"}},
+      {R"(\v)", {"\v"}},
+      {R"([\v])", {"\v"}},
+  };
+  for (const Row& row : rows) {
+    INFO(row.pattern);
+    std::vector<std::string> matches;
+    Regex(row.pattern).for_matches(text, [&](size_t begin, size_t end) {
+      matches.push_back(text.substr(begin, end - begin));
+    });
+    CHECK(matches == row.matches);
+  }
+  for (const char* open : {"[a", "[a&&", "[[a]", "[\\"})
+    CHECK_THAT(error_of([&] { Regex{open}; }), Contains(" is no regular expression: "));
+}
+
+TEST_CASE("a pattern that needs more than the stack of PCRE2's compiled code is matched without it") {
+  std::string text(20000, 'a');
+  size_t found = 0;
+  Regex("(?:(a)|b)*").for_matches(text, [&](size_t begin, size_t end) { found += end - begin; });
+  CHECK(found == text.size());
+}
+
 TEST_CASE("errors of patterns") {
+  CHECK_THAT(error_of([] { Regex("\\C"); }), StartsWith("[tokenizer] \\C is no regular expression: "));
   CHECK_THAT(error_of([] { Regex("a("); }), StartsWith("[tokenizer] a( is no regular expression: "));
   CHECK(error_of([] { pattern_by_name("gpt5"); }) ==
         "[tokenizer] there is no pattern \"gpt5\": gpt2, llama3 and qwen are known");

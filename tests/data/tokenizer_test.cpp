@@ -2,6 +2,8 @@
 #include "nn/tokenizer/tokenizer.h"
 
 #include "nn/tokenizer/bpe.h"
+#include "nn/tokenizer/decoder.h"
+#include "nn/tokenizer/normalizer.h"
 #include "nn/tokenizer/train.h"
 #include "nn/tokenizer/unicode.h"
 #include "tests/data/helpers.h"
@@ -92,7 +94,7 @@ TEST_CASE("sections of tokenizer files act as in the tokenizers package") {
   Json reference = reference_json("reference.json");
   for (const auto& [name, v] : reference["variants"].items()) {
     INFO(name);
-    bool lengths = name.starts_with("truncation") || name.starts_with("padding");
+    bool lengths = v["sections"].contains("truncation") || v["sections"].contains("padding");
     compare(Tokenizer::parse(changed(v["base"], v["sections"])), v["cases"], lengths);
   }
 }
@@ -186,6 +188,7 @@ TEST_CASE("a text is cut where both parts have its ids") {
   Json file = reference_json("llama3.json");
   CHECK(Tokenizer::parse(file).cut("a b", 0) == 1);
   CHECK(Tokenizer::parse(file).cut("a b", 2) == 3);
+  CHECK(Tokenizer::parse(file).cut(" a b", 0) == 2);
   file["added_tokens"][0]["content"] = "two words";
   file["model"]["vocab"].erase("<|begin_of_text|>");
   file["post_processor"] = nullptr;
@@ -193,29 +196,32 @@ TEST_CASE("a text is cut where both parts have its ids") {
 }
 
 TEST_CASE("an encoder that remembers pieces gives the ids of a text looked at alone") {
-  const char* words[] = {" ",
-                         "  ",
-                         "\n",
-                         "a",
-                         "word",
-                         " the",
-                         "12",
-                         "!?",
-                         "\xC3\xA9",
-                         "e\xCC\x81",
-                         "\xCC\x81",
-                         "中",
-                         "’",
-                         "가",
-                         "ᄀ",
-                         "ᅡ",
-                         "ᆨ",
-                         "\xFF",
-                         "\xC2\xBD",
-                         "\xE2\x84\xAB",
-                         "▁",
-                         "[EOT]",
-                         "0123456789012345678901234"};
+  const std::string words[] = {" ",
+                               "  ",
+                               "\n",
+                               "a",
+                               "word",
+                               " the",
+                               "12",
+                               "!?",
+                               "\xC3\xA9",
+                               "e\xCC\x81",
+                               "\xCC\x81",
+                               "中",
+                               "’",
+                               "가",
+                               "ᄀ",
+                               "ᅡ",
+                               "ᆨ",
+                               "\xFF",
+                               "\xC2\xBD",
+                               "\xE2\x84\xAB",
+                               "▁",
+                               "[EOT]",
+                               "\u0316",
+                               "\u0334",
+                               std::string("\0", 1),
+                               "0123456789012345678901234"};
   std::mt19937 random(5);
   for (const char* family : families) {
     Tokenizer t = Tokenizer::load(reference_file(std::string(family) + ".json"));
@@ -236,6 +242,30 @@ TEST_CASE("an encoder that remembers pieces gives the ids of a text looked at al
       of_special.append(text, ids);
       REQUIRE(ids == special.encode(text, false).ids);
     }
+  }
+}
+
+TEST_CASE("ids are those of encode, whatever cuts the text") {
+  const Json bytes{{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", false}},
+      gpt2{{"type", "ByteLevel"}, {"add_prefix_space", false}}, prefix{{"type", "ByteLevel"}},
+      digits{{"type", "Digits"}, {"individual_digits", true}};
+  auto split = [](const char* behavior, bool invert) {
+    return Json{{"type", "Split"},
+                {"pattern", {{"Regex", regex_of(KnownPattern::llama3)}}},
+                {"behavior", behavior},
+                {"invert", invert}};
+  };
+  const Json llama3 = split("Isolated", false);
+  std::vector<std::vector<Json>> rows{
+      {bytes}, {gpt2}, {prefix}, {digits, gpt2}, {digits, llama3, bytes}, {llama3, digits, bytes}, {llama3, gpt2}};
+  for (const char* behavior : {"Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous"})
+    for (bool invert : {false, true}) rows.push_back({split(behavior, invert), bytes});
+  std::string text = " Hello World 1234567 there's the  12 x'LL!?\n\n a";
+  for (const auto& row : rows) {
+    Json section{{"type", "Sequence"}, {"pretokenizers", row}};
+    INFO(section.dump());
+    Tokenizer t = Tokenizer::parse(changed("gpt2", {{"pre_tokenizer", section}}));
+    CHECK(t.ids(text) == t.encode(text, false).ids);
   }
 }
 
@@ -354,6 +384,156 @@ TEST_CASE("a token of no byte alphabet is its text, and bytes that can be no cha
   DecodeStream stream(Tokenizer::bytes());
   CHECK(stream.push(0xF0) == "");
   CHECK(stream.push(0x80) == "\uFFFD\uFFFD");
+  CHECK(stream.push(0xC1) == "\uFFFD");
+  CHECK(stream.push(0xF5) == "\uFFFD");
+}
+
+// Values of the tokenizers package.
+TEST_CASE("decoders of tokens that trained vocabularies do not have") {
+  struct Row {
+    const char* decoder;
+    std::vector<std::string> tokens;
+    const char* text;
+  };
+  const char *bytes = R"({"type": "ByteFallback"})",
+             *strip = R"({"type": "Sequence", "decoders": [{"type": "Strip", "content": " ", "start": 1}]})",
+             *fused = R"({"type": "Sequence", "decoders": [{"type": "Fuse"},
+                                                           {"type": "Strip", "content": " ", "start": 2}]})";
+  const Row rows[] = {
+      {bytes, {"<0xC3>", "<0xa9>", "<0x1G>", "<0x41>x", "<0x41x"}, "é<0x1G><0x41>x<0x41x"},
+      {bytes, {"<0xFF>", "<0xFE>", "a"}, "\uFFFD\uFFFDa"},
+      {strip, {"  a", " b"}, " ab"},
+      {fused, {" a", " b"}, "a b"},
+      {fused, {" ", " ", " b"}, " b"},
+      {R"({"type": "Metaspace", "prepend_scheme": "always"})", {"▁a▁b", "▁c", "▁▁"}, "ab c  "},
+      {R"({"type": "Metaspace", "prepend_scheme": "never"})", {"▁a▁b", "▁c"}, " a b c"},
+      {R"({"type": "Metaspace", "add_prefix_space": false})", {"▁a"}, " a"},
+  };
+  for (const Row& row : rows) {
+    INFO(row.decoder << ": " << Json(row.tokens).dump());
+    Decoder::Run run = Decoder(Json::parse(row.decoder), "decoder").begin();
+    std::string text;
+    for (const std::string& token : row.tokens) text += run.push(token);
+    CHECK(text + run.end() == row.text);
+  }
+}
+
+// Values of the tokenizers package.
+TEST_CASE("normalizers of rare characters") {
+  struct Row {
+    const char *normalizer, *text, *normal;
+  };
+  const Row rows[] = {
+      {R"({"type": "NFC"})", "\u09C7\u09BE", "\u09CB"},  // the second is no mark
+      {R"({"type": "NFC"})", "\u0F72\u0F73", "\u0F71\u0F72\u0F72"},
+      {R"({"type": "NFC"})", "\u0316\u0334", "\u0334\u0316"},  // they compose with nothing
+      {R"({"type": "NFC"})", "\u1100\u1161\u11A8", "\uAC01"},
+      {R"({"type": "Lowercase"})", "\u0130X", "i\u0307x"},
+      {R"({"type": "Strip"})", "\u3000 a \u00E9\u3000", "a \u00E9"},
+      {R"({"type": "Prepend", "prepend": "x"})", "", ""},
+  };
+  for (const Row& row : rows) {
+    INFO(row.normalizer << ": " << row.text);
+    Normalizer normalizer(Json::parse(row.normalizer), "normalizer");
+    CHECK(normalizer({row.text}).text == row.normal);
+    CHECK((!normalizer.keeps(row.text) || row.text == std::string(row.normal)));
+  }
+  AlignedText::Range origin = prepend("x", {"\u00E9"}).origin(0);
+  CHECK(std::pair(origin.begin, origin.end) == std::pair<size_t, size_t>(0, 2));
+}
+
+TEST_CASE("a field that is absent is as its default") {
+  struct Row {
+    const char *base, *sections;  // with the default at `place`
+    const char *place, *other, *text;
+  };
+  const char *roberta = R"({"post_processor": {"type": "RobertaProcessing", "sep": ["<|endoftext|>", 0],
+                            "cls": ["<|endoftext|>", 0], "trim_offsets": true, "add_prefix_space": true}})",
+             *level = R"({"post_processor": {"type": "ByteLevel", "trim_offsets": true, "add_prefix_space": true}})",
+             *strip = R"({"normalizer": {"type": "Strip", "strip_left": true, "strip_right": true}})",
+             *bytes = R"({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": true, "use_regex": true}})",
+             *token = R"({"added_tokens": [{"id": 700, "content": "zq", "single_word": false, "lstrip": false,
+                          "rstrip": false, "special": false}]})",
+             *model = R"({"model": {"fuse_unk": false, "byte_fallback": false}})";
+  const Row rows[] = {
+      {"gpt2", token, "/added_tokens/0/single_word", "true", "xzq"},
+      {"gpt2", token, "/added_tokens/0/lstrip", "true", "x zq"},
+      {"gpt2", token, "/added_tokens/0/rstrip", "true", "zq x"},
+      {"gpt2", token, "/added_tokens/0/special", "true", "zq"},
+      {"gpt2",
+       R"({"added_tokens": [{"id": 700, "content": "AB", "normalized": true}], "normalizer": {"type": "Lowercase"}})",
+       "/added_tokens/0/normalized", "false", "ab AB"},
+      {"gpt2", strip, "/normalizer/strip_left", "false", " a "},
+      {"gpt2", strip, "/normalizer/strip_right", "false", " a "},
+      {"gpt2", bytes, "/pre_tokenizer/add_prefix_space", "false", "'there"},
+      {"gpt2", bytes, "/pre_tokenizer/use_regex", "false", " Hello World 1234567 there's the  12 x'LL!?"},
+      {"tinyllama", R"({"normalizer": null, "pre_tokenizer": {"type": "Digits", "individual_digits": false}})",
+       "/pre_tokenizer/individual_digits", "true", "1234567890"},
+      {"tinyllama",
+       R"({"normalizer": null, "pre_tokenizer": {"type": "Split", "pattern": {"String": "a"}, "behavior": "Removed",
+           "invert": false}})",
+       "/pre_tokenizer/invert", "true", "the a"},
+      {"gpt2", level, "/post_processor/trim_offsets", "false", "  a  a"},
+      {"gpt2", level, "/post_processor/add_prefix_space", "false", " a"},
+      {"gpt2", roberta, "/post_processor/trim_offsets", "false", "  a  a"},
+      {"gpt2", roberta, "/post_processor/add_prefix_space", "false", " a"},
+      {"tinyllama", model, "/model/fuse_unk", "true", "\u0F00\u0F01"},
+      {"tinyllama", model, "/model/byte_fallback", "true", "\u0F00\u0F01"},
+      {"gpt2", R"({"model": {"vocab": {"zqz": 701}, "ignore_merges": false}})", "/model/ignore_merges", "true", "zqz"},
+      {"gpt2", R"({"truncation": {"max_length": 1, "direction": "Right"}})", "/truncation/direction", R"("Left")",
+       "a b"},
+      {"gpt2", R"({"padding": {"strategy": {"Fixed": 5}, "pad_id": 0, "direction": "Right"}})", "/padding/pad_id", "1",
+       "a"},
+      {"gpt2", R"({"padding": {"strategy": {"Fixed": 5}, "pad_id": 0, "direction": "Right"}})", "/padding/direction",
+       R"("Left")", "a"},
+      {"gpt2", R"({"padding": {"strategy": {"Fixed": 5}, "pad_to_multiple_of": 0}})", "/padding/pad_to_multiple_of",
+       "8", "a"},
+  };
+  for (const Row& row : rows) {
+    INFO(row.sections << ", " << row.place << ": " << row.text);
+    Json file = reference_json(std::string(row.base) + ".json");
+    const Json sections = Json::parse(row.sections);
+    for (const auto& [key, value] : sections.items()) {
+      if (key == "model")
+        file[key].merge_patch(value);
+      else
+        file[key] = value;
+    }
+    auto results = [&] {
+      Tokenizer t = Tokenizer::parse(file);
+      Encoding e = t.encode(row.text);
+      return std::tuple(e.ids, in_characters(row.text, e.offsets), t.decode(e.ids), t.ids(row.text));
+    };
+    auto expected = results();
+    Json::json_pointer place(row.place);
+    file[place.parent_pointer()].erase(place.back());
+    CHECK(results() == expected);
+    file[place] = Json::parse(row.other);
+    CHECK(results() != expected);  // the text shows it
+  }
+}
+
+TEST_CASE("a document begins, ends and is filled up with the tokens of its tokenizer's sections") {
+  struct Row {
+    const char* sections;
+    DocumentTokens tokens;
+  };
+  const Row rows[] = {
+      {R"({"post_processor": null})", {1, 2, {}}},
+      {R"({"post_processor": {"type": "TemplateProcessing",
+           "single": [{"SpecialToken": {"id": "x"}}, {"SpecialToken": {"id": "y"}}, {"Sequence": {"id": "A"}},
+                      {"SpecialToken": {"id": "y"}}, {"SpecialToken": {"id": "x"}}],
+           "special_tokens": {"x": {"ids": [0]}, "y": {"ids": [300]}}}})",
+       {300, 300, {}}},
+      {R"({"padding": {"strategy": "BatchLongest", "pad_id": 2}})", {1, 2, 2}},
+  };
+  for (const Row& row : rows) {
+    INFO(row.sections);
+    DocumentTokens found = Tokenizer::parse(changed("tinyllama", Json::parse(row.sections))).document_tokens();
+    CHECK(found.begin.value_or(-1) == row.tokens.begin.value_or(-1));
+    CHECK(found.end.value_or(-1) == row.tokens.end.value_or(-1));
+    CHECK(found.pad.value_or(-1) == row.tokens.pad.value_or(-1));
+  }
 }
 
 TEST_CASE("without a file, tokens are bytes") {

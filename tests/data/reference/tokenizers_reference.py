@@ -140,6 +140,17 @@ def variants(base):
                               {"type": "Digits", "individual_digits": True},
                               {"type": "Split", "pattern": {"Regex": "[aeiou]+"}, "behavior": "MergedWithPrevious", "invert": False},
                               {"type": "Split", "pattern": {"String": "t"}, "behavior": "MergedWithNext", "invert": False}]}),
+        "template": changed(truncation={"direction": "Right", "max_length": 9, "strategy": "LongestFirst", "stride": 0},
+                            post_processor={"type": "TemplateProcessing", "single": [
+                                {"SpecialToken": {"id": i, "type_id": 0}} for i in ("<unk>", "<s>")] + [
+                                {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "</s>", "type_id": 0}}],
+                                "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+                                "special_tokens": {t: {"id": t, "ids": [i], "tokens": [t]}
+                                                   for i, t in enumerate(("<unk>", "<s>", "</s>"))}}),
+        "repeated_matches": changed(normalizer=None, pre_tokenizer={"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"String": "l"}, "behavior": "MergedWithPrevious", "invert": False},
+            {"type": "Split", "pattern": {"String": "e"}, "behavior": "MergedWithNext", "invert": False},
+            {"type": "Split", "pattern": {"Regex": r"\w"}, "behavior": "Contiguous", "invert": True}]}),
         "no_decoder": changed(decoder=None),
         "nfd": changed(normalizer={"type": "NFD"}),
         "replace": changed(normalizer={"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": "▁▁"},
@@ -153,8 +164,11 @@ def byte_variants(base):
     level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
     return {
         "prefix_space": changed(pre_tokenizer=level, post_processor=level),
-        "roberta": changed(post_processor={"type": "RobertaProcessing", "sep": ["<|endoftext|>", 0], "cls": ["<|endoftext|>", 0],
+        "roberta": changed(post_processor={"type": "RobertaProcessing", "sep": ["<mask>", 700], "cls": ["<|endoftext|>", 0],
                                            "trim_offsets": True, "add_prefix_space": False}),
+        "bert": changed(post_processor={"type": "BertProcessing", "sep": ["<mask>", 700], "cls": ["<|endoftext|>", 0]}),
+        "trimmed_by_the_first": changed(post_processor={"type": "Sequence", "processors": [
+            level, {**level, "add_prefix_space": False, "trim_offsets": False}]}),
         "contiguous": changed(pre_tokenizer={"type": "Sequence", "pretokenizers": [
             {"type": "Split", "pattern": {"Regex": r"[^\s]"}, "behavior": "Contiguous", "invert": False},
             {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}]}),
