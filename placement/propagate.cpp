@@ -1,13 +1,11 @@
 #include "placement/propagate.h"
 
 #include <algorithm>
-#include <cmath>
 #include <compare>
 #include <memory>
 #include <tuple>
-#include <unordered_map>
 
-#include "placement/missing.h"
+#include "placement/combinations.h"
 
 namespace dtensor {
 namespace {
@@ -21,221 +19,14 @@ constexpr Cost any_cost{INT64_MAX, INT64_MAX, INT64_MAX, INT64_MAX};
 
 Cost cost_of(const Choice& c) { return {c.bytes, c.moves, c.output_bytes, c.output_moves}; }
 
-// Contributions that are summed, over some axes.
-struct Reduction {
-  double ranks = 1, steps = 0;  // steps: one less than the ranks of each axis, added up
-
-  void add(int k) { ranks *= k, steps += k - 1; }
-  void add(const Reduction& r) { ranks *= r.ranks, steps += r.steps; }
-
-  // Elements that one rank receives at least, of whose new part of `part` elements `missing` were not there before.
-  // `share` is what each rank has of the elements where all axes split them but those that stay Partial, which no plan
-  // betters: the contributions to it come from all ranks, or if it is less than one element, one from every other rank
-  // of each axis. What the rank has in the end came by this or by an exchange.
-  double least(double share, double part, double missing) const {
-    if (ranks == 1 || share == 0) return missing;
-    return std::max((ranks - 1) * share, steps) + std::max(missing, part - std::max(share, 1.0));
-  }
-};
-
-// The bytes of that many elements at least, whether they are reduced or only moved.
-int64_t least_bytes(double elements, DType dtype) {
-  return int64_t(std::ceil(elements * (1 - 1e-12))) * itemsize(dtype);
-}
-
-// Bytes of redistributions of one tensor: from its layout to others, or from others to the one wanted.
-class Prices {
- public:
-  Prices(const Propagation& p, const TensorSpec& end, bool is_source)
-      : p_(p),
-        end_(end),
-        is_source_(is_source),
-        plans_(p.mesh, end_.shape, end.dtype, p.cost, reduced_as(end.dtype, p.reduce_dtype)) {}
-
-  const TensorSpec& end() const { return end_; }
-  bool is_source() const { return is_source_; }
-
-  int64_t exact(const Layout& other) {
-    if (other == end_.layout) return 0;
-    Price& price = known_.try_emplace(other.code()).first->second;
-    if (!price.exact) price = {plans_.plan(from(other), to(other)).bytes(), true};
-    return price.bytes;
-  }
-  // The price where it is known; a lower bound of it otherwise.
-  int64_t at_least(const Layout& other) {
-    if (other == end_.layout) return 0;
-    auto [it, is_new] = known_.try_emplace(other.code());
-    if (is_new) it->second.bytes = bound(from(other), to(other));
-    return it->second.bytes;
-  }
-
- private:
-  struct Price {
-    int64_t bytes = 0;
-    bool exact = false;
-  };
-
-  const Layout& from(const Layout& other) const { return is_source_ ? end_.layout : other; }
-  const Layout& to(const Layout& other) const { return is_source_ ? other : end_.layout; }
-
-  // Ranks that differ on axes which become Partial have one new part together: what all of them lack of it, one of them
-  // receives at least its share of.
-  int64_t bound(const Layout& s, const Layout& t) const {
-    if (s.partial && t.partial && s.reduce != t.reduce) return 0;
-    AxisSet made = t.partial & ~s.partial;
-    double together = p_.mesh.product(made);
-    Reduction reduction;
-    for (int a = 0; a < p_.mesh.axes(); ++a)
-      if (has(s.partial & ~t.partial, a)) reduction.add(p_.mesh.size(a));
-    double share = double(numel(end_.shape)) / p_.mesh.product(p_.mesh.wide() & ~(s.partial & t.partial));
-    double part = double(largest_part(p_.mesh, end_.shape, t)) / together;
-    double missing = double(most_missing(p_.mesh, end_.shape, held_together(s, made), t)) / together;
-    return least_bytes(reduction.least(share, part, missing), end_.dtype);
-  }
-
-  // A layout in which each rank has all that those which differ from it on `axes` have under `layout`: dimensions are
-  // split as far as the first of these axes.
-  static Layout held_together(Layout layout, AxisSet axes) {
-    for (AxisList& list : layout.split) {
-      AxisList outer;
-      for (int i = 0; i < list.count && !has(axes, list.axis[size_t(i)]); ++i) outer.push_back(list.axis[size_t(i)]);
-      list = outer;
-    }
-    return layout;
-  }
-
-  const Propagation& p_;
-  TensorSpec end_;
-  bool is_source_;
-  Redistributions plans_;
-  std::unordered_map<uint64_t, Price> known_;
-};
-
-using Strategies = std::array<int16_t, max_axes>;  // by axis: places in the list of strategies
-
-// The combinations there are: strategies jointly over the axes, and the sharding orders of factors that several axes
-// split.
-class Combinations {
- public:
-  explicit Combinations(const Propagation& p) : p_(p) {
-    std::vector<Reduce> reductions;
-    for (const TensorSpec* in : p.inputs)
-      if (in && in->layout.partial &&
-          std::find(reductions.begin(), reductions.end(), in->layout.reduce) == reductions.end())
-        reductions.push_back(in->layout.reduce);
-    for (Strategy& s : p.rule.strategies(reductions)) {  // of those that place all operands alike the first counts
-      bool is_new = std::none_of(strategies.begin(), strategies.end(),
-                                 [&](const Strategy& t) { return t.inputs == s.inputs && t.outputs == s.outputs; });
-      if (is_new) strategies.push_back(std::move(s));
-    }
-    for (int a = 0; a < p.mesh.axes(); ++a)
-      if (p.mesh.size(a) > 1) axes.push_back(a);
-    for (const TensorSpec* in : p.inputs) inputs.push_back(in ? known(*in, true) : nullptr);
-    for (size_t o = 0; o < std::min(p.rule.outputs().size(), p.wanted.size()); ++o)
-      outputs.push_back(
-          p.wanted[o] ? known({DType::f32, p.rule.outputs()[o].shape, strip_narrow_axes(p.mesh, *p.wanted[o])}, false)
-                      : nullptr);
-  }
-
-  // Calls found(choice) for those with a strategy for each of `axes`, in order; what they cost is left to the caller.
-  template <class F>
-  void each_order(const Strategies& chosen, F found) const {
-    Choice c;
-    c.factors.resize(p_.rule.factors().size());
-    for (size_t k = 0; k < axes.size(); ++k)
-      if (int factor = strategies[size_t(chosen[k])].factor; factor >= 0) c.factors[size_t(factor)].push_back(axes[k]);
-    for (size_t f = 0; f < c.factors.size(); ++f)
-      if (p_.rule.factors()[f].even && p_.rule.factors()[f].size % p_.mesh.product(c.factors[f].set())) return;
-    order_of_factor(0, chosen, c, found);
-  }
-
-  std::vector<Strategy> strategies;
-  std::vector<int> axes;
-  std::vector<std::shared_ptr<Prices>> inputs, outputs;  // null: absent, nothing wanted
-
- private:
-  // Equal tensors share what is known of their prices.
-  std::shared_ptr<Prices> known(const TensorSpec& end, bool is_source) const {
-    for (const auto& list : {inputs, outputs})
-      for (const auto& p : list)
-        if (p && p->is_source() == is_source && p->end() == end) return p;
-    return std::make_shared<Prices>(p_, end, is_source);
-  }
-
-  // Mesh order, and every order in which an input has the factor's axes already.
-  template <class F>
-  void order_of_factor(size_t f, const Strategies& chosen, Choice& c, F& found) const {
-    while (f < c.factors.size() && c.factors[f].count < 2) ++f;
-    if (f == c.factors.size()) {
-      Choice complete = c;
-      if (finish(chosen, complete)) found(std::move(complete));
-      return;
-    }
-    std::vector<AxisList> tried{c.factors[f]};
-    for (size_t i = 0; i < p_.inputs.size(); ++i) {
-      int d = p_.rule.inputs()[i].dim_of(int(f));
-      if (!p_.inputs[i] || d < 0) continue;
-      AxisList order;
-      for (int a : p_.inputs[i]->layout.split[size_t(d)])
-        if (has(tried[0].set(), a)) order.push_back(a);
-      for (int a : tried[0])
-        if (!has(order.set(), a)) order.push_back(a);
-      if (std::find(tried.begin(), tried.end(), order) == tried.end()) tried.push_back(order);
-    }
-    for (const AxisList& order : tried) {
-      c.factors[f] = order;
-      order_of_factor(f + 1, chosen, c, found);
-    }
-    c.factors[f] = tried[0];
-  }
-
-  // The layouts of one operand; false where reductions would mix.
-  bool place(const Operand& operand, const Strategies& chosen, const Choice& c, bool input, size_t i,
-             Layout& layout) const {
-    for (int d = 0; d < operand.shape.dims(); ++d)
-      if (int f = operand.leading[size_t(d)]; f >= 0) layout.split[size_t(d)] = c.factors[size_t(f)];
-    for (size_t k = 0; k < axes.size(); ++k) {
-      const Strategy& s = strategies[size_t(chosen[k])];
-      Placement p = (input ? s.inputs : s.outputs)[i];
-      if (!p.is_partial()) continue;
-      if (layout.partial && layout.reduce != p.reduce) return false;
-      layout.partial |= axis_bit(axes[k]);
-      layout.reduce = p.reduce;
-    }
-    return true;
-  }
-
-  // Layouts and moves; false where reductions would mix, or what is written in place would move.
-  bool finish(const Strategies& chosen, Choice& c) const {
-    c.inputs.resize(p_.inputs.size());
-    c.outputs.resize(p_.rule.outputs().size());
-    for (size_t o = 0; o < c.outputs.size(); ++o)
-      if (!place(p_.rule.outputs()[o], chosen, c, false, o, c.outputs[o])) return false;
-    for (size_t i = 0; i < c.inputs.size(); ++i) {
-      if (!p_.inputs[i]) continue;
-      if (!place(p_.rule.inputs()[i], chosen, c, true, i, c.inputs[i])) return false;
-      c.moves += c.inputs[i] != p_.inputs[i]->layout;
-    }
-    for (size_t o = 0; o < outputs.size(); ++o)
-      if (outputs[o]) c.output_moves += c.outputs[o] != outputs[o]->end().layout;
-    for (size_t o = 0; o < p_.in_place.size(); ++o) {
-      auto i = size_t(p_.in_place[o]);
-      if (c.inputs[i] != p_.inputs[i]->layout || c.outputs[o] != p_.inputs[i]->layout) return false;
-    }
-    return true;
-  }
-
-  const Propagation& p_;
-};
-
 // What one strategy on one axis does to one tensor that is redistributed, or what strategies do on several axes. The
 // new part is what a rank has in the end.
 struct Effect {
-  double divides = 1;   // the new part is at least the tensor divided by this
-  double held = 1;      // at most this share of it is there before
-  double alike = 1;     // the same for axes that split another dimension than before, of which only one counts
-  double kept = 1;      // contributions that stay Partial
-  Reduction reduction;  // those that are summed
+  double divides = 1;     // the new part is at least the tensor divided by this
+  double held = 1;        // at most this share of it is there before
+  double alike = 1;       // the same for axes that split another dimension than before, of which only one counts
+  double kept = 1;        // contributions that stay Partial
+  Contributions reduced;  // those that are summed
   bool moves = false;
   AxisSet left = 0, not_made = 0;  // axes that stop to split the dimension they did; axes that become no Partial
   uint32_t joined = 0;             // dimensions that more axes split than before
@@ -243,7 +34,7 @@ struct Effect {
   Effect& operator*=(const Effect& e) {
     divides *= e.divides, held *= e.held, alike = std::min(alike, e.alike), kept *= e.kept, moves |= e.moves;
     left |= e.left, not_made |= e.not_made, joined |= e.joined;
-    reduction.add(e.reduction);
+    reduced.add(e.reduced);
     return *this;
   }
 };
@@ -354,7 +145,7 @@ class Search {
     }
     if (!to.is_replicate()) e.divides = k;  // Partial may be made of shards
     if (from.is_partial())
-      e.reduction.add(k);
+      e.reduced.add(k);
     else if (from.is_shard() && to.is_replicate())
       e.held = 1.0 / k;
     else if (from.is_shard() && to.is_shard())
@@ -391,7 +182,7 @@ class Search {
 
   static int64_t bytes_of(const Move& m, const Effect& e) {
     double part = m.elements / e.divides, missing = lacks_all(m, e) ? part : part * (1 - e.held * e.alike);
-    return least_bytes(e.reduction.least(m.share * e.kept, part, missing), m.dtype);
+    return least_bytes(e.reduced.least(m.share * e.kept, part, missing), m.dtype);
   }
 
   void push(State state) {
@@ -465,7 +256,7 @@ class Search {
 
   void push_candidates(const State& state, const std::vector<Effect>& effects) {
     size_t order = 0;
-    all_.each_order(state.strategy, [&](Choice choice) {
+    for (Choice& choice : all_.with(state.strategy)) {
       auto candidate = std::make_unique<Candidate>(Candidate{std::move(choice), {}});
       Choice& c = candidate->choice;
       size_t m = 0;
@@ -478,7 +269,7 @@ class Search {
       };
       surely(all_.inputs, c.inputs, c.bytes), surely(all_.outputs, c.outputs, c.output_bytes);
       push({cost_of(c), state.strategy, order++, std::move(candidate)});
-    });
+    }
   }
 
   // Finds the price of one more tensor.
@@ -539,13 +330,13 @@ std::vector<Choice> all_choices(const Propagation& p) {
   Combinations combinations(p);
   Strategies chosen{};
   for (;;) {
-    combinations.each_order(chosen, [&](Choice c) {
+    for (Choice& c : combinations.with(chosen)) {
       for (size_t i = 0; i < c.inputs.size(); ++i)
         if (combinations.inputs[i]) c.bytes += combinations.inputs[i]->exact(c.inputs[i]);
       for (size_t o = 0; o < combinations.outputs.size(); ++o)
         if (combinations.outputs[o]) c.output_bytes += combinations.outputs[o]->exact(c.outputs[o]);
       all.push_back(std::move(c));
-    });
+    }
     size_t a = combinations.axes.size();  // the last axis runs fastest
     while (a > 0 && chosen[a - 1] + 1 == int(combinations.strategies.size())) chosen[--a] = 0;
     if (a == 0) break;

@@ -12,7 +12,7 @@
 namespace dtensor {
 namespace {
 
-constexpr Picoseconds slice_time = 1000;
+constexpr Picoseconds slice_time = 1000, rounding = 100;  // rounding: of the sum of some steps' times
 
 struct Problem {
   const MeshShape& mesh;
@@ -20,15 +20,24 @@ struct Problem {
   DType dtype;
   const CostModel& cost;
   std::optional<DType> reduce_dtype;
-  std::array<int, 1 << max_axes> products{};  // by set of axes, which are asked for often
+  // By set of axes, asked for often: ranks that differ on them, and the slowest of their links.
+  std::array<int, 1 << max_axes> products{};
+  std::array<Link, 1 << max_axes> slowest{};
 
   Problem(const MeshShape& m, const Shape& s, DType t, const CostModel& c, std::optional<DType> reduce)
       : mesh(m), shape(s), dtype(t), cost(c), reduce_dtype(reduce) {
-    products[0] = 1;
-    for (AxisSet set = 1; set <= m.all(); ++set)
-      products[set] = products[set & (set - 1)] * m.size(std::countr_zero(set));
+    products[0] = 1, slowest[0] = {0, 0, INT64_MAX};
+    for (AxisSet set = 1; set <= m.all(); ++set) {
+      int a = std::countr_zero(set);
+      Link link = c.link(a);
+      const Link& rest = slowest[set & (set - 1)];
+      products[set] = products[set & (set - 1)] * m.size(a);
+      slowest[set] = {std::max(link.launch_ns, rest.launch_ns), std::max(link.hop_ns, rest.hop_ns),
+                      std::min(link.mb_per_second, rest.mb_per_second)};
+    }
   }
   int product(AxisSet set) const { return products[set & mesh.all()]; }
+  const Link& link(int axis) const { return slowest[axis_bit(axis)]; }
   // Of one element on its way from a layout.
   int64_t moved(const Layout& from) const {
     return itemsize(part_dtype(dtype, from, reduce_dtype.value_or(DType::f32)));
@@ -51,6 +60,7 @@ struct Change {
   AxisSet left = 0, joined = 0, group = 0;
   std::array<int64_t, max_axes> part{}, whole{};  // of a new piece, what a rank surely has on its side of an axis
   int64_t sources = 1;                            // ranks whose old pieces make up one new piece
+  double least_sources = 1;                       // the same where fewer axes join, or more leave, beside these
 
   Change(const Problem& p, const Layout& x, const Layout& y) {
     for (int d = 0; d < p.shape.dims(); ++d) {
@@ -64,7 +74,8 @@ struct Change {
       left |= out, joined |= in, group |= out ? out | in : 0;
       int n = p.product(out), m = p.product(in);
       if (out)
-        sources *= in ? (n + 2 * m - std::gcd(n, m) - 1) / m : n;  // cells of an n-grid that an m-grid's cell can touch
+        sources *= in ? (n + 2 * m - std::gcd(n, m) - 1) / m : n,  // cells of an n-grid that an m-grid's cell can touch
+            least_sources *= std::max(1.0, double(n) / m);
       for (; i < u.count; ++i) {
         size_t a = u.axis[size_t(i)];
         int k = p.mesh.size(int(a));
@@ -75,74 +86,65 @@ struct Change {
   }
 };
 
-Link slowest(const Problem& p, AxisSet axes) {
-  Link link{0, 0, INT64_MAX};
-  for (int a = 0; a < p.mesh.axes(); ++a) {
-    if (!has(axes, a)) continue;
-    Link l = p.cost.link(a);
-    link = {std::max(link.launch_ns, l.launch_ns), std::max(link.hop_ns, l.hop_ns),
-            std::min(link.mb_per_second, l.mb_per_second)};
-  }
-  return link;
-}
+// The one step between two layouts.
+struct Move {
+  StepKind kind = StepKind::slice;
+  AxisSet axes = 0;
+  int64_t bytes = 0, messages = 0;  // received by the busiest rank
+  double least_messages = 0;        // of an exchange, also where slices before or after are a step of their own
+  Picoseconds time = slice_time;
+};
 
 // Point to point: what crosses the slowest axis is charged first, then what crosses the next. Returns the bytes kept.
-int64_t charge_exchange(const Problem& p, const Change& c, int64_t bytes, Step& step) {
+int64_t charge_exchange(const Problem& p, const Change& c, int64_t bytes, Picoseconds& time) {
   int64_t rest = bytes;
-  for (AxisSet todo = c.group; todo;) {
+  for (AxisSet todo = c.group; todo && rest;) {
     int slow = std::countr_zero(todo);
     for (int a = slow + 1; a < p.mesh.axes(); ++a)
-      if (has(todo, a) && p.cost.link(a).mb_per_second < p.cost.link(slow).mb_per_second) slow = a;
+      if (has(todo, a) && p.link(a).mb_per_second < p.link(slow).mb_per_second) slow = a;
     int64_t part = c.part[size_t(slow)], whole = c.whole[size_t(slow)];
-    int64_t here = whole ? int64_t(double(rest) * double(part) / double(whole)) : 0;  // rest * part may overflow
-    step.time += p.cost.link(slow).transfer(rest - here);
+    int64_t here = part ? int64_t(double(rest) * double(part) / double(whole)) : 0;  // rest * part may overflow
+    time += p.link(slow).transfer(rest - here);
     rest = here;
     todo &= ~axis_bit(slow);
   }
   return rest;
 }
 
-struct Move {
-  Step step;
-  int64_t messages = 0;  // received by the busiest rank
-};
-
-// The one step that turns `from` into `to`, if there is one.
+// What turns `from` into `to` in one step, if anything does.
 std::optional<Move> move_between(const Problem& p, const Node& from, const Node& to) {
   const Layout &x = from.layout, &y = to.layout;
   AxisSet reduced = x.partial & ~y.partial, made = y.partial & ~x.partial;
   if ((reduced && made) || (x.partial && y.partial && x.reduce != y.reduce)) return {};
   Change c(p, x, y);
-  Move move;
-  Step& step = move.step;
-  step = {StepKind::slice, c.joined, x, y, 0, slice_time};
+  Move move{StepKind::slice, c.joined};
   if (made) {
     if (c.joined || c.left & ~made) return {};
-    step.kind = StepKind::embed, step.axes = made;
-    step.time = p.cost.local.launch_ns * 1000 + p.cost.local.transfer(to.elements * p.moved(y));
+    move.kind = StepKind::embed, move.axes = made;
+    move.time = p.cost.local.launch_ns * 1000 + p.cost.local.transfer(to.elements * p.moved(y));
     return move;
   }
   if (!reduced && !c.left) return move;
 
-  step.axes = reduced ? reduced : c.group;
-  Link link = slowest(p, step.axes);
-  int64_t n = p.product(step.axes);
+  move.axes = reduced ? reduced : c.group;
+  const Link& link = p.slowest[move.axes];
+  int64_t n = p.product(move.axes);
   if (reduced) {  // a ring over the flattened group
     if (c.left || (c.joined && reduced & ~c.joined)) return {};
-    step.kind = c.joined ? StepKind::reduce_scatter : StepKind::all_reduce;
+    move.kind = c.joined ? StepKind::reduce_scatter : StepKind::all_reduce;
     move.messages = c.joined ? n - 1 : 2 * (n - 1);
-    step.bytes = (c.joined ? (n - 1) * to.elements : 2 * (n - 1) * largest_piece(to.elements, n)) * p.reduced(x);
-    step.time = link.transfer(step.bytes);
+    move.bytes = (c.joined ? (n - 1) * to.elements : 2 * (n - 1) * largest_piece(to.elements, n)) * p.reduced(x);
+    move.time = link.transfer(move.bytes);
   } else {
-    step.time = 0;
-    int64_t bytes = to.elements * p.moved(x), kept = charge_exchange(p, c, bytes, step);
-    step.kind = !(c.joined & c.left) && c.group == c.left ? StepKind::all_gather
+    move.time = 0;
+    int64_t bytes = to.elements * p.moved(x), kept = charge_exchange(p, c, bytes, move.time);
+    move.kind = !(c.joined & c.left) && c.group == c.left ? StepKind::all_gather
                 : c.sources == 1                          ? StepKind::permute
                                                           : StepKind::all_to_all;
     move.messages = std::min<int64_t>(c.sources - (kept > 0), p.product(c.left) - 1);
-    step.bytes = bytes - kept;
+    move.bytes = bytes - kept, move.least_messages = std::max(1.0, c.least_sources - 1);
   }
-  step.time += (link.launch_ns + link.hop_ns * move.messages) * 1000;
+  move.time += (link.launch_ns + link.hop_ns * move.messages) * 1000;
   return move;
 }
 
@@ -197,7 +199,7 @@ class Planner {
  public:
   explicit Planner(const Problem& p) : p_(p), fastest_(p.cost.link(0)) {
     for (int a = 1; a < p.mesh.axes(); ++a) {
-      Link l = p.cost.link(a);
+      const Link& l = p.link(a);
       uneven_ |= l.mb_per_second != fastest_.mb_per_second;
       fastest_ = {std::min(fastest_.launch_ns, l.launch_ns), std::min(fastest_.hop_ns, l.hop_ns),
                   std::max(fastest_.mb_per_second, l.mb_per_second)};
@@ -239,7 +241,7 @@ class Planner {
     Layout reduced = e.layout(~0u, 0, 0), sliced_and_reduced = e.layout(~0u, slices, 0);
     attempt({s, reduced, t});
     attempt({s, sliced, sliced_and_reduced, t});
-    reduce_padded(e, slices);
+    if (e.made | e.shard_s) reduce_padded(e, slices);
   }
 
   // Axes that become Partial: the others' zeros are added first, or last, when a temporary shard has been exchanged.
@@ -268,8 +270,9 @@ class Planner {
   Picoseconds two_collectives(const Ends& e) const {
     int64_t n = p_.product(e.reduced), share = p_.bytes_of(e.base) / p_.product(e.moving);
     int64_t bytes = n > 1 && !e.made ? p_.bytes_of(e.target) + (n - 2) * share : 0;
-    return 2000 * (fastest_.launch_ns + fastest_.hop_ns) + fastest_.transfer(bytes);
+    return two_messages() + fastest_.transfer(bytes);
   }
+  Picoseconds two_messages() const { return 2000 * (fastest_.launch_ns + fastest_.hop_ns); }
 
   // Dimensions for temporary shards: those in use, and of the others the one that splits most evenly.
   std::vector<int> dimensions(const Ends& e) const {
@@ -338,7 +341,6 @@ class Planner {
     if (scattered > 1) ns += least_latency(e.reduced & joined, 1);
     if (rest > 1) ns += least_latency(e.reduced & ~joined, 2);
     if ((e.shard_s | (joined & ~e.shard_t)) & ~e.made) ns += fastest_.launch_ns;  // an exchange
-    constexpr Picoseconds rounding = 100;
     return ns * 1000 + fastest_.transfer(bytes) - rounding;
   }
 
@@ -377,29 +379,39 @@ class Planner {
       if (int(std::bit_width(reduced)) > outermost_reduced_) return false;
       outermost_reduced_ = std::countr_zero(reduced);
     }
-    plan_.push_back(move.step);
-    time_ += move.step.time;
+    plan_.push_back({move.kind, move.axes, from.layout, to.layout, move.bytes, move.time});
+    time_ += move.time;
     return true;
   }
 
   bool may_split(const Move& whole, const Node& from, const Node& to) const {
-    AxisSet axes = whole.step.axes;
+    AxisSet axes = whole.axes;
     bool several = axes & (axes - 1), many = whole.messages * fastest_.hop_ns > fastest_.launch_ns;
-    bool padded = whole.step.kind == StepKind::reduce_scatter && to.elements * p_.product(axes) > from.elements;
+    bool padded = whole.kind == StepKind::reduce_scatter && to.elements * p_.product(axes) > from.elements;
     return several && (many || uneven_ || padded);
   }
 
   // The least that a step takes, in however many steps.
   Picoseconds least_time(const Move& whole, const Node& from, const Node& to) {
-    if (!may_split(whole, from, to)) return whole.step.time;
-    if (is_local(whole.step.kind)) return 0;
-    int axes = std::popcount(whole.step.axes);
-    int64_t n = p_.product(whole.step.axes), bytes = to.elements * p_.reduced(from.layout);
-    if (whole.step.kind == StepKind::reduce_scatter)
-      return least_latency(whole.step.axes, 1) * 1000 + fastest_.transfer(axes * bytes);
-    if (whole.step.kind == StepKind::all_reduce)
-      return least_latency(whole.step.axes, 2) * 1000 + fastest_.transfer(2 * (bytes - bytes / n)) - axes;
-    return fastest_.launch_ns * 1000;
+    if (!may_split(whole, from, to)) return whole.time;
+    if (is_local(whole.kind)) return 0;
+    int axes = std::popcount(whole.axes);
+    int64_t n = p_.product(whole.axes), bytes = to.elements * p_.reduced(from.layout);
+    if (whole.kind == StepKind::reduce_scatter)
+      return least_latency(whole.axes, 1) * 1000 + fastest_.transfer(axes * bytes);
+    if (whole.kind == StepKind::all_reduce)
+      return least_latency(whole.axes, 2) * 1000 + fastest_.transfer(2 * (bytes - bytes / n)) - axes;
+    bool gathers = whole.kind == StepKind::all_gather && !uneven_;  // and so do all steps that it may be split into
+    int64_t ns = gathers ? least_latency(whole.axes, 1)
+                         : std::min(fastest_.launch_ns + int64_t(double(fastest_.hop_ns) * whole.least_messages),
+                                    2 * (fastest_.launch_ns + fastest_.hop_ns));
+    return ns * 1000 + least_gathering(from.elements, to.elements) - rounding;
+  }
+
+  // The least that receiving takes where a rank has so many elements before and after: in exchanges, and slices between
+  // them, a rank keeps no more than it had.
+  Picoseconds least_gathering(int64_t before, int64_t after) const {
+    return std::max<int64_t>(0, fastest_.transfer((after - before) * p_.least()) - rounding);
   }
 
   struct Halves {
@@ -421,19 +433,22 @@ class Planner {
   std::optional<Node> find_middle(const Move& whole, const Node& from, const Node& to) const {
     Ends e(p_, from.layout, to.layout);
     std::optional<Node> found;
-    Picoseconds best = whole.step.time;
+    Picoseconds best = whole.time;
     auto consider = [&](const Layout& l) {
       if (l == from.layout || l == to.layout) return;
-      AxisSet now = from.layout.partial & ~l.partial, later = l.partial & ~to.layout.partial;
-      if (now && later && std::countr_zero(now) < int(std::bit_width(later))) return;  // innermost first
       Node middle = node(l);
       auto a = move_between(p_, from, middle);
-      if (!a || a->step.time >= best) return;
+      if (!a || a->time >= best) return;
       auto b = move_between(p_, middle, to);
-      if (b && a->step.time + b->step.time < best) best = a->step.time + b->step.time, found = middle;
+      if (b && a->time + b->time < best) best = a->time + b->time, found = middle;
     };
-    subsets(e.moving, [&](AxisSet first) {
-      AxisSet partial = (e.reduced & ~first) | (e.made & first);
+    AxisSet sent = e.shard_s & ~e.made;
+    Picoseconds least = two_messages() + (e.reduced ? 0 : least_gathering(from.elements, to.elements));
+    subsets(e.reduced | e.made | e.shard_s | e.shard_t, [&](AxisSet first) {
+      AxisSet now = e.reduced & first, later = e.reduced & ~first;
+      if (now && later && std::countr_zero(now) < int(std::bit_width(later))) return;  // innermost first
+      if ((sent | e.reduced) & first && (sent | e.reduced) & ~first && least >= best) return;
+      AxisSet partial = later | (e.made & first);
       consider(e.layout(~first, first, partial));
       if (e.shard_t & first) consider(e.layout(~first, 0, partial));
     });
