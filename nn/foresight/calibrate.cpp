@@ -8,7 +8,6 @@
 #include <limits>
 #include <numeric>
 #include <set>
-#include <tuple>
 
 #include "dtensor/creation.h"
 #include "dtensor/launch.h"
@@ -32,25 +31,6 @@ double seconds_between(Clock::time_point a, Clock::time_point b) {
 double median(std::vector<double> v) {
   std::ranges::nth_element(v, v.begin() + int64_t(v.size() / 2));
   return v[v.size() / 2];
-}
-
-// What takes a * u + b * v = seconds.
-struct Shares {
-  double u, v, seconds;
-};
-
-// a and b, neither negative, so that the sum of squares of relative errors is least.
-std::pair<double, double> least_relative(const std::vector<Shares>& samples) {
-  double xx = 0, xy = 0, yy = 0, x1 = 0, y1 = 0;  // of x = u / seconds, y = v / seconds
-  for (const Shares& s : samples) {
-    double x = s.u / s.seconds, y = s.v / s.seconds;
-    xx += x * x, xy += x * y, yy += y * y, x1 += x, y1 += y;
-  }
-  double det = xx * yy - xy * xy, a = 0, b = 0;
-  if (det > 1e-9 * xx * yy) a = (x1 * yy - y1 * xy) / det, b = (xx * y1 - xy * x1) / det;
-  if (det <= 1e-9 * xx * yy || a < 0) a = 0, b = yy > 0 ? y1 / yy : 0;
-  if (b <= 0) a = x1 / xx, b = 0;
-  return {a, b};
 }
 
 // When each activity of a timeline was over. It observes after the timeline.
@@ -229,12 +209,16 @@ Rate time_collectives(const CalibrateOptions& o) {
   return r;
 }
 
-// A step of so many ranks over an axis "dp" or "tp", of fully sharded parameters if asked: launches of collectives,
-// seconds that its calls and collectives would take on an idle machine, and those that it takes.
-Shares time_crowd(const CalibrateOptions& o, const Hardware& h, int ranks, const Size& size, const char* axis,
-                  bool fully_sharded) {
+struct Crowd {
+  double seconds = 0, ideal = 0;  // of a step; and what its calls and collectives would take on an idle machine
+  double launches = 0;            // of collectives
+};
+
+// A step of so many ranks over an axis "dp" or "tp", of fully sharded parameters if asked.
+Crowd time_crowd(const CalibrateOptions& o, const Hardware& h, int ranks, const Size& size, const char* axis,
+                 bool fully_sharded) {
   if (o.note) o.note(fmt::format("a step of {} ranks over {}{}", ranks, axis, fully_sharded ? ", fully sharded" : ""));
-  Shares crowd{};
+  Crowd crowd;
   launch(ranks,
          [&](Rank& rank) {
            DeviceMesh mesh(rank, MeshShape({ranks}, {axis}));
@@ -249,7 +233,7 @@ Shares time_crowd(const CalibrateOptions& o, const Hardware& h, int ranks, const
            Trainer trainer(model, causal_lm_loss(static_cast<CausalLM&>(model)), optimizer, {.graph = false});
            Batch batch = batch_of(mesh, size);
            std::vector<double> times;
-           Shares mine{};
+           Crowd mine;
            for (int step = 0; step < warm_up + o.steps; ++step) {
              Timeline timeline(rank);
              Clock::time_point begin = Clock::now();
@@ -257,11 +241,11 @@ Shares time_crowd(const CalibrateOptions& o, const Hardware& h, int ranks, const
              rank.synchronize();
              if (step >= warm_up) times.push_back(seconds_between(begin, Clock::now()));
              timeline.add_update(bytes_of_update(optimizer), 0);
-             mine.v = timeline.time(h, mesh.shape()).step;
+             mine.ideal = timeline.time(h, mesh.shape()).step;
              std::set<uint64_t> groups;
              for (const Activity& a : timeline.activities())
                if (a.kind == Kind::collective) groups.insert(a.group);
-             mine.u = double(groups.size());
+             mine.launches = double(groups.size());
            }
            mine.seconds = median(times);
            if (rank.rank() == 0) crowd = mine;
@@ -271,20 +255,25 @@ Shares time_crowd(const CalibrateOptions& o, const Hardware& h, int ranks, const
 }
 
 // Ranks share cores and memory, and wait for the slowest of them: of large steps with few collectives and of small ones
-// with many, how much longer all takes, and what each collective takes besides.
+// with many, how much longer all takes, and what each collective takes besides, by least squares of
+// seconds / ideal = slowdown + wait * launches / ideal.
 void set_crowd(Hardware& h, const CalibrateOptions& o) {
   std::map<int, double> slowdowns, waits;
   const Size large{128, 8, 128}, small{64, 8, 64};
   for (int ranks : {1, 2, 4, 8}) {
-    std::vector<Shares> samples;
+    double n = 0, x1 = 0, xx = 0, y1 = 0, xy = 0;
     auto take = [&](const Size& size, const char* axis, bool fully_sharded) {
-      samples.push_back(time_crowd(o, h, ranks, size, axis, fully_sharded));
+      Crowd c = time_crowd(o, h, ranks, size, axis, fully_sharded);
+      double x = c.launches / c.ideal, y = c.seconds / c.ideal;
+      n += 1, x1 += x, xx += x * x, y1 += y, xy += x * y;
     };
     for (int time = 0; time < 3; ++time) {  // threads start on other cores each time
       take(large, "dp", false);
       if (ranks > 1) take(large, "tp", false), take(small, "tp", false), take(small, "dp", true);
     }
-    std::tie(waits[ranks], slowdowns[ranks]) = least_relative(samples);
+    double det = n * xx - x1 * x1, wait = det > 0 ? std::max(0.0, (n * xy - x1 * y1) / det) : 0;
+    if (y1 <= wait * x1) wait = 0;
+    waits[ranks] = wait, slowdowns[ranks] = (y1 - wait * x1) / n;
   }
   h.slowdowns = slowdowns, h.waits = waits;
 }
@@ -292,11 +281,17 @@ void set_crowd(Hardware& h, const CalibrateOptions& o) {
 }  // namespace
 
 Rate fit(const std::vector<std::pair<double, double>>& samples) {
-  std::vector<Shares> shares;
-  for (const auto& [work, seconds] : samples)
-    if (seconds > 0) shares.push_back({1, work, seconds});
-  check(!shares.empty(), "[fit] none of {} samples took time: measure larger ones", samples.size());
-  auto [a, b] = least_relative(shares);
+  double xx = 0, xy = 0, yy = 0, x1 = 0, y1 = 0;  // of x = 1 / seconds, y = work / seconds
+  for (const auto& [work, seconds] : samples) {
+    if (seconds <= 0) continue;
+    double x = 1 / seconds, y = work / seconds;
+    xx += x * x, xy += x * y, yy += y * y, x1 += x, y1 += y;
+  }
+  check(xx > 0, "[fit] none of {} samples took time: measure larger ones", samples.size());
+  double det = xx * yy - xy * xy, a = 0, b = 0;
+  if (det > 1e-9 * xx * yy) a = (x1 * yy - y1 * xy) / det, b = (xx * y1 - xy * x1) / det;
+  if (det <= 1e-9 * xx * yy || a < 0) a = 0, b = yy > 0 ? y1 / yy : 0;
+  if (b <= 0) a = x1 / xx, b = 0;
   return {a, b > 0 ? 1 / b : std::numeric_limits<double>::max()};
 }
 
