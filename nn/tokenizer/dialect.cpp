@@ -5,6 +5,8 @@
 #include <utility>
 #include <vector>
 
+#include "placement/error.h"
+
 namespace dtensor::nn {
 namespace {
 
@@ -55,7 +57,7 @@ Class class_of(std::string_view escape, bool in_set) {
 
 class Translation {
  public:
-  explicit Translation(std::string_view pattern) : rest_(pattern) {}
+  explicit Translation(std::string_view pattern) : pattern_(pattern), rest_(pattern) {}
 
   std::string run() {
     std::string to;
@@ -125,6 +127,9 @@ class Translation {
   // A set, as an expression of one character: a set of PCRE2's where it can be one, else alternatives and conditions.
   std::string set() {
     take(1);
+    check(++depth_ <= most_deep,
+          "[tokenizer] {} is no regular expression: sets in sets more than {} deep are not supported", pattern_,
+          most_deep);
     bool others = rest_.starts_with("^");
     if (others) take(1);
     std::string characters, condition;
@@ -137,7 +142,7 @@ class Translation {
     };
     for (bool first = true; !rest_.empty(); first = false) {
       if (rest_[0] == ']' && !first) {
-        take(1);
+        take(1), --depth_;
         bool plain = sets.empty() && condition.empty();
         if (plain) return fmt::format("[{}{}]", others ? "^" : "", characters);
         std::string one = condition.empty() ? joined() : fmt::format("(?:{}{})", condition, joined());
@@ -174,7 +179,9 @@ class Translation {
     return c;
   }
 
-  std::string_view rest_;
+  static constexpr int most_deep = 50;
+  std::string_view pattern_, rest_;
+  int depth_ = 0;  // of sets in sets
 };
 
 }  // namespace

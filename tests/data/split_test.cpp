@@ -170,6 +170,8 @@ TEST_CASE("patterns of tokenizer files mean what they mean to Oniguruma") {
   }
   for (const char* open : {"[a", "[a&&", "[[a]", "[\\"})
     CHECK_THAT(error_of([&] { Regex{open}; }), Contains(" is no regular expression: "));
+  CHECK_THAT(error_of([&] { Regex(std::string(100'000, '[')); }),
+             EndsWith(" is no regular expression: sets in sets more than 50 deep are not supported"));
 }
 
 TEST_CASE("a pattern that needs more than the stack of PCRE2's compiled code is matched without it") {
