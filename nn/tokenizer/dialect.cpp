@@ -68,8 +68,8 @@ class Translation {
         to += escape();
       else if (rest_.starts_with("(?"))
         to += group();
-      else if (rest_.starts_with("{,"))
-        take(2), to += "{0,";
+      else if (at_most())
+        take(1), to += "{0";
       else
         to += take(1);
     }
@@ -81,6 +81,12 @@ class Translation {
     std::string_view taken = rest_.substr(0, n);
     rest_.remove_prefix(taken.size());
     return taken;
+  }
+
+  // Whether a quantifier {,n} stands here.
+  bool at_most() const {
+    size_t end = rest_.starts_with("{,") ? rest_.find_first_not_of("0123456789", 2) : 0;
+    return end > 2 && end < rest_.size() && rest_[end] == '}';
   }
 
   // What a backslash begins and means the same in a set and outside.
@@ -168,15 +174,17 @@ class Translation {
 
   // Of an escape or a name in a set.
   Class take_class() {
-    Class c = class_of(rest_.substr(0, 2), true);
-    if (!c.characters.empty()) take(2);
+    if (Class c = class_of(rest_.substr(0, 2), true); !c.characters.empty()) {
+      take(2);
+      return c;
+    }
     for (const auto& [name, characters] : posix)
       for (bool others : {false, true})
         if (std::string text = fmt::format("[:{}{}:]", others ? "^" : "", name); rest_.starts_with(text)) {
           take(text.size());
           return {characters, others};
         }
-    return c;
+    return {};
   }
 
   static constexpr int most_deep = 50;
