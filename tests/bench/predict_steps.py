@@ -37,19 +37,21 @@ def share_of(size):
     raise ValueError(f"no share of a product of size {size}")
 
 
-def attention_of(d):
-    """Rates of attention by products, softmax and dropout, each a kernel, from what they move of each score.
+def attention_of(d, again=False):
+    """What hardware says of attention by products, softmax and dropout, each a kernel, from what they move of each score.
 
     Forward: a product writes it (2 bytes), causal softmax reads a half and writes all (1 + 2), dropout reads, writes it
     and a mask (2 + 2 + 1), a product reads it (2). Backward: a product writes and one reads (2 + 2), dropout reads it and
-    the mask and writes (2 + 1 + 2), softmax reads a half of two and writes (1 + 1 + 2), two products read (4). Products do all scores, 4 d operations of each forward and 8 d
-    backward; the forecast counts 2 d and 5 d of flash attention, whose causal half is skipped.
+    the mask and writes (2 + 1 + 2), softmax reads a half of two and writes (1 + 1 + 2), two products read (4); a forward
+    pass more where scores are computed `again`. Products do all scores, 4 d operations of each forward and 8 d backward;
+    the forecast counts 2 d and 5 d of flash attention, and half of the scores, since it skips the causal half.
     """
-    rates = {}
-    for op, kernels, moved, done, counted in (("attention", 4, 12, 4 * d, 2 * d), ("attention_backward", 6, 17, 8 * d, 5 * d)):
-        seconds = moved / hardware["bytes_per_second"] + done / (hardware["flops_per_second"]["bf16"] * share_of(d))
-        rates[op] = {"seconds": kernels * hardware["call_seconds"], "per_second": counted / seconds}
-    return rates
+    kinds = {"attention": (4, 12, 4, 2), "attention_backward": (6, 17 + 12 * again, 8 + 4 * again, 5)}
+    told = {"ops": {}}
+    for op, (kernels, moved, done, counted) in kinds.items():
+        told[f"{op}_share"] = share_of(d) * counted / done
+        told["ops"][op] = {"seconds": kernels * hardware["call_seconds"], "per_second": hardware["bytes_per_second"] / (2 * moved)}
+    return told
 
 
 def cost(folder, llama, plan, hardware, mesh, batch, micro):
@@ -69,7 +71,7 @@ def predict(row, host_seconds, folder):
     _, batch, micro, hidden, heads, layers, seq, tp, dp, _, _ = row
     llama = {"hidden_size": hidden, "intermediate_size": hidden * 8 // 3 // 64 * 64, "num_hidden_layers": layers,
              "num_attention_heads": heads, "max_position_embeddings": seq}
-    here = dict(hardware, host_seconds=host_seconds, host_waits=True, ops=attention_of(hidden // heads))
+    here = hardware | attention_of(hidden // heads) | {"host_seconds": host_seconds, "host_waits": True}
     return cost(folder, llama, plan, here, f"dp={dp},tp={tp}", batch, micro * dp)
 
 
@@ -78,11 +80,8 @@ def megatron(folder):
     llama = {"hidden_size": 6144, "intermediate_size": 16384, "num_hidden_layers": 48, "num_attention_heads": 64,
              "max_position_embeddings": 2048}
     sequence = dict(json.loads((root / "examples/plans/tp_sp_loss.json").read_text()), reduce_dtype="bf16")
-    kept, again = attention_of(96), attention_of(96)  # scores that are computed again cost a forward pass more
-    forward, backward = 2 * 96 / kept["attention"]["per_second"], 5 * 96 / kept["attention_backward"]["per_second"]
-    again["attention_backward"]["per_second"] = 5 * 96 / (backward + forward)
-    for what, p, ops, measured in (("full recompute", plan, kept, 1.42), ("sequence, selective", sequence, again, 1.10)):
-        seconds = cost(folder, llama, p, dict(hardware, ops=ops), "tp=8", 4, 4)
+    for what, p, again, measured in (("full recompute", plan, False, 1.42), ("sequence, selective", sequence, True, 1.10)):
+        seconds = cost(folder, llama, p, hardware | attention_of(96, again), "tp=8", 4, 4)
         print(f"Megatron 22B, {what}: measured {measured:.2f} predicted {seconds:.3f} error {seconds / measured - 1:+.1%}")
 
 
