@@ -65,6 +65,9 @@ class Observer {
   virtual void on_host_copy(const DistributedTensor&) {}
   // A record holds on to this value, whatever the policy says of the call that made it.
   virtual void on_keep(const DistributedTensor&) {}
+  // Whether it must see every step. Else steps may be launched as one CUDA graph, whose ops it saw when they were
+  // captured.
+  virtual bool sees_every_step() const { return true; }
 };
 
 // What a record keeps for the gradients of what runs while the policy is set (Rank::keep_policy): results that are not

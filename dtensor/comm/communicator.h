@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "dtensor/comm/captured_graph.h"
 #include "dtensor/comm/collective.h"
 #include "dtensor/comm/rank_grid.h"
 #include "dtensor/local/copy_async.h"
@@ -95,6 +96,17 @@ class Communicator {
   // The communicator of some ranks of this one. All ranks of this one call it together, each with ranks that it is
   // among and that give the same.
   virtual std::shared_ptr<Communicator> split(const RankGrid& ranks) = 0;
+
+  // Whether its collectives can be captured in a CUDA graph; they run at each launch then, with those of other ranks'
+  // graphs or with what others start one by one.
+  virtual bool can_be_captured() const { return size() == 1; }
+  // What `f` gives the stream, with the collectives of all communicators of this rank, which is not run now. Errors:
+  // those of `f`, and what is forbidden in a capture; the stream can be used again.
+  virtual std::unique_ptr<CapturedGraph> capture(cuda::StreamHandle stream, const std::function<void()>& f);
+  // Errors: the world has failed. After it, what the host read from tensors before is what was computed, also where no
+  // wait of this rank's could tell.
+  virtual void throw_if_failed() {}
+
   // Ends every wait of every rank with an Error that carries `reason`.
   virtual void abort(const std::string& reason) = 0;
   // This rank starts nothing more: whoever waits for it gets an Error now, not at the deadline. Errors: the world has

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <set>
 
 #include "dtensor/comm/nccl_watchdog.h"
 
@@ -42,6 +43,64 @@ Signature signature(std::string name, const std::vector<Buffers>& list, bool siz
     s.list.push_back({b.in.dtype(), sizes ? std::vector{b.in.numel()} : b.counts, b.out_counts});
   return s;
 }
+
+// The numbers in which a graph's collectives count, in pinned memory.
+class Counters {
+ public:
+  std::shared_ptr<uint32_t> next() {
+    if (left_ == 0) {
+      void* memory = cuda::allocate_pinned(per_block * int64_t(sizeof(uint32_t)));
+      check(memory != nullptr, "[capture] the host has no {} bytes of pinned memory left",
+            per_block * sizeof(uint32_t));
+      block_.reset(static_cast<uint32_t*>(memory), cuda::release_pinned);
+      std::fill_n(block_.get(), per_block, 0);
+      left_ = per_block;
+    }
+    return {block_, block_.get() + --left_};
+  }
+
+ private:
+  static constexpr int per_block = 1024;
+  std::shared_ptr<uint32_t> block_;
+  int left_ = 0;
+};
+
+class NcclGraph : public CapturedGraph {
+ public:
+  NcclGraph(std::shared_ptr<Watchdog> watchdog, cuda::StreamHandle stream, const std::function<void()>& f)
+      : watchdog_(std::move(watchdog)) {
+    check(!watchdog_->capture, "[capture] this rank captures already");
+    watchdog_->capture.emplace(stream);
+    std::shared_ptr<void> in_the_end(nullptr, [&](void*) { watchdog_->capture.reset(); });
+    graph_->set(cuda::Graph::capture(stream, [&] {
+      f();
+      calls_ = std::move(watchdog_->capture->calls);
+      join(stream);
+    }));
+    watchdog_->add(graph_);
+  }
+  ~NcclGraph() override { graph_->destroy(); }  // also where the watchdog looks at it now
+
+  void launch(cuda::StreamHandle stream) override { watchdog_->launch(*graph_, calls_, ++launches_, stream); }
+  size_t nodes() const override { return graph_->nodes(); }
+
+ private:
+  // What the channels count after their collectives is a part of the graph too.
+  void join(cuda::StreamHandle stream) {
+    std::set<Channel*> channels;
+    for (const CapturedCall& c : calls_)
+      if (channels.insert(c.channel.get()).second) {
+        cuda::Event end;
+        end.record(c.channel->stream());
+        cuda::wait(stream, end);
+      }
+  }
+
+  std::shared_ptr<Watchdog> watchdog_;
+  std::vector<CapturedCall> calls_;
+  std::shared_ptr<SharedGraph> graph_ = std::make_shared<SharedGraph>();
+  uint32_t launches_ = 0;
+};
 
 class Nccl : public Communicator, public std::enable_shared_from_this<Nccl> {
  public:
@@ -194,6 +253,12 @@ class Nccl : public Communicator, public std::enable_shared_from_this<Nccl> {
   }
   void abort(const std::string& reason) override { watchdog_->abort(reason); }
 
+  bool can_be_captured() const override { return true; }
+  std::unique_ptr<CapturedGraph> capture(cuda::StreamHandle stream, const std::function<void()>& f) override {
+    return std::make_unique<NcclGraph>(watchdog_, stream, f);
+  }
+  void throw_if_failed() override { watchdog_->throw_if_failed(); }
+
  private:
   Comm* comm() const { return channel_->comm; }
   cuda::StreamHandle stream() const { return channel_->stream(); }
@@ -258,23 +323,46 @@ class Nccl : public Communicator, public std::enable_shared_from_this<Nccl> {
             "[{}] NCCL moves tensors between GPUs, but one of {} elements is on {}: use --comm threads there",
             call.kind(), b.out.numel(), name(b.out.device() == Device::cuda ? b.in.device() : b.out.device()));
     cuda::StreamHandle compute = list[0].out.allocator()->stream();
-    auto op = watchdog_->begin(channel_, std::move(call), list);
+    std::shared_ptr<Operation> op;
+    if (cuda::Graph::is_capturing(compute)) {
+      check(watchdog_->capture.has_value(), "[{}] a collective is captured by Communicator::capture() only",
+            call.kind());
+      op = watchdog_->begin(channel_, call, list, Operation::Kind::captured);
+      // Events of a capture cannot be asked, and one that has failed is nothing to wait for.
+      std::shared_ptr<void> in_the_end(nullptr, [&](void*) { watchdog_->forget(op, false); });
+      run_after(*op, compute, list, issue);
+      count(std::move(call));
+    } else {
+      op = watchdog_->begin(channel_, std::move(call), list);
+      run_after(*op, compute, list, issue);
+      watchdog_->issued(op);
+    }
+    return Work([watchdog = watchdog_, op, compute] { watchdog->wait_on_stream(*op, compute); });
+  }
+
+  // Starts when `compute` has come here and the inputs have come from the host.
+  template <class F>
+  void run_after(Operation& op, cuda::StreamHandle compute, const std::vector<Buffers>& list, F issue) {
     cuda::Event ready;
     ready.record(compute);
     cuda::wait(stream(), ready);
     for (const Buffers& b : list) b.in_copy.wait(stream());
-    run(*op, [&] {
+    run(op, [&] {
       for (const Buffers& b : list) issue(b);
     });
-    // Events of a capture cannot be asked.
-    cuda::Graph::is_capturing(compute) ? watchdog_->forget(op, false) : watchdog_->issued(op);
-    return Work([watchdog = watchdog_, op, compute] { watchdog->wait_on_stream(*op, compute); });
+  }
+
+  // Of what was captured just now: each launch of the graph adds one when it is done.
+  void count(Signature call) {
+    std::shared_ptr<uint32_t> done = counters_.next();
+    cuda::count_up(stream(), done.get());
+    watchdog_->capture->calls.push_back({channel_, std::move(call), std::move(done)});
   }
 
   // One group of calls between the events of `op`.
   template <class F>
   void run(Operation& op, F issue) {
-    op.begin.record(stream());
+    op.events->begin.record(stream());
     {
       std::lock_guard lock(channel_->calls);
       watchdog_->throw_if_failed();
@@ -283,7 +371,7 @@ class Nccl : public Communicator, public std::enable_shared_from_this<Nccl> {
       add(api_.GroupEnd());
     }
     watchdog_->finish_call(op, result_);
-    op.end.record(stream());
+    op.events->end.record(stream());
   }
 
   std::shared_ptr<Watchdog> watchdog_;
@@ -291,7 +379,8 @@ class Nccl : public Communicator, public std::enable_shared_from_this<Nccl> {
   std::shared_ptr<Channel> channel_;
   int rank_;
   std::map<std::pair<int, int>, std::shared_ptr<Nccl>> lanes_;  // this rank's, by from and to
-  Result result_ = Result::success;                             // of the calls of a group so far
+  Counters counters_;
+  Result result_ = Result::success;  // of the calls of a group so far
 };
 
 }  // namespace

@@ -11,7 +11,10 @@
 // any of its communicators or of Work::wait(); what the host has read from its tensors since the failure is undefined.
 // Each rank then leaves FOLDER/dtensor_flight_recorder_rankR.json (comm/flight_recorder.h).
 //
-// One process per GPU. In graphs: collectives may be captured; the watchdog does not see launches of a graph.
+// Graphs: a captured collective counts its ends in host memory, one small kernel behind each, so that the watchdog sees
+// each launch of a graph and names the collective that hangs in it.
+//
+// One process per GPU.
 #pragma once
 
 #include "dtensor/comm/communicator.h"

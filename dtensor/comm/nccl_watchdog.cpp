@@ -70,16 +70,37 @@ void Watchdog::throw_if_failed() {
 }
 
 std::shared_ptr<Operation> Watchdog::begin(std::shared_ptr<Channel> channel, Signature call,
-                                           std::vector<Buffers> buffers) {
+                                           std::vector<Buffers> buffers, Operation::Kind how) {
   std::string kind = call.kind(), text = call.describe();
+  auto op = std::make_shared<Operation>(
+      Operation{std::move(channel), how, 0, 0, kind, text, Clock::now(), time_after(options_.deadline)});
+  if (how != Operation::Kind::launched) op->events.emplace();
+  op->buffers = std::move(buffers);
   std::lock_guard lock(mutex_);
   if (!failure_.empty()) throw Error(failure_);
-  uint64_t sequence = channel->next++, number = recorder_.add(channel->members, sequence, std::move(call));
-  auto op = std::make_shared<Operation>(
-      Operation{std::move(channel), sequence, number, kind, text, Clock::now(), time_after(options_.deadline)});
-  op->buffers = std::move(buffers);
+  if (how != Operation::Kind::captured) {
+    op->sequence = op->channel->next++;
+    op->number = recorder_.add(op->channel->members, op->sequence, std::move(call));
+  }
   operations_.push_back(op);
   return op;
+}
+
+void Watchdog::add(const std::shared_ptr<SharedGraph>& graph) {
+  std::lock_guard lock(mutex_);
+  std::erase_if(graphs_, [](const auto& g) { return g.expired(); });
+  graphs_.push_back(graph);
+}
+
+void Watchdog::launch(SharedGraph& graph, const std::vector<CapturedCall>& calls, uint32_t launch,
+                      cuda::StreamHandle stream) {
+  throw_if_failed();
+  for (const CapturedCall& c : calls) {
+    auto op = begin(c.channel, c.call, {}, Operation::Kind::launched);
+    op->count = {c.done, launch};
+    issued(op);
+  }
+  graph.launch(stream);
 }
 
 void Watchdog::finish_call(Operation& op, Result result) {
@@ -101,18 +122,18 @@ void Watchdog::issued(const std::shared_ptr<Operation>& op) {
 
 void Watchdog::forget(const std::shared_ptr<Operation>& op, bool done) {
   std::lock_guard lock(mutex_);
-  if (done) recorder_.reached(op->number, FlightRecorder::State::done);
+  if (done && op->how != Operation::Kind::captured) recorder_.reached(op->number, FlightRecorder::State::done);
   operations_.remove(op);
 }
 
 void Watchdog::wait_on_host(Operation& op) {
-  for (Pause pause; !op.end.is_done(); pause()) throw_if_failed();
+  for (Pause pause; !op.is_done(); pause()) throw_if_failed();
   finish_call(op, Result::in_progress);  // a collective that failed ends too
 }
 
 void Watchdog::wait_on_stream(Operation& op, cuda::StreamHandle stream) {
   throw_if_failed();
-  cuda::wait(stream, op.end);
+  cuda::wait(stream, op.events->end);
   std::vector<Buffers> free_now;  // not under the lock
   std::lock_guard lock(mutex_);
   free_now.swap(op.buffers);
@@ -178,11 +199,11 @@ void Watchdog::look_at_operations() {
         std::lock_guard lock(mutex_);
         issued = op->issued;
       }
-      if (issued && op->end.is_done()) {
+      if (issued && op->is_done()) {
         forget(op, true);
       } else if (Clock::now() > op->deadline) {
         return fail_late(*op);
-      } else if (issued && op->begin.is_done()) {
+      } else if (issued && op->has_begun()) {
         std::lock_guard lock(mutex_);
         recorder_.reached(op->number, FlightRecorder::State::started);
       }
@@ -337,6 +358,10 @@ std::string Watchdog::explain_late(const Operation& op) {
   const Members& members = *op.channel->members;
   Findings found;
   std::string who;
+  if (op.how == Operation::Kind::captured)
+    return fmt::format("[{}] not complete after {} s: {} is being captured on rank {}, perhaps not on all of rank {}",
+                       op.kind, double(options_.deadline.count()) / 1000, op.call, rank_,
+                       fmt::join(members.ranks, ","));
   try {
     found = compare(ask_others(members.ranks), members, op.sequence);
     if (!found.disagreement.empty()) return "[collective] " + found.disagreement;
@@ -402,28 +427,32 @@ void Watchdog::conclude(std::string failure) {
   abort_all();
 }
 
-// In one group, as communicators of one device must be. A communicator inside of which a call hangs is left alone.
+// In one group, as communicators of one device must be, whose end waits for their graphs to be destroyed, those that
+// are captured now too: other threads must not wait for it. A communicator inside of which a call hangs is left alone.
 void Watchdog::abort_all() {
-  std::vector<std::shared_ptr<Channel>> all;
+  std::vector<std::shared_ptr<Channel>> all, made;
+  std::vector<std::weak_ptr<SharedGraph>> graphs;
   {
     std::lock_guard lock(mutex_);
-    all = open_;
+    all = open_, graphs = graphs_;
   }
-  std::vector<std::pair<Channel*, std::unique_lock<std::timed_mutex>>> held;
   api_.GroupStart();
   for (auto c = all.rbegin(); c != all.rend(); ++c) {
     std::unique_lock lock((*c)->calls, options_.grace);
     if (!lock) continue;
     if ((*c)->comm) api_.CommAbort((*c)->comm);
     (*c)->comm = nullptr;
-    held.emplace_back(c->get(), std::move(lock));
+    if ((*c)->making) made.push_back(*c);
   }
+  if (std::this_thread::get_id() != thread_.get_id() && capture) cuda::Graph::abandon(capture->stream);
+  for (const auto& g : graphs)
+    if (auto graph = g.lock()) graph->destroy();
   api_.GroupEnd();
   // The abort of a parent waits for the thread that splits it, so what that made is there now.
-  for (auto& [c, lock] : held) {
-    Comm* made = c->making ? std::atomic_ref(c->made).load(std::memory_order_acquire) : nullptr;
-    if (!made) continue;
-    api_.CommAbort(made);
+  for (const auto& c : made) {
+    Comm* comm = std::atomic_ref(c->made).load(std::memory_order_acquire);
+    if (!comm) continue;
+    api_.CommAbort(comm);
     c->making = false;
   }
 }

@@ -39,15 +39,61 @@ struct Channel {
   std::optional<cuda::Stream> stream_;
 };
 
+// How often a collective of a graph was done, in pinned memory where the device counts, and when it is at its end: so a
+// launch of a graph is seen without events, which tell nothing of graphs.
+struct Count {
+  std::shared_ptr<uint32_t> done;
+  uint32_t enough = 0;
+  bool is_reached() const { return int32_t(std::atomic_ref(*done).load(std::memory_order_acquire) - enough) >= 0; }
+};
+
 // A collective under way; making a communicator is one too.
 struct Operation {
+  // once: in place; captured: runs with the launches of a graph, and has no place among the channel's collectives;
+  // launched: as a part of a graph.
+  enum class Kind : uint8_t { once, captured, launched };
+  struct Events {
+    cuda::Event begin, end;
+  };
+
   std::shared_ptr<Channel> channel;
+  Kind how;
   uint64_t sequence, number;  // in the channel; in the flight recorder
   std::string kind, call;     // "all_reduce", "all_reduce(sum) f32[8]"
   Clock::time_point queued, deadline;
-  cuda::Event begin{}, end{};
-  bool issued = false;                // its events are recorded
-  std::vector<Buffers> buffers = {};  // kept until the compute stream waits for `end`
+  std::optional<Events> events = {};  // none where it is launched
+  Count count = {};                   // where it is launched
+  bool issued = false;                // its events are recorded, or it is launched
+  std::vector<Buffers> buffers = {};  // kept until the compute stream waits for its end
+
+  bool has_begun() const { return events && events->begin.is_done(); }
+  bool is_done() const { return events ? events->end.is_done() : count.is_reached(); }
+};
+
+// One that a graph has, as it was captured.
+struct CapturedCall {
+  std::shared_ptr<Channel> channel;
+  Signature call;
+  std::shared_ptr<uint32_t> done;
+};
+
+// A graph that can be destroyed by any thread, for good.
+class SharedGraph {
+ public:
+  void set(cuda::Graph graph) {
+    std::lock_guard lock(mutex_);
+    graph_ = std::move(graph);
+  }
+  void launch(cuda::StreamHandle stream) {
+    std::lock_guard lock(mutex_);
+    if (graph_.defined()) graph_.launch(stream);
+  }
+  void destroy() { set({}); }
+  size_t nodes() const { return graph_.nodes(); }
+
+ private:
+  std::mutex mutex_;
+  cuda::Graph graph_;
 };
 
 // A thread that looks at all operations and at the store. What lasts longer than the deadline, an error that NCCL
@@ -66,13 +112,26 @@ class Watchdog {
   Store& store() { return *store_; }
   void throw_if_failed();
 
-  std::shared_ptr<Operation> begin(std::shared_ptr<Channel> channel, Signature call, std::vector<Buffers> buffers = {});
+  // In a capture, what begins is `captured`.
+  std::shared_ptr<Operation> begin(std::shared_ptr<Channel> channel, Signature call, std::vector<Buffers> buffers = {},
+                                   Operation::Kind how = Operation::Kind::once);
   // Waits until a call of NCCL is no longer in progress. Errors: it failed, or something else did meanwhile.
   void finish_call(Operation& op, Result result);
   void issued(const std::shared_ptr<Operation>& op);  // watched by its events from now on
   void forget(const std::shared_ptr<Operation>& op, bool done);
   void wait_on_host(Operation& op);
   void wait_on_stream(Operation& op, cuda::StreamHandle stream);
+
+  // Of the rank's thread, while it captures a stream: the calls of its graph so far.
+  struct Capture {
+    cuda::StreamHandle stream;
+    std::vector<CapturedCall> calls = {};
+  };
+  std::optional<Capture> capture;
+  // NCCL's abort of a communicator waits until the graphs that have collectives of it are destroyed, so they are then.
+  void add(const std::shared_ptr<SharedGraph>& graph);
+  // Launches it for the `launch`-th time, from 1; all its calls begin. Errors: the world has failed.
+  void launch(SharedGraph& graph, const std::vector<CapturedCall>& calls, uint32_t launch, cuda::StreamHandle stream);
 
   // Its communicator is being made from now on.
   void open(const std::shared_ptr<Channel>& channel);
@@ -113,6 +172,7 @@ class Watchdog {
   FlightRecorder recorder_;
   std::list<std::shared_ptr<Operation>> operations_;
   std::vector<std::shared_ptr<Channel>> open_, closed_;
+  std::vector<std::weak_ptr<SharedGraph>> graphs_;
   bool failing_ = false, answered_ = false, stop_ = false, ending_ = false;
   int64_t have_ended_ = 0;  // ranks
   std::string failure_;

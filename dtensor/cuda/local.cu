@@ -192,6 +192,8 @@ void fill_as(StreamHandle stream, int64_t n, const void* value, void* to) {
          static_cast<T*>(to));
 }
 
+__global__ void count_up_kernel(volatile uint32_t* number) { *number = *number + 1; }
+
 template <class T>
 __global__ void scale_kernel(int64_t n, Accumulate<T> factor, T* x) {
   for (int64_t i = blockIdx.x * int64_t(threads) + threadIdx.x; i < n; i += gridDim.x * int64_t(threads))
@@ -199,6 +201,8 @@ __global__ void scale_kernel(int64_t n, Accumulate<T> factor, T* x) {
 }
 
 }  // namespace
+
+void count_up(StreamHandle stream, uint32_t* number) { launch(count_up_kernel, 1, 1, 0, stream, number); }
 
 void fill(StreamHandle stream, int64_t itemsize, int64_t n, const void* value, void* to) {
   switch (itemsize) {

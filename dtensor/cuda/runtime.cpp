@@ -103,13 +103,23 @@ bool is_idle(StreamHandle stream) {
   return true;
 }
 
-void* allocate(int64_t bytes) {
-  void* memory = nullptr;
-  // New memory is harmless to a graph that this thread captures.
+namespace {
+
+// New memory is harmless to a graph that this thread captures.
+template <class F>
+cudaError_t though_capturing(F f) {
   cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
   check_call(cudaThreadExchangeStreamCaptureMode(&mode), "cudaThreadExchangeStreamCaptureMode");
-  cudaError_t e = cudaMalloc(&memory, size_t(bytes));
+  cudaError_t e = f();
   check_call(cudaThreadExchangeStreamCaptureMode(&mode), "cudaThreadExchangeStreamCaptureMode");
+  return e;
+}
+
+}  // namespace
+
+void* allocate(int64_t bytes) {
+  void* memory = nullptr;
+  cudaError_t e = though_capturing([&] { return cudaMalloc(&memory, size_t(bytes)); });
   if (e == cudaErrorMemoryAllocation) return cudaGetLastError(), nullptr;
   check_call(e, "cudaMalloc");
   return memory;
@@ -117,7 +127,7 @@ void* allocate(int64_t bytes) {
 void release(void* memory) { cudaFree(memory); }
 void* allocate_pinned(int64_t bytes) {
   void* memory = nullptr;
-  cudaError_t e = cudaMallocHost(&memory, size_t(bytes));
+  cudaError_t e = though_capturing([&] { return cudaMallocHost(&memory, size_t(bytes)); });
   if (e == cudaErrorMemoryAllocation) return cudaGetLastError(), nullptr;
   check_call(e, "cudaMallocHost");
   return memory;

@@ -89,6 +89,9 @@ int64_t free_memory();
 void copy(void* to, const void* from, int64_t bytes, StreamHandle stream);
 void zero(void* memory, int64_t bytes, StreamHandle stream);
 
+// Adds one to a number in pinned memory, which the host may read at any time, when the stream comes to it.
+void count_up(StreamHandle stream, uint32_t* number);
+
 // What a stream, and those that join it by events, were given between begin() and end(), to be launched as one.
 class Graph {
  public:
@@ -104,6 +107,18 @@ class Graph {
   static void begin(StreamHandle stream);
   // Errors: something forbidden happened; the stream is usable again.
   static Graph end(StreamHandle stream);
+  // What `f` gives the stream and those that join it. Errors: also those of `f`.
+  template <class F>
+  static Graph capture(StreamHandle stream, F f) {
+    begin(stream);
+    try {
+      f();
+      return end(stream);
+    } catch (...) {
+      abandon(stream);
+      throw;
+    }
+  }
   // Forgets what was captured, after an error inside.
   static void abandon(StreamHandle stream) noexcept;
   static bool is_capturing(StreamHandle stream);

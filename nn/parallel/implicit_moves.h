@@ -28,6 +28,7 @@ class ImplicitMoves : public Observer, public std::enable_shared_from_this<Impli
   std::string last(const DeviceMesh& mesh, int axis, Placement to) const;
 
   void on_call(const CallEvent&) override;
+  bool sees_every_step() const override { return false; }
 
  private:
   struct Move {

@@ -1,6 +1,7 @@
 #include "nn/train/trainer.h"
 
 #include <fmt/format.h>
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <limits>
@@ -255,8 +256,10 @@ std::string Trainer::why_no_graph(const Batch& batch) {
   for (const Parameter* p : optimizer_.parameters())
     if (p->stored().is_on_host())
       return fmt::format("not captured: {} is offloaded, and a graph takes no step on the host", p->path());
-  if (rank.world() > 1) return fmt::format("not captured: {} ranks, whose collectives need the host", rank.world());
-  if (!rank.observers().empty()) return "not captured: somebody observes the ops, which a launched graph does not call";
+  if (!rank.communicator().can_be_captured())
+    return fmt::format("not captured: {} ranks, whose collectives need the host", rank.world());
+  if (std::any_of(rank.observers().begin(), rank.observers().end(), [](Observer* o) { return o->sees_every_step(); }))
+    return "not captured: somebody observes the ops, which a launched graph does not call";
   return "";
 }
 
@@ -270,12 +273,43 @@ void Trainer::check_as_captured(const Batch& batch) const {
           to_string(batch[i]), to_string(of_graph[i]));
 }
 
+// "" where it is so on every rank: ranks capture together or not at all.
+std::string Trainer::agreed(std::string why_not) const {
+  Rank& rank = model_.mesh().rank_state();
+  if (rank.world() == 1 || rank.device() != Device::cuda || !rank.communicator().can_be_captured()) return why_not;
+  Layout partial;
+  partial.partial = model_.mesh().shape().all(), partial.reduce = Reduce::max;
+  NoGrad scope(rank);
+  DistributedTensor mine = number(model_.mesh(), DType::f64, !why_not.empty());
+  bool any = DistributedTensor::from_local(mine.local(), model_.mesh(), partial, {}).redistribute(Layout()).item() > 0;
+  return any && why_not.empty() ? "not captured: another rank does not capture it" : why_not;
+}
+
+// In memory of its own, so that the graph may be launched again.
+void Trainer::capture(cuda::StreamHandle stream) {
+  captured_->pool.begin();
+  try {
+    captured_->graph =
+        model_.mesh().rank_state().communicator().capture(stream, [&] { captured_->results = run(captured_->batch); });
+    graph_status_.clear();
+  } catch (const Error& e) {
+    graph_status_ = fmt::format("not captured: {}", e.what());
+  }
+  captured_->pool.end();
+  graph_status_ = agreed(graph_status_);
+  if (graph_status_.empty())
+    graph_status_ = fmt::format("captured, {} nodes", captured_->graph->nodes());
+  else
+    captured_.reset();
+}
+
 // The first step allocates what stays (states of the optimizer, plans, workspaces) and the second is captured, so that
 // what the graph holds is what a step needs.
 Trainer::Results Trainer::run_or_launch(const Batch& batch) {
   Rank& rank = model_.mesh().rank_state();
-  if (++steps_here_ == 2) {
-    graph_status_ = why_no_graph(batch);
+  bool second = ++steps_here_ == 2;
+  if (second) {
+    graph_status_ = agreed(why_no_graph(batch));
     if (graph_status_.empty()) {
       captured_ = std::make_unique<Captured>(rank);
       for (const DistributedTensor& x : batch) captured_->batch.push_back(DistributedTensor::empty(x.mesh(), x.spec()));
@@ -284,23 +318,9 @@ Trainer::Results Trainer::run_or_launch(const Batch& batch) {
   if (!captured_) return run(batch);
   for (size_t i = 0; i < batch.size(); ++i) captured_->batch[i].copy_(batch[i]);
   cuda::StreamHandle stream = rank.allocator()->stream();
-  if (!captured_->graph.defined()) {
-    captured_->pool.begin();
-    cuda::Graph::begin(stream);
-    try {
-      captured_->results = run(captured_->batch);
-      captured_->graph = cuda::Graph::end(stream);
-    } catch (const Error& e) {
-      cuda::Graph::abandon(stream);
-      captured_->pool.end();
-      captured_.reset();
-      graph_status_ = fmt::format("not captured: {}", e.what());
-      return run(batch);
-    }
-    captured_->pool.end();
-    graph_status_ = fmt::format("captured, {} nodes", captured_->graph.nodes());
-  }
-  captured_->graph.launch(stream);
+  if (second) capture(stream);
+  if (!captured_) return run(batch);
+  captured_->graph->launch(stream);
   return captured_->results;
 }
 
@@ -319,6 +339,7 @@ Trainer::Step Trainer::step(const Batch& batch) {
   Results r = run_or_launch(batch);
   double host_seconds = std::chrono::duration<double>(Clock::now() - begin).count();
   Step result{optimizer_.steps(), value_of(r.loss), value_of(r.norm), lr, host_seconds};
+  model_.mesh().rank_state().communicator().throw_if_failed();  // before anybody believes these numbers
   if (!r.loss.is_meta()) judge(result, batch, r.gradients);
   if (options_.keep_gradients) last_grads_ = std::move(r.gradients);
   return result;

@@ -99,6 +99,8 @@ class Trainer {
   void judge(Step& s, const Batch& batch, const std::vector<DistributedTensor>& gradients);
   Results run_or_launch(const Batch& batch);
   std::string why_no_graph(const Batch& batch);
+  void capture(cuda::StreamHandle stream);
+  std::string agreed(std::string why_not) const;
   void check_as_captured(const Batch& batch) const;
   [[noreturn]] void fail_not_finite(const Step& s, const Batch& batch, const std::vector<DistributedTensor>& gradients);
 
@@ -120,7 +122,7 @@ class Trainer {
     cuda::PrivatePool pool;
     Batch batch;
     Results results;
-    cuda::Graph graph;
+    std::unique_ptr<CapturedGraph> graph;
   };
   std::unique_ptr<Captured> captured_;
   std::string graph_status_;

@@ -10,7 +10,7 @@
 //   else. A missing wait therefore shows as wrong values; new memory is full of 0xff bytes (NaN).
 // - The host cannot touch a device's memory: a segmentation fault, except while another thread runs work.
 // - Pageable host memory is read when a copy is called, pinned memory when it runs.
-// - Graphs replay the latest possible work first, so that a missing dependency shows here as well.
+// - Graphs replay the latest work that can be done first, so that a missing dependency shows here as well.
 // - What CUDA forbids is an error here: the checks are on the strict side.
 //
 // It is not a GPU: nothing is known here of the memory model, of races between the threads of a block, of registers and
@@ -45,8 +45,16 @@ struct Alive {
 };
 Alive alive();
 
-// Gives a stream work that something outside of it has to be ready for: a network, say. The stream asks when it has
-// come to it, and again until `ready` is true; a graph does not ask. `ready` must not call CUDA.
-void give_external(CUstream_st* stream, std::function<bool()> ready, std::function<void()> run);
+// Work that something outside of the stream has to be ready for: a network, say. The stream asks when it has come to
+// it, and again until `ready` is true.
+struct External {
+  std::function<bool()> ready;
+  std::function<void()> run;
+};
+// Gives a stream such work. `begin` is called now, or of a captured stream at each launch of the graph. Neither it nor
+// `ready` may call CUDA.
+void give_external(CUstream_st* stream, std::function<External()> begin);
+// Whether the stream is captured.
+bool is_capturing(CUstream_st* stream);
 
 }  // namespace emulator

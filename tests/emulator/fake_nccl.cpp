@@ -2,11 +2,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstring>
 #include <set>
-#include <thread>
-
-#include "tests/emulator/emulator.h"
 
 namespace dtensor::nccl {
 
@@ -17,7 +15,8 @@ struct Comm {
   int polls = 0;
   bool alive = true, finalized = false;
   Result later = Result::success;
-  Comm** place = nullptr;  // of a split under way, where the part is to be stored
+  Comm** place = nullptr;                                  // of a split under way, where the part is to be stored
+  std::shared_ptr<int> graphs = std::make_shared<int>(0);  // held by all graphs with collectives of this
   std::atomic<int> inside{0};
 };
 
@@ -257,7 +256,7 @@ Result FakeNccl::state(Comm& c) {
     std::atomic_ref(*c.place).store(s.made[c.rank], std::memory_order_release);
     c.place = nullptr;
   }
-  if (c.finalized && g.finalized < g.size) return Result::in_progress;
+  if (c.finalized && (g.finalized < g.size || c.graphs.use_count() > 1)) return Result::in_progress;
   return Result::success;
 }
 
@@ -291,30 +290,52 @@ Result FakeNccl::end_group(int rank) {
   if (e.result != Result::success && e.result != Result::in_progress) return e.result;
   if (c.later == Result::success) c.later = e.later;
   c.polls = polls;
-  std::shared_ptr<Group> group = c.group;
-  uint64_t number = c.next++;
-  Stream stream = list[0].stream;
-  Group::Round& round = group->rounds[number];
-  round.of[c.rank] = std::move(list);
-  round.stalls |= e.stalls;
   bool busy = polls > 0;
   lock.unlock();  // the emulator has a lock of its own, which it holds when it asks
-  // The first one to be asked when all have come does it for all. One that is aborted ends with nothing done.
+  Stream stream = list[0].stream;
+  std::shared_ptr<int> of_graph = emulator::is_capturing(stream) ? c.graphs : nullptr;
   emulator::give_external(
-      stream,
-      [this, group, &round, me = c.rank] {
-        std::lock_guard inner(mutex_);
-        round.arrived[me] = true;
-        if (group->aborted.count(me) || round.done) return true;
-        return group->aborted.empty() && int(round.arrived.size()) == group->size && !round.stalls && match(round);
-      },
-      [this, group, &round, me = c.rank] {
-        std::lock_guard inner(mutex_);
-        if (group->aborted.count(me) || (round.done && group->size > 1)) return;
-        round.done = true;
-        exchange(round);
-      });
+      stream, [this, &c, of_graph, list = std::move(list), stalls = e.stalls] { return begin(c, list, stalls); });
   return busy ? Result::in_progress : Result::success;
+}
+
+// At the end of a group: an abort returns when no graph has collectives of the communicator any more.
+void FakeNccl::end_aborts(std::unique_lock<std::mutex>& lock) {
+  using namespace std::chrono_literals;
+  std::vector<Comm*> list = std::move(aborts_[std::this_thread::get_id()].list);
+  aborts_.erase(std::this_thread::get_id());
+  auto until = std::chrono::steady_clock::now() + 20s;
+  for (Comm* c : list)
+    while (c->graphs.use_count() > 1) {
+      if (std::chrono::steady_clock::now() > until) {
+        misuse_ += "CommAbort waits for ever for a graph to be destroyed; ";
+        return;
+      }
+      lock.unlock();
+      std::this_thread::sleep_for(1ms);
+      lock.lock();
+    }
+}
+
+// The first one to be asked when all have come does it for all. One that is aborted ends with nothing done.
+emulator::External FakeNccl::begin(Comm& c, const std::vector<Primitive>& list, bool stalls) {
+  std::lock_guard lock(mutex_);
+  std::shared_ptr<Group> group = c.group;
+  Group::Round& round = group->rounds[c.next++];
+  round.of[c.rank] = list;
+  round.stalls |= stalls;
+  return {[this, group, &round, me = c.rank] {
+            std::lock_guard inner(mutex_);
+            round.arrived[me] = true;
+            if (group->aborted.count(me) || round.done) return true;
+            return group->aborted.empty() && int(round.arrived.size()) == group->size && !round.stalls && match(round);
+          },
+          [this, group, &round, me = c.rank] {
+            std::lock_guard inner(mutex_);
+            if (group->aborted.count(me) || (round.done && group->size > 1)) return;
+            round.done = true;
+            exchange(round);
+          }};
 }
 
 Result FakeNccl::split(int rank, Comm* comm, int color, int key, Comm** place) {
@@ -398,11 +419,24 @@ Api FakeNccl::api(int rank) {
   };
   a.CommAbort = [=, this](Comm* c) {
     Result r = called(rank, "CommAbort", c);
-    std::lock_guard lock(mutex_);
-    return leave(*c, true), r;
+    std::unique_lock lock(mutex_);
+    leave(*c, true);
+    Aborts& mine = aborts_[std::this_thread::get_id()];
+    mine.list.push_back(c);
+    if (!mine.in_group) end_aborts(lock);
+    return r;
   };
-  a.GroupStart = [] { return Result::success; };
-  a.GroupEnd = [=, this] { return end_group(rank); };
+  a.GroupStart = [this] {
+    std::lock_guard lock(mutex_);
+    aborts_[std::this_thread::get_id()].in_group = true;
+    return Result::success;
+  };
+  a.GroupEnd = [=, this] {
+    std::unique_lock lock(mutex_);
+    end_aborts(lock);
+    lock.unlock();
+    return end_group(rank);
+  };
   a.AllReduce = [=, this](const void* in, void* out, size_t n, DataType t, RedOp op, Comm* c, Stream s) {
     return add(rank, {"AllReduce", in, out, n, t, op, 0, c, s});
   };

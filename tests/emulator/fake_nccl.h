@@ -3,16 +3,19 @@
 //
 // Calls of non-blocking communicators are as late as NCCL's: making, splitting and finalizing return in_progress, and a
 // split is stored where the caller said only when all ranks have split, just before the parent stops being in progress
-// (also where the parent is aborted first).
+// (also where the parent is aborted first). A graph holds its communicators: until it is destroyed they are not
+// finalized, and their abort does not return.
 #pragma once
 
 #include <map>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "dtensor/comm/nccl_api.h"
+#include "tests/emulator/emulator.h"
 
 namespace dtensor::testing {
 
@@ -46,6 +49,8 @@ class FakeNccl {
   nccl::Result called(int rank, const std::string& function, nccl::Comm* comm);
   nccl::Result add(int rank, Primitive p);
   nccl::Result end_group(int rank);
+  emulator::External begin(nccl::Comm& c, const std::vector<Primitive>& list, bool stalls);
+  void end_aborts(std::unique_lock<std::mutex>& lock);
   nccl::Result split(int rank, nccl::Comm* comm, int color, int key, nccl::Comm** place);
   nccl::Result state(nccl::Comm& comm);
   nccl::Comm* make(int rank, std::shared_ptr<Group> group, int index);
@@ -58,6 +63,11 @@ class FakeNccl {
   std::vector<std::vector<Primitive>> groups_;  // of each rank, between GroupStart and GroupEnd
   std::shared_ptr<Group> world_;
   std::vector<std::unique_ptr<nccl::Comm>> comms_;
+  struct Aborts {
+    std::vector<nccl::Comm*> list;
+    bool in_group = false;
+  };
+  std::map<std::thread::id, Aborts> aborts_;  // of each thread, until its group ends
   std::string misuse_;
   bool released_ = false;
 };

@@ -1,19 +1,15 @@
 #include "dtensor/comm/nccl.h"
 
-#include <sys/stat.h>
-
+#include <atomic>
 #include <catch2/catch.hpp>
-#include <filesystem>
 #include <fstream>
-#include <nlohmann/json.hpp>
 #include <numeric>
 #include <set>
 
-#include "dtensor/launch_nccl.h"
 #include "dtensor/point_to_point.h"
 #include "tests/dtensor/ranks.h"
 #include "tests/emulator/emulator.h"
-#include "tests/emulator/fake_nccl.h"
+#include "tests/emulator/nccl_world.h"
 #include "tests/placement/cases.h"
 
 using namespace dtensor;
@@ -22,77 +18,10 @@ using namespace std::chrono_literals;
 using Catch::Matchers::Contains;
 using Catch::Matchers::StartsWith;
 using nccl::Result;
-namespace fs = std::filesystem;
 
 namespace {
 
-using Strings = std::vector<std::string>;
-struct Own {
-  Communicator& comm;
-  std::shared_ptr<Allocator> memory;
-};
-
-fs::path scratch_folder() {
-  static int last = 0;
-  fs::path path = fs::temp_directory_path() / fmt::format("dtensor_nccl_test_{}_{}", getpid(), ++last);
-  fs::create_directories(path);
-  return path;
-}
-
-// Ranks as threads, with the fake.
-struct World {
-  explicit World(int n) : ranks(n), fake(n) { options.flight_recorder_folder = folder.string(); }
-  ~World() {
-    std::error_code ignored;
-    fs::remove_all(folder, ignored);
-  }
-
-  int ranks;
-  fs::path folder = scratch_folder();
-  FakeNccl fake;
-  StoreServer server{"127.0.0.1", 0};
-  nccl::Options options{.deadline = 20s, .poll = 2ms, .grace = 3s};
-
-  // What each rank threw, "" for nothing.
-  Strings run(const std::function<void(Own)>& f) {
-    Strings errors{size_t(ranks)};
-    std::vector<std::thread> threads;
-    for (int r = 0; r < ranks; ++r)
-      threads.emplace_back([&, r] { errors[size_t(r)] = error_of([&] { run_rank(r, f); }); });
-    for (std::thread& t : threads) t.join();
-    return errors;
-  }
-
-  void run_rank(int r, const std::function<void(Own)>& f) {
-    auto memory = cuda::make_allocator(0);
-    auto store = std::make_shared<Store>("127.0.0.1", server.port(), 20s);
-    auto c = nccl::make_communicator(r, ranks, 0, fake.api(r), store, options);
-    try {
-      f({*c, memory});
-    } catch (const Error& e) {
-      c->abort(fmt::format("rank {} failed: {}", r, e.what()));
-      throw;
-    }
-  }
-
-  nlohmann::json record(int rank) {
-    std::ifstream file(folder / fmt::format("dtensor_flight_recorder_rank{}.json", rank));
-    return nlohmann::json::parse(file);
-  }
-};
-
 const auto heap = std::make_shared<Allocator>();
-
-// Small whole numbers: sums and products are the same in any order.
-Tensor made(const std::shared_ptr<Allocator>& memory, DType t, int64_t n, int rank, size_t item, bool zero = false) {
-  Tensor x(memory, t, {n});
-  write_on_host(x, [&](const Tensor& host) {
-    for (int64_t i = 0; i < n; ++i)
-      fill(host.narrow(0, i, 1),
-           zero ? 77 : double(mix(uint64_t(rank) * 7919 + item * 31 + uint64_t(i)) % 3) - (t != DType::boolean));
-  });
-  return x;
-}
 
 std::vector<int64_t> pieces(int64_t n, int ranks, uint64_t seed, bool even) {
   std::vector<int64_t> counts(size_t(ranks), even ? n / ranks : 0);
@@ -144,14 +73,6 @@ std::vector<double> all_collectives(Communicator& c, const std::shared_ptr<Alloc
   }
   return results;
 }
-
-const Buffers some(const Own& o, int64_t n = 8, DType t = DType::f32) {
-  return {made(o.memory, t, n, 0, 0), made(o.memory, t, n, 0, 0, true)};
-}
-void reduce(const Own& o, int64_t n = 8) { o.comm.all_reduce({some(o, n)}, Reduce::sum).wait(); }
-
-// The host waits for the device, as a program that prints its loss.
-void read(const Own& o) { cuda::synchronize(o.memory->stream()); }
 
 }  // namespace
 
@@ -287,64 +208,7 @@ TEST_CASE("nccl: a wait makes the compute stream wait, and tensors live until th
   CHECK(emulator::alive().device_bytes == 0);
 }
 
-TEST_CASE("nccl: a collective can be captured") {
-  World world(1);
-  Strings errors = world.run([&](Own o) {
-    Buffers b = some(o);
-    reduce(o);
-    cuda::Graph::begin(o.memory->stream());
-    o.comm.all_reduce({b}, Reduce::sum).wait();
-    std::this_thread::sleep_for(20ms);  // the watchdog must not ask for events of a capture
-    cuda::Graph graph = cuda::Graph::end(o.memory->stream());
-    for (double v : {3, 4}) {
-      fill(b.in, v);
-      graph.launch(o.memory->stream());
-      check(element(b.out.cpu(), 7) == v, "the graph's all_reduce");
-    }
-  });
-  CHECK(errors == Strings(1));
-}
-
 namespace {
-
-struct Scenario {
-  const char* name;
-  int ranks;
-  std::function<void(World&)> script;
-  std::function<void(Own)> program;
-  Strings errors;  // parts of what each rank throws; "" for success
-};
-
-// Every rank must end, in time, with the error that is its own.
-void play(const Scenario& s) {
-  INFO(s.name);
-  World world(s.ranks);
-  world.options.deadline = 250ms, world.options.grace = 1500ms;
-  s.script(world);
-  auto start = std::chrono::steady_clock::now();
-  std::atomic<bool> over = false;
-  std::thread release([&] {  // calls that never return would not let the test end either
-    while (!over && std::chrono::steady_clock::now() < start + 4s) std::this_thread::sleep_for(5ms);
-    world.fake.release();
-  });
-  Strings errors = world.run([&](Own o) {
-    s.program(o);
-    read(o);
-    o.comm.barrier();
-  });
-  CHECK(std::chrono::steady_clock::now() - start < 15s);
-  over = true;
-  release.join();
-  for (size_t r = 0; r < errors.size(); ++r) {
-    INFO("rank " << r);
-    if (s.errors[r].empty())
-      CHECK(errors[r] == "");
-    else
-      CHECK_THAT(errors[r], Contains(s.errors[r]));
-  }
-  CHECK(world.fake.open() == 0);
-  CHECK(world.fake.misuse() == "");
-}
 
 const auto nothing = [](World&) {};
 const auto reduces = [](Own o) {
@@ -627,36 +491,6 @@ TEST_CASE("law 9: a barrier without memory is an error") {
   });
   CHECK(errors[0] == "[barrier] the device has no 8 bytes left");
 }
-
-namespace {
-
-int free_port() { return StoreServer("127.0.0.1", 0).port(); }
-
-// Processes as threads: each has an environment, as torchrun would give it.
-Strings launch_all(int n, int local, const std::function<void(Rank&)>& f,
-                   const std::function<void(int, NcclLaunchOptions&)>& set) {
-  FakeNccl fake(n);
-  int port = free_port();
-  Strings errors{size_t(n)};
-  std::vector<std::thread> threads;
-  for (int r = 0; r < n; ++r)
-    threads.emplace_back([&, r] {
-      Environment e{r, n, r % local, local, "127.0.0.1", port, "test"};
-      NcclLaunchOptions options;
-      options.nccl = {.deadline = 10s, .poll = 2ms, .grace = 1s};
-      options.nccl.flight_recorder_folder = fs::temp_directory_path().string();
-      options.threads = 1;
-      options.load = [&, r] { return fake.api(r); };
-      if (set) set(r, options);
-      errors[size_t(r)] = error_of([&] { launch_nccl(e, f, options); });
-    });
-  for (std::thread& t : threads) t.join();
-  CHECK(fake.open() == 0);
-  CHECK(fake.misuse() == "");
-  return errors;
-}
-
-}  // namespace
 
 TEST_CASE("nccl: launch_nccl runs a function on the ranks of the environment") {
   emulator::set_devices(4);

@@ -34,8 +34,9 @@ struct Item {
 };
 
 struct Node {
-  Work run;
-  std::vector<size_t> after;  // other nodes
+  Work run;                            // or
+  std::function<External()> external;  // what begins with each launch
+  std::vector<size_t> after;           // other nodes
 };
 struct Capture {
   std::vector<Node> nodes;
@@ -67,7 +68,7 @@ struct CUgraph_st {
   std::vector<emulator::Node> nodes;
 };
 struct CUgraphExec_st {
-  std::shared_ptr<const std::vector<emulator::Work>> work;
+  std::shared_ptr<const std::vector<emulator::Node>> nodes;
 };
 
 namespace emulator {

@@ -1,7 +1,6 @@
 // Streams, events, captures and graphs.
 #include <algorithm>
 #include <chrono>
-#include <queue>
 
 #include "tests/emulator/state.h"
 
@@ -63,6 +62,13 @@ void run_item(Lock& lock, CUstream_st& stream) {
   stream.queue.pop_front();
 }
 
+cudaError_t add_node(CUstream_st& s, Node node) {
+  if (!s.capture->valid) return cudaErrorStreamCaptureInvalidated;
+  s.capture->nodes.push_back(std::move(node));
+  s.tail = {s.capture->nodes.size() - 1};
+  return cudaSuccess;
+}
+
 double now() {
   return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
@@ -96,20 +102,25 @@ void run_all(Lock& lock, int device) {
 cudaError_t give(Lock& lock, cudaStream_t stream, Work run, std::vector<Point> after, std::function<bool()> ready) {
   if (!exists(stream)) return cudaErrorInvalidResourceHandle;  // the default stream is not used
   CUstream_st& s = *stream;
-  if (s.capture) {
-    if (!s.capture->valid) return cudaErrorStreamCaptureInvalidated;
-    s.capture->nodes.push_back({std::move(run), s.tail});
-    s.tail = {s.capture->nodes.size() - 1};
-    return cudaSuccess;
-  }
+  if (s.capture) return add_node(s, {std::move(run), nullptr, s.tail});
   s.queue.push_back({std::move(run), std::move(after), std::move(ready)});
   run_by_schedule(lock, {state().streams[stream], ++s.given});
   return cudaSuccess;
 }
 
-void give_external(cudaStream_t stream, std::function<bool()> ready, std::function<void()> run) {
+void give_external(cudaStream_t stream, std::function<External()> begin) {
   Lock lock(state().mutex);
-  give(lock, stream, std::move(run), {}, std::move(ready));
+  if (exists(stream) && stream->capture) {
+    add_node(*stream, {nullptr, std::move(begin), stream->tail});
+    return;
+  }
+  External e = begin();
+  give(lock, stream, std::move(e.run), {}, std::move(e.ready));
+}
+
+bool is_capturing(cudaStream_t stream) {
+  Lock lock(state().mutex);
+  return exists(stream) && stream->capture;
 }
 
 cudaError_t forbidden_in_capture() {
@@ -180,26 +191,46 @@ bool is_joined(const Capture& c) {
   return true;
 }
 
-// The order in which a graph is replayed: of what may run, what was captured last.
-std::vector<Work> in_latest_order(const std::vector<Node>& nodes) {
-  std::vector<size_t> missing(nodes.size());
-  std::vector<std::vector<size_t>> then(nodes.size());
-  std::priority_queue<size_t> ready;
-  for (size_t i = 0; i < nodes.size(); ++i) {
-    missing[i] = nodes[i].after.size();
-    for (size_t before : nodes[i].after) then[before].push_back(i);
-    if (!missing[i]) ready.push(i);
+// One launch of a graph: of what may run, what was captured last runs first.
+class Replay {
+ public:
+  explicit Replay(std::shared_ptr<const std::vector<Node>> nodes) : nodes_(std::move(nodes)) {
+    missing_.resize(nodes_->size()), then_.resize(nodes_->size()), external_.resize(nodes_->size());
+    for (size_t i = 0; i < nodes_->size(); ++i) {
+      const Node& node = (*nodes_)[i];
+      if (node.external) external_[i] = node.external();
+      missing_[i] = node.after.size();
+      for (size_t before : node.after) then_[before].push_back(i);
+      if (!missing_[i]) open_.insert(i);
+    }
   }
-  std::vector<Work> order;
-  while (!ready.empty()) {
-    size_t i = ready.top();
-    ready.pop();
-    order.push_back(nodes[i].run);
-    for (size_t next : then[i])
-      if (--missing[next] == 0) ready.push(next);
+
+  bool ready() const {
+    return std::any_of(open_.begin(), open_.end(), [&](size_t i) { return ready(i); });
   }
-  return order;
-}
+
+  // One node.
+  void run() {
+    auto at = std::find_if(open_.rbegin(), open_.rend(), [&](size_t i) { return ready(i); });
+    size_t i = *at;
+    open_.erase(i);
+    if (external_[i].run)
+      external_[i].run();
+    else if ((*nodes_)[i].run)
+      (*nodes_)[i].run();
+    for (size_t next : then_[i])
+      if (--missing_[next] == 0) open_.insert(next);
+  }
+
+ private:
+  bool ready(size_t i) const { return !external_[i].ready || external_[i].ready(); }
+
+  std::shared_ptr<const std::vector<Node>> nodes_;
+  std::vector<size_t> missing_;
+  std::vector<std::vector<size_t>> then_;
+  std::vector<External> external_;
+  std::set<size_t> open_;
+};
 
 }  // namespace
 }  // namespace emulator
@@ -342,8 +373,10 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
     bool joined = is_joined(*c);
     leave(*c);
     state().captures.erase(c);
-    if (!c->valid) return cudaErrorStreamCaptureInvalidated;
-    if (!joined) return cudaErrorStreamCaptureUnjoined;
+    if (!c->valid || !joined) {
+      c->nodes.clear();
+      return c->valid ? cudaErrorStreamCaptureUnjoined : cudaErrorStreamCaptureInvalidated;
+    }
     *graph = new CUgraph_st{std::move(c->nodes)};
     ++state().graphs;
     return cudaSuccess;
@@ -369,16 +402,19 @@ cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t* nodes, size_t*
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long) {
   return call([&](Lock&) {
-    *exec = new CUgraphExec_st{std::make_shared<std::vector<Work>>(in_latest_order(graph->nodes))};
+    *exec = new CUgraphExec_st{std::make_shared<std::vector<Node>>(graph->nodes)};
     ++state().graphs;
     return cudaSuccess;
   });
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
   return call([&](Lock& lock) {
-    return give(lock, stream, [work = exec->work] {
-      for (const Work& w : *work) w();
-    });
+    auto replay = std::make_shared<Replay>(exec->nodes);
+    cudaError_t e = cudaSuccess;
+    for (size_t i = 0; i < exec->nodes->size() && !e; ++i)
+      e = give(
+          lock, stream, [replay] { replay->run(); }, {}, [replay] { return replay->ready(); });
+    return e;
   });
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
