@@ -138,12 +138,10 @@ void results(Rank& rank) {
   Buffers b{made(rank, DType::f32, 1000, rank.rank()), room(rank, DType::f32, 1000)};
   cuda::StreamHandle stream = rank.allocator()->stream();
   rank.synchronize();
-  cuda::Graph::begin(stream);
-  c.all_reduce({b}, Reduce::sum).wait();
-  cuda::Graph graph = cuda::Graph::end(stream);
+  std::unique_ptr<CapturedGraph> graph = c.capture(stream, [&] { c.all_reduce({b}, Reduce::sum).wait(); });
   for (double v : {2, 3}) {
     fill(b.in, v);
-    graph.launch(stream);
+    graph->launch(stream);
     expect(
         b.out, [&](int64_t) { return v * n; }, "all_reduce in a graph");
   }
