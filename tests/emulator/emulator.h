@@ -31,6 +31,7 @@ void reset();
 void set_peer_access(bool possible);  // between devices; true to begin with
 void set_devices(int count);          // 0: as without a driver
 void set_memory(int64_t bytes);       // of each device
+void set_pinned_memory(int64_t bytes);
 
 // lazy: described above. eager: every piece of work runs at once. random: after every call some pieces of some streams
 // run. The environment variable EMULATOR_SCHEDULE (lazy, eager, or a seed) chooses what reset() sets.

@@ -201,6 +201,16 @@ TEST_CASE("nccl: an error in a capture leaves everything as it was") {
   CHECK(world.fake.misuse() == "");
 }
 
+TEST_CASE("law 9: a capture without pinned memory is an error") {
+  World world(1);
+  Strings errors = world.run([](Own o) {
+    Buffers b = some(o);
+    emulator::set_pinned_memory(0);
+    captured_reduce(o, b);
+  });
+  CHECK_THAT(errors[0], Contains("[capture] the host has no 4096 bytes of pinned memory left"));
+}
+
 TEST_CASE("nccl: ranks that need the host cannot be captured") {
   launch(2, [](Rank& rank) {
     CHECK(!rank.communicator().can_be_captured());

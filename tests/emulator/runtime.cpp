@@ -97,7 +97,8 @@ cudaError_t allocate(void** memory, size_t bytes, int device) {
   if (cudaError_t e = forbidden_in_capture()) return e;
   if (!is_device(current_device())) return cudaErrorNoDevice;
   if (bytes == 0) return cudaSuccess;
-  if (device >= 0 && used_memory(device) + int64_t(bytes) > state().memory) return cudaErrorMemoryAllocation;
+  int64_t most = device >= 0 ? state().memory : state().pinned_memory;
+  if (used_memory(device) + int64_t(bytes) > most) return cudaErrorMemoryAllocation;
   if (!(*memory = reserve(bytes))) return cudaErrorMemoryAllocation;
   std::memset(*memory, 0xff, bytes);
   if (device >= 0 && state().accesses == 0) set_access(*memory, bytes, false);
@@ -159,7 +160,7 @@ void set_environment_schedule(State& s) {
 State::State() { reset(); }
 
 void State::reset() {
-  devices = 1, memory = int64_t(4) << 30;
+  devices = 1, memory = int64_t(4) << 30, pinned_memory = INT64_MAX;
   failure.clear();
   peers.clear();
   for (auto& [_, s] : streams) s->queue.clear(), s->done = s->given, s->capture = nullptr, s->tail.clear();
@@ -233,6 +234,10 @@ void set_peer_access(bool possible) {
 void set_memory(int64_t bytes) {
   Lock lock(state().mutex);
   state().memory = bytes;
+}
+void set_pinned_memory(int64_t bytes) {
+  Lock lock(state().mutex);
+  state().pinned_memory = bytes;
 }
 void set_schedule(Schedule schedule, uint64_t seed) {
   Lock lock(state().mutex);

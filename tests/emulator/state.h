@@ -82,7 +82,7 @@ struct State {
   std::mutex mutex;
   std::condition_variable changed;
   int devices;
-  int64_t memory;
+  int64_t memory, pinned_memory;
   Schedule schedule;
   std::mt19937_64 random;
   std::string failure;  // what a kernel did wrong
