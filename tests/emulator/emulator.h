@@ -55,6 +55,9 @@ struct External {
 // Gives a stream such work. `begin` is called now, or of a captured stream at each launch of the graph. Neither it nor
 // `ready` may call CUDA.
 void give_external(CUstream_st* stream, std::function<External()> begin);
+// Does one piece of work of each stream that has some which need not wait: a device goes on by itself while the host
+// waits for something else.
+void go_on();
 // Whether the stream is captured.
 bool is_capturing(CUstream_st* stream);
 

@@ -299,7 +299,8 @@ Result FakeNccl::end_group(int rank) {
   return busy ? Result::in_progress : Result::success;
 }
 
-// At the end of a group: an abort returns when no graph has collectives of the communicator any more.
+// At the end of a group: an abort returns when no graph has collectives of the communicator any more, nor a launch of
+// one that the device is at.
 void FakeNccl::end_aborts(std::unique_lock<std::mutex>& lock) {
   using namespace std::chrono_literals;
   std::vector<Comm*> list = std::move(aborts_[std::this_thread::get_id()].list);
@@ -312,6 +313,7 @@ void FakeNccl::end_aborts(std::unique_lock<std::mutex>& lock) {
         return;
       }
       lock.unlock();
+      emulator::go_on();
       std::this_thread::sleep_for(1ms);
       lock.lock();
     }

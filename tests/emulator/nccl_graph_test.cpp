@@ -201,6 +201,20 @@ TEST_CASE("nccl: an error in a capture leaves everything as it was") {
   CHECK(world.fake.misuse() == "");
 }
 
+TEST_CASE("nccl: an abort ends what a graph has under way") {
+  World world(2);
+  Strings errors = world.run([](Own o) {
+    Buffers b = some(o);
+    auto graph = captured_reduce(o, b);
+    graph->launch(o.memory->stream());  // and nobody looks at the stream
+    o.comm.abort("stop");
+    o.comm.throw_if_failed();
+  });
+  for (const std::string& e : errors) CHECK_THAT(e, Contains("stop"));
+  CHECK(world.fake.open() == 0);
+  CHECK(world.fake.misuse() == "");
+}
+
 TEST_CASE("law 9: a capture without pinned memory is an error") {
   World world(1);
   Strings errors = world.run([](Own o) {

@@ -118,6 +118,12 @@ void give_external(cudaStream_t stream, std::function<External()> begin) {
   give(lock, stream, std::move(e.run), {}, std::move(e.ready));
 }
 
+void go_on() {
+  Lock lock(state().mutex);
+  auto streams = state().streams;  // held, as others may destroy them meanwhile
+  for (auto& [_, s] : streams) step(lock, {s, s->given});
+}
+
 bool is_capturing(cudaStream_t stream) {
   Lock lock(state().mutex);
   return exists(stream) && stream->capture;
