@@ -19,7 +19,8 @@ DType dtype_named(const std::string& text) {
 }
 
 bool is_of(const json& entry, const Members& members) {
-  return entry["ranks"].get<std::vector<int>>() == members.ranks && entry["lane"] == members.lane;
+  return entry["ranks"].get<std::vector<int>>() == members.ranks && entry["lane"] == members.lane &&
+         entry["instance"] == members.instance;
 }
 
 Signature signature_of(const json& entry) {
@@ -78,6 +79,7 @@ std::string FlightRecorder::json(const std::string& error, size_t most) const {
       items.push_back({{"dtype", name(item.dtype)}, {"counts", item.counts}, {"out_counts", item.out_counts}});
     json entry{{"ranks", e.members->ranks},
                {"lane", e.members->lane},
+               {"instance", e.members->instance},
                {"sequence", e.sequence},
                {"call", e.call.describe()},
                {"name", e.call.name},
@@ -130,7 +132,7 @@ Findings compare(const std::map<int, std::string>& records, const Members& membe
 std::string last_words(const std::vector<std::pair<Members, uint64_t>>& begun) {
   json list = json::array();
   for (const auto& [members, n] : begun)
-    list.push_back({{"ranks", members.ranks}, {"lane", members.lane}, {"begun", n}});
+    list.push_back({{"ranks", members.ranks}, {"lane", members.lane}, {"instance", members.instance}, {"begun", n}});
   return list.dump();
 }
 

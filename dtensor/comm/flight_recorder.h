@@ -33,6 +33,7 @@ bool agree(const Signature& x, int a, const Signature& y, int b);
 struct Members {
   std::vector<int> ranks;
   bool lane = false;
+  int instance = 0;  // how many of these ranks there were before
   friend bool operator==(const Members&, const Members&) = default;
 };
 
@@ -55,9 +56,9 @@ class FlightRecorder {
   // Its number; the oldest entry makes place.
   uint64_t add(std::shared_ptr<const Members> members, uint64_t sequence, Signature call);
   void reached(uint64_t number, State state);  // nothing happens where the entry had to go
-  // {"rank", "world", "error", "collectives": [{"ranks", "lane", "sequence", "call", "name", "items", "state",
-  // "queued_s", ...}]}, the last `most` of them, oldest first; seconds since the recorder was made, null where not
-  // seen.
+  // {"rank", "world", "error", "collectives": [{"ranks", "lane", "instance", "sequence", "call", "name", "items",
+  // "state", "queued_s", ...}]}, the last `most` of them, oldest first; seconds since the recorder was made, null where
+  // not seen.
   std::string json(const std::string& error, size_t most = SIZE_MAX) const;
 
  private:

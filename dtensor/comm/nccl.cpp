@@ -44,27 +44,6 @@ Signature signature(std::string name, const std::vector<Buffers>& list, bool siz
   return s;
 }
 
-// The numbers in which a graph's collectives count, in pinned memory.
-class Counters {
- public:
-  std::shared_ptr<uint32_t> next() {
-    if (left_ == 0) {
-      void* memory = cuda::allocate_pinned(per_block * int64_t(sizeof(uint32_t)));
-      check(memory != nullptr, "[capture] the host has no {} bytes of pinned memory left",
-            per_block * sizeof(uint32_t));
-      block_.reset(static_cast<uint32_t*>(memory), cuda::release_pinned);
-      std::fill_n(block_.get(), per_block, 0);
-      left_ = per_block;
-    }
-    return {block_, block_.get() + --left_};
-  }
-
- private:
-  static constexpr int per_block = 1024;
-  std::shared_ptr<uint32_t> block_;
-  int left_ = 0;
-};
-
 class NcclGraph : public CapturedGraph {
  public:
   NcclGraph(std::shared_ptr<Watchdog> watchdog, cuda::StreamHandle stream, const std::function<void()>& f)
@@ -107,7 +86,7 @@ class Nccl : public Communicator, public std::enable_shared_from_this<Nccl> {
   Nccl(std::shared_ptr<Watchdog> watchdog, Members members, int rank)
       : watchdog_(std::move(watchdog)),
         api_(watchdog_->api()),
-        channel_(std::make_shared<Channel>(std::move(members))),
+        channel_(watchdog_->new_channel(std::move(members))),
         rank_(rank) {}
   ~Nccl() override { watchdog_->close(channel_); }
 
@@ -354,7 +333,7 @@ class Nccl : public Communicator, public std::enable_shared_from_this<Nccl> {
 
   // Of what was captured just now: each launch of the graph adds one when it is done.
   void count(Signature call) {
-    std::shared_ptr<uint32_t> done = counters_.next();
+    std::shared_ptr<uint32_t> done = watchdog_->counters.next();
     cuda::count_up(stream(), done.get());
     watchdog_->capture->calls.push_back({channel_, std::move(call), std::move(done)});
   }
@@ -379,8 +358,7 @@ class Nccl : public Communicator, public std::enable_shared_from_this<Nccl> {
   std::shared_ptr<Channel> channel_;
   int rank_;
   std::map<std::pair<int, int>, std::shared_ptr<Nccl>> lanes_;  // this rank's, by from and to
-  Counters counters_;
-  Result result_ = Result::success;  // of the calls of a group so far
+  Result result_ = Result::success;                             // of the calls of a group so far
 };
 
 }  // namespace

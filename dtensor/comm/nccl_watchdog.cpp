@@ -35,6 +35,17 @@ std::string name_ranks(const std::vector<int>& ranks) { return fmt::format("rank
 
 }  // namespace
 
+std::shared_ptr<uint32_t> Counters::next() {
+  if (left_ == 0) {
+    void* memory = cuda::allocate_pinned(per_block * int64_t(sizeof(uint32_t)));
+    check(memory != nullptr, "[capture] the host has no {} bytes of pinned memory left", per_block * sizeof(uint32_t));
+    block_.reset(static_cast<uint32_t*>(memory), cuda::release_pinned);
+    std::fill_n(block_.get(), per_block, 0);
+    left_ = per_block;
+  }
+  return {block_, block_.get() + --left_};
+}
+
 Watchdog::Watchdog(int rank, int world, int device, Api api, std::shared_ptr<Store> store, Options options)
     : rank_(rank),
       world_(world),
@@ -76,7 +87,9 @@ std::shared_ptr<Operation> Watchdog::begin(std::shared_ptr<Channel> channel, Sig
       Operation{std::move(channel), how, 0, 0, kind, text, Clock::now(), time_after(options_.deadline)});
   if (how != Operation::Kind::launched) op->events.emplace();
   op->buffers = std::move(buffers);
+  std::vector<std::shared_ptr<void>> free_now;  // not under the lock
   std::lock_guard lock(mutex_);
+  if (!capture) free_now.swap(to_free_);
   if (!failure_.empty()) throw Error(failure_);
   if (how != Operation::Kind::captured) {
     op->sequence = op->channel->next++;
@@ -124,6 +137,7 @@ void Watchdog::forget(const std::shared_ptr<Operation>& op, bool done) {
   std::lock_guard lock(mutex_);
   if (done && op->how != Operation::Kind::captured) recorder_.reached(op->number, FlightRecorder::State::done);
   operations_.remove(op);
+  op->forgotten = true;
 }
 
 void Watchdog::wait_on_host(Operation& op) {
@@ -137,6 +151,11 @@ void Watchdog::wait_on_stream(Operation& op, cuda::StreamHandle stream) {
   std::vector<Buffers> free_now;  // not under the lock
   std::lock_guard lock(mutex_);
   free_now.swap(op.buffers);
+}
+
+std::shared_ptr<Channel> Watchdog::new_channel(Members members) {
+  members.instance = instances_[{members.ranks, members.lane}]++;
+  return std::make_shared<Channel>(std::move(members));
 }
 
 void Watchdog::open(const std::shared_ptr<Channel>& channel) {
@@ -176,24 +195,26 @@ void Watchdog::run() {
   cuda::use_device(device_);  // else asking for an event would wake device 0
   std::unique_lock lock(mutex_);
   while (!changed_.wait_for(lock, options_.poll, [&] { return stop_; })) {
+    under_way_.assign(operations_.begin(), operations_.end());
     lock.unlock();
     look_at_operations();
     look_at_channels();
     look_at_store();
     destroy_closed();
     lock.lock();
+    for (auto& op : under_way_)
+      if (op->forgotten) to_free_.push_back(std::move(op));
+    under_way_.clear();
   }
 }
 
 void Watchdog::look_at_operations() {
-  std::vector<std::shared_ptr<Operation>> all;  // released without the lock: tensors may end with them
   {
     std::lock_guard lock(mutex_);
     if (!failure_.empty()) return;
-    all.assign(operations_.begin(), operations_.end());
   }
   try {
-    for (const auto& op : all) {
+    for (const auto& op : under_way_) {
       bool issued;
       {
         std::lock_guard lock(mutex_);
@@ -215,7 +236,6 @@ void Watchdog::look_at_operations() {
 
 void Watchdog::look_at_channels() {
   std::vector<std::shared_ptr<Channel>> all;
-  std::shared_ptr<Operation> oldest;
   {
     std::lock_guard lock(mutex_);
     if (!failure_.empty()) return;
@@ -229,12 +249,13 @@ void Watchdog::look_at_channels() {
       if (Result r = api_.CommGetAsyncError(c->comm, &error); r != Result::success) error = r;
     }
     if (error == Result::success || error == Result::in_progress) continue;
+    const Operation* oldest = nullptr;
     {
       std::lock_guard lock(mutex_);
-      for (auto& op : operations_)
-        if (!oldest && op->channel == c) oldest = op;
+      auto at = std::find_if(operations_.begin(), operations_.end(), [&](auto& op) { return op->channel == c; });
+      if (at != operations_.end()) oldest = under_way_.emplace_back(*at).get();
     }
-    return fail_result(*c, oldest.get(), error);
+    return fail_result(*c, oldest, error);
   }
 }
 
@@ -256,11 +277,11 @@ void Watchdog::look_at_store() {
 
 // What lasts a while may wait for a rank that has ended.
 void Watchdog::look_at_ended() {
-  std::vector<std::shared_ptr<Operation>> late;
+  std::vector<const Operation*> late;
+  for (const auto& op : under_way_)
+    if (Clock::now() > op->queued + 10 * options_.poll) late.push_back(op.get());
   {
     std::lock_guard lock(mutex_);
-    for (const auto& op : operations_)
-      if (Clock::now() > op->queued + 10 * options_.poll) late.push_back(op);
     if (late.empty() && !ending_) return;
   }
   int64_t n = store_->add(ended_key, 0);
@@ -275,7 +296,7 @@ void Watchdog::look_at_ended() {
     size_t space = entry->find(' ');
     ended_[std::stoi(entry->substr(0, space))] = entry->substr(space + 1);
   }
-  for (const auto& op : late)
+  for (const Operation* op : late)
     for (int r : op->channel->members->ranks) {
       auto it = ended_.find(r);
       if (it == ended_.end() || !will_not_begin(it->second, *op->channel->members, op->sequence)) continue;
@@ -322,6 +343,7 @@ void Watchdog::destroy_closed() {
     c->comm = nullptr;
     std::lock_guard lock(mutex_);
     std::erase(closed_, c);
+    to_free_.push_back(c);
   }
 }
 

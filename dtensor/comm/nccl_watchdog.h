@@ -47,6 +47,17 @@ struct Count {
   bool is_reached() const { return int32_t(std::atomic_ref(*done).load(std::memory_order_acquire) - enough) >= 0; }
 };
 
+// These numbers. A block of them is freed, which waits for the device, when no graph of its numbers is left.
+class Counters {
+ public:
+  std::shared_ptr<uint32_t> next();  // Errors: the host has no pinned memory left
+
+ private:
+  static constexpr int per_block = 1024;
+  std::shared_ptr<uint32_t> block_;
+  int left_ = 0;
+};
+
 // A collective under way; making a communicator is one too.
 struct Operation {
   // once: in place; captured: runs with the launches of a graph, and has no place among the channel's collectives;
@@ -64,6 +75,7 @@ struct Operation {
   std::optional<Events> events = {};  // none where it is launched
   Count count = {};                   // where it is launched
   bool issued = false;                // its events are recorded, or it is launched
+  bool forgotten = false;
   std::vector<Buffers> buffers = {};  // kept until the compute stream waits for its end
 
   bool has_begun() const { return events && events->begin.is_done(); }
@@ -128,11 +140,14 @@ class Watchdog {
     std::vector<CapturedCall> calls = {};
   };
   std::optional<Capture> capture;
+  Counters counters;  // of the rank's thread
   // NCCL's abort of a communicator waits until the graphs that have collectives of it are destroyed, so they are then.
   void add(const std::shared_ptr<SharedGraph>& graph);
   // Launches it for the `launch`-th time, from 1; all its calls begin. Errors: the world has failed.
   void launch(SharedGraph& graph, const std::vector<CapturedCall>& calls, uint32_t launch, cuda::StreamHandle stream);
 
+  // All ranks of `members` make their channels in one order.
+  std::shared_ptr<Channel> new_channel(Members members);
   // Its communicator is being made from now on.
   void open(const std::shared_ptr<Channel>& channel);
   // Waits until it is there and can be used.
@@ -166,6 +181,7 @@ class Watchdog {
   Api api_;
   std::shared_ptr<Store> store_;
   Options options_;
+  std::map<std::pair<std::vector<int>, bool>, int> instances_;  // of ranks, and whether it is a lane
 
   std::mutex mutex_;  // of what follows
   std::condition_variable changed_;
@@ -173,10 +189,16 @@ class Watchdog {
   std::list<std::shared_ptr<Operation>> operations_;
   std::vector<std::shared_ptr<Channel>> open_, closed_;
   std::vector<std::weak_ptr<SharedGraph>> graphs_;
+  // What the watchdog's thread held last. To free it may mean to wait for the device, which may hang: so the rank's
+  // thread does it, when it begins something.
+  std::vector<std::shared_ptr<void>> to_free_;
   bool failing_ = false, answered_ = false, stop_ = false, ending_ = false;
   int64_t have_ended_ = 0;  // ranks
   std::string failure_;
-  std::map<int, std::string> ended_;  // last words by rank; of the watchdog's thread
+
+  // Of the watchdog's thread:
+  std::vector<std::shared_ptr<Operation>> under_way_;  // what it looks at now
+  std::map<int, std::string> ended_;                   // last words by rank
   std::thread thread_;
 };
 

@@ -121,8 +121,8 @@ TEST_CASE("a lane is another communicator than that of its two ranks, and a send
 }
 
 TEST_CASE("the last words of a rank tell what it will not begin") {
-  Members lane{{0, 1}, true}, pair{{0, 1}};
-  std::string text = last_words({{*world, 3}, {lane, 0}, {pair, 7}});
+  Members lane{{0, 1}, true}, pair{{0, 1}}, again{{0, 1}, false, 1};
+  std::string text = last_words({{*world, 3}, {lane, 0}, {pair, 7}, {again, 2}});
   struct Case {
     const Members& members;
     uint64_t sequence;
@@ -133,6 +133,8 @@ TEST_CASE("the last words of a rank tell what it will not begin") {
                                          {lane, 0, true},
                                          {pair, 6, false},
                                          {pair, 7, true},
+                                         {again, 1, false},
+                                         {again, 2, true},
                                          {*row, 0, false}})  // of which nothing is known
     CHECK(will_not_begin(text, c.members, c.sequence) == c.in_vain);
 }

@@ -215,6 +215,26 @@ TEST_CASE("nccl: an abort ends what a graph has under way") {
   CHECK(world.fake.misuse() == "");
 }
 
+TEST_CASE("law 9: what the watchdog is the last to hold is freed by others: to free waits for a device that may hang") {
+  World world(2);
+  world.options.deadline = 250ms;
+  world.fake.script(1, "GroupEnd", 2, {.stalls = true});
+  Strings errors = world.run([](Own o) {
+    auto part = o.comm.split(RankGrid::whole(2));
+    part->barrier();  // it has memory of the device now
+    o.comm.barrier();
+    Buffers b = some(o, 9);
+    Work stalled = o.comm.all_reduce({b}, Reduce::sum);
+    part.reset();                        // the watchdog ends it
+    std::this_thread::sleep_for(100ms);  // now
+    stalled.wait(), read(o), o.comm.throw_if_failed();
+  });
+  for (const std::string& e : errors) CHECK_THAT(e, Contains("[all_reduce] not complete after 0.25 s"));
+  CHECK(world.fake.open() == 0);
+  CHECK(world.fake.misuse() == "");
+  CHECK(emulator::alive() == emulator::Alive{});
+}
+
 TEST_CASE("law 9: a capture without pinned memory is an error") {
   World world(1);
   Strings errors = world.run([](Own o) {

@@ -27,6 +27,7 @@ fs::path scratch_folder() {
 
 World::World(int n) : ranks(n), folder(scratch_folder()), fake(n), options{.deadline = 20s, .poll = 2ms, .grace = 3s} {
   options.flight_recorder_folder = folder.string();
+  emulator::set_devices(n);
 }
 
 World::~World() {
@@ -44,9 +45,9 @@ Strings World::run(const std::function<void(Own)>& f) {
 }
 
 void World::run_rank(int r, const std::function<void(Own)>& f) {
-  auto memory = cuda::make_allocator(0);
+  auto memory = cuda::make_allocator(r);
   auto store = std::make_shared<Store>("127.0.0.1", server.port(), 20s);
-  auto c = nccl::make_communicator(r, ranks, 0, fake.api(r), store, options);
+  auto c = nccl::make_communicator(r, ranks, r, fake.api(r), store, options);
   try {
     f({*c, memory});
   } catch (const Error& e) {
