@@ -1,5 +1,6 @@
 #include "placement/redistribution.h"
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cmath>
@@ -270,9 +271,9 @@ class Planner {
   Picoseconds two_collectives(const Ends& e) const {
     int64_t n = p_.product(e.reduced), share = p_.bytes_of(e.base) / p_.product(e.moving);
     int64_t bytes = n > 1 && !e.made ? p_.bytes_of(e.target) + (n - 2) * share : 0;
-    return two_messages() + fastest_.transfer(bytes);
+    return 2 * one_message() + fastest_.transfer(bytes);
   }
-  Picoseconds two_messages() const { return 2000 * (fastest_.launch_ns + fastest_.hop_ns); }
+  Picoseconds one_message() const { return 1000 * (fastest_.launch_ns + fastest_.hop_ns); }
 
   // Dimensions for temporary shards: those in use, and of the others the one that splits most evenly.
   std::vector<int> dimensions(const Ends& e) const {
@@ -297,25 +298,47 @@ class Planner {
     attempt({e.source, exchanged, e.target});
     if (!e.reduced && !uneven_) return;
     AxisSet free = e.moving & ~e.shard_s;
-    const std::vector<int> dims = dimensions(e);
+    struct Way {
+      Picoseconds least;
+      AxisSet arrived, temporary;
+    };
+    std::vector<Way> ways;
     subsets(free & e.shard_t, [&](AxisSet arrived) {
       subsets(free & ~arrived, [&](AxisSet temporary) {
-        if (least_reducing(e, arrived | temporary) >= best_time_) return;
-        for (int d : dims)
-          if (temporary || d == dims[0]) scatter(e, arrived, temporary, d);
+        Picoseconds least = least_reducing(e, arrived | temporary);
+        Picoseconds rest = (e.shard_s | temporary) & ~e.made ? one_message() : 0;  // what moved on has to come back
+        if (least + rest < best_time_) ways.push_back({least, arrived, temporary});
       });
     });
+    std::stable_sort(ways.begin(), ways.end(), [](const Way& a, const Way& b) { return a.least < b.least; });
+    const std::vector<int> dims = dimensions(e);
+    for (const Way& w : ways)
+      for (int d : dims)
+        if (w.least < best_time_ && (w.temporary || d == dims[0])) scatter(e, w.arrived, w.temporary, d, w.least);
   }
-  void scatter(const Ends& e, AxisSet arrived, AxisSet temporary, int dim) {
+  void scatter(const Ends& e, AxisSet arrived, AxisSet temporary, int dim, Picoseconds least) {
     const Layout &s = e.source, &t = e.target;
+    bool ends_by_zeros = !((e.shard_s | temporary) & ~e.made) && !(e.shard_t & ~arrived);  // in one step
+    Layout reduced = e.layout(~0u, arrived, 0, temporary, dim), made_last = e.layout(0, ~0u, 0, e.made, dim);
+    bool directly = (!e.made || ends_by_zeros) && least + least_step(reduced, t) < best_time_;
+    bool made = e.made && least + least_step(reduced, made_last) < best_time_;
+    if (!directly && !made) return;
     AxisSet later = e.reduced & ~arrived & ~temporary;  // what an all_reduce is for
-    Layout scattered = e.layout(~0u, arrived, later, temporary, dim), first = e.layout(~0u, 0, e.reduced & ~later),
-           reduced = e.layout(~0u, arrived, 0, temporary, dim);
-    attempt({s, scattered, reduced, t});
-    attempt({s, first, reduced, t});
-    if (!e.made) return;
-    Layout made_last = e.layout(0, ~0u, 0, e.made, dim);
-    attempt({s, scattered, reduced, made_last, t});
+    Layout scattered = e.layout(~0u, arrived, later, temporary, dim);
+    if (directly) {
+      Layout first = e.layout(~0u, 0, e.reduced & ~later);
+      attempt({s, scattered, reduced, t});
+      attempt({s, first, reduced, t});
+    }
+    if (made) attempt({s, scattered, reduced, made_last, t});
+  }
+
+  // The least that getting from one layout to the other in one step takes, in however many steps that is then done.
+  Picoseconds least_step(const Layout& from, const Layout& to) {
+    if (from == to) return 0;
+    Node a = node(from), b = node(to);
+    auto move = move_between(p_, a, b);
+    return move ? least_time(*move, a, b) : INT64_MAX / 2;
   }
 
   // The least that launches and messages can take of collectives that together reduce over these axes, each over some
@@ -340,7 +363,6 @@ class Planner {
     int64_t bytes = (scattered - 1) * share + 2 * (share - share / rest), ns = 0;
     if (scattered > 1) ns += least_latency(e.reduced & joined, 1);
     if (rest > 1) ns += least_latency(e.reduced & ~joined, 2);
-    if ((e.shard_s | (joined & ~e.shard_t)) & ~e.made) ns += fastest_.launch_ns;  // an exchange
     return ns * 1000 + fastest_.transfer(bytes) - rounding;
   }
 
@@ -386,9 +408,14 @@ class Planner {
 
   bool may_split(const Move& whole, const Node& from, const Node& to) const {
     AxisSet axes = whole.axes;
-    bool several = axes & (axes - 1), many = whole.messages * fastest_.hop_ns > fastest_.launch_ns;
+    if (!(axes & (axes - 1))) return false;
+    const Link& link = p_.slowest[axes];
+    double messages = double(whole.messages), each = whole.kind == StepKind::all_reduce ? 2 : 1;  // from every other
+    double halves =
+        2 * (double(fastest_.launch_ns) + double(fastest_.hop_ns) * each * (std::sqrt(messages / each + 1) - 1));
+    bool many = double(link.launch_ns) + double(link.hop_ns) * messages > halves;
     bool padded = whole.kind == StepKind::reduce_scatter && to.elements * p_.product(axes) > from.elements;
-    return several && (many || uneven_ || padded);
+    return many || uneven_ || padded;
   }
 
   // The least that a step takes, in however many steps.
@@ -443,7 +470,7 @@ class Planner {
       if (b && a->time + b->time < best) best = a->time + b->time, found = middle;
     };
     AxisSet sent = e.shard_s & ~e.made;
-    Picoseconds least = two_messages() + (e.reduced ? 0 : least_gathering(from.elements, to.elements));
+    Picoseconds least = 2 * one_message() + (e.reduced ? 0 : least_gathering(from.elements, to.elements));
     subsets(e.reduced | e.made | e.shard_s | e.shard_t, [&](AxisSet first) {
       AxisSet now = e.reduced & first, later = e.reduced & ~first;
       if (now && later && std::countr_zero(now) < int(std::bit_width(later))) return;  // innermost first

@@ -12,6 +12,7 @@ struct Machine {
 };
 
 inline const CostModel bytes_only{std::vector<Link>(max_axes, Link{1, 0, 100}), {0, 0, 1000000}};
+inline const CostModel late_outside{{{20000, 600, 370000}}, {1000, 0, 1500000}};
 inline const CostModel slow_outside{{{20000, 2000, 25000}}, {1000, 0, 1500000}};
 
 inline const Machine machines[] = {
