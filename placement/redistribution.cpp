@@ -2,152 +2,17 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cmath>
-#include <numeric>
-#include <optional>
 #include <unordered_map>
 
-#include "placement/missing.h"
+#include "placement/move.h"
 
 namespace dtensor {
 namespace {
 
-constexpr Picoseconds slice_time = 1000, rounding = 100;  // rounding: of the sum of some steps' times
+using namespace planning;
 
-struct Problem {
-  const MeshShape& mesh;
-  const Shape& shape;
-  DType dtype;
-  const CostModel& cost;
-  std::optional<DType> reduce_dtype;
-  // By set of axes, asked for often: ranks that differ on them, and the slowest of their links.
-  std::array<int, 1 << max_axes> products{};
-  std::array<Link, 1 << max_axes> slowest{};
-
-  Problem(const MeshShape& m, const Shape& s, DType t, const CostModel& c, std::optional<DType> reduce)
-      : mesh(m), shape(s), dtype(t), cost(c), reduce_dtype(reduce) {
-    products[0] = 1, slowest[0] = {0, 0, INT64_MAX};
-    for (AxisSet set = 1; set <= m.all(); ++set) {
-      int a = std::countr_zero(set);
-      Link link = c.link(a);
-      const Link& rest = slowest[set & (set - 1)];
-      products[set] = products[set & (set - 1)] * m.size(a);
-      slowest[set] = {std::max(link.launch_ns, rest.launch_ns), std::max(link.hop_ns, rest.hop_ns),
-                      std::min(link.mb_per_second, rest.mb_per_second)};
-    }
-  }
-  int product(AxisSet set) const { return products[set & mesh.all()]; }
-  const Link& link(int axis) const { return slowest[axis_bit(axis)]; }
-  // Of one element on its way from a layout.
-  int64_t moved(const Layout& from) const {
-    return itemsize(part_dtype(dtype, from, reduce_dtype.value_or(DType::f32)));
-  }
-  int64_t reduced(const Layout& from) const { return reduce_dtype ? itemsize(*reduce_dtype) : moved(from); }
-  // The least of these: what bounds are counted in.
-  int64_t least() const { return reduce_dtype ? std::min(itemsize(dtype), itemsize(*reduce_dtype)) : itemsize(dtype); }
-  int64_t bytes_of(const Layout& l) const { return largest_part(mesh, shape, l) * least(); }
-  // Whether every rank holds its new box: of small tensors most ranks hold nothing.
-  bool fits(const Layout& from, const Layout& to) const { return most_missing(mesh, shape, from, to, 1) == 0; }
-};
-
-struct Node {
-  Layout layout;
-  int64_t elements;  // of the largest part
-};
-
-// What the two orders of all dimensions have in common, and what leaves and joins beyond that.
-struct Change {
-  AxisSet left = 0, joined = 0, group = 0;
-  std::array<int64_t, max_axes> part{}, whole{};  // of a new piece, what a rank surely has on its side of an axis
-  int64_t sources = 1;                            // ranks whose old pieces make up one new piece
-  double least_sources = 1;                       // the same where fewer axes join, or more leave, beside these
-
-  Change(const Problem& p, const Layout& x, const Layout& y) {
-    for (int d = 0; d < p.shape.dims(); ++d) {
-      const AxisList &u = x.split[size_t(d)], &v = y.split[size_t(d)];
-      int64_t extent = p.shape[d];
-      int i = 0;
-      for (; i < u.count && i < v.count && u.axis[size_t(i)] == v.axis[size_t(i)]; ++i)
-        extent = largest_piece(extent, p.mesh.size(u.axis[size_t(i)]));
-      if (i == u.count && i == v.count) continue;
-      AxisSet out = u.set(i), in = v.set(i);
-      left |= out, joined |= in, group |= out ? out | in : 0;
-      int n = p.product(out), m = p.product(in);
-      if (out)
-        sources *= in ? (n + 2 * m - std::gcd(n, m) - 1) / m : n,  // cells of an n-grid that an m-grid's cell can touch
-            least_sources *= std::max(1.0, double(n) / m);
-      for (; i < u.count; ++i) {
-        size_t a = u.axis[size_t(i)];
-        int k = p.mesh.size(int(a));
-        int64_t next = largest_piece(extent, k);
-        part[a] = in ? 0 : std::max<int64_t>(0, extent - (k - 1) * next), whole[a] = extent, extent = next;
-      }
-    }
-  }
-};
-
-// The one step between two layouts.
-struct Move {
-  StepKind kind = StepKind::slice;
-  AxisSet axes = 0;
-  int64_t bytes = 0, messages = 0;  // received by the busiest rank
-  double least_messages = 0;        // of an exchange, also where slices before or after are a step of their own
-  Picoseconds time = slice_time;
-};
-
-// Point to point: what crosses the slowest axis is charged first, then what crosses the next. Returns the bytes kept.
-int64_t charge_exchange(const Problem& p, const Change& c, int64_t bytes, Picoseconds& time) {
-  int64_t rest = bytes;
-  for (AxisSet todo = c.group; todo && rest;) {
-    int slow = std::countr_zero(todo);
-    for (int a = slow + 1; a < p.mesh.axes(); ++a)
-      if (has(todo, a) && p.link(a).mb_per_second < p.link(slow).mb_per_second) slow = a;
-    int64_t part = c.part[size_t(slow)], whole = c.whole[size_t(slow)];
-    int64_t here = part ? int64_t(double(rest) * double(part) / double(whole)) : 0;  // rest * part may overflow
-    time += p.link(slow).transfer(rest - here);
-    rest = here;
-    todo &= ~axis_bit(slow);
-  }
-  return rest;
-}
-
-// What turns `from` into `to` in one step, if anything does.
-std::optional<Move> move_between(const Problem& p, const Node& from, const Node& to) {
-  const Layout &x = from.layout, &y = to.layout;
-  AxisSet reduced = x.partial & ~y.partial, made = y.partial & ~x.partial;
-  if ((reduced && made) || (x.partial && y.partial && x.reduce != y.reduce)) return {};
-  Change c(p, x, y);
-  Move move{StepKind::slice, c.joined};
-  if (made) {
-    if (c.joined || c.left & ~made) return {};
-    move.kind = StepKind::embed, move.axes = made;
-    move.time = p.cost.local.launch_ns * 1000 + p.cost.local.transfer(to.elements * p.moved(y));
-    return move;
-  }
-  if (!reduced && !c.left) return move;
-
-  move.axes = reduced ? reduced : c.group;
-  const Link& link = p.slowest[move.axes];
-  int64_t n = p.product(move.axes);
-  if (reduced) {  // a ring over the flattened group
-    if (c.left || (c.joined && reduced & ~c.joined)) return {};
-    move.kind = c.joined ? StepKind::reduce_scatter : StepKind::all_reduce;
-    move.messages = c.joined ? n - 1 : 2 * (n - 1);
-    move.bytes = (c.joined ? (n - 1) * to.elements : 2 * (n - 1) * largest_piece(to.elements, n)) * p.reduced(x);
-    move.time = link.transfer(move.bytes);
-  } else {
-    move.time = 0;
-    int64_t bytes = to.elements * p.moved(x), kept = charge_exchange(p, c, bytes, move.time);
-    move.kind = !(c.joined & c.left) && c.group == c.left ? StepKind::all_gather
-                : c.sources == 1                          ? StepKind::permute
-                                                          : StepKind::all_to_all;
-    move.messages = std::min<int64_t>(c.sources - (kept > 0), p.product(c.left) - 1);
-    move.bytes = bytes - kept, move.least_messages = std::max(1.0, c.least_sources - 1);
-  }
-  move.time += (link.launch_ns + link.hop_ns * move.messages) * 1000;
-  return move;
-}
+constexpr Picoseconds rounding = 100;  // of the sum of some steps' times
 
 // Two ends of a plan, and what each mesh axis does between them. Fixed are the axes that stay Partial, and shards
 // whose place in their dimension's order, counted from the outermost, stays the same. The others move.
