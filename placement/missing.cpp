@@ -1,7 +1,35 @@
 #include "placement/missing.h"
 
+#include <optional>
+
 namespace dtensor {
 namespace {
+
+// Where axes divide all sizes, all parts are alike: the answer follows from the lists of axes. Where these part, a rank
+// that is last on the one axis and first on the other has nothing of its new range; else one range contains the other.
+// None: some size is not divided.
+std::optional<int64_t> missing_of_even_parts(const MeshShape& mesh, const Shape& shape, const Layout& from,
+                                             const Layout& to) {
+  int64_t part = 1, held = 1;  // of a new part; of it what was there before
+  for (int d = 0; d < shape.dims(); ++d) {
+    const AxisList &u = from.split[size_t(d)], &v = to.split[size_t(d)];
+    auto next = [&](const AxisList& list, int i) {  // on the way axes of one rank do nothing
+      while (i < list.count && mesh.size(list.axis[size_t(i)]) == 1) ++i;
+      return i;
+    };
+    int64_t both = 1, before = 1, after = 1;  // pieces: of the common axes, of the others
+    int i = next(u, 0), j = next(v, 0);
+    for (; i < u.count && j < v.count && u.axis[size_t(i)] == v.axis[size_t(j)]; i = next(u, i + 1), j = next(v, j + 1))
+      both *= mesh.size(u.axis[size_t(i)]);
+    bool apart = i < u.count && j < v.count;
+    for (; i < u.count; ++i) before *= mesh.size(u.axis[size_t(i)]);
+    for (; j < v.count; ++j) after *= mesh.size(v.axis[size_t(j)]);
+    if (shape[d] % (both * before) || shape[d] % (both * after)) return {};
+    part *= shape[d] / (both * after);
+    held *= apart ? 0 : shape[d] / (both * before * after);
+  }
+  return part - held;
+}
 
 struct Sizes {
   int64_t least, most;
@@ -108,6 +136,7 @@ class MostMissing {
 }  // namespace
 
 int64_t most_missing(const MeshShape& mesh, const Shape& shape, const Layout& from, const Layout& to, int64_t enough) {
+  if (auto even = missing_of_even_parts(mesh, shape, from, to)) return *even;
   return MostMissing(mesh, shape, from, to, enough).run();
 }
 

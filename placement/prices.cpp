@@ -43,6 +43,7 @@ int64_t Prices::at_least(const Layout& other) {
 int64_t Prices::bound(const Layout& s, const Layout& t) const {
   if (s.partial && t.partial && s.reduce != t.reduce) return 0;
   AxisSet made = t.partial & ~s.partial;
+  if (made && !(s.partial & ~t.partial)) return plans_.least_without_sums(s, t);
   double together = p_.mesh.product(made);
   Contributions reduced;
   for (int a = 0; a < p_.mesh.axes(); ++a)

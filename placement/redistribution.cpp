@@ -390,6 +390,25 @@ Plan Redistributions::plan(const Layout& from, const Layout& to) {
   return plan;
 }
 
+// By the forms that such plans have: an exchange after zeros were added on the axes that become Partial, or before that
+// with these axes as shards of some dimension (Planner::pad).
+int64_t Redistributions::least_without_sums(const Layout& from, const Layout& to) const {
+  const Problem& p = state_->problem;
+  Layout s = strip_narrow_axes(p.mesh, from), t = strip_narrow_axes(p.mesh, to), padded = s;
+  AxisSet made = t.partial & ~s.partial;
+  for (AxisList& list : padded.split)
+    while (list.count && has(made, list.axis[size_t(list.count - 1)])) --list.count;
+  bool innermost = !(padded.sharded() & made);
+  int64_t least = innermost ? most_missing(p.mesh, p.shape, padded, t) : INT64_MAX;
+  for (int d = 0; d < p.shape.dims() && least; ++d) {
+    Layout exchanged = t;
+    for (int a = 0; a < p.mesh.axes(); ++a)
+      if (has(made, a)) exchanged.split[size_t(d)].push_back(a);
+    least = std::min(least, most_missing(p.mesh, p.shape, s, exchanged));
+  }
+  return least == INT64_MAX ? 0 : least * p.moved(s);
+}
+
 Plan plan_redistribution(const MeshShape& mesh, const Shape& shape, DType dtype, const Layout& from, const Layout& to,
                          const CostModel& cost, std::optional<DType> reduce_dtype) {
   return Redistributions(mesh, shape, dtype, cost, reduce_dtype).plan(from, to);

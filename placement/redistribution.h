@@ -32,6 +32,8 @@ class Redistributions {
                   std::optional<DType> reduce_dtype = {});
   ~Redistributions();
   Plan plan(const Layout& from, const Layout& to);
+  // What that plan receives at least, in bytes, where no Partial axis is reduced: soon found, and hardly ever less.
+  int64_t least_without_sums(const Layout& from, const Layout& to) const;
 
  private:
   struct State;

@@ -324,7 +324,9 @@ TEST_CASE("law 9: each failure in a graph ends every rank with the first cause, 
             [](World& w) { w.fake.script(0, "GroupEnd", 0, {.blocks = true}); },
             [](Own o) {
               Buffers b = some(o);
-              captured_reduce(o, b)->launch(o.memory->stream());
+              auto graph = captured_reduce(o, b);
+              std::this_thread::sleep_for(600ms);  // else its launch is late soon after the capture
+              graph->launch(o.memory->stream());
               read(o);
             },
             {"[all_reduce] not complete after 0.25 s: all_reduce(sum) f32[8] is being captured on rank 0, perhaps not "
