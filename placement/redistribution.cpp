@@ -158,35 +158,36 @@ class Planner {
 
   // A reduce_scatter leaves each rank a part: of the target, on the axes that have `arrived` there, or of a temporary
   // dimension. The rest is reduced by an all_reduce, before or after; then one exchange, and zeros where axes are made.
+  struct Scatter {
+    Picoseconds reducing, least;  // what reductions take at least; and all
+    AxisSet arrived, temporary;
+  };
   void more_collectives(const Ends& e) {
     Layout exchanged = e.layout(0, ~e.reduced, e.reduced);
     attempt({e.source, exchanged, e.target});
     if (!e.reduced && !uneven_) return;
     AxisSet free = e.moving & ~e.shard_s;
-    struct Way {
-      Picoseconds least;
-      AxisSet arrived, temporary;
-    };
-    std::vector<Way> ways;
+    std::vector<Scatter> ways;
     subsets(free & e.shard_t, [&](AxisSet arrived) {
       subsets(free & ~arrived, [&](AxisSet temporary) {
-        Picoseconds least = least_reducing(e, arrived | temporary);
-        Picoseconds rest = (e.shard_s | temporary) & ~e.made ? one_message() : 0;  // what moved on has to come back
-        if (least + rest < best_time_) ways.push_back({least, arrived, temporary});
+        Picoseconds reducing = least_reducing(e, arrived | temporary), least = reducing;
+        if ((e.shard_s | temporary) & ~e.made) least += one_message();  // what is elsewhere has to come
+        if (least < best_time_) ways.push_back({reducing, least, arrived, temporary});
       });
     });
-    std::stable_sort(ways.begin(), ways.end(), [](const Way& a, const Way& b) { return a.least < b.least; });
+    std::stable_sort(ways.begin(), ways.end(), [](const Scatter& a, const Scatter& b) { return a.least < b.least; });
     const std::vector<int> dims = dimensions(e);
-    for (const Way& w : ways)
+    for (const Scatter& w : ways)
       for (int d : dims)
-        if (w.least < best_time_ && (w.temporary || d == dims[0])) scatter(e, w.arrived, w.temporary, d, w.least);
+        if (w.least < best_time_ && (w.temporary || d == dims[0])) try_scatter(e, w, d);
   }
-  void scatter(const Ends& e, AxisSet arrived, AxisSet temporary, int dim, Picoseconds least) {
+  void try_scatter(const Ends& e, const Scatter& way, int dim) {
     const Layout &s = e.source, &t = e.target;
+    const auto [reducing, _, arrived, temporary] = way;
     bool ends_by_zeros = !((e.shard_s | temporary) & ~e.made) && !(e.shard_t & ~arrived);  // in one step
     Layout reduced = e.layout(~0u, arrived, 0, temporary, dim), made_last = e.layout(0, ~0u, 0, e.made, dim);
-    bool directly = (!e.made || ends_by_zeros) && least + least_step(reduced, t) < best_time_;
-    bool made = e.made && least + least_step(reduced, made_last) < best_time_;
+    bool directly = (!e.made || ends_by_zeros) && reducing + least_step(reduced, t) < best_time_;
+    bool made = e.made && reducing + least_step(reduced, made_last) < best_time_;
     if (!directly && !made) return;
     AxisSet later = e.reduced & ~arrived & ~temporary;  // what an all_reduce is for
     Layout scattered = e.layout(~0u, arrived, later, temporary, dim);
