@@ -37,6 +37,7 @@ class StopSignals {
 // Whether it is so on any rank: a signal reaches one process before another.
 inline bool on_any_rank(const DeviceMesh& mesh, bool mine) {
   Rank& rank = mesh.rank_state();
+  LabelScope label(rank, Label::Kind::op, "the agreement to stop");
   Tensor local(rank.allocator(), DType::i64, {}, rank.device());
   write_on_host(local, [&](const Tensor& t) { *t.data<int64_t>() = mine; });
   Layout partial;
