@@ -125,7 +125,8 @@ TEST_CASE("law 9: what a rank reads after a failure is an error, not a loss") {
   auto got = train("dp=2", fully_sharded, true,
                    [](Rank& rank, int step) { check(rank.rank() == 0 || step < 4, "the disk is full"); },
                    {"rank 1 failed: the disk is full", "the disk is full"});
-  CHECK(got[0].numbers.size() == 8);
+  size_t read = got[0].numbers.size() / 2;  // of four steps; the failure may come before it has read the last
+  CHECK((read == 3 || read == 4));
   CHECK_THAT(got[0].graph, StartsWith("captured, "));
 }
 
