@@ -5,7 +5,8 @@
 
 namespace dtensor {
 
-// The most elements that any rank has under `to` and not under `from`; Partial counts as Replicate. Exact: a search
+// The most elements that any rank has under `to` and not under `from`; Partial counts as Replicate. Exact: where axes
+// divide all sizes, by the lists of axes alone; else a search
 // over the coordinates of ranks by halves, which leaves out a half where sizes and overlaps of parts bound what it can
 // lack. Parts on a mesh axis come in few sizes, so few halves are opened: the time grows like the logarithm of the
 // ranks. A search that has found `enough` ends with that.

@@ -156,12 +156,12 @@ class Planner {
     return dims;
   }
 
-  // A reduce_scatter leaves each rank a part: of the target, on the axes that have `arrived` there, or of a temporary
-  // dimension. The rest is reduced by an all_reduce, before or after; then one exchange, and zeros where axes are made.
   struct Scatter {
     Picoseconds reducing, least;  // what reductions take at least; and all
     AxisSet arrived, temporary;
   };
+  // A reduce_scatter leaves each rank a part: of the target, on the axes that have `arrived` there, or of a temporary
+  // dimension. The rest is reduced by an all_reduce, before or after; then one exchange, and zeros where axes are made.
   void more_collectives(const Ends& e) {
     Layout exchanged = e.layout(0, ~e.reduced, e.reduced);
     attempt({e.source, exchanged, e.target});

@@ -32,7 +32,7 @@ class Redistributions {
                   std::optional<DType> reduce_dtype = {});
   ~Redistributions();
   Plan plan(const Layout& from, const Layout& to);
-  // What that plan receives at least, in bytes, where no Partial axis is reduced: soon found, and hardly ever less.
+  // A lower bound, found sooner, of the bytes of a plan from `from` to `to`, between which no Partial axis is reduced.
   int64_t least_without_sums(const Layout& from, const Layout& to) const;
 
  private:

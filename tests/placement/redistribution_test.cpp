@@ -109,6 +109,31 @@ void check_named(const Named& n, const CostModel& cost = {}, std::optional<DType
 
 }  // namespace
 
+TEST_CASE("a plan without sums receives no less than its bound") {
+  Random random{3};
+  size_t checked = 0;
+  for (const std::vector<int>& sizes :
+       std::vector<std::vector<int>>{{2, 3}, {4, 2}, {2, 2, 2}, {2, 1, 3}, {2, 2, 2, 2}})
+    for (int i = 0; i < 12; ++i) {
+      MeshShape mesh = mesh_of(sizes);
+      Shape shape;
+      for (int d = 1 + random.below(2); d; --d) shape.push_back((1 + random.below(9)) * (i % 2 ? mesh.world() : 1));
+      std::vector<Layout> layouts = all_layouts(mesh.axes(), shape.dims());
+      for (const Machine& machine : machines) {
+        Redistributions plans(mesh, shape, DType::f32, machine.cost);
+        for (int k = 0; k < 300; ++k) {
+          const Layout &s = layouts[size_t(random.below(int(layouts.size())))],
+                       &t = layouts[size_t(random.below(int(layouts.size())))];
+          if (s.partial & ~t.partial) continue;
+          int64_t bytes = plans.plan(s, t).bytes(), least = plans.least_without_sums(s, t);
+          if (bytes < least) FAIL(show(mesh, shape, s, t) << ": " << bytes << " bytes, not " << least);
+          ++checked;
+        }
+      }
+    }
+  CHECK(checked > 10000);
+}
+
 TEST_CASE("plans by example") {
   for (const Named& n : std::vector<Named>{
            // nothing to do
