@@ -49,7 +49,7 @@ class NcclGraph : public CapturedGraph {
   NcclGraph(std::shared_ptr<Watchdog> watchdog, cuda::StreamHandle stream, const std::function<void()>& f)
       : watchdog_(std::move(watchdog)) {
     check(!watchdog_->capture, "[capture] this rank captures already");
-    watchdog_->capture.emplace(stream);
+    watchdog_->capture = Watchdog::Capture{stream};
     std::shared_ptr<void> in_the_end(nullptr, [&](void*) { watchdog_->capture.reset(); });
     graph_->set(cuda::Graph::capture(stream, [&] {
       f();

@@ -84,8 +84,8 @@ class Pairs {
 
   void merge_in(size_t w, Pair p, int32_t made, std::set<Pair>& fresh) {
     auto& [symbols, count] = words_[w];
-    auto lose = [&](int32_t a, int32_t b) { counts_[pair(a, b)] -= count; };
-    auto gain = [&](int32_t a, int32_t b) {
+    auto lose = [this, count = count](int32_t a, int32_t b) { counts_[pair(a, b)] -= count; };
+    auto gain = [&, count = count](int32_t a, int32_t b) {
       counts_[pair(a, b)] += count;
       where_[pair(a, b)].insert(w);
       fresh.insert(pair(a, b));
