@@ -41,6 +41,8 @@ const hn::ScalableTag<float> d;
 using V = hn::Vec<decltype(d)>;
 // A tile of C is at most MR rows by NV vectors: 24 accumulators on AVX-512, 12 on AVX2, of 32 and 16 registers.
 constexpr int W = hn::MaxLanes(d), MR = 6, NV = HWY_TARGET == HWY_AVX2 ? 2 : 4, NR = NV * W;
+// A leaf's sums stay in registers only if it is inlined, which clang does not do unasked.
+#define IN_REGISTERS HWY_ATTR __attribute__((always_inline))
 #define EACH_IN_TILE HWY_UNROLL(6) for (int i = 0; i < mr; i++) HWY_UNROLL(4) for (int j = 0; j < nv; j++)
 
 /// Four elements of rows s[r], s[r+4], ..., one after the other.
@@ -136,7 +138,7 @@ void tile(const Product<float>& p, const float* A, int64_t ai, int64_t ak, const
           int n) {
   const float* a[mr];
   for (int i = 0; i < mr; i++) a[i] = A + std::min(i, m - 1) * ai;
-  add_leaves<mr, nv>(p, C, m, n, [&](int64_t k, int64_t end, V(&x)[mr][nv]) HWY_ATTR {
+  add_leaves<mr, nv>(p, C, m, n, [&](int64_t k, int64_t end, V(&x)[mr][nv]) IN_REGISTERS {
     for (; k < end; k++, b += bk) {
       V row[nv];
       for (int j = 0; j < nv; j++) row[j] = hn::LoadU(d, b + j * W);
@@ -152,7 +154,7 @@ void few_rows(const Product<float>& p) {
     const int n = static_cast<int>(std::min<int64_t>(W, p.N - j));
     const float* s[W];
     for (int r = 0; r < W; r++) s[r] = p.B + (j + std::min(r, n - 1)) * p.ldb;
-    add_leaves<mr, 1>(p, p.C + j, mr, n, [&](int64_t k, int64_t end, V(&x)[mr][1]) HWY_ATTR {
+    add_leaves<mr, 1>(p, p.C + j, mr, n, [&](int64_t k, int64_t end, V(&x)[mr][1]) IN_REGISTERS {
       const auto add = [&](int64_t at, V column) HWY_ATTR {
         HWY_UNROLL(4)
         for (int i = 0; i < mr; i++) x[i][0] = hn::MulAdd(hn::Set(d, p.A[i * p.lda + at]), column, x[i][0]);

@@ -20,10 +20,10 @@ struct AttentionStrides {
 // Query head h reads key head (first_head + h) / repeats. With `causal` query i sees the keys up to i + diagonal, which
 // is the global position of query 0, and of these the `window` last where that is not 0. Sizes may be 0.
 struct AttentionShape {
-  DType dtype;
-  int64_t batch, heads, kv_heads, queries, keys, head_dim;
-  bool causal;
-  int64_t diagonal;
+  DType dtype = DType::f32;
+  int64_t batch = 0, heads = 0, kv_heads = 0, queries = 0, keys = 0, head_dim = 0;
+  bool causal = false;
+  int64_t diagonal = 0;
   AttentionStrides q, k, v, out;
   AttentionStrides dout, dq, dk, dv;  // of the backward pass
   int64_t window = 0;

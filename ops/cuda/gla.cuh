@@ -16,7 +16,7 @@ constexpr int tile = 256 / int(sizeof(Accumulate<T>));
 template <class T>
 constexpr int width = tile<T> + 1;
 template <>
-constexpr int width<bf16> = tile<bf16> + 4;
+inline constexpr int width<bf16> = tile<bf16> + 4;
 template <class T>
 constexpr int tile_size = tile<T>* width<T>;
 constexpr int near = 8;  // rows of blocks that are not halved: exp is taken of each pair and element

@@ -74,7 +74,7 @@ void pow_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> 
 template <bool of_divisor>
 void remainder_kernel(const Context& c, std::span<const Tensor> in, std::span<Tensor> out) {
   for_numbers(c, out[0].dtype(), [&]<class T>() {
-    elementwise_pair<T, T>(c, &in[0], present(in, 1), out[0], [&c](T a, T b) {
+    elementwise_pair<T, T>(c, &in[0], present(in, 1), out[0], [&](T a, T b) {
       if constexpr (!std::is_floating_point_v<T>) check(b != 0, "[{}] integer {} is divided by zero", c.op, a);
       return Remainder<of_divisor>{}(a, b);
     });

@@ -46,13 +46,13 @@ struct Divide {
 struct Maximum {  // NaN wins
   template <class T>
   DTENSOR_HOST_DEVICE T operator()(T a, T b) const {
-    return (a > b) | (a != a) ? a : b;
+    return ((a > b) | (a != a)) ? a : b;
   }
 };
 struct Minimum {
   template <class T>
   DTENSOR_HOST_DEVICE T operator()(T a, T b) const {
-    return (a < b) | (a != a) ? a : b;
+    return ((a < b) | (a != a)) ? a : b;
   }
 };
 // (dy, a, b) -> dy where a > b, half of it where they are equal.

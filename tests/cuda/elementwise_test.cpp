@@ -43,16 +43,17 @@ TEST_CASE("CUDA operands broadcast and have any strides") {
     Shape a, b;
     std::vector<int> order_of_a = {};
   };
-  for (const auto& [a, b, order] :
+  for (const Case& c :
        {Case{{}, {}}, Case{{0}, {1}}, Case{{1023}, {1023}}, Case{{1024}, {}}, Case{{2200001}, {1}},
         Case{{7, 512}, {512}}, Case{{7, 513}, {513}}, Case{{7, 512}, {7, 1}}, Case{{3, 1, 256}, {1, 5, 1}},
         Case{{1, 1}, {40, 100}}, Case{{2, 3, 1, 5, 1, 64}, {3, 4, 1, 2, 1}}, Case{{30, 40}, {40, 30}, {1, 0}},
         Case{{8, 4, 16}, {4, 8, 16}, {1, 0, 2}}, Case{{6, 5, 4}, {4, 1, 6}, {2, 1, 0}},
         Case{{2, 2, 2, 2, 2, 2, 2, 3}, {3}}})
     for (DType type : {DType::f32, DType::f64, DType::i64}) {
-      INFO(to_string(a) << " - " << to_string(b) << " in " << name(type));
-      CHECK(same(ranks.both({iota(a, type), iota(b, type)}, [&](const auto& in) {
-        return ops::sub(order.empty() ? in[0] : ops::permute(in[0], {order.begin(), order.end()}), in[1]);
+      INFO(to_string(c.a) << " - " << to_string(c.b) << " in " << name(type));
+      CHECK(same(ranks.both({iota(c.a, type), iota(c.b, type)}, [&](const auto& in) {
+        return ops::sub(c.order_of_a.empty() ? in[0] : ops::permute(in[0], {c.order_of_a.begin(), c.order_of_a.end()}),
+                        in[1]);
       })));
     }
 }

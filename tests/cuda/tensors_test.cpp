@@ -77,8 +77,9 @@ TEST_CASE("cuda: transposed copies are those of the CPU, of any size, in parts a
   const int64_t sizes[][2] = {{8, 8}, {7, 200}, {200, 7}, {31, 33}, {64, 32}, {128, 256}, {130, 66}, {257, 20}};
   const int orders[][3] = {{0, 2, 1}, {2, 0, 1}, {2, 1, 0}};
   for (DType type : types)
-    for (const auto& [rows, columns] : sizes)
+    for (const auto& size : sizes)
       for (int64_t outer : {1, 3}) {
+        const int64_t rows = size[0], columns = size[1];
         Tensor host(std::make_shared<Allocator>(), type, {outer, rows, columns});
         for (int64_t i = 0; i < host.bytes(); ++i)
           host.bytes_data()[i] = std::byte(type == DType::boolean ? i % 3 == 1 : i * 7 % 251);

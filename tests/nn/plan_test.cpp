@@ -217,6 +217,7 @@ TEST_CASE("plans that do not fit the model or the mesh: the error says what woul
        {"[the root module] \"\": PrepareModuleInput claims that input 0 arrives as tp=Shard(1), but it is i64[2,8] "
         "tp=Replicate"}},
       {tp(R"j("model.norm": "PrepareModuleInput")j"),
+       "tp=2",
        {"[plan] tensor_parallel.plan.\"model.norm\": PrepareModuleInput needs input_layouts and"}},
       {tp(R"j("model.norm": {"style": "PrepareModuleInput", "input_layouts": ["Replicate", null], "desired_input_layouts": ["Replicate", "Shard(0)"]})j"),
        "tp=2",

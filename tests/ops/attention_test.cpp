@@ -374,10 +374,10 @@ TEST_CASE("attention: max_documents changes no bits, and what breaks it is an er
   };
   std::vector<double> expected = here(0, rows, rows, places, places);
   for (int64_t most : {4, 5, 1000}) CHECK(here(most, rows, rows, places, places) == expected);
-  for (auto [of_heads, of_tokens] : {std::pair("x=Shard(0)", "x=Shard(0)"), {"x=Shard(2)", "x=Shard(1)"}})
+  for (auto of : {std::pair("x=Shard(0)", "x=Shard(0)"), {"x=Shard(2)", "x=Shard(1)"}})  // heads, tokens
     launch(2, [&](Rank& rank) {
       DeviceMesh m(rank, "x=2");
-      CHECK(attend(m, of_heads, of_tokens, 4, rows, rows, places, places) == expected);
+      CHECK(attend(m, of.first, of.second, 4, rows, rows, places, places) == expected);
     });
 
   auto with = [](std::vector<int64_t> list, size_t at, int64_t value) {

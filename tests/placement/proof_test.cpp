@@ -150,7 +150,7 @@ namespace {
 class Search {
  public:
   Search(const MeshShape& mesh, const Shape& shape, const std::vector<Layout>& layouts)
-      : mesh_(mesh), shape_(shape), n_(layouts.size()) {
+      : mesh_(mesh), n_(layouts.size()) {
     for (const Layout& l : layouts) {
       boxes_.emplace_back();
       for (int r = 0; r < mesh.world(); ++r) boxes_.back().push_back(local_box(mesh, shape, l, r));
@@ -220,7 +220,6 @@ class Search {
   }
 
   const MeshShape& mesh_;
-  const Shape& shape_;
   size_t n_;
   std::vector<std::vector<Box>> boxes_;
   std::vector<Edge> edges_;

@@ -43,7 +43,28 @@ extern constinit thread_local dim3 blockDim, gridDim;
 constexpr int warpSize = 32;
 
 namespace emulator {
-using Where = std::source_location;  // in the kernel
+// A place in the kernel.
+#ifdef __cpp_lib_source_location
+using Where = std::source_location;
+#else  // clang 14, with the same built-in functions as g++, and one for the column
+class Where {
+ public:
+  static constexpr Where current(const char* file = __builtin_FILE(), const char* function = __builtin_FUNCTION(),
+                                 unsigned line = __builtin_LINE(), unsigned column = __builtin_COLUMN()) {
+    Where w;
+    w.file_ = file, w.function_ = function, w.line_ = line, w.column_ = column;
+    return w;
+  }
+  const char* file_name() const { return file_; }
+  const char* function_name() const { return function_; }
+  unsigned line() const { return line_; }
+  unsigned column() const { return column_; }
+
+ private:
+  const char *file_ = "", *function_ = "";
+  unsigned line_ = 0, column_ = 0;
+};
+#endif
 
 // Queues kernel() for every thread of every block.
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, std::function<void()> thread);

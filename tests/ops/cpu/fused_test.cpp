@@ -79,7 +79,8 @@ const Size sizes[] = {{0, 5}, {1, 1}, {3, 7}, {2, 16}, {5, 33}, {4, 130}};
 TEMPLATE_TEST_CASE("fused: rms_norm and its gradients", "", float, double) {
   using T = TestType;
   const double tolerance = std::is_same_v<T, float> ? 2e-5 : 1e-6;
-  for (auto [rows, d] : sizes) {
+  for (const Size& size : sizes) {
+    const int64_t rows = size.rows, d = size.d;
     CAPTURE(rows, d);
     const auto x = normal<T>(rows * d, 1), w = normal<T>(d, 2), dy = normal<T>(rows * d, 3);
     const Row<double> x64(x.begin(), x.end()), w64(w.begin(), w.end()), dy64(dy.begin(), dy.end());
