@@ -4,9 +4,9 @@
 //
 // Run build/bin/07_bert; the losses are the same on every mesh, and go on after the checkpoint:
 //
-//     dp=1         loss 3.4867 2.4509 1.6208
-//     tp=2         loss 3.4867 2.4509 1.6208
-//     dp=2,tp=2    epoch 3, loss 1.6208; then 0.8122
+//     dp=1         loss 3.487 2.451 1.621
+//     tp=2         loss 3.487 2.451 1.621
+//     dp=2,tp=2    epoch 3, loss 1.621; then 0.812
 #include <fmt/format.h>
 
 #include <filesystem>
@@ -57,8 +57,8 @@ void train(Rank& rank, const std::string& axes, const std::string& folder, bool 
     saved.load({{"model", model}, {"optimizer_state_dict", optimizer}});
     epoch = saved.value("epoch"), loss = saved.value("loss");
   }
-  std::string text = resume ? fmt::format(" epoch {}, loss {:.4f}; then", epoch, loss) : " loss";
-  for (int64_t end = resume ? epoch + 1 : 3; epoch < end; ++epoch, text += fmt::format(" {:.4f}", loss))
+  std::string text = resume ? fmt::format(" epoch {}, loss {:.3f}; then", epoch, loss) : " loss";
+  for (int64_t end = resume ? epoch + 1 : 3; epoch < end; ++epoch, text += fmt::format(" {:.3f}", loss))
     for (int64_t step = 30 * epoch; step < 30 * (epoch + 1); ++step) {
       auto [inputs, labels] = nn::mask_tokens(sentences(mesh, step), step,
                                               {.mask_token = mask, .vocab_size = vocabulary, .special_tokens = {cls}});

@@ -219,6 +219,7 @@ void Block(const Product<float>& p, Scratch& scratch) {
   }
 }
 #undef EACH_IN_TILE
+#undef IN_REGISTERS
 }  // namespace dtensor::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

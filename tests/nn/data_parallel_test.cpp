@@ -175,7 +175,8 @@ TEST_CASE("unshard and reshard") {
     materialize(mlp, 1);
     CommLog log(m.rank_state());
     auto note = [&](const char* what) {
-      list.push_back(fmt::format("{}: {} {}", what, log.size(), to_string(mlp.up.weight().layout(), m.shape())));
+      std::string layout = to_string(mlp.up.weight().layout(), m.shape());  // a gather, where it is sharded
+      list.push_back(fmt::format("{}: {} {}", what, log.size(), layout));
       log.clear();
     };
     DistributedTensor x = DistributedTensor::distribute(f32({4, 6}, 2), m, Layout());
