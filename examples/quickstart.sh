@@ -22,6 +22,7 @@ headline 'Installing what is missing'
 tests/run.sh --install
 
 headline 'Building build/bin/llama_pretrain'
+export CXX=${CXX:-$(command -v clang++ || command -v c++)}  # as tests/run.sh
 cmake --preset default >/dev/null
 cmake --build --preset default --target llama_pretrain
 
