@@ -62,7 +62,8 @@ DistributedTensor attend(CoreAttention& attention, const DistributedTensor& q, c
                          const DistributedTensor& v, const SequenceInputs& inputs,
                          const ops::AttentionOptions& options) {
   auto heads_first = [](const DistributedTensor& t) { return ops::transpose(t, 1, 2); };
-  DistributedTensor out = attention(heads_first(q), heads_first(k), heads_first(v), inputs, options);
+  DistributedTensor queries = heads_first(q), keys = heads_first(k), values = heads_first(v);
+  DistributedTensor out = attention(queries, keys, values, inputs, options);
   return ops::reshape(ops::transpose(out, 1, 2), {q.size(0), q.size(1), q.size(2) * q.size(3)});
 }
 

@@ -102,7 +102,8 @@ DistributedTensor BertSelfAttention::forward(const DistributedTensor& x, const B
     options.q_documents = ops::mul(inputs.attention_mask, 0.0);
     options.k_documents = ops::sub(inputs.attention_mask, 1.0);
   }
-  return attend(core_attention, heads(*query), heads(*key), heads(*value), seen, options);
+  DistributedTensor q = heads(*query), k = heads(*key), v = heads(*value);
+  return attend(core_attention, q, k, v, seen, options);
 }
 
 BertOutput::BertOutput(Module& parent, std::string name,

@@ -167,12 +167,12 @@ DistributedTensor GatedLinearAttention::forward(const DistributedTensor& x, cons
   if (g.dtype() == DType::bf16) g = ops::cast(g, DType::f32);
   g = ops::mul(ops::softplus(ops::neg(g)), -1 / config_.gate_logit_normalizer);  // the sigmoid's logarithm
   if (config_.clamp_min) g = ops::clamp(g, config_.clamp_min);
-  DistributedTensor heads =
-      core_recurrence(split(*this, q, config_.num_heads), key_heads(k), key_heads(v), key_heads(g), inputs);
+  q = split(*this, q, config_.num_heads), k = key_heads(k), v = key_heads(v), g = key_heads(g);
+  DistributedTensor heads = core_recurrence(q, k, v, g, inputs);
   DistributedTensor out = ops::view(heads, {x.size(0), x.size(1), config_.value_dim()});
-  return o_proj(!g_proj             ? norm(out)
-                : config_.fuse_norm ? norm(out, (*g_proj)(x))
-                                    : ops::swiglu((*g_proj)(x), norm(out)));
+  if (!g_proj) return o_proj(norm(out));
+  DistributedTensor gate = (*g_proj)(x);
+  return o_proj(config_.fuse_norm ? norm(out, gate) : ops::swiglu(gate, norm(out)));
 }
 
 // --- The model

@@ -50,8 +50,8 @@ DistributedTensor MultiHeadSelfAttention::forward(const DistributedTensor& x, co
   DistributedTensor qkv = (*qkv_proj)(x);
   int64_t n = qkv.size(-1) / 3;
   auto heads = [&](int64_t i) { return split_heads(*this, ops::slice(qkv, -1, i * n, (i + 1) * n), heads_); };
-  return dropout(out_proj(
-      attend(core_attention, heads(0), heads(1), heads(2), inputs, {.causal = true, .dropout_p = dropout_p_})));
+  DistributedTensor q = heads(0), k = heads(1), v = heads(2);
+  return dropout(out_proj(attend(core_attention, q, k, v, inputs, {.causal = true, .dropout_p = dropout_p_})));
 }
 
 FeedForward::FeedForward(Module& parent, std::string name, const GptConfig& c)

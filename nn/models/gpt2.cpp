@@ -61,8 +61,9 @@ DistributedTensor Gpt2Attention::forward(const DistributedTensor& x, const Seque
   DistributedTensor qkv = c_attn(x);
   int64_t n = qkv.size(-1) / 3;
   auto heads = [&](int64_t i) { return split_heads(*this, ops::slice(qkv, -1, i * n, (i + 1) * n), heads_); };
-  DistributedTensor out = attend(core_attention, heads(0), heads(1), heads(2), inputs,
-                                 {.causal = true, .scale = scale_, .dropout_p = dropout_p_});
+  DistributedTensor q = heads(0), k = heads(1), v = heads(2);
+  DistributedTensor out =
+      attend(core_attention, q, k, v, inputs, {.causal = true, .scale = scale_, .dropout_p = dropout_p_});
   return resid_dropout(c_proj(out));
 }
 

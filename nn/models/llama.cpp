@@ -140,7 +140,8 @@ LlamaAttention::LlamaAttention(Module& parent, std::string name, const LlamaConf
       o_proj(*this, "o_proj", c.num_attention_heads * c.head_dim, c.hidden_size, c.output_bias, c.initializer_range) {}
 
 DistributedTensor LlamaAttention::forward(const DistributedTensor& x, const SequenceInputs& inputs) {
-  return o_proj(attend(q_proj(x), k_proj(x), v_proj(x), inputs));
+  DistributedTensor q = q_proj(x), k = k_proj(x), v = v_proj(x);
+  return o_proj(attend(q, k, v, inputs));
 }
 
 Phi3Attention::Phi3Attention(Module& parent, std::string name, const LlamaConfig& c, int64_t layer)
@@ -151,9 +152,10 @@ Phi3Attention::Phi3Attention(Module& parent, std::string name, const LlamaConfig
 
 DistributedTensor Phi3Attention::forward(const DistributedTensor& x, const SequenceInputs& inputs) {
   DistributedTensor qkv = qkv_proj(x);
-  int64_t q = config_.num_attention_heads * config_.head_dim, kv = config_.num_key_value_heads * config_.head_dim;
-  return o_proj(attend(ops::slice(qkv, -1, 0, q), ops::slice(qkv, -1, q, q + kv),
-                       ops::slice(qkv, -1, q + kv, q + 2 * kv), inputs));
+  int64_t of_q = config_.num_attention_heads * config_.head_dim, of_kv = config_.num_key_value_heads * config_.head_dim;
+  DistributedTensor q = ops::slice(qkv, -1, 0, of_q), k = ops::slice(qkv, -1, of_q, of_q + of_kv),
+                    v = ops::slice(qkv, -1, of_q + of_kv, of_q + 2 * of_kv);
+  return o_proj(attend(q, k, v, inputs));
 }
 
 // --- MLP
