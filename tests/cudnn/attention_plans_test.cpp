@@ -254,7 +254,8 @@ TEST_CASE("what cuDNN does not take goes to the library's own kernels, and says 
        }},
       {"at most 17179869184: the scores of one key head have gradients of 34359738368 bytes",
        [](auto& call, auto&, auto&, auto&) { call.pass = backward, call.shape.queries = call.shape.keys = 65536; }},
-      {"multiples of 16 bytes", [](auto&, auto&, auto& pointers, auto&) { pointers.v = reinterpret_cast<const char*>(8); }},
+      {"multiples of 16 bytes",
+       [](auto&, auto&, auto& pointers, auto&) { pointers.v = reinterpret_cast<const char*>(8); }},
   };
   for (const Case& t : cases) {
     CudnnAttention call = make_call(8, 2, 128, 128, 64);
